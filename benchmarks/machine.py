@@ -1,0 +1,39 @@
+"""What every result says of where it comes from."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+
+def provenance() -> dict[str, object]:
+    """Command, date, versions and machine of this run."""
+    packages = ("torch", "transformers", "numpy", "scikit-learn")
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def as_lines(told: dict[str, object]) -> str:
+    """The same as Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in dict(told["versions"]).items())  # type: ignore[call-overload]
+    return f"`{told['command']}`, {told['date']}; {versions}; {told['processor']}, {told['threads']} threads."
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()

@@ -1,0 +1,234 @@
+"""SST-2: what early exit keeps, what it saves, and how fast it is on the clock.
+
+    python benchmarks/sst2.py --data ../shared/data/sst2
+
+Trains the default encoder on the whole of SST-2's train split with mean and with first-token pooling (resumes after a
+kill), records traces of `validation_sentences`, and writes `benchmarks/results/sst2.json` and `sst2.md`. Thresholds are
+chosen on one random half of the sentences and reported on the other, 50 times; nothing is chosen on what is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, set_seed
+
+from machine import as_lines, provenance
+from offramp.batches import collate, encode, length_sorted
+from offramp.bench import interleaved, median, plain
+from offramp.data import Columns, read_examples
+from offramp.encoder import default_encoder
+from offramp.evaluate import layerwise, measure
+from offramp.model import MultiExitModel
+from offramp.predictor import Predictor
+from offramp.registry import load_policy
+from offramp.thresholds import calibrate
+from offramp.tracing import record
+from offramp.training import fit
+from offramp.values import Target, Trace
+
+NAMES = ("negative", "positive")
+COLUMNS = Columns(text="sentence1", label="label")
+MAX_LENGTH = 128
+POOLINGS = ("mean", "first")
+POLICIES = {
+    "entropy": load_policy("entropy"),
+    "margin": load_policy("margin"),
+    "pcee, patience 2": load_policy("pcee", patience=2),
+    "patience": load_policy("patience"),
+}
+SPLITS = 50
+ROUNDS = {1: 5, 32: 25}  # batch size -> how often all sentences are answered
+TARGETS = {
+    "lose at most 1 %": Target(max_drop=0.01),
+    "25 % saved": Target(speedup=4 / 3),
+    "50 % saved": Target(speedup=2),
+    "75 % saved": Target(speedup=4),
+}
+CLOCK_COLUMNS = (
+    *("batch", "operating point", "mean exit", "speed-up"),
+    *("layers ratio", "share", "ideal", "share", "plain, ms/text", "early"),
+)
+RESULTS = Path(__file__).parent / "results"
+
+
+def train(data: Path, folder: Path, pooling: str, epochs: int, seed: int) -> None:
+    """Train one model, or go on where a run was stopped."""
+    if (folder / "model.safetensors").exists():
+        return
+    tokenizer = AutoTokenizer.from_pretrained(default_encoder())
+    tokenizer.model_max_length = MAX_LENGTH
+    examples = read_examples(str(data / "train.jsonl.gz"), COLUMNS, split="train", label_names=NAMES)
+    set_seed(seed)
+    model = MultiExitModel.from_backbone(default_encoder(), id2label=dict(enumerate(NAMES)), pooling=pooling)
+    schedule = {"save_strategy": "steps", "save_steps": 500, "logging_strategy": "steps", "logging_steps": 200}
+    recipe = {"num_train_epochs": epochs, "learning_rate": 5e-5, "bf16": True, "seed": seed}
+    log = fit(model, tokenizer, folder, examples, resume=True, **recipe, **schedule)
+    (folder / "log.json").write_text(json.dumps(log))
+
+
+def halves(trace: Trace, policy: str) -> dict[str, float]:
+    """Choose "lose at most 1 %" on a random half, report on the other; mean and spread over SPLITS draws."""
+    losses, savings = [], []
+    for seed in range(SPLITS):
+        order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+        chosen_on, reported_on = (trace.take(rows) for rows in order.chunk(2))
+        point = calibrate(chosen_on, POLICIES[policy], Target(max_drop=0.01))
+        told = measure(reported_on, point.policy, point.thresholds)
+        losses.append(1 - told.score / told.full_score)
+        savings.append(told.saving)
+    loss, saving = torch.tensor(losses), torch.tensor(savings)
+    return {
+        "relative_loss": loss.mean().item(),
+        "relative_loss_sd": loss.std().item(),
+        "saving": saving.mean().item(),
+        "saving_sd": saving.std().item(),
+    }
+
+
+def clock(folder: Path, data: Path, trace: Trace, batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Speed-up over the plain model at full depth, torch on this machine, rivals in turn batch by batch."""
+    model = Predictor.load(folder, operating_point=None).model
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = read_examples(str(data), COLUMNS, split="validation", label_names=NAMES).texts
+    rows = encode(tokenizer, texts, MAX_LENGTH)
+    batches = [
+        collate([rows[number] for number in numbers], model.config.pad_token_id)
+        for numbers in length_sorted(rows, batch_size)
+    ]
+    points = {name: calibrate(trace, POLICIES["entropy"], target) for name, target in TARGETS.items()}
+    rivals: dict[str, Any] = {"plain": partial(plain, model)}
+    rivals |= {name: Predictor(model, tokenizer, point).answer for name, point in points.items()}
+    calls = {name: lambda number, run=run: run(batches[number % len(batches)]) for name, run in rivals.items()}
+    taken = interleaved(calls, rounds * len(batches))
+    parts = ideal_parts(model, batches)
+    depth = trace.layer_numbers[-1]
+    told = {}
+    for name, point in points.items():
+        mean_exit = measure(trace, point.policy, point.thresholds).mean_exit
+        by_round = [
+            sum(taken["plain"][start : start + len(batches)]) / sum(taken[name][start : start + len(batches)])
+            for start in range(0, rounds * len(batches), len(batches))
+        ]
+        speedup = median(by_round)
+        ideal = (parts["embed"] + depth * parts["block"]) / (parts["embed"] + mean_exit * parts["block"])
+        told[name] = {
+            "mean_exit": mean_exit,
+            "speedup": speedup,
+            "speedup_low": min(by_round),
+            "speedup_high": max(by_round),
+            "layers_ratio": depth / mean_exit,
+            "share_of_layers_ratio": speedup * mean_exit / depth,
+            "ideal": ideal,
+            "efficiency": speedup / ideal,
+            "plain_ms": 1000 * sum(taken["plain"]) / rounds / len(rows),
+            "ms": 1000 * sum(taken[name]) / rounds / len(rows),
+        }
+    return told
+
+
+@torch.inference_mode()
+def ideal_parts(model: MultiExitModel, batches: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Median seconds of embedding and of one block, on the batches' own shapes."""
+    carries = [model.embed(batch) for batch in batches]
+    count = len(batches)
+    taken = interleaved(
+        {
+            "embed": lambda number: model.embed(batches[number % count]),
+            "block": lambda number: model.block(0, carries[number % count]),
+        },
+        2 * count,
+    )
+    return {name: sum(seconds) for name, seconds in taken.items()}
+
+
+def page(found: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# SST-2",
+        "",
+        f"The default encoder (6 layers, width 384), `weighted` objective, {found['epochs']} epochs over the whole",
+        f"train split in bfloat16, seed {found['seed']}; all figures on the {found['rows']} rows of",
+        "`validation_sentences`.",
+        as_lines(found["about"]),
+        "",
+        "## Accuracy of every exit",
+        "",
+        "| pooling | " + " | ".join(f"layer {layer}" for layer in range(1, 7)) + " |",
+        "|---|" + "---|" * 6,
+    ]
+    for pooling, told in found["poolings"].items():
+        lines.append(f"| {pooling} | " + " | ".join(f"{score:.3f}" for score in told["layerwise"]) + " |")
+    lines += [
+        "",
+        '## "Lose at most 1 %": chosen on one half, reported on the other',
+        "",
+        f"Mean and standard deviation over {SPLITS} random halves.",
+        "",
+        "| pooling | policy | relative loss | layers saved |",
+        "|---|---|---|---|",
+    ]
+    for pooling, told in found["poolings"].items():
+        for policy, half in told["halves"].items():
+            loss = f"{half['relative_loss']:.2%} ± {half['relative_loss_sd']:.2%}"
+            lines.append(f"| {pooling} | {policy} | {loss} | {half['saving']:.1%} ± {half['saving_sd']:.1%} |")
+    lines += [
+        "",
+        "## On the clock (mean pooling, entropy, torch float32)",
+        "",
+        "Speed-up over the plain model (transformers' forward and one head, no exits) at full depth on the same",
+        "batches of similar length, in turn; median of the rounds, lowest and highest in brackets. *Layers ratio* is",
+        "depth / mean exit; *ideal* also counts the embedding, which no exit saves.",
+        "",
+        "| " + " | ".join(CLOCK_COLUMNS) + " |",
+        "|" + "---|" * len(CLOCK_COLUMNS),
+    ]
+    for size, points in found["clock"].items():
+        for name, told in points.items():
+            spread = f"{told['speedup']:.2f} ({told['speedup_low']:.2f}-{told['speedup_high']:.2f})"
+            layers = f"{told['layers_ratio']:.2f} | {told['share_of_layers_ratio']:.2f}"
+            ideal = f"{told['ideal']:.2f} | {told['efficiency']:.2f}"
+            times = f"{told['plain_ms']:.2f} | {told['ms']:.2f}"
+            lines.append(f"| {size} | {name} | {told['mean_exit']:.2f} | {spread} | {layers} | {ideal} | {times} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/sst2"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/sst2"), help="where the weights go")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    sentences = given.data / "validation_sentences.jsonl.gz"
+    poolings, traces = {}, {}
+    for pooling in POOLINGS:
+        folder = given.runs / pooling
+        train(given.data, folder, pooling, given.epochs, given.seed)
+        traces[pooling] = record(folder, sentences, columns=COLUMNS)
+        told = {policy: halves(traces[pooling], policy) for policy in POLICIES}
+        poolings[pooling] = {"layerwise": layerwise(traces[pooling]), "halves": told}
+    found = {
+        "about": provenance(),
+        "epochs": given.epochs,
+        "seed": given.seed,
+        "rows": len(traces["mean"]),
+        "poolings": poolings,
+        "clock": {
+            size: clock(given.runs / "mean", sentences, traces["mean"], size, rounds)
+            for size, rounds in ((1, 5), (32, 25))
+        },
+    }
+    (RESULTS / "sst2.json").write_text(json.dumps(found, indent=2) + "\n")
+    (RESULTS / "sst2.md").write_text(page(found))
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Early exit for transformer encoders: easy inputs leave after a few layers, hard ones use all of them.
+
+The names below are the public surface. Each is loaded when it is first used, so that `import offramp` costs nothing;
+transformers' Auto classes learn about offramp's models as soon as transformers itself is loaded.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from offramp.autoclasses import register_with_transformers
+
+if TYPE_CHECKING:
+    from offramp.data import Examples as Examples
+    from offramp.data import read_examples as read_examples
+    from offramp.errors import CannotReach as CannotReach
+    from offramp.errors import InvalidInput as InvalidInput
+    from offramp.errors import OfframpError as OfframpError
+    from offramp.model import MultiExitConfig as MultiExitConfig
+    from offramp.model import MultiExitModel as MultiExitModel
+    from offramp.policies.base import Policy as Policy
+    from offramp.policies.base import Step as Step
+    from offramp.policies.base import replay as replay
+    from offramp.policies.base import scores as scores
+    from offramp.predictor import Predictor as Predictor
+    from offramp.registry import load_objective as load_objective
+    from offramp.registry import load_policy as load_policy
+    from offramp.thresholds import calibrate as calibrate
+    from offramp.tracing import record as record
+    from offramp.training import ExitTrainer as ExitTrainer
+    from offramp.values import Answers as Answers
+    from offramp.values import ExitOutput as ExitOutput
+    from offramp.values import OperatingPoint as OperatingPoint
+    from offramp.values import Target as Target
+    from offramp.values import Trace as Trace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "data": ("Examples", "read_examples"),
+    "errors": ("CannotReach", "InvalidInput", "OfframpError"),
+    "model": ("MultiExitConfig", "MultiExitModel"),
+    "policies.base": ("Policy", "Step", "replay", "scores"),
+    "predictor": ("Predictor",),
+    "registry": ("load_objective", "load_policy"),
+    "thresholds": ("calibrate",),
+    "tracing": ("record",),
+    "training": ("ExitTrainer",),
+    "values": ("Answers", "ExitOutput", "OperatingPoint", "Target", "Trace"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'offramp' has no attribute {name!r}")
+    return getattr(import_module(f"offramp.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+register_with_transformers()

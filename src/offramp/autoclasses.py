@@ -1,0 +1,55 @@
+"""`import offramp` teaches transformers' Auto classes, without loading torch.
+
+`AutoModelForSequenceClassification.from_pretrained(folder)` and `pipeline(...)` must work after a bare
+`import offramp`, and `offramp --help` must not wait seconds for torch. So the registration, which needs both, waits
+until transformers loads its Auto classes: a finder on `sys.meta_path` lets that one module load as usual and registers
+right after.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+AUTO_CLASSES = "transformers.models.auto.modeling_auto"
+
+
+class _AfterLoading(Loader):
+    """Loads a module as its own loader would, then registers offramp's model."""
+
+    def __init__(self, usual: Loader) -> None:
+        self.usual = usual
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.usual.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.usual.exec_module(module)
+        import_module("offramp.model")  # registers itself at its end
+
+
+class _Finder(MetaPathFinder):
+    """Finds one module, once."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != AUTO_CLASSES:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _AfterLoading(spec.loader)
+        return spec
+
+
+def register_with_transformers() -> None:
+    """Register now if transformers' Auto classes are loaded, else as soon as they are."""
+    if AUTO_CLASSES in sys.modules:
+        import_module("offramp.model")
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())

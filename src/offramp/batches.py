@@ -1,0 +1,76 @@
+"""Texts -> token rows -> padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from offramp.data import Text
+
+Tokens = dict[str, list[int]]
+"""One text as the tokenizer gives it: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
+
+NO_LIMIT = 10**9  # tokenizers without a limit say 10^30
+
+
+def token_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+    """How many tokens a text may have: what the tokenizer says, and what the encoder has positions for.
+
+    Args:
+        tokenizer: its `model_max_length` counts if it has one.
+        config: the encoder's.
+    """
+    # RoBERTa and its kin count positions from padding_idx + 1
+    reserved = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    positions: int = config.max_position_embeddings - reserved
+    return positions if tokenizer.model_max_length > NO_LIMIT else min(positions, tokenizer.model_max_length)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int) -> list[Tokens]:
+    """Tokenize texts and pairs, each cut to `max_length` tokens, unpadded."""
+    if not texts:
+        return []
+    firsts = [text if isinstance(text, str) else text[0] for text in texts]
+    seconds = [None if isinstance(text, str) else text[1] for text in texts]
+    rows: list[Tokens] = [{} for _ in texts]
+    for paired in (False, True):  # a tokenizer takes either texts or pairs
+        chosen = [number for number, second in enumerate(seconds) if (second is not None) == paired]
+        if not chosen:
+            continue
+        pair = [seconds[number] for number in chosen] if paired else None
+        encoded = tokenizer([firsts[number] for number in chosen], pair, truncation=True, max_length=max_length)
+        for place, number in enumerate(chosen):
+            rows[number] = {name: values[place] for name, values in encoded.items()}
+    return rows
+
+
+def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+    """Pad token rows on the right to the longest of them; `labels` become one tensor.
+
+    Args:
+        rows: tokens, each perhaps with a number or a list under "labels".
+        pad_token_id: fills `input_ids`; everything else is filled with 0.
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+    batch = {}
+    for name in rows[0]:
+        if name == "labels":
+            batch[name] = torch.as_tensor([row[name] for row in rows])
+            continue
+        filler = pad_token_id if name == "input_ids" else 0
+        padded = [[*row[name], *[filler] * (longest - len(row[name]))] for row in rows]
+        batch[name] = torch.tensor(padded, dtype=torch.long)
+    if "attention_mask" not in batch:
+        real = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
+        batch["attention_mask"] = torch.tensor(real)
+    return batch
+
+
+def length_sorted(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, longest first, so that little is padded and memory peaks at once."""
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]["input_ids"]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

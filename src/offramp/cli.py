@@ -1,0 +1,463 @@
+"""The command line: one function a command. Torch loads inside them, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from offramp import __version__
+from offramp.errors import CannotReach, InvalidInput, OfframpError
+from offramp.registry import OBJECTIVES, POLICIES
+
+if TYPE_CHECKING:
+    from offramp.data import Columns
+    from offramp.values import OperatingPoint, Trace
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+class OneLine(click.Group):
+    """Turns offramp's own errors into one line and exit code 1; wrong usage is exit code 2, as always."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except OfframpError as error:
+            raise click.ClickException(" ".join(str(error).split())) from None
+
+
+@click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="offramp")
+def main() -> None:
+    r"""Early exit for transformer encoders: easy inputs leave after a few layers, hard ones use all of them.
+
+    \b
+    offramp train --train train.csv --validation validation.csv -o model
+    offramp predict model texts.txt
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("offramp")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+
+
+def column_options(command: Command) -> Command:
+    """--text-column, --pair-column and --label-column."""
+    for name in ("label", "pair", "text"):
+        command = click.option(f"--{name}-column", help=f"The {name}'s column; guessed, and said, if not given.")(
+            command
+        )
+    return command
+
+
+def policy_options(command: Command) -> Command:
+    """--policy and its parameters."""
+    names = click.Choice(sorted(POLICIES))
+    command = click.option("--patience", type=click.IntRange(min=1), help="For pcee and stability.")(command)
+    command = click.option("--measure", type=names, help="For pcee: which score must hold.")(command)
+    return click.option("--policy", type=names, help="Default: entropy; for regression, stability.")(command)
+
+
+@main.command()
+@click.option("-o", "--output", type=FOLDER, default=Path("offramp-demo"), show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=5, show_default=True)
+@json_option
+def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
+    r"""Train, calibrate and answer early on the built-in sample, in a few minutes.
+
+    \b
+    offramp demo
+    """
+    _quiet()
+    from offramp.demo import main_job
+
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        figures = main_job(output, seed, epochs)
+    if as_json:
+        click.echo(json.dumps(figures))
+
+
+@main.command()
+@click.option(
+    "--train",
+    "train_source",
+    required=True,
+    metavar="FILE",
+    help="csv, tsv, jsonl, parquet, or a data set's name.",
+)
+@click.option("--validation", "validation_source", required=True, metavar="FILE", help="Chooses the threshold.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="The model's folder.")
+@click.option("--backbone", help="A hub name or a folder.  [default: the encoder that offramp[demo] brings]")
+@click.option(
+    "--task",
+    type=click.Choice(["classification", "multi-label", "regression"]),
+    default="classification",
+    show_default=True,
+)
+@click.option("--objective", type=click.Choice(sorted(OBJECTIVES)), default="weighted", show_default=True)
+@click.option("--head", type=click.Choice(["linear", "shared_pooler", "pooler"]), default="linear", show_default=True)
+@click.option("--pooling", type=click.Choice(["first", "mean"]), default="mean", show_default=True)
+@click.option("--exit-layers", metavar="2,4,6", help="Layers with an exit; the last one must be there.  [default: all]")
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=5, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-4, show_default=True)
+@click.option("--max-length", type=click.IntRange(min=2), help="Tokens a text.  [default: what the encoder takes]")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Of the default operating point.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--bf16", is_flag=True, help="Train in bfloat16: faster where the processor has it.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@column_options
+@json_option
+def train(
+    train_source: str,
+    validation_source: str,
+    output: Path,
+    backbone: str | None,
+    task: str,
+    max_drop: float,
+    max_length: int | None,
+    objective: str,
+    resume: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    r"""Put exits on an encoder, train them, and choose where to leave.
+
+    \b
+    offramp train --train train.csv --validation validation.csv -o model
+    offramp train --train glue/sst2 --validation glue/sst2 --backbone bert-base-uncased -o model
+    offramp train --train helpdesk --validation helpdesk --label-column urgency --task regression -o model
+    """
+    _refuse_to_overwrite(output, resume)
+    _quiet()
+    from transformers import AutoTokenizer, set_seed
+
+    from offramp.data import read_examples
+    from offramp.encoder import default_encoder
+    from offramp.registry import load_objective
+    from offramp.training import fit
+
+    columns = _columns(given)
+    data = read_examples(train_source, columns, split="train", task=task)
+    names = data.label_names or None
+    held_out = read_examples(validation_source, columns, split="validation", task=task, label_names=names)
+    set_seed(given["seed"])
+    start = backbone or default_encoder()
+    model = _new_model(start, data, given)
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
+    fit(
+        model,
+        tokenizer,
+        output,
+        data,
+        held_out,
+        objective=load_objective(objective),
+        resume=resume,
+        num_train_epochs=given["epochs"],
+        per_device_train_batch_size=given["batch_size"],
+        learning_rate=given["learning_rate"],
+        seed=given["seed"],
+        bf16=given["bf16"],
+    )
+    from offramp.tracing import record
+
+    trace = record(output, held_out)
+    points = {}
+    try:
+        points["default"] = _calibrated(trace, None, {}, {"max_drop": max_drop}, None)
+        _save_point(output, "default", points["default"])
+    except CannotReach as error:
+        click.echo(f"no default operating point, answers run at full depth: {error}", err=True)
+    _tell(as_json, trace, points)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--data", required=True, metavar="FILE", help="csv, tsv, jsonl, parquet, or a data set's name.")
+@click.option("-o", "--output", type=FILE, required=True, help="Where the trace goes, e.g. trace.safetensors.")
+@click.option("--split", default="validation", show_default=True, help="Of a named data set.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@column_options
+@json_option
+def record(folder: Path, data: str, output: Path, split: str, batch_size: int, as_json: bool, **given: Any) -> None:
+    r"""Run every layer on labelled data and keep what every exit said.
+
+    \b
+    offramp record model --data validation.csv -o trace.safetensors
+    """
+    _quiet()
+    from offramp.tracing import record as record_trace
+
+    trace = record_trace(str(folder), data, columns=_columns(given), split=split, batch_size=batch_size)
+    trace.save(output)
+    shape = {
+        "exits": trace.depth,
+        "rows": len(trace),
+        "outputs": trace.logits.shape[-1],
+        "trace": str(output),
+    }
+    click.echo(json.dumps(shape) if as_json else f"{output}: {len(trace)} rows x {trace.depth} exits")
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--data", metavar="FILE", help="Labelled data that was not trained on.")
+@click.option("--trace", "trace_file", type=FILE, help="In place of --data: what `offramp record` wrote.")
+@click.option("--split", default="validation", show_default=True, help="Of a named data set.")
+@click.option("--max-drop", type=click.FloatRange(0, 1), help="Keep at least (1 - this) of the full model's score.")
+@click.option("--speedup", type=click.FloatRange(min=1), help="Layers of the full model over mean exit layer.")
+@click.option("--agreement", type=click.FloatRange(0, 1), help="Share of rows with the full model's answer.")
+@click.option("--metric", help="accuracy, f1, macro-f1, matthews or pearson.")
+@click.option("--name", default="default", show_default=True, help="Under which the point is saved with the model.")
+@policy_options
+@column_options
+@json_option
+def calibrate(
+    folder: Path,
+    data: str | None,
+    trace_file: Path | None,
+    split: str,
+    metric: str | None,
+    name: str,
+    policy: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    r"""Choose where to leave, and save the operating point with the model.
+
+    \b
+    offramp calibrate model --data validation.csv --max-drop 0.01
+    offramp calibrate model --trace trace.safetensors --policy pcee --patience 2 --speedup 2 --name fast
+    """
+    _quiet()
+    target = {key: given[key] for key in ("max_drop", "speedup", "agreement") if given[key] is not None}
+    if len(target) != 1:
+        raise click.UsageError("give exactly one of --max-drop, --speedup, --agreement")
+    trace = _trace(folder, data, trace_file, split, given)
+    parameters = {key: given[key] for key in ("measure", "patience") if given[key] is not None}
+    point = _calibrated(trace, policy, parameters, target, metric)
+    _save_point(folder, name, point)
+    _tell(as_json, trace, {name: point}, metric)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--data", metavar="FILE", help="Labelled data on which nothing was chosen.")
+@click.option("--trace", "trace_file", type=FILE, help="In place of --data: what `offramp record` wrote.")
+@click.option("--split", default="test", show_default=True, help="Of a named data set.")
+@click.option("--metric", help="accuracy, f1, macro-f1, matthews or pearson.")
+@column_options
+@json_option
+def evaluate(
+    folder: Path,
+    data: str | None,
+    trace_file: Path | None,
+    split: str,
+    metric: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    r"""Score every exit and every operating point of a model.
+
+    \b
+    offramp evaluate model --data test.csv
+    """
+    _quiet()
+    trace = _trace(folder, data, trace_file, split, given)
+    _tell(as_json, trace, _points(folder), metric)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("source", default="-", metavar="[FILE]")
+@click.option("-o", "--output", type=FILE, help="Where the answers go.  [default: standard output]")
+@click.option(
+    "--operating-point",
+    help='The name of a saved point, or "full".  [default: the point "default", if there is one]',
+)
+@click.option("--engine", type=click.Choice(["auto", "torch"]), default="auto", show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--text-column", help="The text's column; guessed, and said, if not given.")
+@click.option("--pair-column", help="The second text's column.")
+def predict(
+    folder: Path,
+    source: str,
+    output: Path | None,
+    operating_point: str | None,
+    engine: str,
+    batch_size: int,
+    **given: Any,
+) -> None:
+    r"""Answer texts from a file or standard input: one JSON object a line, in the order of the input.
+
+    \b
+    offramp predict model texts.txt > answers.jsonl
+    echo "where is my parcel" | offramp predict model
+    """
+    _quiet()
+    from tqdm import tqdm
+
+    from offramp.data import read_rows
+    from offramp.predictor import DEFAULT, Predictor
+
+    point = None if operating_point == "full" else operating_point or DEFAULT
+    predictor = Predictor.load(folder, engine, point)
+    rows = read_rows(source, _columns(given), labelled=False)
+    answers = predictor.stream((row.text for row in rows), batch_size)
+    with _finished_only(output) as out:
+        for told in tqdm(answers, desc="predict", unit="text", disable=None if output else True):
+            out.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@json_option
+def info(folder: Path, as_json: bool) -> None:
+    r"""Say what a model is, and where it can leave.
+
+    \b
+    offramp info model
+    """
+    _quiet()
+    from offramp.model import load_folder
+    from offramp.report import point_text
+
+    model, _ = load_folder(folder)
+    config = model.config
+    facts = {
+        "backbone": config.backbone.model_type,
+        "layers": config.backbone.num_hidden_layers,
+        "exit_layers": model.layers,
+        "head": config.head,
+        "pooling": config.pooling,
+        "problem_type": config.problem_type,
+        "labels": [config.id2label[number] for number in range(config.num_labels)],
+        "parameters": model.num_parameters(),
+    }
+    points = {name: point.to_json() for name, point in model.operating_points.items()}
+    if as_json:
+        click.echo(json.dumps({**facts, "operating_points": points}))
+        return
+    for name, fact in facts.items():
+        click.echo(f"{name:<14}{', '.join(map(str, fact)) if isinstance(fact, list) else fact}")
+    for name, point in model.operating_points.items():
+        click.echo(f"\noperating point {name!r}: {point_text(point)}")
+
+
+def _quiet() -> None:
+    """No bars and no chatter of transformers' own; offramp's say what matters."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def _columns(given: Mapping[str, Any]) -> Columns:
+    from offramp.data import Columns
+
+    return Columns(given.get("text_column"), given.get("pair_column"), given.get("label_column"))
+
+
+def _refuse_to_overwrite(folder: Path, resume: bool) -> None:
+    if (folder / "config.json").exists():
+        raise InvalidInput(f"{folder}: there is a model already; choose another folder")
+    if (folder / "checkpoints").exists() and not resume:
+        raise InvalidInput(
+            f"{folder}: an unfinished run lies there; go on with it by --resume, or choose another folder"
+        )
+
+
+def _new_model(start: str, data: Any, given: Mapping[str, Any]) -> Any:
+    from offramp.model import MultiExitModel
+
+    first = data.labels[0]
+    outputs = len(first) if isinstance(first, list) else 1
+    labels = {"id2label": dict(enumerate(data.label_names))} if data.label_names else {"num_labels": outputs}
+    asked = given["exit_layers"]
+    try:
+        layers = [int(layer) for layer in asked.split(",")] if asked else None
+    except ValueError:
+        raise click.UsageError(f"--exit-layers takes numbers such as 2,4,6; got {asked!r}") from None
+    shape = {"head": given["head"], "pooling": given["pooling"], "exit_layers": layers}
+    return MultiExitModel.from_backbone(start, problem_type=data.problem_type, **labels, **shape)
+
+
+def _trace(folder: Path, data: str | None, file: Path | None, split: str, given: Mapping[str, Any]) -> Trace:
+    from offramp.tracing import record
+    from offramp.values import Trace
+
+    if (data is None) == (file is None):
+        raise click.UsageError("give either --data or --trace")
+    if file is not None:
+        return Trace.load(file)
+    return record(str(folder), str(data), columns=_columns(given), split=split)
+
+
+def _calibrated(
+    trace: Trace,
+    policy: str | None,
+    parameters: Mapping[str, Any],
+    target: Mapping[str, float],
+    metric: str | None,
+) -> OperatingPoint:
+    from offramp.registry import load_policy
+    from offramp.thresholds import calibrate
+    from offramp.values import REGRESSION, Target
+
+    name = policy or ("stability" if trace.problem_type == REGRESSION else "entropy")
+    return calibrate(trace, load_policy(name, **parameters), Target(**target), metric)
+
+
+def _points(folder: Path) -> dict[str, OperatingPoint]:
+    from offramp.values import POINTS_FILE, read_points
+
+    path = folder / POINTS_FILE
+    return read_points(path) if path.exists() else {}
+
+
+def _save_point(folder: Path, name: str, point: OperatingPoint) -> None:
+    from offramp.values import POINTS_FILE, write_points
+
+    write_points({**_points(folder), name: point}, folder / POINTS_FILE)
+
+
+def _tell(as_json: bool, trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None) -> None:
+    """Scores of the exits and of the points, on one trace."""
+    from offramp.report import scores_data, scores_text
+
+    click.echo(json.dumps(scores_data(trace, points, metric)) if as_json else scores_text(trace, points, metric))
+
+
+@contextmanager
+def _finished_only(path: Path | None) -> Iterator[IO[str]]:
+    """A file that bears its name only once it is complete; None = standard output."""
+    if path is None:
+        yield sys.stdout
+        return
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        yield file
+    unfinished.replace(path)

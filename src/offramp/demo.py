@@ -1,0 +1,122 @@
+"""The main job on the built-in sample: train, trace, calibrate, answer early, and say what it was worth."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, set_seed
+
+from offramp.batches import collate, encode, token_limit
+from offramp.bench import interleaved, median, plain
+from offramp.data import Columns, Examples, read_examples
+from offramp.encoder import default_encoder
+from offramp.evaluate import layerwise
+from offramp.model import MultiExitModel
+from offramp.predictor import DEFAULT, Predictor
+from offramp.report import draw_curve, measure_all, point_table, scores_text
+from offramp.sources import SAMPLE
+from offramp.thresholds import calibrate
+from offramp.tracing import read_for, record
+from offramp.training import fit
+from offramp.values import POINTS_FILE, OperatingPoint, Target, Trace, write_points
+
+POLICY = "entropy"
+COLUMNS = Columns(text="text", label="intent")
+FULL = "full"
+TARGETS = {DEFAULT: Target(max_drop=0.01), "twice-as-fast": Target(speedup=2.0)}
+TITLES = {FULL: "full depth", DEFAULT: "lose at most 1 %", "twice-as-fast": "twice as fast"}
+CALLS = {1: 100, 32: 30}  # batch size -> how many batches are timed
+
+
+def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
+    """Everything, with the story on standard output; returns the figures.
+
+    Args:
+        folder: gets the model and a picture, `curve.png`.
+        seed: of training.
+        epochs: over the train split.
+    """
+    began = time.perf_counter()
+    print(f"Training a 6-layer encoder, an exit after every layer, on the sample {SAMPLE!r} ...", flush=True)
+    model = train(folder, seed, epochs)
+    validation, test = (read_for(model, SAMPLE, COLUMNS, split) for split in ("validation", "test"))
+    points = choose(record(folder, validation))
+    write_points(points, folder / POINTS_FILE)
+    trace = record(folder, test)
+    told = measure_all(trace, points)
+    ms = {size: milliseconds(folder, test, size, calls) for size, calls in CALLS.items()}
+    scores = layerwise(trace)
+    draw_curve(trace, points, folder / "curve.png", f"{SAMPLE}, test split")
+    print("\n" + scores_text(trace, {}))
+    print(f"\nOperating points: chosen on {len(validation)} validation messages, measured on the test messages")
+    timed = {
+        f"ms/message, batch {size}": {TITLES[name]: f"{value:.2f}" for name, value in by_name.items()}
+        for size, by_name in ms.items()
+    }
+    print(point_table({TITLES[name]: value for name, value in told.items()}, timed))
+    print(f"\nSix test messages, and where they left ({TITLES[DEFAULT]!r})")
+    print(six_messages(folder, test))
+    print(f"\nModel and picture: {folder}/ and {folder / 'curve.png'} ({time.perf_counter() - began:.0f} s)")
+    return {
+        "layerwise": scores,
+        "points": {name: {"score": value.score, "mean_exit": value.mean_exit} for name, value in told.items()},
+        "milliseconds": ms,
+    }
+
+
+def train(folder: Path, seed: int, epochs: float) -> MultiExitModel:
+    """Train the default encoder on the sample's train split."""
+    set_seed(seed)
+    data, held_out = (read_examples(SAMPLE, COLUMNS, split=split) for split in ("train", "validation"))
+    names = dict(enumerate(data.label_names))
+    model = MultiExitModel.from_backbone(default_encoder(), id2label=names, pooling="mean")
+    tokenizer = AutoTokenizer.from_pretrained(default_encoder())
+    fit(model, tokenizer, folder, data, held_out, num_train_epochs=epochs, seed=seed)
+    return model
+
+
+def choose(trace: Trace) -> dict[str, OperatingPoint]:
+    """Full depth, and what the targets give on a trace."""
+    full = OperatingPoint({"name": POLICY}, (math.inf,) * (trace.depth - 1))
+    return {FULL: full, **{name: calibrate(trace, POLICY, target) for name, target in TARGETS.items()}}
+
+
+def milliseconds(folder: Path, examples: Examples, batch_size: int, calls: int) -> dict[str, float]:
+    """Median milliseconds a message, by operating point; full depth is the plain encoder, without exits.
+
+    Args:
+        folder: the model's, with its operating points.
+        examples: whose texts are answered, in their order, padded to the longest of a batch.
+        batch_size: messages at once.
+        calls: how many batches, each answered by every rival in turn.
+    """
+    predictors = {name: Predictor.load(folder, operating_point=name) for name in TARGETS}
+    model, tokenizer = predictors[DEFAULT].model, predictors[DEFAULT].tokenizer
+    rows = encode(tokenizer, examples.texts, token_limit(tokenizer, model.config.backbone))
+    starts = range(0, len(rows) - batch_size + 1, batch_size)
+    batches = [collate(rows[start : start + batch_size], model.config.pad_token_id) for start in starts]
+
+    def with_batch(answer: Callable[[Any], object], number: int) -> object:
+        batch = batches[number % len(batches)]
+        return answer({name: value.to(model.device) for name, value in batch.items()})
+
+    rivals = {FULL: partial(with_batch, partial(plain, model))}
+    rivals |= {name: partial(with_batch, predictor.answer) for name, predictor in predictors.items()}
+    return {name: 1000 * median(seconds) / batch_size for name, seconds in interleaved(rivals, calls).items()}
+
+
+def six_messages(folder: Path, examples: Examples) -> str:
+    """Six messages of different depth, from the first exits to the last."""
+    answers = Predictor.load(folder)(examples.texts)
+    order = sorted(range(len(answers)), key=lambda number: answers[number]["exit_layer"])
+    lines = []
+    for number in (order[place * (len(order) - 1) // 5] for place in range(6)):
+        told, text = answers[number], str(examples.texts[number])
+        shown = text if len(text) <= 84 else text[:81] + "..."
+        lines.append(f"  layer {told['exit_layer']}  {told['label']:<17} {told['score']:.2f}  {shown}")
+    return "\n".join(lines)

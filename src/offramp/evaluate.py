@@ -1,0 +1,166 @@
+"""Scores: of every exit, of an operating point.
+
+Every metric here is a closed form over per-sample statistics that only need to be summed. That is what lets calibration
+know the exact score at every threshold in one sweep, where a library would have to be called once for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from offramp.errors import InvalidInput, NotApplicable, UnknownName
+from offramp.policies.base import Policy, answer, failed, replay
+from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput, Measured, Trace
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score, larger = better.
+
+    Attributes:
+        statistics: (what exits say, logits (..., N, C); labels) -> (..., N, S) float64, to be summed over samples.
+        value: sums (..., S) over N samples -> scores (...).
+        problem_types: where it has a meaning; None = everywhere but in regression.
+    """
+
+    statistics: Callable[[ExitOutput, Tensor], Tensor]
+    value: Callable[[Tensor, int], Tensor]
+    problem_types: tuple[str, ...] | None = None
+
+
+def _right(out: ExitOutput, labels: Tensor) -> Tensor:
+    given = answer(out)  # (..., N, G)
+    right = (given == labels.long().view(len(labels), -1)).all(dim=-1)
+    return right.unsqueeze(-1).double()
+
+
+def _confusion(out: ExitOutput, labels: Tensor) -> Tensor:
+    """For each sample and class: predicted and true, predicted, true; (..., N, 3 C)."""
+    classes = out.logits.shape[-1]
+    predicted = F.one_hot(answer(out).squeeze(-1), classes).double()
+    true = F.one_hot(labels.long(), classes).double().expand_as(predicted)
+    return torch.cat((predicted * true, predicted, true), dim=-1)
+
+
+def _f1(sums: Tensor, samples: int) -> Tensor:
+    hits, predicted, true = sums.chunk(3, dim=-1)
+    return 2 * hits[..., 1] / (predicted[..., 1] + true[..., 1]).clamp(min=1)
+
+
+def _macro_f1(sums: Tensor, samples: int) -> Tensor:
+    hits, predicted, true = sums.chunk(3, dim=-1)
+    seen = (predicted + true) > 0  # a class that is neither predicted nor there has no F1
+    return (2 * hits / (predicted + true).clamp(min=1)).sum(dim=-1) / seen.sum(dim=-1)
+
+
+def _matthews(sums: Tensor, samples: int) -> Tensor:
+    """Gorodkin's R_K; for two classes Matthews' correlation. 0 where one side is constant."""
+    hits, predicted, true = sums.chunk(3, dim=-1)
+    covariance = hits.sum(dim=-1) * samples - (predicted * true).sum(dim=-1)
+    spread = (samples**2 - predicted.square().sum(dim=-1)) * (samples**2 - true.square().sum(dim=-1))
+    return torch.where(spread > 0, covariance / spread.clamp(min=1).sqrt(), 0.0)
+
+
+def _moments(out: ExitOutput, labels: Tensor) -> Tensor:
+    wanted = labels.double().view(-1)
+    given = out.logits[..., 0].double()  # (..., N)
+    wanted = (wanted - wanted.mean()).expand_as(given)  # centred, so that the sums keep their digits
+    given = given - labels.double().mean()
+    return torch.stack((given, wanted, given.square(), wanted.square(), given * wanted), dim=-1)
+
+
+def _pearson(sums: Tensor, samples: int) -> Tensor:
+    x, y, xx, yy, xy = (sums / samples).unbind(dim=-1)
+    spread = ((xx - x.square()) * (yy - y.square())).clamp(min=0)
+    return torch.where(spread > 0, (xy - x * y) / spread.sqrt(), 0.0)
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(_right, lambda sums, samples: sums[..., 0] / samples),
+    "f1": Metric(_confusion, _f1, (SINGLE_LABEL,)),
+    "macro-f1": Metric(_confusion, _macro_f1, (SINGLE_LABEL,)),
+    "matthews": Metric(_confusion, _matthews, (SINGLE_LABEL,)),
+    "pearson": Metric(_moments, _pearson, (REGRESSION,)),
+}
+
+
+def metric_for(trace: Trace, name: str | None = None) -> tuple[str, Metric]:
+    """The metric of that name, or the usual one: Pearson's correlation for regression, else accuracy.
+
+    Raises:
+        UnknownName: no such metric.
+        NotApplicable: it has no meaning for this kind of problem.
+    """
+    name = name or ("pearson" if trace.problem_type == REGRESSION else "accuracy")
+    if name not in METRICS:
+        raise UnknownName(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
+    metric = METRICS[name]
+    fits = metric.problem_types or (SINGLE_LABEL, MULTI_LABEL)
+    if trace.problem_type not in fits or (name == "f1" and trace.logits.shape[-1] != 2):
+        where = f"{trace.problem_type} with {trace.logits.shape[-1]} outputs"
+        raise NotApplicable(f"{name} has no meaning for {where}")
+    return name, metric
+
+
+def score(metric: Metric, out: ExitOutput, labels: Tensor) -> Tensor:
+    """Scores (...) of logits (..., N, C)."""
+    return metric.value(metric.statistics(out, labels).sum(dim=-2), len(labels))
+
+
+def layerwise(trace: Trace, metric: str | None = None) -> list[float]:
+    """The score of every exit, if everybody left there.
+
+    Raises:
+        InvalidInput: a trace without labels.
+    """
+    _, found = metric_for(trace, metric)
+    return score(found, ExitOutput(trace.logits, problem_type=trace.problem_type), labels_of(trace)).tolist()
+
+
+def labels_of(trace: Trace) -> Tensor:
+    """The labels of a trace that must have them.
+
+    Raises:
+        InvalidInput: it has none.
+    """
+    if trace.labels is None:
+        raise InvalidInput("this needs labels, and the trace has none")
+    return trace.labels
+
+
+def measure(
+    trace: Trace,
+    policy: Policy | Mapping[str, Any],
+    thresholds: float | Sequence[float] | Tensor,
+    metric: str | None = None,
+) -> Measured:
+    """What a policy with these thresholds does on a trace.
+
+    Args:
+        trace: with labels for a score, without for agreement and mean exit alone.
+        policy: a policy, or a policy as data.
+        thresholds: one number, or one for each exit but the last.
+        metric: a name of METRICS; None = the usual one.
+
+    Raises:
+        InvalidInput: samples without a finite answer.
+    """
+    answers = replay(trace, policy, thresholds)
+    if broken := int((answers.failed | failed(trace.logits[-1])).sum()):
+        raise InvalidInput(f"{broken} of {len(trace)} samples have no finite answer; leave them out first")
+    full = trace.exit(trace.depth - 1)
+    early = ExitOutput(answers.logits, problem_type=trace.problem_type)
+    name = got = whole = agreement = None
+    if trace.labels is not None:
+        name, found = metric_for(trace, metric)
+        got, whole = (score(found, out, trace.labels).item() for out in (early, full))
+    if trace.problem_type != REGRESSION:
+        agreement = (answer(early) == answer(full)).all(dim=-1).double().mean().item()
+    depth, mean_exit = trace.layer_numbers[-1], answers.exit_layers.double().mean().item()
+    return Measured(name, got, whole, agreement, mean_exit, depth, len(trace), trace.about)

@@ -1,0 +1,45 @@
+"""All exits at once, summed or weighted by depth; and the last exit alone.
+
+Joint: Xin et al., "BERxiT", EACL 2021, eq. 3. Weighted: Zhou et al., "BERT Loses Patience", NeurIPS 2020, section 3.3,
+and Zhang et al., "PCEE-BERT", Findings of NAACL 2022, eq. 1.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from offramp.objectives.base import Objective, Stage, depth_weighted, exit_losses
+from offramp.values import ExitOutput
+
+
+@final
+@dataclass(frozen=True)
+class Joint(Objective):
+    """sum_i L_i."""
+
+    def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
+        """See `Objective.loss`."""
+        return exit_losses(exits, labels).sum()
+
+
+@final
+@dataclass(frozen=True)
+class Weighted(Objective):
+    """sum_i i L_i / sum_i i: deeper exits count more."""
+
+    def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
+        """See `Objective.loss`."""
+        return depth_weighted(exit_losses(exits, labels))
+
+
+@final
+@dataclass(frozen=True)
+class Last(Objective):
+    """L_n alone: the plain fine-tuned model; the early exits keep their start values."""
+
+    stages: ClassVar[tuple[Stage, ...]] = (Stage("last", frozenset({"backbone", "final_exit"})),)
+
+    def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
+        """See `Objective.loss`."""
+        return exit_losses(exits, labels)[-1]

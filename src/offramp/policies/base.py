@@ -1,0 +1,145 @@
+"""Exit policies: a score for each sample at each exit; larger = readier. Who reaches the threshold leaves.
+
+Every rule of the literature has this form (`docs/architecture.md`), so replay, calibration and the engine are written
+once.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.errors import InvalidInput, NotApplicable
+from offramp.registry import load_policy
+from offramp.values import MULTI_LABEL, REGRESSION, Answers, ExitOutput, Memory, Trace
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a policy says at one exit.
+
+    Attributes:
+        score: (B,) float32, finite, or -inf for "not yet".
+        logits: (B, C) the answer of whoever leaves here: the exit's own, unless the policy combines exits.
+        memory: what to remember of each sample, batch first.
+    """
+
+    score: Tensor
+    logits: Tensor
+    memory: Memory = ()
+
+
+class Policy(ABC):
+    """Scores an exit. A policy has no state: what it must remember of a sample goes through `memory`."""
+
+    @abstractmethod
+    def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
+        """Score one exit.
+
+        Args:
+            exit: 0-based number of the exit.
+            out: what the exit says, logits (B, C).
+            memory: what the step before returned, cut to the samples that are still here; () at the first exit.
+
+        Raises:
+            NotApplicable: the policy has no meaning for this kind of problem.
+        """
+
+
+def choices(out: ExitOutput) -> Tensor:
+    """Log-probabilities (..., G, K) in float32 of the G choices that an answer consists of.
+
+    One choice among C classes for single-label problems, C choices between no and yes for several labels. A policy
+    that reads these handles both.
+
+    Raises:
+        NotApplicable: a regression has no choices.
+    """
+    logits = out.logits.float()
+    if out.problem_type == REGRESSION:
+        raise NotApplicable(
+            "this policy compares classes and a regression has none; it has: stability, certainty, fixed"
+        )
+    if out.problem_type == MULTI_LABEL:
+        return torch.stack((torch.zeros_like(logits), logits), dim=-1).log_softmax(dim=-1)  # (..., C, 2)
+    return logits.log_softmax(dim=-1).unsqueeze(-2)  # (..., 1, C)
+
+
+def answer(out: ExitOutput) -> Tensor:
+    """The answer as class numbers: (..., 1) for a single label, (..., C) of 0 or 1 for several (yes above 0.5)."""
+    return choices(out).argmax(dim=-1)
+
+
+def failed(logits: Tensor) -> Tensor:
+    """Whose logits (..., C) are no answer: (...) bool."""
+    return ~logits.isfinite().all(dim=-1)
+
+
+def leaves(score: Tensor, logits: Tensor, limit: float) -> Tensor:
+    """Who leaves, (B,) bool: whoever reaches the limit, and whoever has failed, at once."""
+    return (score >= limit) | failed(logits)
+
+
+def limits(thresholds: float | Sequence[float] | Tensor, exits: int) -> list[float]:
+    """One limit for each of `exits` exits; the last one is -inf: the last exit always answers.
+
+    Args:
+        thresholds: one number for all exits, or one for each but the last; inf = never.
+        exits: how many exits there are.
+
+    Raises:
+        InvalidInput: the wrong count, or a NaN.
+    """
+    values = torch.as_tensor(thresholds, dtype=torch.float64).tolist()
+    values = [values] * (exits - 1) if isinstance(values, float) else values
+    if len(values) != exits - 1:
+        raise InvalidInput(
+            f"{exits} exits take 1 or {exits - 1} thresholds (all exits but the last), got {len(values)}"
+        )
+    if any(math.isnan(value) for value in values):
+        raise InvalidInput(f"a threshold must be a number, got {values}")
+    return [*values, -math.inf]
+
+
+def unroll(policy: Policy, trace: Trace) -> tuple[Tensor, Tensor]:
+    """Scores (L, N) and the answers' logits (L, N, C) of a policy at every exit of a trace."""
+    memory: Memory = ()
+    steps = []
+    for number in range(trace.depth):
+        step = policy.step(number, trace.exit(number), memory)
+        memory = step.memory
+        steps.append(step)
+    return torch.stack([step.score.float() for step in steps]), torch.stack([step.logits for step in steps])
+
+
+def scores(policy: Policy, trace: Trace) -> Tensor:
+    """Scores (L, N) of a policy at every exit of a trace."""
+    return unroll(policy, trace)[0]
+
+
+def replay(
+    trace: Trace, policy: Policy | Mapping[str, Any] | str, threshold: float | Sequence[float] | Tensor
+) -> Answers:
+    """Who would have left where, without running the model.
+
+    Args:
+        trace: a full-depth pass, (L, N, C).
+        policy: a policy, its name, or an operating point's policy as data.
+        threshold: one number, or one for each exit but the last; inf = never.
+
+    Raises:
+        InvalidInput: the wrong number of thresholds, or a NaN among them.
+        NotApplicable: the policy has no meaning for this kind of problem.
+    """
+    policy = policy if isinstance(policy, Policy) else load_policy(policy)
+    score, logits = unroll(policy, trace)  # (L, N), (L, N, C)
+    leave = torch.stack([leaves(score[m], logits[m], at) for m, at in enumerate(limits(threshold, trace.depth))])
+    first = leave.to(torch.uint8).argmax(dim=0)  # (N,) the first exit that lets the sample go
+    taken = logits[first, torch.arange(len(trace))]  # (N, C)
+    return Answers(taken, torch.tensor(trace.layer_numbers)[first], failed(taken))

@@ -1,0 +1,25 @@
+"""Certainty: leave once a learned gate is sure that the exit is right.
+
+Xin et al., "BERxiT: Early Exiting for BERT with Better Fine-Tuning and Extension to Regression", EACL 2021, section 4.
+
+Differs from the authors' code, which predicts *un*certainty and leaves below a threshold; here larger = surer.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from offramp.errors import NotApplicable
+from offramp.policies.base import Policy, Step
+from offramp.values import ExitOutput, Memory
+
+
+@final
+@dataclass(frozen=True)
+class Certainty(Policy):
+    """Score: the gate's certainty u, in 0..1; for classification and regression."""
+
+    def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
+        """See `Policy.step`."""
+        if out.certainty is None:
+            raise NotApplicable("certainty needs a learned gate, and this trace or model has none")
+        return Step(out.certainty.float(), out.logits)

@@ -1,0 +1,25 @@
+"""Fixed: everybody leaves at one layer.
+
+The budgeted exit of Zhang et al., "PCEE-BERT: Accelerating BERT Inference via Patient and Confident Early Exiting",
+Findings of NAACL 2022, section 2.2.2; also how every exit is evaluated alone.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from offramp.policies.base import Policy, Step
+from offramp.values import ExitOutput, Memory
+
+
+@final
+@dataclass(frozen=True)
+class Fixed(Policy):
+    """Score: the layer's number, so threshold m leaves at layer m."""
+
+    def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
+        """See `Policy.step`."""
+        layer = exit + 1 if out.layer is None else out.layer
+        score = torch.full_like(out.logits[:, 0], float(layer), dtype=torch.float32)  # (B,)
+        return Step(score, out.logits)

@@ -1,0 +1,74 @@
+"""Patience: leave once several exits in a row agree on the answer.
+
+Zhou et al., "BERT Loses Patience: Fast and Robust Inference with Early Exit", NeurIPS 2020, arXiv:2006.04152,
+equations 2 and 3.
+
+Differs from the authors' code (JetRunner/PABEE, pabee/modeling_bert.py), which keeps one counter for the whole batch;
+here every sample has its own, so the batch size cannot change an answer. Equation 3 lacks the absolute value that the
+code has; without it any decrease, however large, would count as stable.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from offramp.errors import InvalidInput, NotApplicable
+from offramp.policies.base import Policy, Step, answer
+from offramp.values import REGRESSION, ExitOutput, Memory
+
+
+@final
+@dataclass(frozen=True)
+class Patience(Policy):
+    """Score: how many exits in a row repeated the previous exit's answer; several labels repeat as a set.
+
+    The threshold is the paper's patience t; the earliest exit is t + 1.
+    """
+
+    def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
+        """See `Policy.step`."""
+        given = answer(out)  # (B, G)
+        if not memory:
+            agreed = torch.zeros_like(given[:, 0], dtype=torch.float32)  # (B,)
+        else:
+            previous, before = memory
+            agreed = torch.where((given == previous).all(dim=-1), before + 1, 0.0)
+        return Step(agreed, out.logits, (given, agreed))
+
+
+@final
+@dataclass(frozen=True)
+class Stability(Policy):
+    """Score: minus the largest change of the value in the last `patience` steps; -inf before exit `patience` + 1.
+
+    The threshold is minus the paper's tau, in the unit of the labels: PABEE's rule for regression. Of several outputs
+    the one that moved most counts.
+
+    Attributes:
+        patience: how many small changes in a row are asked for, at least 1.
+    """
+
+    patience: int = 2
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise InvalidInput(f"patience must be at least 1, got {self.patience}")
+
+    def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
+        """See `Policy.step`."""
+        if out.problem_type != REGRESSION:
+            raise NotApplicable(
+                "stability follows a value, and classes have none; use patience, entropy, max-prob, ..."
+            )
+        value = out.logits.float()  # (B, C)
+        if not memory:
+            changes = value[:, :0]  # (B, 0)
+        else:
+            previous, before = memory
+            change = (value - previous).abs().amax(dim=-1, keepdim=True)  # (B, 1)
+            changes = torch.cat((before, change), dim=-1)[:, -self.patience :]
+        ready = changes.shape[-1] == self.patience
+        score = -changes.amax(dim=-1) if ready else torch.full_like(value[:, 0], -math.inf)
+        return Step(score, out.logits, (value, changes))

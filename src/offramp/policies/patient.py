@@ -1,0 +1,48 @@
+"""Patient: leave once several exits in a row were ready, by any score.
+
+Zhang et al., "PCEE-BERT: Accelerating BERT Inference via Patient and Confident Early Exiting", Findings of NAACL 2022,
+section 3.2: patience around normalised entropy; versions 1 and 2 take the largest probability and a learned certainty.
+
+No public code. The paper's rule for versions 1 and 2 has the sign the wrong way round; here larger = readier
+throughout.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+
+from offramp.errors import InvalidInput
+from offramp.policies.base import Policy, Step
+from offramp.policies.confidence import Entropy
+from offramp.values import ExitOutput, Memory
+
+
+@final
+@dataclass(frozen=True)
+class Patient(Policy):
+    """Score: the smallest of the measure's last `patience` scores; -inf before exit `patience`, the earliest one.
+
+    With one threshold for each exit the whole window is compared with the current exit's.
+
+    Attributes:
+        measure: the policy whose scores must hold.
+        patience: for how many exits in a row, at least 1; 1 is the measure alone.
+    """
+
+    measure: Policy = field(default_factory=Entropy)
+    patience: int = 2
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise InvalidInput(f"patience must be at least 1, got {self.patience}")
+
+    def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
+        """See `Policy.step`."""
+        inner = self.measure.step(exit, out, memory[1:])
+        seen = inner.score.unsqueeze(-1)  # (B, 1)
+        window = torch.cat((memory[0], seen), dim=-1)[:, -self.patience :] if memory else seen
+        ready = window.shape[-1] == self.patience
+        score = window.amin(dim=-1) if ready else torch.full_like(inner.score, -math.inf)
+        return Step(score, inner.logits, (window, *inner.memory))

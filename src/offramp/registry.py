@@ -1,0 +1,126 @@
+"""Names a user types -> "module:Class". Nothing is imported before it is asked for.
+
+To add a policy, an objective or a backbone: write the class, add a row here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from offramp.errors import InvalidInput, UnknownName, UnsupportedBackbone
+
+if TYPE_CHECKING:
+    from offramp.objectives.base import Objective
+    from offramp.policies.base import Policy
+
+POLICIES = {
+    "certainty": "offramp.policies.certainty:Certainty",
+    "entropy": "offramp.policies.confidence:Entropy",
+    "fixed": "offramp.policies.fixed:Fixed",
+    "margin": "offramp.policies.confidence:Margin",
+    "max-prob": "offramp.policies.confidence:MaxProb",
+    "patience": "offramp.policies.patience:Patience",
+    "pcee": "offramp.policies.patient:Patient",
+    "stability": "offramp.policies.patience:Stability",
+}
+
+OBJECTIVES = {
+    "joint": "offramp.objectives.joint:Joint",
+    "last": "offramp.objectives.joint:Last",
+    "weighted": "offramp.objectives.joint:Weighted",
+}
+
+BACKBONES = {  # transformers' model_type -> the class that cuts it at its layers
+    "albert": "offramp.backbones.bert:Bert",
+    "bert": "offramp.backbones.bert:Bert",
+    "camembert": "offramp.backbones.bert:Bert",
+    "distilbert": "offramp.backbones.bert:Bert",
+    "electra": "offramp.backbones.bert:Bert",
+    "roberta": "offramp.backbones.bert:Bert",
+    "xlm-roberta": "offramp.backbones.bert:Bert",
+}
+
+
+def load(table: Mapping[str, str], name: str) -> type[Any]:
+    """The class that a table holds under `name`.
+
+    Raises:
+        UnknownName: the table has no such row; the message names the nearest ones.
+    """
+    if name not in table:
+        near = difflib.get_close_matches(name.replace("_", "-"), table, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownName(f"unknown name {name!r}; {hint}known: {', '.join(sorted(table))}")
+    module, _, attribute = table[name].partition(":")
+    found: type[Any] = getattr(import_module(module), attribute)
+    return found
+
+
+def load_backbone(model_type: str) -> type[Any]:
+    """The `Backbone` class for a transformers `model_type`.
+
+    Raises:
+        UnsupportedBackbone: offramp does not know this family.
+    """
+    if model_type not in BACKBONES:
+        raise UnsupportedBackbone(
+            f"model type {model_type!r} is not supported; supported: {', '.join(sorted(BACKBONES))}. An encoder whose "
+            "blocks need only hidden states and a mask is one row in offramp/backbones/bert.py and one in registry.py"
+        )
+    return load(BACKBONES, model_type)
+
+
+def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
+    """An exit policy by name, or from the data that an operating point holds.
+
+    Args:
+        name: a name of the table ("entropy"), or its data form `{"name": "pcee", "measure": "entropy", "patience": 2}`.
+        parameters: the policy's own, e.g. `patience=2`; a policy inside a policy is a name or data again.
+
+    Raises:
+        UnknownName: no such policy.
+        InvalidInput: a parameter that this policy does not have, or a value outside its range.
+    """
+    if not isinstance(name, str):
+        return load_policy(**{**name, **parameters})
+    if "measure" in parameters and isinstance(parameters["measure"], (str, Mapping)):
+        parameters["measure"] = load_policy(parameters["measure"])
+    policy: Policy = _build(POLICIES, name, parameters)
+    return policy
+
+
+def load_objective(name: str, **parameters: Any) -> Objective:
+    """A training objective by name, e.g. "weighted".
+
+    Raises:
+        UnknownName: no such objective.
+        InvalidInput: a parameter that this objective does not have, or a value outside its range.
+    """
+    objective: Objective = _build(OBJECTIVES, name, parameters)
+    return objective
+
+
+def policy_data(policy: Policy) -> dict[str, Any]:
+    """A policy as data: its name and its parameters, ready for JSON; `load_policy` reads it back."""
+    path = f"{type(policy).__module__}:{type(policy).__qualname__}"
+    name = next((name for name, row in POLICIES.items() if row == path), None)
+    if name is None or not is_dataclass(policy):
+        raise UnknownName(f"{type(policy).__name__} has no row in offramp/registry.py, so it cannot be stored by name")
+    data: dict[str, Any] = {"name": name}
+    for field in fields(policy):
+        value = getattr(policy, field.name)
+        inner = policy_data(value) if is_dataclass(value) and not isinstance(value, type) else value
+        data[field.name] = inner["name"] if isinstance(inner, dict) and len(inner) == 1 else inner
+    return data
+
+
+def _build(table: Mapping[str, str], name: str, parameters: Mapping[str, Any]) -> Any:
+    found = load(table, name)
+    known = [field.name for field in fields(found)]
+    if unknown := sorted(set(parameters) - set(known)):
+        raise InvalidInput(f"{name!r} has no parameter {unknown[0]!r}; it has: {', '.join(known) or 'none'}")
+    return found(**parameters)

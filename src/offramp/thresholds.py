@@ -1,0 +1,168 @@
+"""Thresholds for a target, exact over all scores seen.
+
+FastBERT and PABEE search a grid. Here one sweep from the strictest threshold to the loosest passes every score that was
+seen, so the answer is exact, and it lies midway between two neighbouring scores, where float noise cannot tip it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.errors import CannotReach, InvalidInput, NotApplicable
+from offramp.evaluate import labels_of, measure, metric_for
+from offramp.policies.base import Policy, answer, failed, unroll
+from offramp.registry import load_policy, policy_data
+from offramp.values import REGRESSION, ExitOutput, OperatingPoint, Target, Trace
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Every way in which one threshold for all exits can split a trace, from strictest to loosest.
+
+    Attributes:
+        thresholds: (K,) float32; the first is inf.
+        statistics: (K, S) float64, summed over the samples as they leave at that threshold.
+    """
+
+    thresholds: Tensor
+    statistics: Tensor
+
+
+def sweep(score: Tensor, statistics: Tensor) -> Sweep:
+    """Sum per-sample statistics at every threshold.
+
+    As the threshold falls, a sample's exit moves up to the first exit whose running maximum reaches it. Each of these
+    (L-1) N steps replaces the statistics of exit m+1 by those of exit m; sorted by score and summed they give all K.
+
+    Args:
+        score: (L, N) a policy's scores; the last exit's do not matter.
+        statistics: (L, N, S) what a sample contributes if it leaves at that exit.
+    """
+    reached = score[:-1].cummax(dim=0).values.flatten()  # ((L-1) N,)
+    change = (statistics[:-1] - statistics[1:]).flatten(0, 1)  # ((L-1) N, S)
+    real = reached.isfinite()
+    seen, order = reached[real].sort(descending=True)
+    totals = statistics[-1].sum(dim=0) + change[real][order].cumsum(dim=0)
+    values, counts = torch.unique_consecutive(seen, return_counts=True)
+    totals = totals[counts.cumsum(dim=0) - 1]
+    never = torch.tensor([math.inf])
+    return Sweep(torch.cat((never, _below(values))), torch.cat((statistics[-1].sum(dim=0)[None], totals)))
+
+
+def _below(values: Tensor) -> Tensor:
+    """A threshold under each of these falling values (K,) and above the next one, midway where floats allow."""
+    under = torch.cat((values[1:], values[-1:] - 1))
+    middle = ((values.double() + under.double()) / 2).float()
+    return torch.where(middle > under, middle, values)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Speed against quality, (K,) each, from full depth to the first exit."""
+
+    thresholds: Tensor
+    mean_exits: Tensor
+    scores: Tensor
+
+
+def curve(trace: Trace, policy: Policy, metric: str | None = None) -> Curve:
+    """Mean exit layer and score at every threshold.
+
+    Raises:
+        InvalidInput: a trace without labels.
+        NotApplicable: policy or metric have no meaning for this kind of problem.
+    """
+    _, found = metric_for(trace, metric)
+    score, logits = unroll(policy, trace)
+    statistics = found.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels_of(trace))
+    swept = sweep(score, torch.cat((_layers(trace), statistics), dim=-1))
+    return Curve(
+        swept.thresholds,
+        swept.statistics[:, 0] / len(trace),
+        found.value(swept.statistics[:, 1:], len(trace)),
+    )
+
+
+def _layers(trace: Trace) -> Tensor:
+    """(L, N, 1) the layer at which a sample would leave."""
+    return torch.tensor(trace.layer_numbers, dtype=torch.float64).view(-1, 1, 1).expand(-1, len(trace), 1)
+
+
+def calibrate(
+    trace: Trace,
+    policy: Policy | Mapping[str, Any] | str,
+    target: Target,
+    metric: str | None = None,
+) -> OperatingPoint:
+    """The operating point that meets a target: one threshold for all exits.
+
+    For `max_drop` and `agreement` it is the loosest threshold such that it and all stricter ones hold the target on
+    this trace; for `speedup` the strictest one that is fast enough.
+
+    Args:
+        trace: a full-depth pass over data that is neither trained on nor reported on; labels for `max_drop`.
+        policy: a policy, its name, or its data form.
+        target: what to hold.
+        metric: a name of `offramp.evaluate.METRICS`; None = the usual one of the problem.
+
+    Raises:
+        CannotReach: no threshold meets the target; the message names the best.
+        InvalidInput: no labels where they are needed; samples without a finite answer.
+        NotApplicable: policy, metric or target have no meaning for this kind of problem.
+    """
+    policy = policy if isinstance(policy, Policy) else load_policy(policy)
+    if broken := int(failed(trace.logits).any(dim=0).sum()):
+        raise InvalidInput(f"{broken} of {len(trace)} samples have logits that are not finite; leave them out first")
+    if target.max_drop is not None:
+        threshold = _for_quality(trace, policy, target.max_drop, metric)
+    elif target.agreement is not None:
+        threshold = _for_agreement(trace, policy, target.agreement)
+    else:
+        assert target.speedup is not None  # Target holds exactly one
+        threshold = _for_speedup(trace, policy, target.speedup)
+    thresholds = (threshold,) * (trace.depth - 1)
+    asked = {name: value for name, value in asdict(target).items() if value is not None}
+    return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds, metric))
+
+
+def _for_quality(trace: Trace, policy: Policy, max_drop: float, metric: str | None) -> float:
+    seen = curve(trace, policy, metric)
+    full = seen.scores[0].item()
+    if full <= 0:
+        raise CannotReach(f"the full model scores {full:.4g}: not above 0, so there is no share of it to keep")
+    return _loosest(seen.thresholds, seen.scores >= (1 - max_drop) * full - 1e-12)
+
+
+def _for_agreement(trace: Trace, policy: Policy, agreement: float) -> float:
+    if trace.problem_type == REGRESSION:
+        raise NotApplicable("agreement compares classes and a regression has none; use max_drop or speedup")
+    score, logits = unroll(policy, trace)
+    given = answer(ExitOutput(logits, problem_type=trace.problem_type))  # (L, N, G)
+    full = answer(trace.exit(trace.depth - 1))  # (N, G)
+    same = (given == full).all(dim=-1, keepdim=True).double()  # (L, N, 1)
+    swept = sweep(score, same)
+    return _loosest(swept.thresholds, swept.statistics[:, 0] >= agreement * len(trace) - 1e-9)
+
+
+def _for_speedup(trace: Trace, policy: Policy, speedup: float) -> float:
+    swept = sweep(unroll(policy, trace)[0], _layers(trace))
+    reached = trace.layer_numbers[-1] * len(trace) / swept.statistics[:, 0]  # (K,) rises as thresholds fall
+    fast_enough = reached >= speedup * (1 - 1e-12)
+    if not fast_enough.any():
+        best = f"the best is {reached[-1]:.4g}"
+        raise CannotReach(f"{policy} cannot reach a speed-up of {speedup:g} here; {best}")
+    return swept.thresholds[fast_enough.long().argmax()].item()
+
+
+def _loosest(thresholds: Tensor, holds: Tensor) -> float:
+    """The last of the falling thresholds (K,) before the first that does not hold."""
+    good = int(holds.long().cumprod(dim=0).sum())
+    if good == 0:
+        raise CannotReach("not even full depth holds the target")
+    return thresholds[good - 1].item()

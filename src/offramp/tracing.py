@@ -1,0 +1,119 @@
+"""One full-depth pass over a data set, kept: model + data -> Trace. It ends the modelling."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from offramp.batches import collate, encode, length_sorted, token_limit
+from offramp.data import GUESSED, Columns, Examples, read_examples
+from offramp.errors import DataError, InvalidInput, UnknownName
+from offramp.model import MultiExitModel, load_folder
+from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Trace
+
+ENGINES = ("torch",)
+TASKS = {SINGLE_LABEL: "classification", MULTI_LABEL: "multi-label", REGRESSION: "regression"}
+
+
+def record(
+    model: MultiExitModel | str | os.PathLike[str],
+    dataset: str | os.PathLike[str] | Examples | Sequence[Mapping[str, Any]],
+    engine: str = "torch",
+    *,
+    columns: Columns = GUESSED,
+    split: str = "validation",
+    batch_size: int = 32,
+) -> Trace:
+    """Run every layer on a data set and keep what every exit said.
+
+    Args:
+        model: a model, or the folder (or hub name) of one with its tokenizer.
+        dataset: a file or a data set's name (see `offramp.data`), examples in memory, or rows that are tokenized
+            already: mappings with `input_ids` and perhaps `labels`, such as a `datasets.Dataset`. Texts need a
+            model's folder.
+        engine: what runs the model; "torch".
+        columns: which columns of a file to read.
+        split: which part of a named data set to read.
+        batch_size: rows at once; it does not change the trace.
+
+    Raises:
+        DataError: rows or labels that do not fit the model.
+        InvalidInput: texts but no tokenizer, or no rows.
+    """
+    if engine not in ENGINES:
+        raise UnknownName(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    tokenizer = None
+    if not isinstance(model, MultiExitModel):
+        model, tokenizer = load_folder(model)
+    about = {
+        "engine": f"{engine}-{str(model.dtype).removeprefix('torch.')}",
+        "model": model.config.name_or_path,
+    }
+    if isinstance(dataset, (str, os.PathLike)):
+        about["data"] = os.fspath(dataset)
+        dataset = read_for(model, os.fspath(dataset), columns, split)
+    rows, labels = _token_rows(model, tokenizer, dataset)
+    return Trace(
+        _all_logits(model, rows, batch_size),
+        labels,
+        None,
+        torch.tensor(model.layers),
+        model.config.problem_type,
+        about,
+    )
+
+
+def read_for(model: MultiExitModel, source: str, columns: Columns = GUESSED, split: str = "validation") -> Examples:
+    """Labelled data in a model's own terms: its task, its class names.
+
+    Raises:
+        DataError: a row that cannot be used, a label that the model does not have.
+    """
+    config = model.config
+    names = None if config.problem_type == REGRESSION else [config.id2label[k] for k in range(config.num_labels)]
+    return read_examples(source, columns, split=split, task=TASKS[config.problem_type], label_names=names)
+
+
+def _token_rows(
+    model: MultiExitModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dataset: Examples | Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
+    if isinstance(dataset, Examples):
+        if tokenizer is None:
+            raise InvalidInput("texts need a tokenizer: give record() the model's folder, or rows that are tokenized")
+        tokens = encode(tokenizer, dataset.texts, token_limit(tokenizer, model.config.backbone))
+        return list(tokens), torch.tensor(dataset.labels)
+    if len(dataset) == 0:
+        raise InvalidInput("there are no rows to record")
+    if "input_ids" not in dataset[0]:
+        raise DataError(f"rows must hold input_ids, found {', '.join(dataset[0])}; for texts give a file or Examples")
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    rows = [
+        {name: torch.as_tensor(row[name]).tolist() for name in names if name in row}
+        for row in (dataset[number] for number in range(len(dataset)))
+    ]
+    label = next((name for name in ("labels", "label") if name in dataset[0]), None)
+    if label is None:
+        return rows, None
+    return rows, torch.stack([torch.as_tensor(dataset[number][label]) for number in range(len(dataset))])
+
+
+@torch.no_grad()
+def _all_logits(model: MultiExitModel, rows: Sequence[Mapping[str, Any]], batch_size: int) -> torch.Tensor:
+    """(L, N, C) on the CPU, in the order of the rows."""
+    was_training = model.training
+    model.eval()
+    kept = torch.empty(len(model.layers), len(rows), model.config.num_labels)
+    batches = length_sorted(rows, batch_size)
+    for numbers in tqdm(batches, desc="record", unit="batch", disable=None, leave=False):
+        batch = collate([rows[number] for number in numbers], model.config.pad_token_id)
+        inputs = {name: value.to(model.device) for name, value in batch.items()}
+        kept[:, numbers] = torch.stack(model.exits(inputs)).cpu()
+    model.train(was_training)
+    return kept

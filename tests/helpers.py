@@ -1,0 +1,96 @@
+"""What the tests share: random traces, a model that reads a trace back, every policy wherever it has a meaning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.errors import NotApplicable
+from offramp.policies.base import Policy, scores
+from offramp.registry import POLICIES, load_policy
+from offramp.values import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, Answers, Carry, ExitOutput, Trace
+
+
+class Recorded:
+    """Segments that read a trace back instead of computing: `hidden` is the sample's number."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace, self.layers = trace, trace.layer_numbers
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
+        return Carry(inputs["rows"])
+
+    def block(self, exit: int, carry: Carry) -> Carry:
+        return carry
+
+    def exit(self, exit: int, carry: Carry) -> ExitOutput:
+        whole, rows = self.trace.exit(exit), carry.hidden
+        certainty = None if whole.certainty is None else whole.certainty[rows]
+        return replace(whole, logits=whole.logits[rows], certainty=certainty)
+
+
+def random_trace(
+    problem_type: str, *, depth: int = 6, samples: int = 50, outputs: int = 3, seed: int = 0, layers: Any = None
+) -> Trace:
+    """With labels and certainty; deeper exits know more, and values settle down, as in a trained model."""
+    random = torch.Generator().manual_seed(seed)
+    truth = torch.randn(samples, outputs, generator=random)
+    noise = torch.randn(depth, samples, outputs, generator=random) / torch.arange(1, depth + 1).view(-1, 1, 1)
+    certainty = torch.rand(depth, samples, generator=random)
+    labels: Tensor = {REGRESSION: truth, MULTI_LABEL: (truth > 0).long()}.get(problem_type, truth.argmax(dim=-1))
+    return Trace(truth + 2 * noise, labels, certainty, layers, problem_type)
+
+
+def _variants() -> list[dict[str, Any]]:
+    """Every row of the table as it is, and the parameters that change how a policy remembers."""
+    more: list[dict[str, Any]] = [
+        {"name": "stability", "patience": 1},
+        {"name": "stability", "patience": 3},
+        {"name": "pcee", "patience": 1},
+        {"name": "pcee", "measure": "max-prob", "patience": 2},
+        {"name": "pcee", "measure": "certainty", "patience": 3},
+        {"name": "pcee", "measure": "patience", "patience": 2},
+        {"name": "pcee", "measure": {"name": "stability", "patience": 2}, "patience": 2},
+    ]
+    return [{"name": name} for name in sorted(POLICIES)] + more
+
+
+def has_meaning(policy: Policy, problem_type: str) -> bool:
+    """Whether a policy can score this kind of problem."""
+    try:
+        scores(policy, random_trace(problem_type))
+    except NotApplicable:
+        return False
+    return True
+
+
+CASES = [
+    (data, problem_type)
+    for data in _variants()
+    for problem_type in PROBLEM_TYPES
+    if has_meaning(load_policy(data), problem_type)
+]
+CASE_IDS = [
+    f"{'-'.join(str(value) for value in data.values())}-{problem_type.split('_')[0]}" for data, problem_type in CASES
+]
+"""Every policy with every kind of problem where it has a meaning: parameters for the contract tests."""
+
+
+def threshold_between(values: Tensor, quantile: float) -> float:
+    """A threshold near a quantile of the finite scores, in the widest gap there, where no rounding can tip it."""
+    seen = values[values.isfinite()].double().unique()  # sorted
+    if len(seen) < 2:
+        return float(seen[0]) - 0.5 if len(seen) else 0.0
+    middle = min(int(quantile * (len(seen) - 1)), len(seen) - 2)
+    near = range(max(0, middle - 4), min(len(seen) - 1, middle + 5))
+    widest = max(near, key=lambda number: float(seen[number + 1] - seen[number]))
+    return float(seen[widest] + seen[widest + 1]) / 2
+
+
+def assert_same(got: Answers, wanted: Answers, rows: Sequence[int] | Tensor | slice = slice(None)) -> None:
+    """The same exits, logits and failures; `rows` picks the wanted ones."""
+    assert torch.equal(got.exit_layers, wanted.exit_layers[rows])
+    torch.testing.assert_close(got.logits, wanted.logits[rows], rtol=0, atol=1e-6, equal_nan=True)
+    assert torch.equal(got.failed, wanted.failed[rows])

@@ -1,0 +1,207 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from transformers import BertModel
+
+from offramp.cli import main
+from offramp.predictor import Predictor
+from offramp.values import POINTS_FILE, Trace
+from tiny import encoder_config, save_folder, texts, tiny_model, tiny_tokenizer
+
+COMMANDS = ("calibrate", "demo", "evaluate", "info", "predict", "record", "train")
+
+
+def offramp(*arguments: Any, given: str | None = None) -> Result:
+    """Run a command in this process; a traceback is a failure of the test."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=given)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def labelled(path: Path, count: int, seed: int = 0) -> Path:
+    """Rows of jsonl: "good" where the text says good, else "bad"; a score that is the number of words."""
+    rows = [
+        {"text": text, "label": "good" if "good" in text else "bad", "words": len(text.split())}
+        for text in texts(count, seed=seed)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder, data, and a model that was trained on them from the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    BertModel(encoder_config()).save_pretrained(folder / "encoder")
+    tiny_tokenizer().save_pretrained(folder / "encoder")
+    labelled(folder / "train.jsonl", 96, seed=1)
+    labelled(folder / "validation.jsonl", 48, seed=2)
+    result = train(folder, "model", "--json")
+    assert result.exit_code == 0, result.output
+    (folder / "told.json").write_text(result.stdout)
+    return folder
+
+
+def train(folder: Path, output: str, *more: Any) -> Result:
+    files = ("--train", folder / "train.jsonl", "--validation", folder / "validation.jsonl")
+    return offramp("train", *files, "--backbone", folder / "encoder", "-o", folder / output, "--epochs", 2, *more)
+
+
+def test_help_lists_every_command_and_each_has_an_example() -> None:
+    listed = offramp("--help").stdout
+    for command in COMMANDS:
+        assert command in listed
+        assert f"offramp {command}" in offramp(command, "--help").stdout.split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys, offramp.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_python_m_offramp_is_the_command_line() -> None:
+    run = subprocess.run([sys.executable, "-m", "offramp", "--version"], check=True, capture_output=True, text=True)
+    assert run.stdout.startswith("offramp, version ")
+
+
+def test_training_leaves_a_model_folder_with_a_default_point_and_nothing_else(place: Path) -> None:
+    files = {file.name for file in (place / "model").iterdir()}
+    wanted = {"config.json", "model.safetensors", "README.md", POINTS_FILE, "tokenizer.json", "tokenizer_config.json"}
+    assert files == wanted
+    told = json.loads((place / "told.json").read_text())
+    assert told["layers"] == [1, 2, 3, 4]
+    assert told["metric"] == "accuracy"
+    assert told["points"]["default"]["target"] == {"max_drop": 0.01}
+
+
+def test_training_does_not_overwrite_a_model(place: Path) -> None:
+    before = (place / "model" / "model.safetensors").read_bytes()
+    result = train(place, "model")
+    assert result.exit_code == 1
+    assert result.stderr.strip().endswith("model: there is a model already; choose another folder")
+    assert (place / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_an_unfinished_run_is_not_overwritten_but_resumed_when_asked(place: Path) -> None:
+    (place / "stopped" / "checkpoints").mkdir(parents=True)
+    result = train(place, "stopped")
+    assert result.exit_code == 1
+    assert "--resume" in result.stderr
+    assert train(place, "stopped", "--resume").exit_code == 0
+    assert not (place / "stopped" / "checkpoints").exists()
+
+
+def test_the_same_seed_trains_the_same_model(place: Path) -> None:
+    weights = {}
+    for name, seed in (("one", 5), ("same", 5), ("other", 6)):
+        assert train(place, name, "--seed", seed).exit_code == 0
+        weights[name] = (place / name / "model.safetensors").read_bytes()
+    assert weights["one"] == weights["same"] != weights["other"]
+
+
+def test_numbers_are_a_regression_when_asked(place: Path) -> None:
+    result = train(place, "regression", "--task", "regression", "--label-column", "words", "--exit-layers", "2,4")
+    assert result.exit_code == 0, result.output
+    assert "pearson of every exit, on 48 rows" in result.stdout
+    answers = offramp("predict", place / "regression", given="the cat\n").stdout
+    assert set(json.loads(answers)) == {"value", "exit_layer"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--exit-layers", "1,2", "exit_layers must rise from 1 or more to the last layer, 4; got [1, 2]"),
+        ("--label-column", "stars", 'no column "stars"; the columns are "text", "label", "words"'),
+    ],
+)
+def test_bad_training_input_is_one_line_and_exit_code_1(place: Path, option: str, value: str, said: str) -> None:
+    result = train(place, "refused", option, value)
+    assert result.exit_code == 1
+    *guesses, error = result.stderr.strip().splitlines()
+    assert said in error
+    assert not any(line.startswith("Error") for line in guesses)
+    assert not (place / "refused" / "config.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [("train",), ("calibrate", "model"), ("calibrate", "m", "--speedup", "0.5")])
+def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    assert offramp(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["info", "predict", "evaluate", "record"])
+def test_a_folder_without_a_model_is_one_line(command: str, tmp_path: Path) -> None:
+    labelled(tmp_path / "x.jsonl", 3)
+    options = {"evaluate": ("--data", tmp_path / "x.jsonl"), "record": ("--data", tmp_path / "x.jsonl", "-o", "t")}
+    result = offramp(command, tmp_path, *options.get(command, ()))
+    assert result.exit_code == 1
+    assert "no model can be loaded from there" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_model_without_exits_is_refused_by_name(place: Path) -> None:
+    result = offramp("info", place / "encoder")
+    assert result.exit_code == 1
+    assert "a bert model without exits" in result.stderr
+
+
+def test_record_writes_a_trace_that_calibrate_and_evaluate_take(place: Path) -> None:
+    trace = place / "trace.safetensors"
+    data = ("--data", place / "validation.jsonl")
+    assert offramp("record", place / "model", *data, "-o", trace).exit_code == 0
+    assert Trace.load(trace).logits.shape == (4, 48, 2)
+    for source in (("--trace", trace), data):
+        told = offramp("evaluate", place / "model", *source, "--json").stdout
+        assert json.loads(told)["layerwise"] == json.loads((place / "told.json").read_text())["layerwise"]
+
+
+def test_calibrate_saves_the_point_beside_the_others(place: Path) -> None:
+    save_folder(place / "own", tiny_model(id2label={0: "bad", 1: "good"}))
+    arguments = ("--data", place / "validation.jsonl", "--policy", "pcee", "--measure", "margin", "--patience", 2)
+    for name, target in (("safe", ("--agreement", 1)), ("fast", ("--speedup", 1.5))):
+        assert offramp("calibrate", place / "own", *arguments, *target, "--name", name).exit_code == 0
+    points = json.loads((place / "own" / POINTS_FILE).read_text())
+    assert set(points) == {"safe", "fast"}
+    assert points["fast"]["policy"] == {"name": "pcee", "measure": "margin", "patience": 2}
+    assert points["fast"]["measured"]["mean_exit"] <= 4 / 1.5
+    assert points["safe"]["measured"]["agreement"] == 1
+    shown = offramp("info", place / "own").stdout
+    assert "pcee measure=margin patience=2" in shown
+
+
+def test_calibrate_says_what_is_the_best_there_is(place: Path) -> None:
+    result = offramp("calibrate", place / "model", "--data", place / "validation.jsonl", "--speedup", 5)
+    assert result.exit_code == 1
+    assert "the best is 4" in result.stderr
+
+
+def test_predict_answers_a_file_line_by_line_in_order(place: Path) -> None:
+    lines = texts(70, seed=3)
+    (place / "texts.txt").write_text("\n".join(lines) + "\n")
+    result = offramp("predict", place / "model", place / "texts.txt", "-o", place / "answers.jsonl", "--batch-size", 4)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    answers = [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
+    wanted = Predictor.load(place / "model")(lines)
+    assert [answer["label"] for answer in answers] == [answer["label"] for answer in wanted]
+    assert [answer["exit_layer"] for answer in answers] == [answer["exit_layer"] for answer in wanted]
+
+
+def test_predict_at_full_depth_uses_every_layer(place: Path) -> None:
+    answers = offramp("predict", place / "model", "--operating-point", "full", given="a good cat\nthe dog\n").stdout
+    assert [json.loads(line)["exit_layer"] for line in answers.splitlines()] == [4, 4]
+
+
+def test_predict_with_a_bad_line_keeps_what_was_answered_under_another_name(place: Path) -> None:
+    rows = [json.dumps({"text": "the cat"})] * 1024 + ["{"]
+    (place / "broken.jsonl").write_text("\n".join(rows))
+    result = offramp("predict", place / "model", place / "broken.jsonl", "-o", place / "out.jsonl")
+    assert result.exit_code == 1
+    assert "broken.jsonl, line 1025" in result.stderr
+    assert not (place / "out.jsonl").exists()
+    assert len((place / "out.jsonl.unfinished").read_text().splitlines()) == 1024

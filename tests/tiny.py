@@ -1,0 +1,118 @@
+"""Tiny encoders, models, token rows and a tokenizer: random weights, nothing downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import (
+    AlbertConfig,
+    BertConfig,
+    BertTokenizer,
+    CamembertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+from offramp.batches import collate, encode
+from offramp.model import MultiExitModel
+
+LAYERS, WIDTH, VOCABULARY, POSITIONS = 4, 16, 40, 64
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "albert": (AlbertConfig, {"embedding_size": 8, "num_hidden_groups": 2, "inner_group_num": 2}),
+    "bert": (BertConfig, {}),
+    "camembert": (CamembertConfig, {}),
+    "distilbert": (DistilBertConfig, {"hidden_dim": 2 * WIDTH}),
+    "electra": (ElectraConfig, {"embedding_size": WIDTH}),
+    "electra, projected": (ElectraConfig, {"embedding_size": 8}),
+    "roberta": (RobertaConfig, {}),
+    "xlm-roberta": (XLMRobertaConfig, {}),
+}
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_WORDS = "the a cat dog sat ran on under mat tree is was good bad fine awful not very and but"
+WORDS = tuple(_WORDS.split(" "))
+
+
+def encoder_config(family: str = "bert", **changes: Any) -> PreTrainedConfig:
+    """Weights are drawn wide, so that exits differ and scores spread."""
+    kind, own = FAMILIES[family]
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * WIDTH,
+        "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.3,
+    }
+    return kind(**{kind.attribute_map.get(name, name): value for name, value in (sizes | own | changes).items()})
+
+
+def tiny_model(family: str = "bert", num_labels: int | None = None, *, seed: int = 0, **exits: Any) -> MultiExitModel:
+    """In eval mode; three classes unless told otherwise."""
+    if num_labels is None and "id2label" not in exits:
+        num_labels = 3
+    torch.manual_seed(seed)
+    return MultiExitModel.from_backbone(encoder_config(family), num_labels, **exits).eval()
+
+
+def token_rows(count: int, *, longest: int = 12, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Random tokens of 1 to `longest`, unpadded; the last id of the vocabulary is not among them."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(count):
+        length = int(torch.randint(1, longest + 1, (), generator=generator))
+        ids = torch.randint(len(SPECIAL), VOCABULARY - 1, (length,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "attention_mask": [1] * length})
+    return rows
+
+
+def padded(model: MultiExitModel, rows: list[dict[str, Any]], extra: int = 0) -> dict[str, Tensor]:
+    """One batch on the model's device, with `extra` more columns of padding than it needs."""
+    pad = model.config.pad_token_id
+    return {
+        name: F.pad(value, (0, extra), value=pad if name == "input_ids" else 0).to(model.device)
+        for name, value in collate(rows, pad).items()
+    }
+
+
+def tiny_tokenizer() -> BertTokenizer:
+    vocabulary = {token: number for number, token in enumerate(SPECIAL + WORDS)}
+    return BertTokenizer(vocab=vocabulary, model_max_length=32)
+
+
+def save_folder(folder: Path, model: MultiExitModel) -> Path:
+    """A model folder as users have them: weights, configuration, tokenizer."""
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def balanced(model: MultiExitModel) -> MultiExitModel:
+    """Shift the exits' biases so that random texts get different answers."""
+    means = model(**padded(model, text_rows(64, seed=7))).exit_logits.mean(dim=1)  # (L, C)
+    for classifier, mean in zip(model.heads.classifiers, means, strict=True):
+        classifier.bias -= mean
+    return model
+
+
+def texts(count: int, *, seed: int = 0) -> list[str]:
+    """Random words of the tokenizer's vocabulary."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 12, (count,), generator=generator).tolist()
+    return [
+        " ".join(WORDS[number] for number in torch.randint(len(WORDS), (length,), generator=generator))
+        for length in lengths
+    ]
+
+
+def text_rows(count: int, *, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Those texts as tokens."""
+    return encode(tiny_tokenizer(), texts(count, seed=seed), max_length=32)
