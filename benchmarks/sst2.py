@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from machine import as_lines, provenance
 from offramp.batches import collate, encode, length_sorted
@@ -24,7 +24,7 @@ from offramp.bench import interleaved, median, plain
 from offramp.data import Columns, read_examples
 from offramp.encoder import default_encoder
 from offramp.evaluate import layerwise, measure
-from offramp.model import MultiExitModel
+from offramp.model import MultiExitModel, load_tokenizer
 from offramp.predictor import Predictor
 from offramp.registry import load_policy
 from offramp.thresholds import calibrate
@@ -61,7 +61,7 @@ def train(data: Path, folder: Path, pooling: str, epochs: int, seed: int) -> Non
     """Train one model, or go on where a run was stopped."""
     if (folder / "model.safetensors").exists():
         return
-    tokenizer = AutoTokenizer.from_pretrained(default_encoder())
+    tokenizer = load_tokenizer(default_encoder())
     tokenizer.model_max_length = MAX_LENGTH
     examples = read_examples(str(data / "train.jsonl.gz"), COLUMNS, split="train", label_names=NAMES)
     set_seed(seed)
@@ -94,7 +94,7 @@ def halves(trace: Trace, policy: str) -> dict[str, float]:
 def clock(folder: Path, data: Path, trace: Trace, batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
     """Speed-up over the plain model at full depth, torch on this machine, rivals in turn batch by batch."""
     model = Predictor.load(folder, operating_point=None).model
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     texts = read_examples(str(data), COLUMNS, split="validation", label_names=NAMES).texts
     rows = encode(tokenizer, texts, MAX_LENGTH)
     batches = [

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from transformers import BertModel
 
@@ -172,6 +173,13 @@ def test_calibrate_saves_the_point_beside_the_others(place: Path) -> None:
     assert points["safe"]["measured"]["agreement"] == 1
     shown = offramp("info", place / "own").stdout
     assert "pcee measure=margin patience=2" in shown
+
+
+def test_calibrate_refuses_another_models_trace(place: Path) -> None:
+    Trace(torch.randn(3, 20, 2)).save(place / "other.safetensors")
+    result = offramp("calibrate", place / "model", "--trace", place / "other.safetensors", "--speedup", 1)
+    assert result.exit_code == 1
+    assert "has 4 exits, but the trace has 3" in result.stderr
 
 
 def test_calibrate_says_what_is_the_best_there_is(place: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -26,13 +27,13 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 class OneLine(click.Group):
-    """Turns offramp's own errors into one line and exit code 1; wrong usage is exit code 2, as always."""
+    """Turns our own errors and the system's into one line and exit code 1; wrong usage is exit code 2, as always."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except OfframpError as error:
+        except (OfframpError, OSError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None
 
 
@@ -64,12 +65,24 @@ def column_options(command: Command) -> Command:
     return command
 
 
+def scored_options(split: str) -> Callable[[Command], Command]:
+    """--data or --trace, --split and --metric, for commands that score a model."""
+
+    def add(command: Command) -> Command:
+        command = click.option("--metric", help="accuracy, f1, macro-f1, matthews or pearson.")(command)
+        command = click.option("--split", default=split, show_default=True, help="Of a named data set.")(command)
+        command = click.option("--trace", type=FILE, help="In place of --data: what `offramp record` wrote.")(command)
+        return click.option("--data", metavar="FILE", help="Labelled data that was not trained on.")(command)
+
+    return add
+
+
 def policy_options(command: Command) -> Command:
     """--policy and its parameters."""
     names = click.Choice(sorted(POLICIES))
     command = click.option("--patience", type=click.IntRange(min=1), help="For pcee and stability.")(command)
     command = click.option("--measure", type=names, help="For pcee: which score must hold.")(command)
-    return click.option("--policy", type=names, help="Default: entropy; for regression, stability.")(command)
+    return click.option("--policy", type=names, help="[default: margin; for regression, stability]")(command)
 
 
 @main.command()
@@ -151,11 +164,13 @@ def train(
     """
     _refuse_to_overwrite(output, resume)
     _quiet()
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
 
     from offramp.data import read_examples
     from offramp.encoder import default_encoder
+    from offramp.model import load_tokenizer
     from offramp.registry import load_objective
+    from offramp.tracing import record as record_trace
     from offramp.training import fit
 
     columns = _columns(given)
@@ -165,7 +180,7 @@ def train(
     set_seed(given["seed"])
     start = backbone or default_encoder()
     model = _new_model(start, data, given)
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = load_tokenizer(start)
     if max_length is not None:
         tokenizer.model_max_length = max_length
     fit(
@@ -182,14 +197,13 @@ def train(
         seed=given["seed"],
         bf16=given["bf16"],
     )
-    from offramp.tracing import record
-
-    trace = record(output, held_out)
+    trace = record_trace(output, held_out)
+    trace = replace(trace, about={**trace.about, "data": Path(validation_source).name})
     points = {}
     try:
         points["default"] = _calibrated(trace, None, {}, {"max_drop": max_drop}, None)
         _save_point(output, "default", points["default"])
-    except CannotReach as error:
+    except (CannotReach, InvalidInput) as error:
         click.echo(f"no default operating point, answers run at full depth: {error}", err=True)
     _tell(as_json, trace, points)
 
@@ -224,28 +238,15 @@ def record(folder: Path, data: str, output: Path, split: str, batch_size: int, a
 
 @main.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--data", metavar="FILE", help="Labelled data that was not trained on.")
-@click.option("--trace", "trace_file", type=FILE, help="In place of --data: what `offramp record` wrote.")
-@click.option("--split", default="validation", show_default=True, help="Of a named data set.")
+@scored_options("validation")
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="Keep at least (1 - this) of the full model's score.")
 @click.option("--speedup", type=click.FloatRange(min=1), help="Layers of the full model over mean exit layer.")
 @click.option("--agreement", type=click.FloatRange(0, 1), help="Share of rows with the full model's answer.")
-@click.option("--metric", help="accuracy, f1, macro-f1, matthews or pearson.")
 @click.option("--name", default="default", show_default=True, help="Under which the point is saved with the model.")
 @policy_options
 @column_options
 @json_option
-def calibrate(
-    folder: Path,
-    data: str | None,
-    trace_file: Path | None,
-    split: str,
-    metric: str | None,
-    name: str,
-    policy: str | None,
-    as_json: bool,
-    **given: Any,
-) -> None:
+def calibrate(folder: Path, name: str, policy: str | None, as_json: bool, **given: Any) -> None:
     r"""Choose where to leave, and save the operating point with the model.
 
     \b
@@ -256,38 +257,26 @@ def calibrate(
     target = {key: given[key] for key in ("max_drop", "speedup", "agreement") if given[key] is not None}
     if len(target) != 1:
         raise click.UsageError("give exactly one of --max-drop, --speedup, --agreement")
-    trace = _trace(folder, data, trace_file, split, given)
+    trace = _trace(folder, given)
     parameters = {key: given[key] for key in ("measure", "patience") if given[key] is not None}
-    point = _calibrated(trace, policy, parameters, target, metric)
+    point = _calibrated(trace, policy, parameters, target, given["metric"])
     _save_point(folder, name, point)
-    _tell(as_json, trace, {name: point}, metric)
+    _tell(as_json, trace, {name: point}, given["metric"])
 
 
 @main.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--data", metavar="FILE", help="Labelled data on which nothing was chosen.")
-@click.option("--trace", "trace_file", type=FILE, help="In place of --data: what `offramp record` wrote.")
-@click.option("--split", default="test", show_default=True, help="Of a named data set.")
-@click.option("--metric", help="accuracy, f1, macro-f1, matthews or pearson.")
+@scored_options("test")
 @column_options
 @json_option
-def evaluate(
-    folder: Path,
-    data: str | None,
-    trace_file: Path | None,
-    split: str,
-    metric: str | None,
-    as_json: bool,
-    **given: Any,
-) -> None:
+def evaluate(folder: Path, as_json: bool, **given: Any) -> None:
     r"""Score every exit and every operating point of a model.
 
     \b
     offramp evaluate model --data test.csv
     """
     _quiet()
-    trace = _trace(folder, data, trace_file, split, given)
-    _tell(as_json, trace, _points(folder), metric)
+    _tell(as_json, _trace(folder, given), _points(folder), given["metric"])
 
 
 @main.command()
@@ -325,7 +314,7 @@ def predict(
 
     point = None if operating_point == "full" else operating_point or DEFAULT
     predictor = Predictor.load(folder, engine, point)
-    rows = read_rows(source, _columns(given), labelled=False)
+    rows = read_rows(source, _columns(given), split="test", labelled=False)
     answers = predictor.stream((row.text for row in rows), batch_size)
     with _finished_only(output) as out:
         for told in tqdm(answers, desc="predict", unit="text", disable=None if output else True):
@@ -405,15 +394,15 @@ def _new_model(start: str, data: Any, given: Mapping[str, Any]) -> Any:
     return MultiExitModel.from_backbone(start, problem_type=data.problem_type, **labels, **shape)
 
 
-def _trace(folder: Path, data: str | None, file: Path | None, split: str, given: Mapping[str, Any]) -> Trace:
+def _trace(folder: Path, given: Mapping[str, Any]) -> Trace:
     from offramp.tracing import record
     from offramp.values import Trace
 
-    if (data is None) == (file is None):
+    if (given["data"] is None) == (given["trace"] is None):
         raise click.UsageError("give either --data or --trace")
-    if file is not None:
-        return Trace.load(file)
-    return record(str(folder), str(data), columns=_columns(given), split=split)
+    if given["trace"] is not None:
+        return Trace.load(given["trace"])
+    return record(str(folder), given["data"], columns=_columns(given), split=given["split"])
 
 
 def _calibrated(
@@ -427,7 +416,7 @@ def _calibrated(
     from offramp.thresholds import calibrate
     from offramp.values import REGRESSION, Target
 
-    name = policy or ("stability" if trace.problem_type == REGRESSION else "entropy")
+    name = policy or ("stability" if trace.problem_type == REGRESSION else "margin")
     return calibrate(trace, load_policy(name, **parameters), Target(**target), metric)
 
 
@@ -441,6 +430,9 @@ def _points(folder: Path) -> dict[str, OperatingPoint]:
 def _save_point(folder: Path, name: str, point: OperatingPoint) -> None:
     from offramp.values import POINTS_FILE, write_points
 
+    exits = json.loads((folder / "config.json").read_text(encoding="utf-8"))["exit_layers"]
+    if len(point.thresholds) != len(exits) - 1:
+        raise InvalidInput(f"{folder} has {len(exits)} exits, but the trace has {len(point.thresholds) + 1}")
     write_points({**_points(folder), name: point}, folder / POINTS_FILE)
 
 

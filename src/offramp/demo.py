@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from offramp.batches import collate, encode, token_limit
 from offramp.bench import interleaved, median, plain
 from offramp.data import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
 from offramp.evaluate import layerwise
-from offramp.model import MultiExitModel
+from offramp.model import MultiExitModel, load_tokenizer
 from offramp.predictor import DEFAULT, Predictor
 from offramp.report import draw_curve, measure_all, point_table, scores_text
 from offramp.sources import SAMPLE
@@ -25,7 +25,7 @@ from offramp.tracing import read_for, record
 from offramp.training import fit
 from offramp.values import POINTS_FILE, OperatingPoint, Target, Trace, write_points
 
-POLICY = "entropy"
+POLICY = "margin"  # with many classes it leaves earlier than entropy at the same accuracy
 COLUMNS = Columns(text="text", label="intent")
 FULL = "full"
 TARGETS = {DEFAULT: Target(max_drop=0.01), "twice-as-fast": Target(speedup=2.0)}
@@ -75,7 +75,7 @@ def train(folder: Path, seed: int, epochs: float) -> MultiExitModel:
     data, held_out = (read_examples(SAMPLE, COLUMNS, split=split) for split in ("train", "validation"))
     names = dict(enumerate(data.label_names))
     model = MultiExitModel.from_backbone(default_encoder(), id2label=names, pooling="mean")
-    tokenizer = AutoTokenizer.from_pretrained(default_encoder())
+    tokenizer = load_tokenizer(default_encoder())
     fit(model, tokenizer, folder, data, held_out, num_train_epochs=epochs, seed=seed)
     return model
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
-from offramp.policies.base import Policy, answer, failed, replay
+from offramp.policies.base import Policy, answer, replay
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput, Measured, Trace
 
 
@@ -68,17 +68,19 @@ def _matthews(sums: Tensor, samples: int) -> Tensor:
 
 
 def _moments(out: ExitOutput, labels: Tensor) -> Tensor:
-    wanted = labels.double().view(-1)
-    given = out.logits[..., 0].double()  # (..., N)
-    wanted = (wanted - wanted.mean()).expand_as(given)  # centred, so that the sums keep their digits
-    given = given - labels.double().mean()
-    return torch.stack((given, wanted, given.square(), wanted.square(), given * wanted), dim=-1)
+    """For each sample and output: x, y, x x, y y, x y; (..., N, 5 C)."""
+    wanted = labels.double().view(len(labels), -1)  # (N, C)
+    middle = wanted.mean(dim=0)  # taken off both, so that the sums keep their digits
+    given = out.logits.double() - middle
+    wanted = (wanted - middle).expand_as(given)
+    return torch.cat((given, wanted, given.square(), wanted.square(), given * wanted), dim=-1)
 
 
 def _pearson(sums: Tensor, samples: int) -> Tensor:
-    x, y, xx, yy, xy = (sums / samples).unbind(dim=-1)
+    """Mean over the outputs; 0 for an output where one side is constant."""
+    x, y, xx, yy, xy = (sums / samples).chunk(5, dim=-1)  # (..., C) each
     spread = ((xx - x.square()) * (yy - y.square())).clamp(min=0)
-    return torch.where(spread > 0, (xy - x * y) / spread.sqrt(), 0.0)
+    return torch.where(spread > 0, (xy - x * y) / spread.sqrt(), 0.0).mean(dim=-1)
 
 
 METRICS: dict[str, Metric] = {
@@ -152,7 +154,7 @@ def measure(
         InvalidInput: samples without a finite answer.
     """
     answers = replay(trace, policy, thresholds)
-    if broken := int((answers.failed | failed(trace.logits[-1])).sum()):
+    if broken := int((answers.failed | ~trace.logits[-1].isfinite().all(dim=-1)).sum()):
         raise InvalidInput(f"{broken} of {len(trace)} samples have no finite answer; leave them out first")
     full = trace.exit(trace.depth - 1)
     early = ExitOutput(answers.logits, problem_type=trace.problem_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput, cached_file, logging
 
+from offramp.backbones.base import Backbone
 from offramp.card import model_card
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput, UnknownName
@@ -56,6 +58,7 @@ class MultiExitConfig(PreTrainedConfig):
     """
 
     model_type = "multi_exit"
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone": AutoConfig}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["logits_by_exit", "exit_layers"]
 
     def __init__(
@@ -71,19 +74,19 @@ class MultiExitConfig(PreTrainedConfig):
         self.head = head
         self.pooling = pooling
         self.exit_dropout = exit_dropout
-        self.exit_layers = [int(layer) for layer in exit_layers or ()]
+        self.exit_layers: Any = None if exit_layers is None else list(exit_layers)
         if self.backbone is not None:  # transformers also builds configurations without arguments
             self.initializer_range = self.backbone.initializer_range
             self.pad_token_id = self.backbone.pad_token_id
             depth = self.backbone.num_hidden_layers
-            self.exit_layers = self.exit_layers or list(range(1, depth + 1))
+            self.exit_layers = list(range(1, depth + 1)) if self.exit_layers is None else self.exit_layers
             _check_exit_layers(self.exit_layers, depth)
         super().__init__(**kwargs)
 
 
 def _check_exit_layers(layers: Sequence[int], depth: int) -> None:
-    rising = all(low < high for low, high in pairwise(layers))
-    if not rising or layers[0] < 1 or layers[-1] != depth:
+    rising = all(low < high for low, high in pairwise((0, *layers)))
+    if not rising or not all(isinstance(layer, int) for layer in layers) or depth not in layers[-1:]:
         raise InvalidInput(f"exit_layers must rise from 1 or more to the last layer, {depth}; got {list(layers)}")
 
 
@@ -112,6 +115,8 @@ class MultiExitOutput(ModelOutput):
 class MultiExitModel(PreTrainedModel):
     """An encoder with exits.
 
+    `operating_points` holds the points that came with the weights, by name; save_pretrained writes them again.
+
     Relations: it is `Segments` for the adaptive loop (`layers`, `embed`, `block`, `exit`). In training, and as long as
     no operating point is set, forward runs every layer and returns every exit; with one set, forward leaves early.
     """
@@ -129,8 +134,8 @@ class MultiExitModel(PreTrainedModel):
             config.problem_type = REGRESSION if config.num_labels == 1 else SINGLE_LABEL
         if config.problem_type not in PROBLEM_TYPES:
             raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {config.problem_type!r}")
-        family = load_backbone(config.backbone.model_type)
-        self.backbone = family.build(config.backbone)
+        self._family = load_backbone(config.backbone.model_type)
+        self.backbone = self._family.build(config.backbone)
         self.heads = Heads(
             config.head,
             config.pooling,
@@ -139,10 +144,25 @@ class MultiExitModel(PreTrainedModel):
             config.num_labels,
             config.exit_dropout,
         )
-        self._cut = family(self.backbone)
-        self._points: dict[str, OperatingPoint] | None = None
+        self.operating_points: dict[str, OperatingPoint] = {}
         self._leaving: OperatingPoint | None = None
         self.post_init()
+
+    @property
+    def _cut(self) -> Backbone:
+        cut: Backbone = self._family(self.backbone)
+        return cut
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Weights, configuration and operating points; see `transformers.PreTrainedModel.from_pretrained`."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True gives a pair
+        where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        path = cached_file(pretrained_model_name_or_path, POINTS_FILE, **where, **quiet)
+        model.operating_points = read_points(path) if path else {}
+        return loaded
 
     @classmethod
     def from_backbone(
@@ -173,10 +193,10 @@ class MultiExitModel(PreTrainedModel):
             InvalidInput: an argument out of its range.
         """
         if isinstance(backbone, (str, os.PathLike)):
-            load_backbone(AutoConfig.from_pretrained(backbone).model_type)  # refuse before loading weights
-            backbone = AutoModel.from_pretrained(backbone, dtype=torch.float32)
+            load_backbone(_loaded(AutoConfig, backbone).model_type)  # refuse before loading weights
+            backbone = _loaded(AutoModel, backbone, dtype=torch.float32)
         source = backbone.base_model if isinstance(backbone, PreTrainedModel) else None
-        encoder = source.config if source is not None else backbone
+        encoder = copy.deepcopy(source.config if source is not None else backbone)
         load_backbone(encoder.model_type)
         config = MultiExitConfig(
             encoder,
@@ -210,8 +230,7 @@ class MultiExitModel(PreTrainedModel):
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """What goes into the first layer; see `Segments`."""
-        carry: Carry = self._cut.embed(inputs)
-        return carry
+        return self._cut.embed(inputs)
 
     def block(self, exit: int, carry: Carry) -> Carry:
         """Run the layers that lead to exit `exit` (0-based); see `Segments`."""
@@ -281,19 +300,6 @@ class MultiExitModel(PreTrainedModel):
         return MultiExitOutput(loss=loss, logits=logits[-1], logits_by_exit=torch.stack(logits, dim=1))
 
     @property
-    def operating_points(self) -> dict[str, OperatingPoint]:
-        """The points that came with the weights, by name; save_pretrained writes them again."""
-        if self._points is None:
-            name = self.config.name_or_path
-            quiet = {
-                "_raise_exceptions_for_missing_entries": False,
-                "_raise_exceptions_for_connection_errors": False,
-            }
-            path = cached_file(name, POINTS_FILE, **quiet) if name else None
-            self._points = read_points(path) if path else {}
-        return self._points
-
-    @property
     def operating_point(self) -> OperatingPoint | None:
         """The point that is set; None = full depth."""
         return self._leaving
@@ -320,36 +326,57 @@ class MultiExitModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write weights, configuration, operating points and, where there is none yet, a model card."""
-        points = self.operating_points
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
-        if points:
-            write_points(points, folder / POINTS_FILE)
+        if self.operating_points:
+            write_points(self.operating_points, folder / POINTS_FILE)
         card = folder / "README.md"
         if not card.exists():
-            card.write_text(model_card(self.config, points), encoding="utf-8")
+            card.write_text(model_card(self.config, self.operating_points), encoding="utf-8")
 
 
 def load_folder(folder: str | os.PathLike[str]) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """A model with exits and its tokenizer, from a folder or a hub name.
+    """A model with exits and its tokenizer, from a folder or a hub name; on the GPU if there is one.
 
     Raises:
         InvalidInput: nothing can be loaded from there, or it is a model without exits.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{folder}: no model can be loaded from there ({str(error).splitlines()[0]})") from None
+    config = _loaded(AutoConfig, folder)
     if not isinstance(config, MultiExitConfig):
         raise InvalidInput(f"{folder}: a {config.model_type} model without exits; `offramp train` puts exits on it")
-    return MultiExitModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model: MultiExitModel = _loaded(MultiExitModel, folder).eval()
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return model, load_tokenizer(folder)
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder or hub name.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    return _loaded(AutoTokenizer, folder)
+
+
+def _loaded(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
+    """`kind.from_pretrained`, with one line where transformers would fill the screen."""
+    try:
+        return kind.from_pretrained(folder, **options)
+    except (OSError, ValueError) as error:
+        what = {"AutoTokenizer": "tokenizer"}.get(kind.__name__, "model")
+        raise InvalidInput(f"{folder}: no {what} can be loaded from there ({str(error).splitlines()[0]})") from None
 
 
 def _label_arguments(num_labels: int | None, id2label: Mapping[int, str] | None) -> dict[str, Any]:
     if id2label is None:
+        if num_labels is not None and num_labels < 1:
+            raise InvalidInput(f"num_labels must be at least 1, got {num_labels}")
         return {"num_labels": 2 if num_labels is None else num_labels}
     if num_labels not in (None, len(id2label)):
         raise InvalidInput(f"num_labels is {num_labels}, but id2label names {len(id2label)}")
+    if not id2label or sorted(id2label) != list(range(len(id2label))):
+        raise InvalidInput(f"id2label must name the outputs 0, 1, ... without a gap, got {sorted(id2label)}")
     return {"id2label": dict(id2label), "label2id": {label: number for number, label in id2label.items()}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -25,6 +25,7 @@ from offramp.tracing import ENGINES
 from offramp.values import MULTI_LABEL, REGRESSION, Answers, OperatingPoint
 
 DEFAULT = "default"
+WINDOW = 1024  # texts that are sorted by length together while streaming
 Answer = dict[str, Any]
 
 
@@ -64,14 +65,12 @@ class Predictor:
         if engine not in ("auto", *ENGINES):
             raise UnknownName(f"unknown engine {engine!r}; known: auto, {', '.join(ENGINES)}")
         model, tokenizer = load_folder(folder)
-        if torch.accelerator.is_available():
-            model = model.to(torch.accelerator.current_accelerator())
         if operating_point == DEFAULT and DEFAULT not in model.operating_points:
             operating_point = None
         model.set_operating_point(operating_point)
-        return cls(model.eval(), tokenizer, model.operating_point)
+        return cls(model, tokenizer, model.operating_point)
 
-    def __call__(self, texts: Sequence[Text], batch_size: int = 32) -> list[Answer]:
+    def __call__(self, texts: Iterable[Text], batch_size: int = 32) -> list[Answer]:
         """Answer texts and pairs, in the order in which they came.
 
         Args:
@@ -80,23 +79,24 @@ class Predictor:
 
         Returns:
             One dict a text: {"label", "score", "exit_layer"}; for regression {"value", "exit_layer"} (a list of values
-            where there are several outputs); for several labels {"labels", "scores", "exit_layer"}. A text whose logits
-            are not finite has {"error", "exit_layer"} and no answer.
+            where there are several outputs); for several labels {"labels", "exit_layer"}, those above 0.5. A text whose
+            logits are not finite has {"error", "exit_layer"} and no answer.
 
         Raises:
             InvalidInput: something that is neither a text nor a pair, or a batch size below 1.
         """
-        if isinstance(texts, str) or batch_size < 1:
-            raise InvalidInput("a predictor takes a list of texts, and a batch size of 1 or more")
+        _refuse_one_text(texts)
+        if batch_size < 1:
+            raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
+        texts = list(texts)
         for number, text in enumerate(texts):
             if not _is_text(text):
                 raise InvalidInput(f"item {number} must be a text or a pair of texts, got {text!r}")
         rows = encode(self.tokenizer, texts, token_limit(self.tokenizer, self.model.config.backbone))
         answers: list[Answer] = [{} for _ in texts]
         batches = length_sorted(rows, batch_size)
-        for numbers in tqdm(
-            batches, desc="predict", unit="batch", disable=None if len(batches) > 50 else True, leave=False
-        ):
+        short = len(batches) <= 50
+        for numbers in tqdm(batches, desc="predict", unit="batch", disable=short or None, leave=False):
             found = self.answer(collate([rows[number] for number in numbers], self.model.config.pad_token_id))
             for number, told in zip(numbers, self._told(found), strict=True):
                 answers[number] = told
@@ -111,20 +111,18 @@ class Predictor:
         answers = run(self.model, policy, thresholds, inputs)
         return Answers(answers.logits.cpu(), answers.exit_layers.cpu(), answers.failed.cpu())
 
-    def stream(self, texts: Iterable[Text], batch_size: int = 32, window: int = 1024) -> Iterator[Answer]:
-        """Answer texts as they come, in order, with no more than `window` of them in memory."""
+    def stream(self, texts: Iterable[Text], batch_size: int = 32) -> Iterator[Answer]:
+        """Answer texts as they come, in order, with no more than WINDOW of them in memory; see `__call__`."""
+        _refuse_one_text(texts)
         waiting = iter(texts)
-        while chunk := list(islice(waiting, window)):
+        while chunk := list(islice(waiting, WINDOW)):
             yield from self(chunk, batch_size)
 
     def _told(self, answers: Answers) -> Iterator[Answer]:
         rows = zip(answers.logits.float(), answers.exit_layers.tolist(), answers.failed.tolist(), strict=True)
         for logits, layer, failed in rows:
-            yield (
-                {"error": "the model's logits are not finite"} | {"exit_layer": layer}
-                if failed
-                else (self._one(logits) | {"exit_layer": layer})
-            )
+            told = {"error": "the model's logits are not finite"} if failed else self._one(logits)
+            yield {**told, "exit_layer": layer}
 
     def _one(self, logits: Tensor) -> Answer:
         config = self.model.config
@@ -132,11 +130,14 @@ class Predictor:
             values = logits.tolist()
             return {"value": values[0] if len(values) == 1 else values}
         if config.problem_type == MULTI_LABEL:
-            probabilities = logits.sigmoid().tolist()
-            chosen = {config.id2label[k]: p for k, p in enumerate(probabilities) if p > 0.5}
-            return {"labels": list(chosen), "scores": list(chosen.values())}
+            return {"labels": [config.id2label[number] for number in (logits > 0).nonzero().flatten().tolist()]}
         probability, label = logits.softmax(dim=-1).max(dim=-1)
         return {"label": config.id2label[int(label)], "score": probability.item()}
+
+
+def _refuse_one_text(texts: object) -> None:
+    if isinstance(texts, str):
+        raise InvalidInput("a predictor takes a list of texts, got one text")
 
 
 def _is_text(text: object) -> bool:

@@ -50,16 +50,11 @@ def sweep(score: Tensor, statistics: Tensor) -> Sweep:
     seen, order = reached[real].sort(descending=True)
     totals = statistics[-1].sum(dim=0) + change[real][order].cumsum(dim=0)
     values, counts = torch.unique_consecutive(seen, return_counts=True)
-    totals = totals[counts.cumsum(dim=0) - 1]
-    never = torch.tensor([math.inf])
-    return Sweep(torch.cat((never, _below(values))), torch.cat((statistics[-1].sum(dim=0)[None], totals)))
-
-
-def _below(values: Tensor) -> Tensor:
-    """A threshold under each of these falling values (K,) and above the next one, midway where floats allow."""
-    under = torch.cat((values[1:], values[-1:] - 1))
+    under = torch.cat((values[1:], values[-1:] - values[-1:].abs().clamp(min=1)))
     middle = ((values.double() + under.double()) / 2).float()
-    return torch.where(middle > under, middle, values)
+    apart = (middle < values) & (middle > under)  # no float lies between neighbours: they leave together
+    thresholds = torch.cat((torch.tensor([math.inf]), middle[apart]))
+    return Sweep(thresholds, torch.cat((statistics[-1].sum(dim=0)[None], totals[counts.cumsum(dim=0) - 1][apart])))
 
 
 @dataclass(frozen=True)
@@ -113,11 +108,13 @@ def calibrate(
 
     Raises:
         CannotReach: no threshold meets the target; the message names the best.
-        InvalidInput: no labels where they are needed; samples without a finite answer.
+        InvalidInput: no labels where they are needed; samples without a finite answer; a single exit.
         NotApplicable: policy, metric or target have no meaning for this kind of problem.
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
-    if broken := int(failed(trace.logits).any(dim=0).sum()):
+    if trace.depth == 1:
+        raise InvalidInput("a trace of one exit: there is nowhere to leave early")
+    if broken := int(failed(*unroll(policy, trace)).any(dim=0).sum()):
         raise InvalidInput(f"{broken} of {len(trace)} samples have logits that are not finite; leave them out first")
     if target.max_drop is not None:
         threshold = _for_quality(trace, policy, target.max_drop, metric)

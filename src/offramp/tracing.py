@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,25 +48,19 @@ def record(
     """
     if engine not in ENGINES:
         raise UnknownName(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    if batch_size < 1:
+        raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
     tokenizer = None
     if not isinstance(model, MultiExitModel):
         model, tokenizer = load_folder(model)
-    about = {
-        "engine": f"{engine}-{str(model.dtype).removeprefix('torch.')}",
-        "model": model.config.name_or_path,
-    }
+    about = {"engine": f"{engine}-{str(model.dtype).removeprefix('torch.')}"}
     if isinstance(dataset, (str, os.PathLike)):
-        about["data"] = os.fspath(dataset)
+        about["data"] = Path(dataset).name if Path(dataset).exists() else f"{os.fspath(dataset)} ({split})"
         dataset = read_for(model, os.fspath(dataset), columns, split)
     rows, labels = _token_rows(model, tokenizer, dataset)
-    return Trace(
-        _all_logits(model, rows, batch_size),
-        labels,
-        None,
-        torch.tensor(model.layers),
-        model.config.problem_type,
-        about,
-    )
+    logits = _all_logits(model, rows, batch_size)
+    layers = torch.tensor(model.layers)
+    return Trace(logits, labels, layers=layers, problem_type=model.config.problem_type, about=about)
 
 
 def read_for(model: MultiExitModel, source: str, columns: Columns = GUESSED, split: str = "validation") -> Examples:
@@ -91,8 +86,8 @@ def _token_rows(
         return list(tokens), torch.tensor(dataset.labels)
     if len(dataset) == 0:
         raise InvalidInput("there are no rows to record")
-    if "input_ids" not in dataset[0]:
-        raise DataError(f"rows must hold input_ids, found {', '.join(dataset[0])}; for texts give a file or Examples")
+    if not isinstance(dataset[0], Mapping) or "input_ids" not in dataset[0]:
+        raise DataError(f"rows must be mappings with input_ids, got {dataset[0]!r}; for texts give a file or Examples")
     names = ("input_ids", "attention_mask", "token_type_ids")
     rows = [
         {name: torch.as_tensor(row[name]).tolist() for name in names if name in row}
@@ -101,7 +96,11 @@ def _token_rows(
     label = next((name for name in ("labels", "label") if name in dataset[0]), None)
     if label is None:
         return rows, None
-    return rows, torch.stack([torch.as_tensor(dataset[number][label]) for number in range(len(dataset))])
+    labels = [dataset[number].get(label) for number in range(len(dataset))]
+    missing = [number for number, each in enumerate(labels) if each is None]
+    if missing:
+        raise DataError(f"row {missing[0]} has no {label}, others have")
+    return rows, torch.stack([torch.as_tensor(each) for each in labels])
 
 
 @torch.no_grad()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,9 +66,27 @@ class ExitTrainer(Trainer):
             raise InvalidInput("label_smoothing_factor is not supported by ExitTrainer: each exit has its own loss")
         self.objective = objective or Weighted()
         (self.stage,) = self.objective.stages
-        self._exit_losses: list[Tensor] = []
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(part_of(name, model) in self.stage.learns)
+        self._exit_losses = LossSum()
+        model.set_operating_point(None)  # losses are those of all exits
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See `transformers.Trainer.train`. What the objective does not train is frozen meanwhile.
+
+        The model's operating points are forgotten: they were chosen for other weights.
+        """
+        self.model.operating_points.clear()
+        frozen = [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and part_of(name, self.model) not in self.stage.learns
+        ]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
 
     def compute_loss(
         self,
@@ -80,7 +101,7 @@ class ExitTrainer(Trainer):
         problem_type = self.model.config.problem_type
         exits = ExitOutput(outputs.exit_logits, problem_type=problem_type)
         loss = self.objective.loss(self.stage, self.state.global_step, exits, labels)
-        self._exit_losses.append(exit_losses(ExitOutput(exits.logits.detach(), problem_type=problem_type), labels))
+        self._exit_losses.add(exit_losses(ExitOutput(exits.logits.detach(), problem_type=problem_type), labels))
         return (loss, {"loss": loss, **outputs}) if return_outputs else loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -96,20 +117,43 @@ class ExitTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean loss of every exit since the last log; see `transformers.Trainer.log`."""
-        prefix = next((name[: -len("loss")] for name in logs if name in ("loss", "eval_loss")), None)
-        if prefix is not None and self._exit_losses:
-            means = torch.stack(self._exit_losses).mean(dim=0).tolist()
-            named = zip(self.model.layers, means, strict=True)
-            logs.update({f"{prefix}loss_exit_{layer}": round(mean, 4) for layer, mean in named})
-            self._exit_losses.clear()
+        if "loss" in logs:
+            logs.update(self._exit_losses.take(self.model.layers, ""))
         super().log(logs, start_time)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """See `transformers.Trainer.evaluate`; what training has gathered since its last log is set aside meanwhile."""
-        gathered, self._exit_losses = self._exit_losses, []
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        self._exit_losses = gathered
-        return metrics
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Add the loss of every exit to the metrics; see `transformers.Trainer.evaluation_loop`."""
+        of_training, self._exit_losses = self._exit_losses, LossSum()
+        found = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        found.metrics.update(self._exit_losses.take(self.model.layers, f"{metric_key_prefix}_"))
+        self._exit_losses = of_training
+        return found
+
+
+@dataclass
+class LossSum:
+    """The losses (L,) of every exit, summed over batches."""
+
+    total: Tensor | None = None
+    batches: int = 0
+
+    def add(self, losses: Tensor) -> None:
+        """Count one batch more."""
+        self.total = losses if self.total is None else self.total + losses
+        self.batches += 1
+
+    def take(self, layers: Sequence[int], prefix: str) -> dict[str, float]:
+        """The means by name, `loss_exit_<layer>`; counting starts again."""
+        means = [] if self.total is None else (self.total / self.batches).tolist()
+        self.total, self.batches = None, 0
+        return {f"{prefix}loss_exit_{layer}": round(mean, 4) for layer, mean in zip(layers, means, strict=False)}
 
 
 def part_of(name: str, model: MultiExitModel) -> str:
@@ -159,7 +203,7 @@ def default_arguments(folder: str | os.PathLike[str], **changes: Any) -> Trainin
 
 
 class Progress(TrainerCallback):
-    """One bar on standard error for the whole training; quiet where that is not a terminal."""
+    """On standard error: one bar for the whole training, where that is a terminal, and a line for each log."""
 
     def __init__(self) -> None:
         self.bar: tqdm[Any] | None = None
@@ -175,9 +219,12 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """See `transformers.TrainerCallback`."""
-        shown: dict[str, Any] = {name: logs[name] for name in ("loss", "eval_loss") if name in logs}
-        if self.bar is not None and shown:
-            self.bar.set_postfix({**shown, "epoch": f"{state.epoch:.1f}"})
+        for prefix in ("", "eval_"):
+            exits = [value for name, value in logs.items() if name.startswith(f"{prefix}loss_exit_")]
+            if exits:
+                losses = " ".join(f"{loss:.3f}" for loss in exits)
+                kind = "validation" if prefix else "training"
+                tqdm.write(f"epoch {state.epoch:.1f}: {kind} loss of the exits {losses}", file=sys.stderr)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """See `transformers.TrainerCallback`."""

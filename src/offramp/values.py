@@ -107,7 +107,7 @@ class Trace:
         layers: (L,) the layer number of each exit, increasing; None = 1..L.
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, several labels where the labels are
             (N, C), else single label.
-        about: where it is from: words such as {"engine": ..., "data": ..., "model": ...}.
+        about: where it is from, in words: {"engine": ..., "data": ...}.
 
     Raises:
         InvalidInput: shapes that do not fit together.
@@ -129,13 +129,15 @@ class Trace:
             raise InvalidInput(
                 f"a trace of {depth} exits needs {depth} increasing layer numbers, got {layers.tolist()}"
             )
-        if self.labels is not None and len(self.labels) != samples:
-            raise InvalidInput(f"{samples} samples but {len(self.labels)} labels")
         if self.certainty is not None and self.certainty.shape != (depth, samples):
             raise InvalidInput(f"certainty must be {(depth, samples)}, got {tuple(self.certainty.shape)}")
         problem_type = self.problem_type or infer_problem_type(self.logits, self.labels)
         if problem_type not in PROBLEM_TYPES:
             raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {problem_type!r}")
+        if problem_type == SINGLE_LABEL and self.logits.shape[-1] == 1:
+            raise InvalidInput("one output cannot be a choice among classes; one output is a regression")
+        if self.labels is not None:
+            _check_labels(self.labels, problem_type, self.logits)
         object.__setattr__(self, "logits", self.logits.detach().float())
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "problem_type", problem_type)
@@ -190,9 +192,10 @@ class Trace:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (OSError, SafetensorError) as error:
             raise InvalidInput(f"{os.fspath(path)}: not a readable trace ({error})") from None
-        if "logits" not in tensors or "problem_type" not in words:
-            raise InvalidInput(f"{os.fspath(path)}: a safetensors file, but not a trace that `offramp record` wrote")
-        return cls(**tensors, problem_type=words["problem_type"], about=json.loads(words["about"]))
+        try:
+            return cls(**tensors, problem_type=words["problem_type"], about=json.loads(words["about"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(f"{os.fspath(path)}: not a trace that `offramp record` wrote ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ class Measured:
         mean_exit: mean exit layer.
         depth: layers of the full model.
         rows: how many samples.
-        about: which data, model and engine (see `Trace.about`).
+        about: which data, which engine (see `Trace.about`).
     """
 
     metric: str | None
@@ -274,6 +277,8 @@ class OperatingPoint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "thresholds", tuple(float(value) for value in self.thresholds))
+        if "name" not in self.policy:
+            raise InvalidInput(f"an operating point's policy is data with a name, got {dict(self.policy)}")
         if any(math.isnan(value) for value in self.thresholds):
             raise InvalidInput(f"a threshold must be a number, got {self.thresholds}")
 
@@ -290,6 +295,18 @@ class OperatingPoint:
         thresholds = tuple(words[value] if isinstance(value, str) else value for value in data["thresholds"])
         measured = Measured(**data["measured"]) if data.get("measured") else None
         return cls(data["policy"], thresholds, data.get("target", {}), measured)
+
+
+def _check_labels(labels: Tensor, problem_type: str, logits: Tensor) -> None:
+    _, samples, outputs = logits.shape
+    flat = problem_type == SINGLE_LABEL or (problem_type == REGRESSION and outputs == 1)
+    wanted = (samples,) if flat else (samples, outputs)
+    if labels.shape != wanted and not (problem_type == REGRESSION and labels.shape == (samples, outputs)):
+        raise InvalidInput(f"labels for {samples} samples must be {wanted}, got {tuple(labels.shape)}")
+    if problem_type == SINGLE_LABEL and not ((labels >= 0) & (labels < outputs)).all():
+        raise InvalidInput(
+            f"labels must be class numbers from 0 to {outputs - 1}, got {labels.min()} to {labels.max()}"
+        )
 
 
 def infer_problem_type(logits: Tensor, labels: Tensor | None = None) -> str:

@@ -36,10 +36,11 @@ class Segments(Protocol):
 
 @dataclass(frozen=True)
 class Departure:
-    """Who left at one exit: row numbers (K,), their logits (K, C), the layer's number."""
+    """Who left at one exit: row numbers (K,), their logits (K, C), who of them failed (K,), the layer's number."""
 
     rows: Tensor
     logits: Tensor
+    failed: Tensor
     layer: int
 
 
@@ -71,15 +72,16 @@ def run(
         carry = segments.block(number, carry)
         step = policy.step(number, segments.exit(number, carry), memory)
         out_now = leaves(step.score, step.logits, limit)  # (B,)
-        leaving = int(out_now.sum())
-        if leaving == len(rows):
-            left.append(Departure(rows, step.logits, segments.layers[number]))
-            break
         memory = step.memory
-        if leaving:
-            left.append(Departure(rows[out_now], step.logits[out_now], segments.layers[number]))
-            stay = (~out_now).nonzero().squeeze(1)
-            rows, carry, memory = rows[stay], carry.take(stay), tuple(each[stay] for each in memory)
+        leaving = int(out_now.sum())
+        if leaving == 0 < len(rows):
+            continue
+        broken = failed(step.score, step.logits)
+        left.append(Departure(rows[out_now], step.logits[out_now], broken[out_now], segments.layers[number]))
+        if leaving == len(rows):
+            break
+        stay = (~out_now).nonzero().squeeze(1)
+        rows, carry, memory = rows[stay], carry.take(stay), tuple(each[stay] for each in memory)
     return _in_input_order(left)
 
 
@@ -87,4 +89,4 @@ def _in_input_order(left: Sequence[Departure]) -> Answers:
     order = torch.cat([departure.rows for departure in left]).argsort()
     logits = torch.cat([departure.logits for departure in left])[order]
     layers = torch.cat([torch.full_like(departure.rows, departure.layer) for departure in left])[order]
-    return Answers(logits, layers, failed(logits))
+    return Answers(logits, layers, torch.cat([departure.failed for departure in left])[order])

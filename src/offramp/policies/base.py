@@ -76,14 +76,14 @@ def answer(out: ExitOutput) -> Tensor:
     return choices(out).argmax(dim=-1)
 
 
-def failed(logits: Tensor) -> Tensor:
-    """Whose logits (..., C) are no answer: (...) bool."""
-    return ~logits.isfinite().all(dim=-1)
+def failed(score: Tensor, logits: Tensor) -> Tensor:
+    """Who has no answer, (...) bool: a score (...) that is NaN, or logits (..., C) that are not finite."""
+    return score.isnan() | ~logits.isfinite().all(dim=-1)
 
 
 def leaves(score: Tensor, logits: Tensor, limit: float) -> Tensor:
     """Who leaves, (B,) bool: whoever reaches the limit, and whoever has failed, at once."""
-    return (score >= limit) | failed(logits)
+    return (score >= limit) | failed(score, logits)
 
 
 def limits(thresholds: float | Sequence[float] | Tensor, exits: int) -> list[float]:
@@ -141,5 +141,6 @@ def replay(
     score, logits = unroll(policy, trace)  # (L, N), (L, N, C)
     leave = torch.stack([leaves(score[m], logits[m], at) for m, at in enumerate(limits(threshold, trace.depth))])
     first = leave.to(torch.uint8).argmax(dim=0)  # (N,) the first exit that lets the sample go
-    taken = logits[first, torch.arange(len(trace))]  # (N, C)
-    return Answers(taken, torch.tensor(trace.layer_numbers)[first], failed(taken))
+    rows = torch.arange(len(trace))
+    taken = logits[first, rows]  # (N, C)
+    return Answers(taken, torch.tensor(trace.layer_numbers)[first], failed(score[first, rows], taken))

@@ -27,7 +27,8 @@ class Entropy(Policy):
         """See `Policy.step`."""
         log_p = choices(out)  # (B, G, K)
         entropy = -(log_p.exp() * log_p).sum(dim=-1)  # (B, G)
-        return Step((1 - entropy / math.log(log_p.shape[-1])).amin(dim=-1), out.logits)
+        score = (1 - entropy / math.log(log_p.shape[-1])).clamp(min=0)  # rounding can take equal logits below 0
+        return Step(score.amin(dim=-1), out.logits)
 
 
 @final

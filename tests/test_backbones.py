@@ -1,0 +1,201 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedModel,
+)
+
+from offramp.errors import UnsupportedBackbone
+from offramp.model import MultiExitModel
+from offramp.registry import BACKBONES, load_backbone
+from tiny import FAMILIES, LAYERS, encoder_config, padded, token_rows
+
+WITH_POOLER = {"albert": "pooler", "bert": "pooler.dense"}
+
+
+def encoder(family: str, **changes: Any) -> PreTrainedModel:
+    torch.manual_seed(1)
+    return AutoModel.from_config(encoder_config(family, **changes)).eval()
+
+
+def batch_of(model: MultiExitModel) -> dict[str, Tensor]:
+    return padded(model, token_rows(6), extra=2)
+
+
+@torch.no_grad()
+def by_transformers(reference: PreTrainedModel, batch: dict[str, Tensor]) -> list[Tensor]:
+    """The states after each layer; ALBERT tells them after each layer inside a layer."""
+    states = reference(**batch, output_hidden_states=True).hidden_states
+    inner = (len(states) - 1) // reference.config.num_hidden_layers
+    return list(states[inner::inner])
+
+
+@torch.no_grad()
+def by_offramp(model: MultiExitModel, batch: dict[str, Tensor]) -> list[Tensor]:
+    carry, states = model.embed(batch), []
+    for exit in range(len(model.layers)):
+        carry = model.block(exit, carry)
+        states.append(carry.hidden)
+    return states
+
+
+def assert_same_states(model: MultiExitModel, reference: PreTrainedModel, batch: dict[str, Tensor]) -> None:
+    real = batch["attention_mask"].bool()  # what padding becomes is nobody's business
+    expected, found = by_transformers(reference, batch), by_offramp(model.eval(), batch)
+    assert len(found) == len(expected) == LAYERS
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours[real], theirs[real], atol=1e-5)
+
+
+def test_every_family_of_the_registry_is_tested_here() -> None:
+    assert {encoder_config(family).model_type for family in FAMILIES} == set(BACKBONES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_live_model_gives_transformers_states_after_every_layer(family: str) -> None:
+    reference = encoder(family)
+    model = MultiExitModel.from_backbone(reference, 3)
+    assert_same_states(model, reference, batch_of(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_local_folder_gives_transformers_states_after_every_layer(family: str, tmp_path: Path) -> None:
+    reference = encoder(family)
+    reference.save_pretrained(tmp_path)
+    model = MultiExitModel.from_backbone(tmp_path, 3)
+    assert_same_states(model, reference, batch_of(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_configuration_gives_transformers_states_after_every_layer(family: str) -> None:
+    model = MultiExitModel.from_backbone(encoder_config(family), 3)
+    reference = encoder(family)
+    left_over = reference.load_state_dict(model.backbone.state_dict(), strict=False)
+    assert not left_over.unexpected_keys
+    assert all(key.startswith("pooler.") for key in left_over.missing_keys)
+    assert_same_states(model, reference, batch_of(model))
+
+
+@pytest.mark.parametrize("shape", [{}, {"num_hidden_groups": 1}, {"num_hidden_groups": 3}, {"inner_group_num": 1}])
+def test_albert_runs_its_groups_in_transformers_order(shape: dict[str, int]) -> None:
+    reference = encoder("albert", **shape)
+    model = MultiExitModel.from_backbone(reference, 3)
+    assert_same_states(model, reference, batch_of(model))
+
+
+def test_token_types_and_positions_reach_the_embedding() -> None:
+    reference = encoder("bert")
+    model = MultiExitModel.from_backbone(reference, 3)
+    batch = batch_of(model)
+    batch["token_type_ids"] = batch["input_ids"] % 2
+    batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).flip(0).expand_as(batch["input_ids"])
+    assert_same_states(model, reference, batch)
+
+
+def test_token_types_are_dropped_where_the_encoder_has_none() -> None:
+    model = MultiExitModel.from_backbone(encoder("distilbert"), 3).eval()
+    batch = batch_of(model)
+    typed = batch | {"token_type_ids": torch.ones_like(batch["input_ids"])}
+    assert torch.equal(by_offramp(model, typed)[-1], by_offramp(model, batch)[-1])
+
+
+def test_without_a_mask_every_token_is_real() -> None:
+    model = MultiExitModel.from_backbone(encoder("bert"), 3, pooling="mean").eval()
+    ids = batch_of(model)["input_ids"]
+    with_mask = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits_by_exit
+    assert torch.allclose(model(input_ids=ids).logits_by_exit, with_mask, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_live_model_is_left_as_it_was(family: str) -> None:
+    given = encoder(family)
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    told = given.config.to_dict()
+
+    model = MultiExitModel.from_backbone(given, 3, head="pooler")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+
+    after = given.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert given.config.to_dict() == told
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_classifier_lends_its_encoder(family: str) -> None:
+    torch.manual_seed(2)
+    classifier = AutoModelForSequenceClassification.from_config(encoder_config(family)).eval()
+    model = MultiExitModel.from_backbone(classifier, 3)
+    assert_same_states(model, classifier.base_model, batch_of(model))
+
+
+def test_a_model_with_exits_lends_its_encoder() -> None:
+    first = MultiExitModel.from_backbone(encoder("bert"), 2)
+    second = MultiExitModel.from_backbone(first, 3, exit_layers=[2, 4])
+    assert second.config.num_labels == 3
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.backbone.parameters(), second.backbone.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", [AutoModelForSequenceClassification, AutoModelForMaskedLM])
+def test_the_folder_of_a_model_with_a_head_lends_its_encoder(kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    headed = kind.from_config(encoder_config("roberta")).eval()
+    headed.save_pretrained(tmp_path)
+    model = MultiExitModel.from_backbone(tmp_path, 3)
+    assert_same_states(model, headed.base_model, batch_of(model))
+
+
+@pytest.mark.parametrize("head", ["pooler", "shared_pooler"])
+@pytest.mark.parametrize("family", WITH_POOLER)
+def test_the_pre_trained_pooler_is_copied(family: str, head: str) -> None:
+    reference = encoder(family)
+    model = MultiExitModel.from_backbone(reference, 3, head=head).eval()
+    batch = batch_of(model)
+    pooler = reference.get_submodule(WITH_POOLER[family])
+    weight, bias = pooler.weight.detach().numpy(), pooler.bias.detach().numpy()
+
+    states = by_transformers(reference, batch)
+    logits = model(**batch).exit_logits.detach().numpy()
+
+    for exit, classifier in enumerate(model.heads.classifiers):
+        pooled = np.tanh(states[exit][:, 0].numpy() @ weight.T + bias)
+        expected = pooled @ classifier.weight.detach().numpy().T + classifier.bias.detach().numpy()
+        assert np.allclose(logits[exit], expected, atol=1e-5)
+
+
+def test_where_there_is_no_pre_trained_pooler_the_heads_start_their_own() -> None:
+    model = MultiExitModel.from_backbone(encoder("electra"), 3, head="shared_pooler")
+    assert model.heads.poolers[0].weight.std() > 0
+
+
+@pytest.mark.parametrize("backbone", [GPT2Config(n_embd=16, n_layer=2, n_head=2), GPT2Model])
+def test_an_unknown_family_is_refused_with_the_known_ones_and_the_place_to_add_it(backbone: Any) -> None:
+    if backbone is GPT2Model:
+        backbone = GPT2Model(GPT2Config(n_embd=16, n_layer=2, n_head=2))
+    with pytest.raises(UnsupportedBackbone, match=r"'gpt2' .*albert, bert, .*backbones/bert\.py .*registry\.py"):
+        MultiExitModel.from_backbone(backbone, 3)
+
+
+def test_an_unknown_family_is_refused_before_its_weights_are_loaded(tmp_path: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path)  # a configuration, no weights
+    with pytest.raises(UnsupportedBackbone, match="gpt2"):
+        MultiExitModel.from_backbone(tmp_path, 3)
+
+
+def test_a_pre_trained_pooler_is_known_by_its_path() -> None:
+    for family in FAMILIES:
+        config = encoder_config(family)
+        assert load_backbone(config.model_type).pooler_path(config) == WITH_POOLER.get(config.model_type)

@@ -1,0 +1,189 @@
+"""The tables hold, the import graph is as drawn, and the public surface is there."""
+
+import ast
+import subprocess
+import sys
+from importlib.util import find_spec
+from inspect import isabstract, isclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import offramp
+from offramp.backbones.base import Backbone
+from offramp.errors import UnknownName, UnsupportedBackbone
+from offramp.objectives.base import Objective
+from offramp.policies.base import Policy
+from offramp.registry import BACKBONES, OBJECTIVES, POLICIES, load, load_backbone
+
+ROOT = Path(offramp.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+ROWS = [
+    (table, name, kind)
+    for table, kind in ((POLICIES, Policy), (OBJECTIVES, Objective), (BACKBONES, Backbone))
+    for name in table
+]
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("table", "name", "kind"), ROWS, ids=[name for _, name, _ in ROWS])
+def test_every_row_is_a_finished_class_of_its_kind(table: dict[str, str], name: str, kind: type[Any]) -> None:
+    found = load(table, name)
+    assert issubclass(found, kind)
+    assert not isabstract(found)
+    assert f"{found.__module__}:{found.__qualname__}" == table[name]
+
+
+@pytest.mark.parametrize("name", [*POLICIES, *OBJECTIVES])
+def test_names_have_hyphens(name: str) -> None:
+    assert name.replace("-", "").isalnum()
+    assert name == name.lower()
+
+
+@pytest.mark.parametrize("table", [POLICIES, OBJECTIVES])
+def test_every_finished_policy_and_objective_has_a_row(table: dict[str, str]) -> None:
+    kind = Policy if table is POLICIES else Objective
+    for name in table:
+        load(table, name)
+    ours = {found for found in kind.__subclasses__() if found.__module__.startswith("offramp.")}
+    assert {f"{found.__module__}:{found.__qualname__}" for found in ours} == set(table.values())
+
+
+def test_an_encoder_that_is_not_known_names_the_ones_that_are() -> None:
+    with pytest.raises(UnsupportedBackbone, match="'gpt2' is not supported; supported: albert, bert, camembert"):
+        load_backbone("gpt2")
+
+
+def test_a_name_far_from_all_gets_no_guess() -> None:
+    with pytest.raises(UnknownName) as caught:
+        load(OBJECTIVES, "qqq")
+    assert "did you mean" not in str(caught.value)
+
+
+# --- import graph -------------------------------------------------------------------------------------------
+
+
+def top_level_imports(path: Path) -> set[str]:
+    """The modules of offramp that a module loads when it is loaded; those under TYPE_CHECKING are not."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import from the defining module"
+            names.add(str(node.module))
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return {name for name in names if name.split(".")[0] == "offramp"}
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+GRAPH = {dotted(path): top_level_imports(path) for path in MODULES}
+
+
+def test_package_init_files_are_empty() -> None:
+    inits = [path for path in MODULES if path.name == "__init__.py" and path.parent != ROOT]
+    assert len(inits) >= 4
+    assert [path for path in inits if path.read_text(encoding="utf-8").strip()] == []
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    assert [path for path in MODULES if not (path.parent / "__init__.py").exists()] == []
+
+
+def test_imports_name_the_defining_module() -> None:
+    packages = {dotted(path) for path in MODULES if path.name == "__init__.py"} - {"offramp"}
+    for module, imported in GRAPH.items():
+        assert not imported & packages, module
+        assert imported <= set(GRAPH), module
+        assert "offramp" not in imported or module == "offramp.cli", f"{module} imports the root"
+
+
+def test_there_is_no_import_cycle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above, module))
+        if module not in done:
+            for imported in sorted(GRAPH[module]):
+                visit(imported, (*above, module))
+            done.add(module)
+
+    for module in GRAPH:
+        visit(module, ())
+
+
+@pytest.mark.parametrize(
+    ("module", "knows_nothing_of"),
+    [
+        ("values", ("policies", "engine", "model", "thresholds", "registry")),
+        ("policies", ("engine", "model", "thresholds", "evaluate", "backbones", "objectives")),
+        ("objectives", ("engine", "model", "thresholds", "policies", "backbones")),
+        ("backbones", ("engine", "model", "thresholds", "policies", "objectives")),
+        ("engine", ("model", "thresholds", "evaluate", "tracing", "predictor")),
+        ("evaluate", ("engine", "model", "thresholds", "tracing", "predictor")),
+        ("thresholds", ("engine", "model", "tracing", "predictor", "training", "backbones")),
+    ],
+)
+def test_nothing_on_the_left_knows_anything_on_the_right(module: str, knows_nothing_of: tuple[str, ...]) -> None:
+    ours = [imported for name, imported in GRAPH.items() if name.split(".")[1:2] == [module]]
+    assert ours
+    rooms = {name.split(".")[1] for imported in ours for name in imported}
+    assert not rooms & set(knows_nothing_of)
+
+
+@pytest.mark.parametrize("heavy", ["torch", "transformers", "datasets", "numpy"])
+@pytest.mark.parametrize("module", ["offramp", "offramp.cli"])
+def test_importing_costs_nothing(module: str, heavy: str) -> None:
+    if find_spec(module) is None:
+        pytest.skip(f"there is no {module} yet")
+    program = f"import sys, {module}; sys.exit('{heavy}' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# --- public surface -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", offramp.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(offramp, name) is not None
+    assert name in dir(offramp)
+
+
+def test_the_contracts_names_are_public() -> None:
+    """design.md, section 4, as far as it is built."""
+    contract = "MultiExitModel ExitTrainer load_objective Trace record load_policy replay calibrate Target Predictor"
+    assert set(contract.split()) <= set(offramp.__all__)
+
+
+def test_public_names_are_the_defining_modules_own() -> None:
+    for name in offramp.__all__:
+        found = getattr(offramp, name)
+        if isclass(found) or callable(found):
+            assert found.__module__ == f"offramp.{offramp._HOME[name]}"
+
+
+def test_no_module_hides_a_public_name() -> None:
+    assert not {path.stem for path in ROOT.iterdir()} & set(offramp.__all__)
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'entropy'"):
+        _ = offramp.entropy
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        (node.module, alias.asname)
+        for node in ast.walk(guarded)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {(f"offramp.{home}", name) for name, home in offramp._HOME.items()}
