@@ -79,8 +79,9 @@ def _moments(out: ExitOutput, labels: Tensor) -> Tensor:
 def _pearson(sums: Tensor, samples: int) -> Tensor:
     """Mean over the outputs; 0 for an output where one side is constant."""
     x, y, xx, yy, xy = (sums / samples).chunk(5, dim=-1)  # (..., C) each
-    spread = ((xx - x.square()) * (yy - y.square())).clamp(min=0)
-    return torch.where(spread > 0, (xy - x * y) / spread.sqrt(), 0.0).mean(dim=-1)
+    spread = (xx - x.square()) * (yy - y.square())
+    varies = spread > 1e-12 * xx * yy  # what rounding leaves of a constant is not a spread
+    return torch.where(varies, (xy - x * y) / spread.clamp(min=1e-300).sqrt(), 0.0).mean(dim=-1)
 
 
 METRICS: dict[str, Metric] = {

@@ -86,6 +86,8 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
         InvalidInput: a parameter that this policy does not have, or a value outside its range.
     """
     if not isinstance(name, str):
+        if "name" not in name:
+            raise InvalidInput(f"a policy as data needs a name, got {dict(name)}")
         return load_policy(**{**name, **parameters})
     if "measure" in parameters and isinstance(parameters["measure"], (str, Mapping)):
         parameters["measure"] = load_policy(parameters["measure"])

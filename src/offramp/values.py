@@ -303,6 +303,8 @@ def _check_labels(labels: Tensor, problem_type: str, logits: Tensor) -> None:
     wanted = (samples,) if flat else (samples, outputs)
     if labels.shape != wanted and not (problem_type == REGRESSION and labels.shape == (samples, outputs)):
         raise InvalidInput(f"labels for {samples} samples must be {wanted}, got {tuple(labels.shape)}")
+    if problem_type == REGRESSION and not labels.isfinite().all():
+        raise InvalidInput("labels of a regression must be finite numbers")
     if problem_type == SINGLE_LABEL and not ((labels >= 0) & (labels < outputs)).all():
         raise InvalidInput(
             f"labels must be class numbers from 0 to {outputs - 1}, got {labels.min()} to {labels.max()}"
@@ -325,7 +327,7 @@ def read_points(path: str | os.PathLike[str]) -> dict[str, OperatingPoint]:
     try:
         points = json.loads(Path(path).read_text(encoding="utf-8"))
         return {name: OperatingPoint.from_json(point) for name, point in points.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"{os.fspath(path)}: not a file of operating points ({error!r})") from None
 
 

@@ -57,7 +57,7 @@ def exit_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
     logits = exits.logits.float()
     depth, batch, outputs = logits.shape
     if exits.problem_type == REGRESSION:
-        wanted = labels.float().view(batch, -1)  # (B, C)
+        wanted = labels.float().view(batch, outputs)  # (B, C)
         return (logits - wanted).square().mean(dim=(1, 2))
     if exits.problem_type == MULTI_LABEL:
         wanted = labels.float().expand(depth, batch, outputs)

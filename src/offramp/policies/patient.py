@@ -35,8 +35,10 @@ class Patient(Policy):
     patience: int = 2
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise InvalidInput(f"patience must be at least 1, got {self.patience}")
+        if not isinstance(self.measure, Policy):
+            raise InvalidInput(f"measure must be a policy, its name or its data, got {self.measure!r}")
+        if not isinstance(self.patience, int) or self.patience < 1:
+            raise InvalidInput(f"patience must be a whole number of at least 1, got {self.patience!r}")
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """See `Policy.step`."""
