@@ -390,10 +390,13 @@ def test_a_policy_of_ones_own_cannot_be_stored_by_name() -> None:
     [
         ("entropy", {"patience": 2}, "'entropy' has no parameter 'patience'; it has: none"),
         ("pcee", {"patients": 2}, "'pcee' has no parameter 'patients'; it has: measure, patience"),
-        ("pcee", {"patience": 0}, "patience must be at least 1, got 0"),
-        ("stability", {"patience": -3}, "patience must be at least 1, got -3"),
+        ("pcee", {"patience": 0}, "patience must be a whole number of at least 1, got 0"),
+        ("stability", {"patience": -3}, "patience must be a whole number of at least 1, got -3"),
+        ("pcee", {"patience": 2.5}, "patience must be a whole number of at least 1, got 2.5"),
+        ("pcee", {"measure": 3}, "measure must be a policy, its name or its data, got 3"),
+        ({"patience": 2}, {}, "a policy as data needs a name, got {'patience': 2}"),
     ],
 )
-def test_parameters_are_checked(name: str, parameters: dict[str, Any], message: str) -> None:
+def test_parameters_are_checked(name: Any, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         load_policy(name, **parameters)

@@ -115,7 +115,9 @@ def calibrate(
     if trace.depth == 1:
         raise InvalidInput("a trace of one exit: there is nowhere to leave early")
     if broken := int(failed(*unroll(policy, trace)).any(dim=0).sum()):
-        raise InvalidInput(f"{broken} of {len(trace)} samples have scores or logits that are not finite; leave them out first")
+        raise InvalidInput(
+            f"{broken} of {len(trace)} samples have scores or logits that are not finite; leave them out first"
+        )
     if target.max_drop is not None:
         threshold = _for_quality(trace, policy, target.max_drop, metric)
     elif target.agreement is not None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from offramp.policies.base import Policy, failed, leaves, limits
+from offramp.policies.base import Policy, leaves, limits
 from offramp.values import Answers, Carry, ExitOutput, Memory
 
 
@@ -71,22 +71,24 @@ def run(
     for number, limit in enumerate(last_is_minus_infinity):
         carry = segments.block(number, carry)
         step = policy.step(number, segments.exit(number, carry), memory)
-        out_now = leaves(step.score, step.logits, limit)  # (B,)
+        out_now, broken = leaves(step.score, step.logits, limit)  # (B,), (B,)
         memory = step.memory
         leaving = int(out_now.sum())
-        if leaving == 0 < len(rows):
-            continue
-        broken = failed(step.score, step.logits)
-        left.append(Departure(rows[out_now], step.logits[out_now], broken[out_now], segments.layers[number]))
         if leaving == len(rows):
+            left.append(Departure(rows, step.logits, broken, segments.layers[number]))
             break
+        if leaving == 0:
+            continue
+        left.append(Departure(rows[out_now], step.logits[out_now], broken[out_now], segments.layers[number]))
         stay = (~out_now).nonzero().squeeze(1)
         rows, carry, memory = rows[stay], carry.take(stay), tuple(each[stay] for each in memory)
     return _in_input_order(left)
 
 
 def _in_input_order(left: Sequence[Departure]) -> Answers:
+    layers = [torch.full_like(departure.rows, departure.layer) for departure in left]
+    if len(left) == 1:  # all together, and in order
+        return Answers(left[0].logits, layers[0], left[0].failed)
     order = torch.cat([departure.rows for departure in left]).argsort()
     logits = torch.cat([departure.logits for departure in left])[order]
-    layers = torch.cat([torch.full_like(departure.rows, departure.layer) for departure in left])[order]
-    return Answers(logits, layers, torch.cat([departure.failed for departure in left])[order])
+    return Answers(logits, torch.cat(layers)[order], torch.cat([departure.failed for departure in left])[order])

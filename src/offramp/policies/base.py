@@ -81,9 +81,10 @@ def failed(score: Tensor, logits: Tensor) -> Tensor:
     return score.isnan() | ~logits.isfinite().all(dim=-1)
 
 
-def leaves(score: Tensor, logits: Tensor, limit: float) -> Tensor:
-    """Who leaves, (B,) bool: whoever reaches the limit, and whoever has failed, at once."""
-    return (score >= limit) | failed(score, logits)
+def leaves(score: Tensor, logits: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """Who leaves, (B,) bool: whoever reaches the limit, and whoever has failed, at once; and who has failed, (B,)."""
+    broken = failed(score, logits)
+    return (score >= limit) | broken, broken
 
 
 def limits(thresholds: float | Sequence[float] | Tensor, exits: int) -> list[float]:
@@ -139,7 +140,7 @@ def replay(
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
     score, logits = unroll(policy, trace)  # (L, N), (L, N, C)
-    leave = torch.stack([leaves(score[m], logits[m], at) for m, at in enumerate(limits(threshold, trace.depth))])
+    leave = torch.stack([leaves(score[m], logits[m], at)[0] for m, at in enumerate(limits(threshold, trace.depth))])
     first = leave.to(torch.uint8).argmax(dim=0)  # (N,) the first exit that lets the sample go
     rows = torch.arange(len(trace))
     taken = logits[first, rows]  # (N, C)
