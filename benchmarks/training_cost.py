@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,10 +43,9 @@ def step_of(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[int], None]
 
 def cost(backbone: str | BertConfig, pooling: str, dtype: torch.dtype) -> dict[str, float]:
     """Median seconds of both steps, and the median of their ratio."""
-    load = partial(AutoModelForSequenceClassification.from_config, backbone)
-    if isinstance(backbone, str):
-        load = partial(AutoModelForSequenceClassification.from_pretrained, backbone)
-    rivals = {"plain": load(num_labels=2), "exits": MultiExitModel.from_backbone(backbone, 2, pooling=pooling)}
+    auto = AutoModelForSequenceClassification  # with two labels, if not told otherwise
+    plain = auto.from_pretrained(backbone) if isinstance(backbone, str) else auto.from_config(backbone)
+    rivals = {"plain": plain, "exits": MultiExitModel.from_backbone(backbone, 2, pooling=pooling)}
     taken = interleaved({name: step_of(model, dtype) for name, model in rivals.items()}, ROUNDS)
     ratios = [exits / plain for exits, plain in zip(taken["exits"], taken["plain"], strict=True)]
     return {

@@ -171,6 +171,10 @@ def test_calibrate_saves_the_point_beside_the_others(place: Path) -> None:
     assert points["fast"]["policy"] == {"name": "pcee", "measure": "margin", "patience": 2}
     assert points["fast"]["measured"]["mean_exit"] <= 4 / 1.5
     assert points["safe"]["measured"]["agreement"] == 1
+    card = (place / "own" / "README.md").read_text()
+    assert card.count("## Operating points") == 1
+    assert "| safe | pcee | accuracy" in card
+    assert "| fast | pcee | accuracy" in card
     shown = offramp("info", place / "own").stdout
     assert "pcee measure=margin patience=2" in shown
 

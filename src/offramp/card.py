@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from offramp.values import OperatingPoint
+from offramp.values import POINTS_FILE, OperatingPoint, write_points
 
 CARD = """---
 library_name: offramp
@@ -32,16 +33,14 @@ With `import offramp`, `transformers.pipeline("text-classification", folder)` wo
 
 Outputs: {labels}
 
-## Operating points
-
-{points}
 """
+HEADING = "## Operating points\n"
 
 
 def model_card(config: PreTrainedConfig, points: Mapping[str, OperatingPoint]) -> str:
     """Markdown with the metadata that the hub reads."""
     labels = [config.id2label[number] for number in range(config.num_labels)]
-    return CARD.format(
+    card = CARD.format(
         family=config.backbone.model_type,
         depth=config.backbone.num_hidden_layers,
         layers=", ".join(map(str, config.exit_layers)),
@@ -49,8 +48,23 @@ def model_card(config: PreTrainedConfig, points: Mapping[str, OperatingPoint]) -
         pooling=config.pooling,
         problem=config.problem_type.replace("_", " "),
         labels=", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else ""),
-        points=_table(points) if points else "None yet; `offramp calibrate` makes them.",
     )
+    return card + _section(points)
+
+
+def save_points(points: Mapping[str, OperatingPoint], folder: Path) -> None:
+    """Write a model folder's operating points, and tell of them in its card if the card has a place for that."""
+    write_points(points, folder / POINTS_FILE)
+    card = folder / "README.md"
+    before, heading, after = card.read_text(encoding="utf-8").partition(HEADING) if card.exists() else ("", "", "")
+    if heading:
+        _, next_heading, rest = after.partition("\n## ")
+        card.write_text(before + _section(points) + next_heading + rest, encoding="utf-8")
+
+
+def _section(points: Mapping[str, OperatingPoint]) -> str:
+    told = _table(points) if points else "None yet; `offramp calibrate` makes them."
+    return f"{HEADING}\n{told}\n"
 
 
 def _table(points: Mapping[str, OperatingPoint]) -> str:

@@ -428,12 +428,12 @@ def _points(folder: Path) -> dict[str, OperatingPoint]:
 
 
 def _save_point(folder: Path, name: str, point: OperatingPoint) -> None:
-    from offramp.values import POINTS_FILE, write_points
+    from offramp.card import save_points
 
     exits = json.loads((folder / "config.json").read_text(encoding="utf-8"))["exit_layers"]
     if len(point.thresholds) != len(exits) - 1:
         raise InvalidInput(f"{folder} has {len(exits)} exits, but the trace has {len(point.thresholds) + 1}")
-    write_points({**_points(folder), name: point}, folder / POINTS_FILE)
+    save_points({**_points(folder), name: point}, folder)
 
 
 def _tell(as_json: bool, trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None) -> None:

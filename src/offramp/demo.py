@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from offramp.batches import collate, encode, token_limit
 from offramp.bench import interleaved, median, plain
+from offramp.card import save_points
 from offramp.data import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
 from offramp.evaluate import layerwise
@@ -23,7 +24,7 @@ from offramp.sources import SAMPLE
 from offramp.thresholds import calibrate
 from offramp.tracing import read_for, record
 from offramp.training import fit
-from offramp.values import POINTS_FILE, OperatingPoint, Target, Trace, write_points
+from offramp.values import OperatingPoint, Target, Trace
 
 POLICY = "margin"  # with many classes it leaves earlier than entropy at the same accuracy
 COLUMNS = Columns(text="text", label="intent")
@@ -46,7 +47,7 @@ def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
     model = train(folder, seed, epochs)
     validation, test = (read_for(model, SAMPLE, COLUMNS, split) for split in ("validation", "test"))
     points = choose(record(folder, validation))
-    write_points(points, folder / POINTS_FILE)
+    save_points(points, folder)
     trace = record(folder, test)
     told = measure_all(trace, points)
     ms = {size: milliseconds(folder, test, size, calls) for size, calls in CALLS.items()}

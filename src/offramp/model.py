@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import ModelOutput, cached_file, logging
 
 from offramp.backbones.base import Backbone
-from offramp.card import model_card
+from offramp.card import model_card, save_points
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput, UnknownName
 from offramp.heads import Heads
@@ -40,7 +40,6 @@ from offramp.values import (
     ExitOutput,
     OperatingPoint,
     read_points,
-    write_points,
 )
 
 logger = logging.get_logger(__name__)
@@ -160,7 +159,8 @@ class MultiExitModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True gives a pair
         where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
         quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        path = cached_file(pretrained_model_name_or_path, POINTS_FILE, **where, **quiet)
+        name = pretrained_model_name_or_path  # None where the weights were given as a state dict
+        path = cached_file(name, POINTS_FILE, **where, **quiet) if name is not None else None
         model.operating_points = read_points(path) if path else {}
         return loaded
 
@@ -209,6 +209,8 @@ class MultiExitModel(PreTrainedModel):
         model = cls(config)
         if source is not None:
             model._copy_weights(source)
+        if source is not backbone and source is not None:
+            logger.warning("the head of %s is left out: every exit starts anew", type(backbone).__name__)
         return model
 
     def _copy_weights(self, source: PreTrainedModel) -> None:
@@ -329,7 +331,7 @@ class MultiExitModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         if self.operating_points:
-            write_points(self.operating_points, folder / POINTS_FILE)
+            save_points(self.operating_points, folder)
         card = folder / "README.md"
         if not card.exists():
             card.write_text(model_card(self.config, self.operating_points), encoding="utf-8")

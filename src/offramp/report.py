@@ -135,6 +135,7 @@ def draw_curve(
         place = (told.mean_exit, float(told.score or 0))
         axes.plot(*place, "*", color="black", markersize=11)
         axes.annotate(name, place, textcoords="offset points", xytext=(6, -13))
+    axes.margins(x=0.08)  # room for the names
     axes.set_xlabel(f"mean exit layer (of {trace.layer_numbers[-1]})")
     axes.set_ylabel(metric_for(trace, metric)[0])
     axes.set_title(title)
