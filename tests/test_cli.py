@@ -58,7 +58,9 @@ def test_help_lists_every_command_and_each_has_an_example() -> None:
     listed = offramp("--help").stdout
     for command in COMMANDS:
         assert command in listed
-        assert f"offramp {command}" in offramp(command, "--help").stdout.split("Usage:")[1].split("\n", 1)[1]
+        lines = offramp(command, "--help").stdout.splitlines()[1:]
+        assert any(line.startswith(f"  offramp {command}") for line in lines)
+        assert not any("\\b" in line for line in lines)
 
 
 def test_help_loads_no_torch() -> None:
@@ -184,6 +186,14 @@ def test_calibrate_refuses_another_models_trace(place: Path) -> None:
     result = offramp("calibrate", place / "model", "--trace", place / "other.safetensors", "--speedup", 1)
     assert result.exit_code == 1
     assert "has 4 exits, but the trace has 3" in result.stderr
+
+
+def test_calibrate_saves_nothing_beside_a_model_without_exits(place: Path) -> None:
+    Trace(torch.randn(3, 20, 2)).save(place / "other.safetensors")
+    result = offramp("calibrate", place / "encoder", "--trace", place / "other.safetensors", "--speedup", 1)
+    assert result.exit_code == 1
+    assert "a model without exits" in result.stderr
+    assert not (place / "encoder" / POINTS_FILE).exists()
 
 
 def test_calibrate_says_what_is_the_best_there_is(place: Path) -> None:

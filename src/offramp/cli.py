@@ -40,7 +40,7 @@ class OneLine(click.Group):
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="offramp")
 def main() -> None:
-    r"""Early exit for transformer encoders: easy inputs leave after a few layers, hard ones use all of them.
+    """Early exit for transformer encoders: easy inputs leave after a few layers, hard ones use all of them.
 
     \b
     offramp train --train train.csv --validation validation.csv -o model
@@ -91,7 +91,7 @@ def policy_options(command: Command) -> Command:
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=5, show_default=True)
 @json_option
 def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
-    r"""Train, calibrate and answer early on the built-in sample, in a few minutes.
+    """Train, calibrate and answer early on the built-in sample, in a few minutes.
 
     \b
     offramp demo
@@ -155,7 +155,7 @@ def train(
     as_json: bool,
     **given: Any,
 ) -> None:
-    r"""Put exits on an encoder, train them, and choose where to leave.
+    """Put exits on an encoder, train them, and choose where to leave.
 
     \b
     offramp train --train train.csv --validation validation.csv -o model
@@ -217,7 +217,7 @@ def train(
 @column_options
 @json_option
 def record(folder: Path, data: str, output: Path, split: str, batch_size: int, as_json: bool, **given: Any) -> None:
-    r"""Run every layer on labelled data and keep what every exit said.
+    """Run every layer on labelled data and keep what every exit said.
 
     \b
     offramp record model --data validation.csv -o trace.safetensors
@@ -247,7 +247,7 @@ def record(folder: Path, data: str, output: Path, split: str, batch_size: int, a
 @column_options
 @json_option
 def calibrate(folder: Path, name: str, policy: str | None, as_json: bool, **given: Any) -> None:
-    r"""Choose where to leave, and save the operating point with the model.
+    """Choose where to leave, and save the operating point with the model.
 
     \b
     offramp calibrate model --data validation.csv --max-drop 0.01
@@ -270,7 +270,7 @@ def calibrate(folder: Path, name: str, policy: str | None, as_json: bool, **give
 @column_options
 @json_option
 def evaluate(folder: Path, as_json: bool, **given: Any) -> None:
-    r"""Score every exit and every operating point of a model.
+    """Score every exit and every operating point of a model.
 
     \b
     offramp evaluate model --data test.csv
@@ -300,7 +300,7 @@ def predict(
     batch_size: int,
     **given: Any,
 ) -> None:
-    r"""Answer texts from a file or standard input: one JSON object a line, in the order of the input.
+    """Answer texts from a file or standard input: one JSON object a line, in the order of the input.
 
     \b
     offramp predict model texts.txt > answers.jsonl
@@ -325,7 +325,7 @@ def predict(
 @click.argument("folder", type=FOLDER)
 @json_option
 def info(folder: Path, as_json: bool) -> None:
-    r"""Say what a model is, and where it can leave.
+    """Say what a model is, and where it can leave.
 
     \b
     offramp info model
@@ -430,7 +430,9 @@ def _points(folder: Path) -> dict[str, OperatingPoint]:
 def _save_point(folder: Path, name: str, point: OperatingPoint) -> None:
     from offramp.card import save_points
 
-    exits = json.loads((folder / "config.json").read_text(encoding="utf-8"))["exit_layers"]
+    exits = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("exit_layers")
+    if exits is None:
+        raise InvalidInput(f"{folder}: a model without exits; `offramp train` puts exits on it")
     if len(point.thresholds) != len(exits) - 1:
         raise InvalidInput(f"{folder} has {len(exits)} exits, but the trace has {len(point.thresholds) + 1}")
     save_points({**_points(folder), name: point}, folder)
