@@ -14,7 +14,7 @@ EXITS, WIDTH, CLASSES = 3, 8, 4
 
 def heads(head: str = "linear", pooling: str = "first", dropout: float = 0.0) -> Heads:
     torch.manual_seed(0)
-    return Heads(head, pooling, EXITS, WIDTH, CLASSES, dropout)
+    return Heads(head, pooling, [WIDTH] * EXITS, CLASSES, dropout)
 
 
 def states() -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def test_dropout_is_in_force_in_training_only() -> None:
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownName, match="linear, pooler, shared_pooler; got 'liner'"):
+    with pytest.raises(UnknownName, match="attention, linear, pooler, shared_pooler; got 'liner'"):
         heads("liner")
     with pytest.raises(UnknownName, match="first, mean; got 'max'"):
         heads(pooling="max")

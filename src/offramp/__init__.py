@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from offramp.autoclasses import register_with_transformers
 
 if TYPE_CHECKING:
+    from offramp.bypass import Bypass as Bypass
+    from offramp.config import MultiExitConfig as MultiExitConfig
     from offramp.data import Examples as Examples
     from offramp.data import read_examples as read_examples
     from offramp.errors import CannotReach as CannotReach
     from offramp.errors import InvalidInput as InvalidInput
     from offramp.errors import OfframpError as OfframpError
-    from offramp.model import MultiExitConfig as MultiExitConfig
     from offramp.model import MultiExitModel as MultiExitModel
     from offramp.policies.base import Policy as Policy
     from offramp.policies.base import Step as Step
@@ -36,9 +37,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "bypass": ("Bypass",),
+    "config": ("MultiExitConfig",),
     "data": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
-    "model": ("MultiExitConfig", "MultiExitModel"),
+    "model": ("MultiExitModel",),
     "policies.base": ("Policy", "Step", "replay", "scores"),
     "predictor": ("Predictor",),
     "registry": ("load_objective", "load_policy"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,13 +21,17 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers import initialization as init
 from transformers.utils import ModelOutput, cached_file, logging
 
-from offramp.backbones.base import Backbone
+from offramp.backbones.base import Backbone, OwnHead
+from offramp.bypass import Bypass, BypassBranch, ZeroLinear
 from offramp.card import model_card, save_points
+from offramp.config import MultiExitConfig
 from offramp.engine.loop import run
-from offramp.errors import InvalidInput, UnknownName
-from offramp.heads import Heads
+from offramp.errors import InvalidInput, UnknownName, UnsupportedBackbone
+from offramp.gate import Gate
+from offramp.heads import PLAIN, Heads
 from offramp.objectives.base import depth_weighted, exit_losses
 from offramp.policies.base import limits
 from offramp.registry import load_backbone, load_policy
@@ -45,50 +49,6 @@ from offramp.values import (
 logger = logging.get_logger(__name__)
 
 
-class MultiExitConfig(PreTrainedConfig):
-    """Which encoder, which exits.
-
-    Args:
-        backbone: the encoder's configuration, or its data form.
-        head: "linear", "shared_pooler" or "pooler" (see `offramp.heads`).
-        pooling: "first" or "mean".
-        exit_layers: increasing layer numbers that end with the last layer; None = after every layer.
-        exit_dropout: before each exit's last linear map, in training.
-    """
-
-    model_type = "multi_exit"
-    sub_configs: ClassVar[dict[str, Any]] = {"backbone": AutoConfig}
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["logits_by_exit", "exit_layers"]
-
-    def __init__(
-        self,
-        backbone: PreTrainedConfig | Mapping[str, Any] | None = None,
-        head: str = "linear",
-        pooling: str = "first",
-        exit_layers: Sequence[int] | None = None,
-        exit_dropout: float = 0.1,
-        **kwargs: Any,
-    ) -> None:
-        self.backbone: Any = AutoConfig.for_model(**backbone) if isinstance(backbone, Mapping) else backbone
-        self.head = head
-        self.pooling = pooling
-        self.exit_dropout = exit_dropout
-        self.exit_layers: Any = None if exit_layers is None else list(exit_layers)
-        if self.backbone is not None:  # transformers also builds configurations without arguments
-            self.initializer_range = self.backbone.initializer_range
-            self.pad_token_id = self.backbone.pad_token_id
-            depth = self.backbone.num_hidden_layers
-            self.exit_layers = list(range(1, depth + 1)) if self.exit_layers is None else self.exit_layers
-            _check_exit_layers(self.exit_layers, depth)
-        super().__init__(**kwargs)
-
-
-def _check_exit_layers(layers: Sequence[int], depth: int) -> None:
-    rising = all(low < high for low, high in pairwise((0, *layers)))
-    if not rising or not all(isinstance(layer, int) for layer in layers) or depth not in layers[-1:]:
-        raise InvalidInput(f"exit_layers must rise from 1 or more to the last layer, {depth}; got {list(layers)}")
-
-
 @dataclass
 class MultiExitOutput(ModelOutput):
     """What a forward pass gives; attributes or a tuple, as always in transformers.
@@ -97,12 +57,14 @@ class MultiExitOutput(ModelOutput):
         loss: scalar, depth-weighted over the exits, where labels were given.
         logits: (B, C): the last exit's, or with an operating point set those of the exit at which each sample left.
         logits_by_exit: (B, L, C) at full depth.
+        certainty_by_exit: (B, L) at full depth, where the model has a gate.
         exit_layers: (B,) layer numbers, where an operating point was set.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     logits_by_exit: Tensor | None = None
+    certainty_by_exit: Tensor | None = None
     exit_layers: Tensor | None = None
 
     @property
@@ -135,14 +97,10 @@ class MultiExitModel(PreTrainedModel):
             raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {config.problem_type!r}")
         self._family = load_backbone(config.backbone.model_type)
         self.backbone = self._family.build(config.backbone)
-        self.heads = Heads(
-            config.head,
-            config.pooling,
-            len(config.exit_layers),
-            config.backbone.hidden_size,
-            config.num_labels,
-            config.exit_dropout,
-        )
+        widths = [config.backbone.hidden_size] * len(config.exit_layers)
+        self.heads = Heads(config.head, config.pooling, widths, config.num_labels, config.exit_dropout, config.own_head)
+        self.bypasses = nn.ModuleList(self._branches(config))
+        self.gate = Gate(_one_width(self.heads.widths)) if config.certainty else None
         self.operating_points: dict[str, OperatingPoint] = {}
         self._leaving: OperatingPoint | None = None
         self.post_init()
@@ -151,6 +109,23 @@ class MultiExitModel(PreTrainedModel):
     def _cut(self) -> Backbone:
         cut: Backbone = self._family(self.backbone)
         return cut
+
+    def _branches(self, config: MultiExitConfig) -> list[BypassBranch]:
+        if config.bypass is None:
+            return []
+        if not self._cut.in_parts:
+            raise UnsupportedBackbone(
+                f"a bypass needs the parts of a layer, which {self._family.__name__} does not tell"
+            )
+        bypass, width = Bypass(**config.bypass), config.backbone.hidden_size
+        norms: list[Any] = [self._cut.norm(layer - 1) for layer in config.exit_layers]
+        return [BypassBranch(bypass, width, norm.eps) for norm in norms]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+        else:
+            super()._init_weights(module)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -174,9 +149,15 @@ class MultiExitModel(PreTrainedModel):
         problem_type: str | None = None,
         head: str = "linear",
         pooling: str = "first",
+        bypass: Bypass | None = None,
+        certainty: bool = False,
+        memory: float | None = None,
         exit_layers: Sequence[int] | None = None,
     ) -> MultiExitModel:
         """Put exits on an encoder.
+
+        A fine-tuned classifier keeps its head as the last exit, if that answers the question asked: nothing said about
+        the outputs, or the same number of them, or the same names. Its answers stay what they were.
 
         Args:
             backbone: a hub name or a local folder, a configuration (random weights) or a model, whose weights
@@ -184,33 +165,46 @@ class MultiExitModel(PreTrainedModel):
             num_labels: how many outputs C; 1 is a regression. Default 2.
             id2label: names of the classes, in place of `num_labels`.
             problem_type: as in transformers; None = regression for one output, else single label.
-            head: "linear", "shared_pooler" or "pooler"; a pooler starts from the pre-trained one where there is one.
+            head: "linear", "shared_pooler", "pooler" or "attention"; a pooler starts from the pre-trained one where
+                there is one.
             pooling: "first" reads the first token, "mean" the mean of all.
+            bypass: gives each exit features of its own (see `offramp.bypass`).
+            certainty: adds a gate that learns how sure each exit is (see `offramp.gate`).
+            memory: lets exits add to what earlier ones said (see `MultiExitConfig`).
             exit_layers: None = after every layer, or increasing layer numbers that end with the last layer.
 
         Raises:
-            UnsupportedBackbone: an encoder that offramp cannot cut.
+            UnsupportedBackbone: an encoder that offramp cannot cut, or not as an argument asks.
             InvalidInput: an argument out of its range.
         """
         if isinstance(backbone, (str, os.PathLike)):
-            load_backbone(_loaded(AutoConfig, backbone).model_type)  # refuse before loading weights
-            backbone = _loaded(AutoModel, backbone, dtype=torch.float32)
-        source = backbone.base_model if isinstance(backbone, PreTrainedModel) else None
-        encoder = copy.deepcopy(source.config if source is not None else backbone)
-        load_backbone(encoder.model_type)
+            backbone = _load_encoder(backbone)
+        source = backbone if isinstance(backbone, PreTrainedModel) else None
+        encoder = copy.deepcopy(source.base_model.config if source is not None else backbone)
+        own = _own_head(source, num_labels, id2label, problem_type)
+        labels = _label_arguments(num_labels, id2label)
+        if own is not None and source is not None:
+            labels = {"id2label": source.config.id2label, "label2id": source.config.label2id}
+            problem_type = source.config.problem_type
         config = MultiExitConfig(
             encoder,
             head,
             pooling,
             exit_layers,
+            bypass=bypass,
+            certainty=certainty,
+            memory=memory,
+            own_head=(own.activation or PLAIN) if own else None,
             problem_type=problem_type,
-            **_label_arguments(num_labels, id2label),
+            **labels,
         )
         model = cls(config)
         if source is not None:
-            model._copy_weights(source)
-        if source is not backbone and source is not None:
-            logger.warning("the head of %s is left out: every exit starts anew", type(backbone).__name__)
+            model._copy_weights(source.base_model)
+            if own is not None:
+                model._copy_head(source, own)
+            elif source.base_model is not source:
+                logger.warning("the head of %s is left out: every exit starts anew", type(source).__name__)
         return model
 
     def _copy_weights(self, source: PreTrainedModel) -> None:
@@ -222,7 +216,16 @@ class MultiExitModel(PreTrainedModel):
         if path and f"{path}.weight" in weights:
             for pooler in self.heads.poolers:
                 pooler.load_state_dict({name: weights[f"{path}.{name}"] for name in ("weight", "bias")})
+        for layer, branch in zip(self.layers, self.bypasses, strict=False):
+            branch.get_submodule("norm").load_state_dict(self._cut.norm(layer - 1).state_dict())
         self.to(source.dtype)
+
+    def _copy_head(self, source: PreTrainedModel, own: OwnHead) -> None:
+        """The classifier's head becomes the last exit's; early exits with poolers start from its pooler."""
+        self.heads.classifiers[-1].load_state_dict(source.get_submodule(own.out).state_dict())
+        if own.pooler is not None:
+            for pooler in self.heads.poolers:
+                pooler.load_state_dict(source.get_submodule(own.pooler).state_dict())
 
     @property
     def layers(self) -> list[int]:
@@ -236,23 +239,63 @@ class MultiExitModel(PreTrainedModel):
 
     def block(self, exit: int, carry: Carry) -> Carry:
         """Run the layers that lead to exit `exit` (0-based); see `Segments`."""
-        for number in range(self.layers[exit - 1] if exit else 0, self.layers[exit]):
+        carry = replace(carry, read=None)
+        *between, last = range(self.layers[exit - 1] if exit else 0, self.layers[exit])
+        for number in between:
             carry = self._cut.block(number, carry)
-        return carry
+        carry = self._bypassed(exit, last, carry) if self.bypasses else self._cut.block(last, carry)
+        return carry if self.config.memory is None else self._recalling(exit, carry)
+
+    def _bypassed(self, exit: int, number: int, carry: Carry) -> Carry:
+        """Layer `number` with the bypass of exit `exit` around it."""
+
+        def parts(carry: Carry) -> tuple[Tensor, Tensor]:
+            cut = self._cut
+            attended, _ = cut.attend(number, carry)
+            summed = cut.feed_forward(number, attended)
+            given = carry.hidden if self.config.bypass["placement"] == "block" else attended
+            rows = slice(0, 1) if self.heads.reads_first_token(exit) else slice(None)
+            return cut.norm(number)(summed), self.bypasses[exit](given[:, rows], summed[:, rows])
+
+        if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
+            hidden, read = checkpoint(parts, carry, use_reentrant=False)
+        else:
+            hidden, read = parts(carry)
+        return replace(carry, hidden=hidden, read=read)
+
+    def _recalling(self, exit: int, carry: Carry) -> Carry:
+        """M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2)."""
+        said = self.heads(exit, carry.hidden if carry.read is None else carry.read, carry.mask)  # (B, C)
+        before = said if carry.recalled is None else carry.recalled
+        return replace(carry, recalled=torch.lerp(before, said, self.config.memory))
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """What exit `exit` (0-based) says; see `Segments`."""
-        logits = self.heads(exit, carry.hidden, carry.mask)
-        return ExitOutput(logits, layer=self.layers[exit], problem_type=self.config.problem_type)
+        about: dict[str, Any] = {"layer": self.layers[exit], "problem_type": self.config.problem_type}
+        if carry.recalled is not None and self.gate is None:
+            return ExitOutput(carry.recalled, **about)
+        read = self.heads.read(exit, carry.hidden if carry.read is None else carry.read, carry.mask)  # (B, W)
+        logits = self.heads.classify(exit, read) if carry.recalled is None else carry.recalled
+        return ExitOutput(logits, None if self.gate is None else self.gate(read), **about)
 
-    def exits(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Full depth, whatever operating point is set: the logits (B, C) of every exit."""
+    def exits(self, inputs: Mapping[str, Tensor], branch_scales: Sequence[float] | None = None) -> ExitOutput:
+        """Full depth, whatever operating point is set: what every exit says, logits (L, B, C).
+
+        Args:
+            inputs: see `forward`.
+            branch_scales: see `forward`.
+        """
         carry = self.embed(inputs)
-        logits = []
+        said = []
         for number in range(len(self.layers)):
-            carry = self.block(number, carry)
-            logits.append(self.exit(number, carry).logits)
-        return logits
+            carry = branch = self.block(number, carry)
+            if branch_scales is not None:
+                share = branch_scales[number]
+                branch, carry = _scaled(carry, share), _scaled(carry, 1 - share)
+            said.append(self.exit(number, branch))
+        logits = torch.stack([out.logits for out in said])
+        certainty = [out.certainty for out in said if out.certainty is not None]
+        return ExitOutput(logits, torch.stack(certainty) if certainty else None, problem_type=self.config.problem_type)
 
     def forward(
         self,
@@ -261,6 +304,7 @@ class MultiExitModel(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        branch_scales: Sequence[float] | None = None,
         return_dict: bool | None = None,
     ) -> MultiExitOutput | tuple[Tensor, ...]:
         """Every exit at full depth; or, in eval mode with an operating point set, each sample's own exit.
@@ -271,6 +315,8 @@ class MultiExitModel(PreTrainedModel):
             token_type_ids: (B, T), for encoders that have them.
             position_ids: (B, T).
             labels: (B,) or (B, C); adds the depth-weighted loss and runs every layer.
+            branch_scales: (L,) shares of the gradient at each exit's layer that come from the exit, the rest coming
+                from deeper layers; for training by gradient equilibrium. None = both whole.
             return_dict: False = a tuple.
         """
         given = {
@@ -283,7 +329,7 @@ class MultiExitModel(PreTrainedModel):
         if self._leaving is not None and not self.training and labels is None:
             out = self._leave_early(inputs, self._leaving)
         else:
-            out = self._run_all(inputs, labels)
+            out = self._run_all(inputs, labels, branch_scales)
         return out if self._wants_dict(return_dict) else out.to_tuple()
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
@@ -293,13 +339,16 @@ class MultiExitModel(PreTrainedModel):
         answers = run(self, load_policy(point.policy), point.thresholds, inputs)
         return MultiExitOutput(logits=answers.logits, exit_layers=answers.exit_layers)
 
-    def _run_all(self, inputs: Mapping[str, Tensor], labels: Tensor | None) -> MultiExitOutput:
-        logits = self.exits(inputs)
-        loss = None
-        if labels is not None:
-            exits = ExitOutput(torch.stack(logits), problem_type=self.config.problem_type)
-            loss = depth_weighted(exit_losses(exits, labels))
-        return MultiExitOutput(loss=loss, logits=logits[-1], logits_by_exit=torch.stack(logits, dim=1))
+    def _run_all(
+        self, inputs: Mapping[str, Tensor], labels: Tensor | None, branch_scales: Sequence[float] | None
+    ) -> MultiExitOutput:
+        exits = self.exits(inputs, branch_scales)
+        return MultiExitOutput(
+            loss=None if labels is None else depth_weighted(exit_losses(exits, labels)),
+            logits=exits.logits[-1],
+            logits_by_exit=exits.logits.transpose(0, 1).contiguous(),
+            certainty_by_exit=None if exits.certainty is None else exits.certainty.transpose(0, 1).contiguous(),
+        )
 
     @property
     def operating_point(self) -> OperatingPoint | None:
@@ -368,6 +417,48 @@ def _loaded(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
     except (OSError, ValueError) as error:
         what = {"AutoTokenizer": "tokenizer"}.get(kind.__name__, "model")
         raise InvalidInput(f"{folder}: no {what} can be loaded from there ({str(error).splitlines()[0]})") from None
+
+
+def _load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
+    """An encoder from a folder or hub name; with its head, if it was saved as a classifier."""
+    config = _loaded(AutoConfig, folder)
+    load_backbone(config.model_type)  # refuse before loading weights
+    kind = AutoModelForSequenceClassification if _classifies(config.architectures) else AutoModel
+    encoder: PreTrainedModel = _loaded(kind, folder, dtype=torch.float32)
+    return encoder
+
+
+def _classifies(names: Sequence[str] | None) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in names or ())
+
+
+def _own_head(
+    source: PreTrainedModel | None, num_labels: int | None, id2label: Mapping[int, str] | None, problem_type: str | None
+) -> OwnHead | None:
+    """The head of a fine-tuned classifier, if it answers the question that is asked."""
+    if source is None or not _classifies([type(source).__name__]):
+        return None
+    config = source.config
+    same = num_labels in (None, config.num_labels) and id2label in (None, config.id2label)
+    if not same or problem_type not in (None, config.problem_type):
+        return None
+    own: OwnHead | None = load_backbone(config.model_type).own_head(config)
+    return own
+
+
+def _one_width(widths: Sequence[int]) -> int:
+    if len(set(widths)) > 1:
+        raise InvalidInput(f"a gate shared by all exits needs exits of one width, got {sorted(set(widths))}")
+    return widths[0]
+
+
+def _scaled(carry: Carry, share: float) -> Carry:
+    """The same values; gradients are `share` of what they were."""
+
+    def scaled(states: Tensor) -> Tensor:
+        return states * share + (states * (1 - share)).detach()
+
+    return replace(carry, hidden=scaled(carry.hidden), read=None if carry.read is None else scaled(carry.read))
 
 
 def _label_arguments(num_labels: int | None, id2label: Mapping[int, str] | None) -> dict[str, Any]:

@@ -58,9 +58,9 @@ def record(
         about["data"] = Path(dataset).name if Path(dataset).exists() else f"{os.fspath(dataset)} ({split})"
         dataset = read_for(model, os.fspath(dataset), columns, split)
     rows, labels = _token_rows(model, tokenizer, dataset)
-    logits = _all_logits(model, rows, batch_size)
+    logits, certainty = _all_exits(model, rows, batch_size)
     layers = torch.tensor(model.layers)
-    return Trace(logits, labels, layers=layers, problem_type=model.config.problem_type, about=about)
+    return Trace(logits, labels, certainty, layers, model.config.problem_type, about)
 
 
 def read_for(model: MultiExitModel, source: str, columns: Columns = GUESSED, split: str = "validation") -> Examples:
@@ -104,15 +104,20 @@ def _token_rows(
 
 
 @torch.no_grad()
-def _all_logits(model: MultiExitModel, rows: Sequence[Mapping[str, Any]], batch_size: int) -> torch.Tensor:
-    """(L, N, C) on the CPU, in the order of the rows."""
+def _all_exits(
+    model: MultiExitModel, rows: Sequence[Mapping[str, Any]], batch_size: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits (L, N, C) and certainty (L, N) on the CPU, in the order of the rows."""
     was_training = model.training
     model.eval()
-    kept = torch.empty(len(model.layers), len(rows), model.config.num_labels)
+    logits = torch.empty(len(model.layers), len(rows), model.config.num_labels)
+    certainty = torch.empty(logits.shape[:2]) if model.gate is not None else None
     batches = length_sorted(rows, batch_size)
     for numbers in tqdm(batches, desc="record", unit="batch", disable=None, leave=False):
         batch = collate([rows[number] for number in numbers], model.config.pad_token_id)
-        inputs = {name: value.to(model.device) for name, value in batch.items()}
-        kept[:, numbers] = torch.stack(model.exits(inputs)).cpu()
+        out = model.exits({name: value.to(model.device) for name, value in batch.items()})
+        logits[:, numbers] = out.logits.cpu()
+        if certainty is not None and out.certainty is not None:
+            certainty[:, numbers] = out.certainty.cpu()
     model.train(was_training)
-    return kept
+    return logits, certainty

@@ -163,11 +163,15 @@ def part_of(name: str, model: MultiExitModel) -> str:
         name: as in `model.named_parameters()`.
         model: the model.
     """
-    if not name.startswith("heads."):
-        return "backbone"
-    _, kind, number, *_ = name.split(".")
-    alike = {"classifiers": model.heads.classifiers, "poolers": model.heads.poolers}[kind]
-    return "final_exit" if int(number) == len(alike) - 1 else "early_exits"
+    place, *rest = name.split(".")
+    if place in ("backbone", "gate"):
+        return place
+    last = model.heads.last
+    if place == "bypasses":
+        return "final_exit" if int(rest[0]) == last else "early_exits"
+    kind, number = rest[0], int(rest[1])
+    final = model.heads.pooler_of.get(last) if kind == "poolers" else last
+    return "final_exit" if number == final else "early_exits"
 
 
 def token_rows(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:

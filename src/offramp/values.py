@@ -39,16 +39,21 @@ class Carry:
         hidden: (B, T, D) hidden states.
         mask: (B, T) 1 for a real token, 0 for padding; None where there is no such thing as padding.
         attention: what the blocks take as attention mask, (B, 1, T, T) or (B, T); None = everybody sees everybody.
+        read: (B, R, D) what the exit behind the last block reads in place of `hidden`; None = `hidden`.
+        recalled: (B, C) the logits that a model with exit memory has come to; None before the first exit.
     """
 
     hidden: Tensor
     mask: Tensor | None = None
     attention: Tensor | None = None
+    read: Tensor | None = None
+    recalled: Tensor | None = None
 
     def take(self, rows: Tensor) -> Carry:
-        """The given rows alone, (K,), cut to the columns that some of them still use."""
+        """The given rows alone, (K,), cut to the columns that some of them still use; their exit has read."""
+        recalled = None if self.recalled is None else self.recalled[rows]
         if self.mask is None:
-            return Carry(self.hidden[rows])
+            return Carry(self.hidden[rows], recalled=recalled)
         mask = self.mask[rows]  # (K, T)
         used = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 1
         attention = self.attention
@@ -56,7 +61,7 @@ class Carry:
             attention = attention[rows][..., :used]
             if attention.dim() == 4 and attention.shape[-2] > 1:
                 attention = attention[..., :used, :]
-        return Carry(self.hidden[rows, :used], mask[:, :used], attention)
+        return Carry(self.hidden[rows, :used], mask[:, :used], attention, recalled=recalled)
 
 
 @dataclass(frozen=True)

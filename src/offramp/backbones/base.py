@@ -1,14 +1,32 @@
-"""What an encoder must offer to get exits: its embedding, and its layers one at a time."""
+"""What an encoder must offer to get exits: its embedding, its layers one at a time and, where it can, their parts."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from offramp.errors import UnsupportedBackbone
 from offramp.values import Carry
+
+
+@dataclass(frozen=True)
+class OwnHead:
+    """Where a fine-tuned classifier of a family keeps its head, as paths from the classifier.
+
+    Attributes:
+        out: the last linear map.
+        pooler: the map before it, on the first token; None where there is none.
+        activation: behind the pooler, by transformers' name.
+    """
+
+    out: str
+    pooler: str | None = None
+    activation: str | None = None
 
 
 class Backbone(ABC):
@@ -16,7 +34,10 @@ class Backbone(ABC):
 
     Attributes:
         model: the encoder, without a head.
+        in_parts: whether `attend`, `feed_forward` and `norm` are there; `block` is the three in turn.
     """
+
+    in_parts: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -31,6 +52,11 @@ class Backbone(ABC):
     def pooler_path(cls, config: PreTrainedConfig) -> str | None:
         """Where a pre-trained model of this family keeps a (D, D) pooler; None if it has none."""
 
+    @classmethod
+    def own_head(cls, config: PreTrainedConfig) -> OwnHead | None:
+        """Where a fine-tuned classifier of this family keeps its head; None if offramp cannot keep it."""
+        return None
+
     @abstractmethod
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """What goes into the first layer.
@@ -43,3 +69,22 @@ class Backbone(ABC):
     @abstractmethod
     def block(self, number: int, carry: Carry) -> Carry:
         """Run layer `number` (0-based)."""
+
+    def attend(self, number: int, carry: Carry) -> tuple[Tensor, Tensor | None]:
+        """The first half of layer `number` (0-based): self-attention, residual and norm.
+
+        Returns:
+            The states (B, T, D), and what the attention function tells of its weights.
+        """
+        raise self._whole()
+
+    def feed_forward(self, number: int, attended: Tensor) -> Tensor:
+        """The second half of layer `number` (0-based): the sum (B, T, D) before its last norm."""
+        raise self._whole()
+
+    def norm(self, number: int) -> nn.Module:
+        """The last norm of layer `number` (0-based)."""
+        raise self._whole()
+
+    def _whole(self) -> UnsupportedBackbone:
+        return UnsupportedBackbone(f"the layers of {self.model.config.model_type} do not come in parts")

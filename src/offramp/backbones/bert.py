@@ -5,16 +5,59 @@ A family is a row of names. To support another one, add its row here and its nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import cast, final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast, final
 
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from offramp.backbones.base import Backbone
+from offramp.backbones.base import Backbone, OwnHead
 from offramp.values import Carry
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How to run a layer in two halves.
+
+    Attributes:
+        attend: (layer, states, attention mask) -> states after attention, residual and norm; the attention's weights.
+        feed_forward: (layer, attended states) -> the sum before the last norm.
+        norm: where a layer keeps its last norm.
+    """
+
+    attend: Callable[[Any, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+    feed_forward: Callable[[Any, Tensor], Tensor]
+    norm: str
+
+
+def _albert_feed_forward(layer: Any, attended: Tensor) -> Tensor:
+    return cast(Tensor, layer.ff_chunk(attended) + attended)
+
+
+def _attend(layer: Any, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return cast(tuple[Tensor, Tensor | None], layer.attention(hidden, mask))
+
+
+def _bert_feed_forward(layer: Any, attended: Tensor) -> Tensor:
+    output = layer.output
+    return cast(Tensor, output.dropout(output.dense(layer.intermediate(attended))) + attended)
+
+
+def _distilbert_attend(layer: Any, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    attended, weights = layer.attention(hidden, attention_mask=mask)
+    return layer.sa_layer_norm(attended + hidden), weights
+
+
+def _distilbert_feed_forward(layer: Any, attended: Tensor) -> Tensor:
+    return cast(Tensor, layer.ffn(attended) + attended)
+
+
+BERT_PARTS = Parts(_attend, _bert_feed_forward, "output.LayerNorm")
+ALBERT_PARTS = Parts(_attend, _albert_feed_forward, "full_layer_layer_norm")
+ROBERTA_HEAD = OwnHead("classifier.out_proj", "classifier.dense", "tanh")
+DISTILBERT_PARTS = Parts(_distilbert_attend, _distilbert_feed_forward, "output_layer_norm")
 
 
 @dataclass(frozen=True)
@@ -28,6 +71,8 @@ class Family:
         projection: the map from the embedding's width to the layers'; None where the family has none.
         pooler: the pre-trained pooler; None where the checkpoints have none.
         own_pooler: whether the encoder builds a pooler of its own, which exits do not use, unless told not to.
+        parts: how its layers run in halves.
+        head: where a fine-tuned classifier keeps its head.
     """
 
     layers: str = "encoder.layer"
@@ -35,6 +80,8 @@ class Family:
     projection: str | None = None
     pooler: str | None = None
     own_pooler: bool = True
+    parts: Parts = BERT_PARTS
+    head: OwnHead = ROBERTA_HEAD
 
 
 FAMILIES = {
@@ -42,11 +89,23 @@ FAMILIES = {
         layers="encoder.albert_layer_groups",
         projection="encoder.embedding_hidden_mapping_in",
         pooler="pooler",
+        parts=ALBERT_PARTS,
+        head=OwnHead("classifier", "albert.pooler", "tanh"),
     ),
-    "bert": Family(pooler="pooler.dense"),
+    "bert": Family(pooler="pooler.dense", head=OwnHead("classifier", "bert.pooler.dense", "tanh")),
     "camembert": Family(),
-    "distilbert": Family(layers="transformer.layer", inputs=("input_ids", "position_ids"), own_pooler=False),
-    "electra": Family(projection="embeddings_project", own_pooler=False),
+    "distilbert": Family(
+        layers="transformer.layer",
+        inputs=("input_ids", "position_ids"),
+        own_pooler=False,
+        parts=DISTILBERT_PARTS,
+        head=OwnHead("classifier", "pre_classifier", "relu"),
+    ),
+    "electra": Family(
+        projection="embeddings_project",
+        own_pooler=False,
+        head=OwnHead("classifier.out_proj", "classifier.dense", "gelu"),
+    ),
     "roberta": Family(),
     "xlm-roberta": Family(),
 }
@@ -55,6 +114,8 @@ FAMILIES = {
 @final
 class Bert(Backbone):
     """Any family of the table above."""
+
+    in_parts: ClassVar[bool] = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -72,6 +133,11 @@ class Bert(Backbone):
         """See `Backbone.pooler_path`."""
         return FAMILIES[config.model_type].pooler
 
+    @classmethod
+    def own_head(cls, config: PreTrainedConfig) -> OwnHead:
+        """See `Backbone.own_head`."""
+        return FAMILIES[config.model_type].head
+
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """See `Backbone.embed`."""
         taken = {name: inputs[name] for name in self.family.inputs if name in inputs}
@@ -86,5 +152,31 @@ class Bert(Backbone):
 
     def block(self, number: int, carry: Carry) -> Carry:
         """See `Backbone.block`."""
-        layer = self.layers[number * len(self.layers) // self.model.config.num_hidden_layers]
-        return Carry(layer(carry.hidden, carry.attention), carry.mask, carry.attention)
+        return replace(carry, hidden=self._layer(number)(carry.hidden, carry.attention))
+
+    def attend(self, number: int, carry: Carry) -> tuple[Tensor, Tensor | None]:
+        """See `Backbone.attend`; of an ALBERT group the layers before its last run first."""
+        *first, last = self._inner(number)
+        hidden = carry.hidden
+        for layer in first:
+            hidden = layer(hidden, carry.attention)
+        return self.family.parts.attend(last, hidden, carry.attention)
+
+    def feed_forward(self, number: int, attended: Tensor) -> Tensor:
+        """See `Backbone.feed_forward`."""
+        return self.family.parts.feed_forward(self._inner(number)[-1], attended)
+
+    def norm(self, number: int) -> nn.Module:
+        """See `Backbone.norm`."""
+        norm: nn.Module = self._inner(number)[-1].get_submodule(self.family.parts.norm)
+        return norm
+
+    def _layer(self, number: int) -> nn.Module:
+        place: int = number * len(self.layers) // self.model.config.num_hidden_layers
+        return self.layers[place]
+
+    def _inner(self, number: int) -> list[nn.Module]:
+        """The layers that a layer consists of: itself, or the members of an ALBERT group."""
+        layer = self._layer(number)
+        grouped = self.model.config.model_type == "albert"
+        return list(layer.get_submodule("albert_layers").children()) if grouped else [layer]
