@@ -72,6 +72,11 @@ class MultiExitOutput(ModelOutput):
         """The logits of every exit, (L, B, C): a view of `logits_by_exit`."""
         return None if self.logits_by_exit is None else self.logits_by_exit.transpose(0, 1)
 
+    @property
+    def exit_certainty(self) -> Tensor | None:
+        """The certainty of every exit, (L, B): a view of `certainty_by_exit`."""
+        return None if self.certainty_by_exit is None else self.certainty_by_exit.transpose(0, 1)
+
 
 class MultiExitModel(PreTrainedModel):
     """An encoder with exits.
@@ -101,6 +106,7 @@ class MultiExitModel(PreTrainedModel):
         self.heads = Heads(config.head, config.pooling, widths, config.num_labels, config.exit_dropout, config.own_head)
         self.bypasses = nn.ModuleList(self._branches(config))
         self.gate = Gate(_one_width(self.heads.widths)) if config.certainty else None
+        self.assistants = nn.ModuleList()  # what an objective trains along; empty but for the time of training
         self.operating_points: dict[str, OperatingPoint] = {}
         self._leaving: OperatingPoint | None = None
         self.post_init()
