@@ -66,25 +66,28 @@ class ExitTrainer(Trainer):
         exit_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
+        self.objective = objective or Weighted()
+        self.stage = self.objective.stages[0]
+        self.branch_scales = self.objective.branch_scales(len(model.layers))
+        self._check_memory(model)
         super().__init__(model, *args, **kwargs)
         self.exit_learning_rate = exit_learning_rate
         if self.args.label_smoothing_factor:
             raise InvalidInput("label_smoothing_factor is not supported by ExitTrainer: each exit has its own loss")
-        self.objective = objective or Weighted()
-        self.stage = self.objective.stages[0]
-        self.branch_scales = self.objective.branch_scales(len(model.layers))
-        self._check(model)
+        if len(self.objective.stages) > 1 and self.optimizer is not None:
+            name = type(self.objective).__name__
+            raise InvalidInput(f"{name} has {len(self.objective.stages)} stages, each with an optimiser of its own")
         self._exit_losses = LossSum()
         model.set_operating_point(None)  # losses are those of all exits
 
-    def _check(self, model: MultiExitModel) -> None:
-        name, memory = type(self.objective).__name__, model.config.memory is not None
-        if memory and any(not {"backbone", "final_exit"} & stage.learns for stage in self.objective.stages):
+    def _check_memory(self, model: MultiExitModel) -> None:
+        if model.config.memory is None:
+            return
+        name = type(self.objective).__name__
+        if any("final_exit" not in stage.learns for stage in self.objective.stages):
             raise InvalidInput(f"{name} freezes the last exit, and memory=... would let the early exits change it")
-        if memory and self.branch_scales is not None:
+        if self.branch_scales is not None:
             raise InvalidInput(f"{name} scales what each exit sends back, and memory=... mixes the exits")
-        if len(self.objective.stages) > 1 and self.optimizer is not None:
-            raise InvalidInput(f"{name} has {len(self.objective.stages)} stages, each with an optimiser of its own")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """See `transformers.Trainer.train`. What a stage does not train is frozen meanwhile.
