@@ -270,7 +270,7 @@ class MultiExitModel(PreTrainedModel):
         return replace(carry, hidden=hidden, read=read)
 
     def _recalling(self, exit: int, carry: Carry) -> Carry:
-        """M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2)."""
+        """M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2, eq. 9 and 10)."""
         said = self.heads(exit, carry.hidden if carry.read is None else carry.read, carry.mask)  # (B, C)
         before = said if carry.recalled is None else carry.recalled
         return replace(carry, recalled=torch.lerp(before, said, self.config.memory))

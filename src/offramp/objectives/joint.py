@@ -1,6 +1,6 @@
 """All exits at once, summed or weighted by depth; and the last exit alone.
 
-Joint: Xin et al., "BERxiT", EACL 2021, eq. 3. Weighted: Zhou et al., "BERT Loses Patience", NeurIPS 2020, section 3.3,
+Joint: Xin et al., "BERxiT", EACL 2021, eq. 3. Weighted: Zhou et al., "BERT Loses Patience", NeurIPS 2020, eq. 6,
 and Zhang et al., "PCEE-BERT", Findings of NAACL 2022, eq. 1.
 """
 

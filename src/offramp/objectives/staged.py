@@ -2,7 +2,7 @@
 
 Two-stage: Xin et al., "DeeBERT: Dynamic Early Exiting for Accelerating BERT Inference", ACL 2020, section 2.2; a
 baseline of Xin et al., "BERxiT: Early Exiting for BERT with Better Fine-Tuning and Extension to Regression", EACL 2021.
-Alternating: BERxiT, section 3.2.
+Alternating: BERxiT, section 3, eq. 6 and 7 (two-stage is eq. 4 and 5).
 
 Differs from BERxiT's code, which counts steps within the epoch, so that the turns start again with each, and leaves the
 last exit out of the joint turns; here the turns follow the optimiser's steps through the whole run, however many
