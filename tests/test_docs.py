@@ -1,0 +1,44 @@
+"""docs/papers.md says where each mechanism is; what it says must be there."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from offramp.registry import OBJECTIVES, POLICIES
+
+ROOT = Path(__file__).parent.parent
+OURS = {"margin"}  # not from a paper
+
+
+def rows() -> list[tuple[str, str]]:
+    """The last two cells of every row of every table: code and test."""
+    lines = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [(row[-2].strip("`"), row[-1].strip("`")) for row in cells if row[-1].startswith("`")]
+
+
+def test_there_are_tables() -> None:
+    assert len(rows()) > 25
+
+
+@pytest.mark.parametrize("code", sorted({code for code, _ in rows()}))
+def test_the_code_is_where_the_table_says(code: str) -> None:
+    path, _, name = code.partition(":")
+    assert (ROOT / "src" / "offramp" / path).is_file()
+    module = import_module("offramp." + path.removesuffix(".py").replace("/", "."))
+    assert getattr(module, name).__module__ == module.__name__
+
+
+@pytest.mark.parametrize("test", sorted({test for _, test in rows()}))
+def test_the_test_is_where_the_table_says(test: str) -> None:
+    path, _, name = test.partition("::")
+    source = (ROOT / "tests" / path).read_text(encoding="utf-8")
+    assert re.search(rf"^def {name}\(", source, re.MULTILINE), test
+
+
+@pytest.mark.parametrize("table", [POLICIES, OBJECTIVES], ids=["policies", "objectives"])
+def test_every_policy_and_objective_of_a_paper_has_a_row(table: dict[str, str]) -> None:
+    told = {f"offramp.{code.replace('.py', '').replace('/', '.')}" for code, _ in rows()}
+    assert {name for name, place in table.items() if place not in told} <= OURS
