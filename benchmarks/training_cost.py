@@ -1,39 +1,82 @@
-"""What all the exits cost in training: time of a step with them, over a step of the plain model.
+"""What exits cost in training: time and memory of a step with them, over a step of the plain model.
 
     python benchmarks/training_cost.py
 
-The default encoder and a BERT-base with random weights; forward, backward and AdamW, the two in turn; writes
+The default encoder and a BERT-base with random weights; forward, backward and AdamW. Time: the rivals in turn, median of
+the ratios. Memory: the peak of a process of its own for each rival, less what it had before the model. Writes
 `benchmarks/results/training_cost.json`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedConfig, PreTrainedModel
 
 from machine import provenance
 from offramp.bench import interleaved, median
+from offramp.bypass import Bypass
 from offramp.encoder import default_encoder
 from offramp.model import MultiExitModel
+from offramp.objectives.base import Objective
+from offramp.registry import load_objective
+from offramp.token_exit import TokenExit
+from offramp.values import ExitOutput
 
 BATCH, TOKENS, ROUNDS = 32, 32, 15
 RESULTS = Path(__file__).parent / "results"
+FEATURES = {"bypass": Bypass(rank=16), "certainty": True, "memory": 0.9}
+TOKEN_EXIT = {6: {2: 0.7, 4: 0.7}, 12: {4: 0.7, 7: 0.7, 10: 0.7}}  # by depth
+RIVALS = ("plain", "exits", "every feature", "every feature, token exit")
+ENCODERS: dict[str, str | PreTrainedConfig] = {"default encoder": default_encoder(), "BERT-base": BertConfig()}
+SETTINGS = (
+    *(("default encoder", pooling, dtype) for pooling in ("mean", "first") for dtype in ("float32", "bfloat16")),
+    ("BERT-base", "mean", "float32"),
+)
 
 
-def step_of(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[int], None]:
+def model_of(rival: str, encoder: str, pooling: str) -> tuple[PreTrainedModel, Objective | None]:
+    """What is trained, and by which objective; the plain model has its own loss."""
+    backbone = ENCODERS[encoder]
+    if rival == "plain":
+        auto = AutoModelForSequenceClassification  # with two labels, if not told otherwise
+        plain = auto.from_pretrained(backbone) if isinstance(backbone, str) else auto.from_config(backbone)
+        return plain, None
+    if rival == "exits":
+        return MultiExitModel.from_backbone(backbone, 2, pooling=pooling), load_objective("weighted")
+    depth = 6 if encoder == "default encoder" else 12
+    token_exit = TokenExit(keep_ratio=TOKEN_EXIT[depth]) if "token exit" in rival else None
+    model = MultiExitModel.from_backbone(backbone, 2, pooling=pooling, token_exit=token_exit, **FEATURES)
+    return model, load_objective("ensemble-distillation")
+
+
+def step_of(rival: str, encoder: str, pooling: str, dtype: str) -> Callable[[int], None]:
     """One training step on random tokens."""
+    model, objective = model_of(rival, encoder, pooling)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters())
+    modules = torch.nn.ModuleList(objective.modules() if objective else ())
+    for module in modules:
+        module(torch.zeros(1, 1, 2))  # lazy layers take their shape
+    optimizer = torch.optim.AdamW([*model.parameters(), *modules.parameters()])
     ids = torch.randint(1000, 20000, (BATCH, TOKENS))
     labels = torch.randint(0, 2, (BATCH,))
 
     def step(number: int) -> None:
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+        with torch.autocast("cpu", dtype=getattr(torch, dtype), enabled=dtype != "float32"):
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            if objective is None:
+                loss = model(**inputs, labels=labels).loss
+            else:
+                out = model(**inputs)
+                exits = ExitOutput(out.exit_logits, out.exit_certainty)
+                loss = objective.loss(objective.stages[0], number, exits, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -41,30 +84,50 @@ def step_of(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[int], None]
     return step
 
 
-def cost(backbone: str | BertConfig, pooling: str, dtype: torch.dtype) -> dict[str, float]:
-    """Median seconds of both steps, and the median of their ratio."""
-    auto = AutoModelForSequenceClassification  # with two labels, if not told otherwise
-    plain = auto.from_pretrained(backbone) if isinstance(backbone, str) else auto.from_config(backbone)
-    rivals = {"plain": plain, "exits": MultiExitModel.from_backbone(backbone, 2, pooling=pooling)}
-    taken = interleaved({name: step_of(model, dtype) for name, model in rivals.items()}, ROUNDS)
-    ratios = [exits / plain for exits, plain in zip(taken["exits"], taken["plain"], strict=True)]
-    return {
-        "plain_s": median(taken["plain"]),
-        "exits_s": median(taken["exits"]),
-        "ratio": median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
-    }
+def times(encoder: str, pooling: str, dtype: str) -> dict[str, dict[str, float]]:
+    """Median seconds of each rival's step, and the median of its ratio to the plain one."""
+    steps = {rival: step_of(rival, encoder, pooling, dtype) for rival in RIVALS}
+    taken = interleaved(steps, ROUNDS)
+    told = {}
+    for rival, seconds in taken.items():
+        ratios = [with_exits / plain for with_exits, plain in zip(seconds, taken["plain"], strict=True)]
+        low, high = min(ratios), max(ratios)
+        told[rival] = {"seconds": median(seconds), "ratio": median(ratios), "ratio_low": low, "ratio_high": high}
+    return told
+
+
+def peak(rival: str, encoder: str, pooling: str, dtype: str) -> float:
+    """MiB that three steps add to this process at most."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = step_of(rival, encoder, pooling, dtype)
+    for number in range(3):
+        step(number)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def peak_alone(*setting: str) -> float:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--peak", *setting]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
     """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--peak", nargs=4, metavar="WORD", help="rival, encoder, pooling, dtype: print the memory alone"
+    )
+    given = parser.parse_args()
+    if given.peak:
+        print(peak(*given.peak))
+        return
     found: dict[str, object] = {"about": provenance(), "batch": BATCH, "tokens": TOKENS, "rounds": ROUNDS}
-    for pooling in ("mean", "first"):
-        for dtype in (torch.float32, torch.bfloat16):
-            name = f"default encoder, {pooling} pooling, {str(dtype).removeprefix('torch.')}"
-            found[name] = cost(default_encoder(), pooling, dtype)
-    found["BERT-base, mean pooling, float32"] = cost(BertConfig(), "mean", torch.float32)
+    for setting in SETTINGS:
+        told = times(*setting)
+        for rival in RIVALS:
+            told[rival]["peak_mib"] = peak_alone(rival, *setting)
+            told[rival]["peak_ratio"] = told[rival]["peak_mib"] / told["plain"]["peak_mib"]
+        found[", ".join(setting)] = told
     (RESULTS / "training_cost.json").write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 

@@ -154,6 +154,8 @@ def test_exits_may_have_a_gate_a_bypass_and_a_memory(place: Path) -> None:
         offramp("record", place / "rich", "--data", place / "validation.jsonl", "-o", place / "rich.st").exit_code == 0
     )
     assert Trace.load(place / "rich.st").certainty.shape == (LAYERS, 48)
+    facts = json.loads(offramp("info", place / "rich", "--json").stdout)
+    assert (facts["certainty"], facts["bypass"]["rank"], facts["memory"]) == (True, 4, 0.9)
     data = ("--data", place / "validation.jsonl", "--speedup", 1.2)
     assert offramp("calibrate", place / "rich", *data, "--policy", "certainty").exit_code == 0
 

@@ -364,7 +364,7 @@ def info(folder: Path, as_json: bool) -> None:
 
     model, _ = load_folder(folder)
     config = model.config
-    facts = {
+    facts: dict[str, Any] = {
         "backbone": config.backbone.model_type,
         "layers": config.backbone.num_hidden_layers,
         "exit_layers": model.layers,
@@ -374,6 +374,9 @@ def info(folder: Path, as_json: bool) -> None:
         "labels": [config.id2label[number] for number in range(config.num_labels)],
         "parameters": model.num_parameters(),
     }
+    for name in ("own_head", "bypass", "certainty", "memory"):
+        if value := getattr(config, name):
+            facts[name] = value
     points = {name: point.to_json() for name, point in model.operating_points.items()}
     if as_json:
         click.echo(json.dumps({**facts, "operating_points": points}))

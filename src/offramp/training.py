@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -33,6 +34,8 @@ from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective, Stage, task_losses
 from offramp.objectives.joint import Weighted
 from offramp.values import ExitOutput
+
+logger = logging.getLogger(__name__)
 
 
 class ExitTrainer(Trainer):
@@ -103,6 +106,8 @@ class ExitTrainer(Trainer):
         try:
             for number, stage in enumerate(stages[first:], start=first):
                 self.stage = stage
+                if len(stages) > 1:
+                    logger.info("stage %d of %d: %s", number + 1, len(stages), stage.name)
                 if number > 0:  # a resumed run must shuffle as an uninterrupted one does
                     self.optimizer: torch.optim.Optimizer | None = None
                     set_seed(self.args.seed + number)
