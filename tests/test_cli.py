@@ -168,9 +168,20 @@ def test_numbers_are_a_regression_when_asked(place: Path) -> None:
     assert set(json.loads(answers)) == {"value", "exit_layer"}
 
 
+def test_training_keeps_the_first_layers_when_asked(place: Path) -> None:
+    assert train(place, "short", "--layers", 2).exit_code == 0
+    config = json.loads((place / "short" / "config.json").read_text())
+    assert config["backbone"]["num_hidden_layers"] == 2
+    assert config["exit_layers"] == [1, 2]
+    both = train(place, "both", "--layers", 2, "--objective", "two-stage", "--freeze")
+    assert both.exit_code == 2
+    assert "choose one" in both.output
+
+
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
+        ("--layers", "5", "there is no layer 4: the encoder's layers are 0 to 3"),
         ("--exit-layers", "1,2", "exit_layers must rise from 1 or more to the last layer, 4; got [1, 2]"),
         ("--label-column", "stars", 'no column "stars"; the columns are "text", "label", "words"'),
     ],

@@ -136,6 +136,7 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
 @click.option("--validation", "validation_source", required=True, metavar="FILE", help="Chooses the threshold.")
 @click.option("-o", "--output", type=FOLDER, required=True, help="The model's folder.")
 @click.option("--backbone", help="A hub name or a folder.  [default: the encoder that offramp[demo] brings]")
+@click.option("--layers", type=click.IntRange(min=1), help="Keep so many of the encoder's layers.  [default: all]")
 @click.option(
     "--task",
     type=click.Choice(["classification", "multi-label", "regression"]),
@@ -411,17 +412,22 @@ def _refuse_to_overwrite(folder: Path, resume: bool) -> None:
 
 
 def _new_model(start: str, data: Any, given: Mapping[str, Any]) -> Any:
-    from offramp.model import MultiExitModel
+    from offramp.backbones.depth import restack
+    from offramp.model import MultiExitModel, load_encoder
 
     first = data.labels[0]
     outputs = len(first) if isinstance(first, list) else 1
     labels = {"id2label": dict(enumerate(data.label_names))} if data.label_names else {"num_labels": outputs}
-    return MultiExitModel.from_backbone(start, problem_type=data.problem_type, **labels, **_exits(given))
+    kept = given["layers"]
+    encoder = restack(load_encoder(start), range(kept)) if kept else start
+    return MultiExitModel.from_backbone(encoder, problem_type=data.problem_type, **labels, **_exits(given))
 
 
 def _fine_tuned(start: str, given: Mapping[str, Any]) -> Any:
     from offramp.model import MultiExitModel
 
+    if given["layers"]:
+        raise click.UsageError("--freeze keeps the whole fine-tuned model, --layers a part of it; choose one")
     model = MultiExitModel.from_backbone(start, **_exits(given))
     if model.config.own_head is None:
         raise InvalidInput(f"{start}: --freeze keeps a fine-tuned classifier's head, and there is none to be kept")

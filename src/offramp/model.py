@@ -184,7 +184,7 @@ class MultiExitModel(PreTrainedModel):
             InvalidInput: an argument out of its range.
         """
         if isinstance(backbone, (str, os.PathLike)):
-            backbone = _load_encoder(backbone)
+            backbone = load_encoder(backbone)
         source = backbone if isinstance(backbone, PreTrainedModel) else None
         encoder = copy.deepcopy(source.base_model.config if source is not None else backbone)
         own = _own_head(source, num_labels, id2label, problem_type)
@@ -392,6 +392,20 @@ class MultiExitModel(PreTrainedModel):
             card.write_text(model_card(self.config, self.operating_points), encoding="utf-8")
 
 
+def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
+    """An encoder from a folder or hub name, in float32; with its head, if it was saved as a classifier.
+
+    Raises:
+        InvalidInput: nothing can be loaded from there.
+        UnsupportedBackbone: an encoder that offramp cannot cut.
+    """
+    config = _loaded(AutoConfig, folder)
+    load_backbone(config.model_type)  # refuse before loading weights
+    kind = AutoModelForSequenceClassification if _classifies(config.architectures) else AutoModel
+    encoder: PreTrainedModel = _loaded(kind, folder, dtype=torch.float32)
+    return encoder
+
+
 def load_folder(folder: str | os.PathLike[str]) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
     """A model with exits and its tokenizer, from a folder or a hub name; on the GPU if there is one.
 
@@ -423,15 +437,6 @@ def _loaded(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
     except (OSError, ValueError) as error:
         what = {"AutoTokenizer": "tokenizer"}.get(kind.__name__, "model")
         raise InvalidInput(f"{folder}: no {what} can be loaded from there ({str(error).splitlines()[0]})") from None
-
-
-def _load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
-    """An encoder from a folder or hub name; with its head, if it was saved as a classifier."""
-    config = _loaded(AutoConfig, folder)
-    load_backbone(config.model_type)  # refuse before loading weights
-    kind = AutoModelForSequenceClassification if _classifies(config.architectures) else AutoModel
-    encoder: PreTrainedModel = _loaded(kind, folder, dtype=torch.float32)
-    return encoder
 
 
 def _classifies(names: Sequence[str] | None) -> bool:

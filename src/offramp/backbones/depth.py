@@ -12,9 +12,8 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
-from offramp.backbones.bert import Bert
-from offramp.errors import InvalidInput
-from offramp.registry import load_backbone
+from offramp.backbones.bert import FAMILIES, Bert
+from offramp.errors import InvalidInput, UnsupportedBackbone
 
 
 def restack(encoder: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
@@ -27,11 +26,15 @@ def restack(encoder: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
         layers: 0-based, e.g. `range(6)` = the first six, `[0, 0, 1, 1]` = the first two, twice each.
 
     Raises:
-        UnsupportedBackbone: an encoder that offramp cannot cut.
+        UnsupportedBackbone: a family that is not a row of `offramp.backbones.bert`.
         InvalidInput: no layers, a layer that is not there, or shared layers that cannot run in that order.
     """
     chosen = list(layers)
-    load_backbone(encoder.base_model.config.model_type)
+    kind = encoder.base_model.config.model_type
+    if kind not in FAMILIES:
+        raise UnsupportedBackbone(
+            f"the layers of a {kind} encoder cannot be chosen; those of {', '.join(FAMILIES)} can"
+        )
     copied = copy.deepcopy(encoder.base_model)
     config, cut = copied.config, Bert(copied)
     depth, held = config.num_hidden_layers, len(cut.layers)
@@ -40,7 +43,7 @@ def restack(encoder: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
     if absent := [number for number in chosen if not 0 <= number < depth]:
         raise InvalidInput(f"there is no layer {absent[0]}: the encoder's layers are 0 to {depth - 1}")
     config.num_hidden_layers = len(chosen)
-    if config.model_type == "albert":
+    if kind == "albert":
         wanted = [number * held // depth for number in chosen]
         given = [place * held // len(chosen) for place in range(len(chosen))]
         if wanted != given:
@@ -51,6 +54,6 @@ def restack(encoder: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
     for place, layer in enumerate(stack):
         for module in layer.modules():
             if "layer_idx" in vars(module):
-                module.layer_idx = place
+                module.layer_idx = place  # type: ignore[assignment]
     copied.set_submodule(cut.family.layers, stack)
     return copied
