@@ -346,6 +346,13 @@ def test_with_identical_exits_the_cross_entropy_is_the_entropy_and_asks_for_conf
     assert left_at(trace, Divergence("ce"), -0.5) == [2, 4]
 
 
+@pytest.mark.parametrize("divergence", ["kl", "js"])
+def test_rounding_takes_no_divergence_below_0(divergence: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    exits = torch.randn(1, 500, 12, generator=random) + torch.randn(5, 500, 12, generator=random) * 1e-5
+    assert scores(Divergence(divergence), Trace(exits)).max().item() <= 0
+
+
 def test_divergences_of_several_labels_are_added_up() -> None:
     yes = torch.tensor([[[0.9, 0.8]], [[0.8, 0.5]]])
     trace = Trace((yes / (1 - yes)).log(), problem_type=MULTI_LABEL)
@@ -384,6 +391,8 @@ def test_run_is_the_mean_of_the_confident_run_alone() -> None:
     assert told(trace, Ensemble(Patient(MaxProb(), 2), "run"), 0.75) == approx([0.85, 0.15])  # exits 2 and 3
     assert told(trace, Ensemble(Patient(MaxProb(), 3), "run"), 0.55) == approx([2.3 / 3, 0.7 / 3])
     assert told(trace, Ensemble(MaxProb(), "run"), 0.75) == approx([0.9, 0.1])  # a run of one
+    mean = replay(trace, Ensemble(Patient(MaxProb(), 2), "run"), 0.75).logits
+    assert mean.tolist() == approx([math.log(0.85), math.log(0.15)])
 
 
 @pytest.mark.parametrize(
