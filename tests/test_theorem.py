@@ -87,6 +87,8 @@ def test_the_papers_three_statements_differ() -> None:
     sides = {1: {DERIVED, PROOFS_END, THEOREM}, 2: {DERIVED, PROOFS_END}, 3: {DERIVED}, 4: set()}
     for gap, wanted in sides.items():
         assert holding(internal=2 + gap, patience=2, internal_error=0.4, last_error=0.66) == wanted
+    # A = 1.25^2 * .6 / .4 = 2.344: derived (A - q) / (1 - q) = 3.240; with p for q above the line it would be 2.906
+    assert holding(internal=5, patience=2, internal_error=0.4, last_error=0.6) == {DERIVED}
     # A = (5/3)^4 * .125 / .3 = 3.215: A / 2 - q = 1.308, A - q = 2.915, A - p = 3.090, derived 4.164
     assert holding(internal=7, patience=4, internal_error=0.3, last_error=0.125) == {DERIVED, THEOREM}
     assert holding(internal=5, patience=4, internal_error=0.3, last_error=0.125) == {
