@@ -21,20 +21,20 @@ from offramp.policies.base import Policy, Step, choices
 from offramp.values import ExitOutput, Memory
 
 
-def cross_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """H(p, q) in nats of log-probabilities (..., K): from H(p) up, without bound."""
-    return -(log_p.exp() * log_q).sum(dim=-1)
+def cross_entropy(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """H(p, q) in nats, (B,), of probabilities (B, G, K) of G choices, added up: from H(p) up, without bound."""
+    return -(p * log_q).sum(dim=(-2, -1))
 
 
-def kullback_leibler(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p, q) in nats of log-probabilities (..., K): from 0 up, without bound."""
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0)  # rounding can take equal ones below 0
+def kullback_leibler(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p, q) likewise: from 0 up, without bound."""
+    return (p * (log_p - log_q)).sum(dim=(-2, -1)).clamp(min=0)  # rounding can take equal ones below 0
 
 
-def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """JS(p, q) in nats of log-probabilities (..., K): from 0 to ln 2, the same both ways."""
+def jensen_shannon(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """JS(p, q) likewise: from 0 to ln 2 a choice, the same both ways."""
     log_middle = torch.logaddexp(log_p, log_q) - math.log(2)
-    return (kullback_leibler(log_p, log_middle) + kullback_leibler(log_q, log_middle)) / 2
+    return (kullback_leibler(p, log_p, log_middle) + kullback_leibler(log_q.exp(), log_q, log_middle)) / 2
 
 
 DIVERGENCES = {"ce": cross_entropy, "kl": kullback_leibler, "js": jensen_shannon}
@@ -70,14 +70,12 @@ class Divergence(Policy):
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """See `Policy.step`."""
-        log_p = choices(out).unsqueeze(1)  # (B, 1, G, K)
-        earlier = memory[0] if memory else log_p[:, :0]  # (B, M, G, K)
-        if self.window == "consecutive":
-            earlier = earlier[:, -self.patience :]
-        apart = DIVERGENCES[self.divergence](log_p, earlier).sum(dim=-1)  # (B, M)
-        if apart.shape[-1] < self.patience:
-            score = torch.full_like(log_p[:, 0, 0, 0], -math.inf)
-        else:
-            score = -apart.topk(self.patience, largest=False).values.amax(dim=-1)
-        run = min(self.patience, apart.shape[-1]) + 1
-        return Step(score, out.logits, (torch.cat((earlier, log_p), dim=1),), run)
+        log_p = choices(out)  # (B, G, K)
+        earlier = memory[-self.patience :] if self.window == "consecutive" else memory
+        p, between = log_p.exp(), DIVERGENCES[self.divergence]
+        apart = [between(p, log_p, one) for one in earlier]  # (B,) each
+        nearest = [torch.full_like(log_p[:, 0, 0], math.inf)] * self.patience  # the smallest so far, rising
+        for each in apart:
+            for place, other in enumerate(nearest):
+                nearest[place], each = torch.minimum(other, each), torch.maximum(other, each)
+        return Step(-nearest[-1], out.logits, (*earlier, log_p), min(self.patience, len(earlier)) + 1)
