@@ -53,6 +53,16 @@ def _variants() -> list[dict[str, Any]]:
         {"name": "pcee", "measure": "certainty", "patience": 3},
         {"name": "pcee", "measure": "patience", "patience": 2},
         {"name": "pcee", "measure": {"name": "stability", "patience": 2}, "patience": 2},
+        {"name": "divergence", "divergence": "ce", "patience": 3},
+        {"name": "divergence", "divergence": "kl", "patience": 2},
+        {"name": "divergence", "divergence": "js", "patience": 2, "window": "consecutive"},
+        {"name": "divergence", "divergence": "ce", "patience": 3, "window": "consecutive"},
+        {"name": "pcee", "measure": {"name": "divergence", "divergence": "js", "patience": 1, "window": "all"}},
+        *({"name": name, "ensemble": "run"} for name in sorted(POLICIES)),
+        {"name": "pcee", "measure": "certainty", "patience": 3, "ensemble": "run"},
+        {"name": "divergence", "divergence": "kl", "patience": 2, "window": "consecutive", "ensemble": "run"},
+        *({"name": name, "ensemble": "all"} for name in ("certainty", "entropy", "patience", "pcee", "stability")),
+        {"name": "pcee", "measure": {"name": "entropy", "ensemble": "all"}, "patience": 2},
     ]
     return [{"name": name} for name in sorted(POLICIES)] + more
 

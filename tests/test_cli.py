@@ -13,6 +13,7 @@ from offramp.cli import HEADS as CLI_HEADS
 from offramp.cli import main
 from offramp.heads import HEADS
 from offramp.model import MultiExitModel
+from offramp.policies.divergence import Divergence
 from offramp.predictor import Predictor
 from offramp.values import POINTS_FILE, Trace
 from tiny import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, tiny_tokenizer
@@ -242,6 +243,36 @@ def test_calibrate_saves_the_point_beside_the_others(place: Path) -> None:
     assert "| fast | pcee | accuracy" in card
     shown = offramp("info", place / "own").stdout
     assert "pcee measure=margin patience=2" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (
+            ("--divergence", "js", "--patience", 2, "--window", "consecutive"),
+            {"name": "divergence", "divergence": "js", "patience": 2, "window": "consecutive"},
+        ),
+        (("--ensemble", "run"), {"name": "divergence", **vars(Divergence()), "ensemble": "run"}),
+    ],
+)
+def test_calibrate_takes_the_parameters_of_a_policy(
+    options: tuple[Any, ...], wanted: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    folder = save_folder(tmp_path / "model", tiny_model(id2label={0: "bad", 1: "good"}))
+    policy = ("--policy", "divergence", *options)
+    data = ("--data", place / "validation.jsonl", "--speedup", 1.2)
+    assert offramp("calibrate", folder, *data, *policy).exit_code == 0
+    assert json.loads((folder / POINTS_FILE).read_text())["default"]["policy"] == wanted
+    answers = offramp("predict", folder, given="a good cat\nthe dog\n").stdout.splitlines()
+    assert [set(json.loads(answer)) for answer in answers] == [{"label", "score", "exit_layer"}] * 2
+
+
+def test_calibrate_refuses_a_parameter_of_another_policy(place: Path) -> None:
+    data = ("--data", place / "validation.jsonl", "--speedup", 1)
+    result = offramp("calibrate", place / "model", *data, "--policy", "entropy", "--window", "all")
+    assert result.exit_code == 1
+    assert "'entropy' has no parameter 'window'" in result.stderr
+    assert offramp("calibrate", place / "model", *data, "--ensemble", "both").exit_code == 2
 
 
 def test_calibrate_refuses_another_models_trace(place: Path) -> None:

@@ -8,9 +8,11 @@ from torch import Tensor
 from helpers import CASE_IDS, CASES, Recorded, assert_same, has_meaning, random_trace, threshold_between
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
-from offramp.policies.base import Policy, replay, scores
+from offramp.policies.base import Policy, replay, scores, unroll
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy, Margin, MaxProb
+from offramp.policies.divergence import Divergence
+from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
 from offramp.policies.patient import Patient
@@ -155,6 +157,7 @@ def test_more_patience_than_exits_is_the_full_model() -> None:
     trace = of_answers(*[[1, 0]] * 4)
     assert left_at(trace, Patience(), 4) == [4, 4]
     assert left_at(trace, Patient(Entropy(), 5), -1e30) == [4, 4]
+    assert left_at(trace, Divergence(patience=4), -1e30) == [4, 4]
 
 
 def test_patience_compares_sets_of_labels() -> None:
@@ -231,6 +234,36 @@ def test_pcee_around_a_policy_that_remembers() -> None:
     assert scores(Patient(Patience(), 2), repeats).flatten().tolist() == [NOT_YET, 0, 1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("measure", "threshold", "leaves"),
+    [
+        ("entropy", 1 - 0.6, [3, 4]),  # version 0: H / ln 2 of .9 .469, .7 .881, .95 .286: below tau = .6
+        ("entropy", 1 - 0.4, [4, 4]),
+        ("max-prob", 0.8, [3, 4]),  # version 1: max p above tau
+        ("max-prob", 0.93, [4, 4]),
+        ("certainty", 0.5, [4, 2]),  # version 2: u above tau
+        ("certainty", 0.85, [4, 3]),
+    ],
+)
+def test_the_papers_three_versions_of_pcee(measure: str, threshold: float, leaves: list[int]) -> None:
+    trace = of_probabilities(
+        [[0.7, 0.3], [0.9, 0.1]],
+        [[0.1, 0.9], [0.7, 0.3]],
+        [[0.95, 0.05], [0.9, 0.1]],
+        [[0.5, 0.5], [0.5, 0.5]],
+        certainty=torch.tensor([[0.9, 0.8], [0.3, 0.9], [0.9, 0.9], [0.1, 0.1]]),
+    )
+    assert left_at(trace, load_policy("pcee", measure=measure, patience=2), threshold) == leaves
+
+
+def test_of_the_papers_versions_certainty_alone_has_a_meaning_for_values() -> None:
+    trace = Trace(torch.randn(3, 1, 1), certainty=torch.tensor([[0.6], [0.9], [0.2]]))
+    assert left_at(trace, load_policy("pcee", measure="certainty"), 0.5) == [2]
+    for measure in ("entropy", "max-prob"):
+        with pytest.raises(NotApplicable, match="a regression has none"):
+            replay(trace, load_policy("pcee", measure=measure), 0.5)
+
+
 @pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
 def test_pcee_with_patience_1_is_the_measure_alone(data: dict[str, Any], problem_type: str) -> None:
     trace, measure = random_trace(problem_type), load_policy(data)
@@ -240,6 +273,203 @@ def test_pcee_with_patience_1_is_the_measure_alone(data: dict[str, Any], problem
 @pytest.mark.parametrize("patience", [1, 2, 3, 6])
 def test_pcee_with_threshold_0_leaves_at_layer_t(patience: int) -> None:
     assert set(left_at(random_trace(SINGLE_LABEL), Patient(Entropy(), patience), 0)) == {patience}
+
+
+# --- divergence ---------------------------------------------------------------------------------------------
+
+PQR = ([[0.9, 0.1]], [[0.8, 0.2]], [[0.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("divergence", "q_from_p", "r_from_p", "r_from_q"),
+    [
+        # -.8 ln .9 - .2 ln .1 = .5448054;  -.5 ln .9 - .5 ln .1 = 1.2039728;  -.5 ln .8 - .5 ln .2 = .9162907
+        ("ce", 0.5448054, 1.2039728, 0.9162907),
+        # less H(q) = .5004024, and less H(r) = ln 2 = .6931472
+        ("kl", 0.0444030, 0.5108256, 0.2231436),
+        # H(.85, .15) - (H(p) + H(q)) / 2 = .4227091 - .4127427;  H(.7, .3) = .6108643, H(.65, .35) = .6474466
+        ("js", 0.0099664, 0.1017492, 0.0506718),
+    ],
+)
+def test_the_divergences_of_an_exit_from_earlier_ones(
+    divergence: str, q_from_p: float, r_from_p: float, r_from_q: float
+) -> None:
+    trace = of_probabilities(*PQR)
+    nearest, both = min(r_from_p, r_from_q), max(r_from_p, r_from_q)
+    assert_scores(Divergence(divergence, 1), trace, [[NOT_YET], [-q_from_p], [-nearest]])
+    assert_scores(Divergence(divergence, 2), trace, [[NOT_YET], [NOT_YET], [-both]])
+
+
+def test_kl_and_cross_entropy_take_the_current_exit_first() -> None:
+    back = of_probabilities(PQR[2], PQR[0])  # KL(p, r) = ln 2 - H(p) = .3680642, KL(r, p) = .5108256
+    assert_scores(Divergence("kl"), back, [[NOT_YET], [-0.3680642]])
+    assert_scores(Divergence("ce"), back, [[NOT_YET], [-0.6931472]])
+    assert_scores(Divergence("js"), back, [[NOT_YET], [-0.1017492]])  # the same both ways
+
+
+@pytest.mark.parametrize(
+    ("window", "patience", "score"),
+    [
+        ("all", 1, 0.0),
+        ("all", 2, -0.2231436),
+        ("all", 3, -0.5108256),
+        ("consecutive", 1, -0.2231436),
+        ("consecutive", 2, -0.2231436),
+        ("consecutive", 3, -0.5108256),
+        ("consecutive", 4, NOT_YET),
+    ],
+)
+def test_all_earlier_exits_count_or_the_last_ones_alone(window: str, patience: int, score: float) -> None:
+    # KL of the last exit from the others: .5108256, 0, .2231436
+    trace = of_probabilities([[0.9, 0.1]], [[0.5, 0.5]], [[0.8, 0.2]], [[0.5, 0.5]])
+    assert scores(Divergence("kl", patience, window), trace)[-1].item() == pytest.approx(score, abs=1e-6)
+
+
+def test_the_papers_count_of_near_exits_may_jump_over_patience() -> None:
+    # exits 1 and 2 are apart (KL .368), exit 3 is near both (.092, .131): the count goes from 0 to 2, over t = 1
+    trace = of_probabilities([[0.5, 0.5]], [[0.9, 0.1]], [[0.75, 0.25]], [[0.1, 0.9]])
+    assert left_at(trace, Divergence("kl", 1), -0.2) == [3]
+    assert left_at(trace, Divergence("kl", 2), -0.2) == [3]
+
+
+@pytest.mark.parametrize("window", ["all", "consecutive"])
+@pytest.mark.parametrize("t", [1, 2, 5, 11])
+def test_with_identical_exits_kl_and_js_leave_at_t_plus_1_for_any_tau(t: int, window: str) -> None:
+    trace = Trace(torch.randn(1, 20, 3, generator=torch.Generator().manual_seed(0)).expand(12, -1, -1))
+    for divergence in ("kl", "js"):
+        assert set(left_at(trace, Divergence(divergence, t, window), -1e-6)) == {t + 1}
+
+
+def test_with_identical_exits_the_cross_entropy_is_the_entropy_and_asks_for_confidence() -> None:
+    trace = of_probabilities(*[[[0.9, 0.1], [0.5, 0.5]]] * 4)  # H = .3250830 and .6931472
+    assert_scores(Divergence("ce"), trace, [[NOT_YET] * 2, *[[-0.3250830, -0.6931472]] * 3])
+    assert left_at(trace, Divergence("ce"), -0.5) == [2, 4]
+
+
+@pytest.mark.parametrize("divergence", ["kl", "js"])
+def test_rounding_takes_no_divergence_below_0(divergence: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    exits = torch.randn(1, 500, 12, generator=random) + torch.randn(5, 500, 12, generator=random) * 1e-5
+    assert scores(Divergence(divergence), Trace(exits)).max().item() <= 0
+
+
+def test_divergences_of_several_labels_are_added_up() -> None:
+    yes = torch.tensor([[[0.9, 0.8]], [[0.8, 0.5]]])
+    trace = Trace((yes / (1 - yes)).log(), problem_type=MULTI_LABEL)
+    assert_scores(Divergence("ce"), trace, [[NOT_YET], [-0.5448054 - 0.9162907]])
+    assert_scores(Divergence("kl"), trace, [[NOT_YET], [-0.0444030 - 0.2231436]])
+    assert_scores(Divergence("js"), trace, [[NOT_YET], [-0.0099664 - 0.0506718]])
+
+
+def test_divergences_of_certain_exits_that_contradict_are_large_and_finite() -> None:
+    trace = Trace(torch.tensor([[[1e4, -1e4]], [[-1e4, 1e4]]]))
+    assert scores(Divergence("ce"), trace)[1].item() == scores(Divergence("kl"), trace)[1].item() == -2e4
+    assert scores(Divergence("js"), trace)[1].item() == pytest.approx(-math.log(2))
+
+
+# --- ensembles ----------------------------------------------------------------------------------------------
+
+STEADY = ([[0.6, 0.4]], [[0.9, 0.1]], [[0.8, 0.2]], [[0.3, 0.7]])
+
+
+def told(trace: Trace, policy: Policy, threshold: float) -> list[list[float]]:
+    return replay(trace, policy, threshold).logits.softmax(dim=-1).tolist()
+
+
+def approx(*rows: list[float]) -> list[Any]:
+    return [pytest.approx(row, abs=1e-6) for row in rows]
+
+
+def test_an_ensemble_leaves_where_its_policy_does() -> None:
+    trace, policy = random_trace(SINGLE_LABEL), Patient(Margin(), 2)
+    for members in ("run", "all"):
+        assert torch.equal(scores(Ensemble(policy, members), trace), scores(policy, trace))
+
+
+def test_run_is_the_mean_of_the_confident_run_alone() -> None:
+    trace = of_probabilities(*STEADY)
+    assert told(trace, Ensemble(Patient(MaxProb(), 2), "run"), 0.75) == approx([0.85, 0.15])  # exits 2 and 3
+    assert told(trace, Ensemble(Patient(MaxProb(), 3), "run"), 0.55) == approx([2.3 / 3, 0.7 / 3])
+    assert told(trace, Ensemble(MaxProb(), "run"), 0.75) == approx([0.9, 0.1])  # a run of one
+    mean = replay(trace, Ensemble(Patient(MaxProb(), 2), "run"), 0.75).logits
+    assert mean.tolist() == approx([math.log(0.85), math.log(0.15)])
+
+
+@pytest.mark.parametrize(
+    "policy", [Patient(MaxProb(), 2), Patient(MaxProb(), 4), Patience(), Divergence("kl", 2), Patient(Patience(), 2)]
+)
+def test_where_the_rule_never_fired_run_is_the_last_exit_alone(policy: Policy) -> None:
+    trace = of_probabilities(*STEADY)
+    answers = replay(trace, Ensemble(policy, "run"), math.inf)
+    assert answers.exit_layers.tolist() == [4]
+    assert torch.equal(answers.logits, trace.logits[-1])
+    assert torch.equal(run(Recorded(trace), Ensemble(policy, "run"), math.inf, every_row(trace)).logits, answers.logits)
+
+
+def test_all_is_the_mean_of_every_exit_so_far() -> None:
+    trace = of_probabilities(*STEADY)
+    assert told(trace, Ensemble(Patient(MaxProb(), 2), "all"), 0.75) == approx([2.3 / 3, 0.7 / 3])
+    assert told(trace, Ensemble(MaxProb(), "all"), math.inf) == approx([2.6 / 4, 1.4 / 4])  # the last exit too
+
+
+def test_the_run_of_patience_is_the_exits_that_agreed() -> None:
+    trace = of_probabilities(
+        [[0.2, 0.8], [0.9, 0.1], [0.9, 0.1], [0.6, 0.4]],
+        [[0.9, 0.1], [0.7, 0.3], [0.1, 0.9], [0.7, 0.3]],
+        [[0.7, 0.3], [0.5, 0.5], [0.9, 0.1], [0.8, 0.2]],
+        [[0.3, 0.7], [0.5, 0.5], [0.2, 0.8], [0.9, 0.1]],
+    )
+    assert left_at(trace, Ensemble(Patience(), "run"), 1) == [3, 2, 4, 2]
+    wanted = approx([0.8, 0.2], [0.8, 0.2], [0.2, 0.8], [0.65, 0.35])  # exits 2-3, 1-2, the last alone, 1-2
+    assert told(trace, Ensemble(Patience(), "run"), 1) == wanted
+    assert told(trace, Ensemble(Patience(), "run"), 2)[3] == pytest.approx([0.7, 0.3])  # exits 1, 2 and 3
+
+
+def test_the_run_of_stability_and_divergence_holds_the_exits_that_were_compared_with() -> None:
+    values = of_values([1.0], [4.0], [4.5], [5.0], [9.0])  # moves 3 .5 .5 4
+    assert replay(values, Ensemble(Stability(2), "run"), -1).logits.tolist() == [[4.5]]  # exits 2, 3, 4
+    assert replay(values, Ensemble(Stability(1), "run"), -1).logits.tolist() == [[4.25]]
+    assert replay(values, Ensemble(Stability(1), "all"), -1).logits.flatten().tolist() == pytest.approx([9.5 / 3])
+    assert replay(values, Ensemble(Stability(2), "run"), math.inf).logits.tolist() == [[9.0]]
+    steady = of_probabilities(*STEADY)  # KL of exit 3 from exit 2: .044
+    assert told(steady, Ensemble(Divergence("kl", 1, "consecutive"), "run"), -0.05) == approx([0.85, 0.15])
+
+
+def test_an_ensemble_of_several_labels_averages_each_labels_probability() -> None:
+    yes = torch.tensor([[[0.9, 0.2]], [[0.6, 0.1]], [[0.3, 0.3]]])
+    trace = Trace((yes / (1 - yes)).log(), problem_type=MULTI_LABEL)
+    answers = replay(trace, Ensemble(Patient(MaxProb(), 2), "run"), 0.5)
+    assert answers.logits.sigmoid().flatten().tolist() == pytest.approx([0.75, 0.15], abs=1e-6)
+    answers = replay(trace, Ensemble(MaxProb(), "all"), math.inf)
+    assert answers.logits.sigmoid().flatten().tolist() == pytest.approx([0.6, 0.2], abs=1e-6)
+
+
+def test_probabilities_are_averaged_and_not_logits() -> None:
+    # two exits say no, mildly, one says yes, loudly: mean .603 yes of probabilities; the mean log-odds would be .77
+    trace = of_probabilities([[0.6, 0.4]], [[0.58, 0.42]], [[0.01, 0.99]])
+    assert told(trace, Ensemble(MaxProb(), "all"), math.inf) == approx([1.19 / 3, 1.81 / 3])
+
+
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+@pytest.mark.parametrize("policy", [Certainty(), Fixed(), Patient(Certainty(), 1)])
+def test_an_ensemble_of_one_is_the_exits_own_logits(policy: Policy, problem_type: str) -> None:
+    trace = random_trace(problem_type)
+    assert torch.equal(replay(trace, Ensemble(policy), 0.5).logits, replay(trace, policy, 0.5).logits)
+
+
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+@pytest.mark.parametrize("members", ["run", "all"])
+def test_an_ensembles_logits_are_finite_for_logits_of_any_size(members: str, problem_type: str) -> None:
+    signs = torch.randn(6, 50, 3, generator=torch.Generator().manual_seed(1)).sign() * 1e4
+    trace = Trace(signs, certainty=torch.rand(6, 50), problem_type=problem_type)
+    _, logits = unroll(Ensemble(Patient(Certainty(), 3), members), trace)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [Ensemble(Entropy()), "entropy"])
+def test_an_ensemble_is_around_one_policy(wrong: Any) -> None:
+    with pytest.raises(InvalidInput, match="an ensemble is around a policy that is none itself, got "):
+        Ensemble(wrong)
 
 
 # --- every policy -------------------------------------------------------------------------------------------
@@ -253,6 +483,10 @@ def test_pcee_with_threshold_0_leaves_at_layer_t(patience: int) -> None:
         ({"name": "fixed"}, REGRESSION, 1),
         ({"name": "pcee", "patience": 1}, SINGLE_LABEL, 1),
         ({"name": "pcee", "patience": 4}, SINGLE_LABEL, 4),
+        ({"name": "divergence"}, SINGLE_LABEL, 2),
+        ({"name": "divergence", "patience": 3}, SINGLE_LABEL, 4),
+        ({"name": "divergence", "patience": 3, "window": "consecutive"}, MULTI_LABEL, 4),
+        ({"name": "pcee", "patience": 4, "ensemble": "run"}, SINGLE_LABEL, 4),
         ({"name": "stability", "patience": 1}, REGRESSION, 2),
         ({"name": "stability", "patience": 4}, REGRESSION, 5),
         ({"name": "pcee", "patience": 2, "measure": "stability"}, REGRESSION, 4),
@@ -263,7 +497,17 @@ def test_the_earliest_exit_is_the_papers(data: dict[str, Any], problem_type: str
 
 
 @pytest.mark.parametrize(
-    "policy", [Entropy(), MaxProb(), Margin(), Patience(), Patient(Entropy()), Patient(Patience())]
+    "policy",
+    [
+        Entropy(),
+        MaxProb(),
+        Margin(),
+        Patience(),
+        Divergence(),
+        Patient(Entropy()),
+        Patient(Patience()),
+        Ensemble(Entropy()),
+    ],
 )
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_policies_that_compare_classes_refuse_a_regression(policy: Policy, outputs: int) -> None:
@@ -354,6 +598,15 @@ def test_policies_are_named_as_their_papers_are() -> None:
     assert load_policy("pcee", measure="max-prob", patience=3) == Patient(MaxProb(), 3)
     assert load_policy("pcee", measure={"name": "stability", "patience": 4}) == Patient(Stability(4), 2)
     assert load_policy({"name": "stability", "patience": 4}, patience=1) == Stability(1)
+    assert load_policy("divergence") == Divergence("ce", 1, "all")
+    assert load_policy("pcee", patience=3, ensemble="run") == Ensemble(Patient(Entropy(), 3), "run")
+    assert load_policy({"name": "fixed", "ensemble": "all"}, ensemble="run") == Ensemble(Fixed(), "run")
+    assert policy_data(Ensemble(Patient(MaxProb(), 3), "all")) == {
+        "name": "pcee",
+        "measure": "max-prob",
+        "patience": 3,
+        "ensemble": "all",
+    }
     assert policy_data(Patient(Stability(4), 3)) == {
         "name": "pcee",
         "measure": {"name": "stability", "patience": 4},
@@ -371,7 +624,7 @@ def test_an_unknown_name_says_which_may_have_been_meant(name: str, meant: str) -
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownName, match="unknown name 'zzz'; known: certainty, entropy, fixed"):
+    with pytest.raises(UnknownName, match="unknown name 'zzz'; known: certainty, divergence, entropy, fixed"):
         load_policy("zzz")
     with pytest.raises(UnknownName, match="did you mean 'entropy'"):
         load_policy("pcee", measure="entropie")
@@ -393,6 +646,10 @@ def test_a_policy_of_ones_own_cannot_be_stored_by_name() -> None:
         ("pcee", {"patience": 0}, "patience must be a whole number of at least 1, got 0"),
         ("stability", {"patience": -3}, "patience must be a whole number of at least 1, got -3"),
         ("pcee", {"patience": 2.5}, "patience must be a whole number of at least 1, got 2.5"),
+        ("divergence", {"patience": 0}, "patience must be a whole number of at least 1, got 0"),
+        ("divergence", {"divergence": "reverse"}, "divergence must be one of ce, kl, js; got 'reverse'"),
+        ("divergence", {"window": "any"}, "window must be one of all, consecutive; got 'any'"),
+        ("entropy", {"ensemble": "both"}, "ensemble must be one of run, all; got 'both'"),
         ("pcee", {"measure": 3}, "measure must be a policy, its name or its data, got 3"),
         ({"patience": 2}, {}, "a policy as data needs a name, got {'patience': 2}"),
     ],

@@ -15,13 +15,13 @@ from offramp.backbones.base import Backbone
 from offramp.errors import UnknownName, UnsupportedBackbone
 from offramp.objectives.base import Objective
 from offramp.policies.base import Policy
-from offramp.registry import BACKBONES, OBJECTIVES, POLICIES, load, load_backbone
+from offramp.registry import BACKBONES, OBJECTIVES, POLICIES, WRAPPERS, load, load_backbone
 
 ROOT = Path(offramp.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 ROWS = [
     (table, name, kind)
-    for table, kind in ((POLICIES, Policy), (OBJECTIVES, Objective), (BACKBONES, Backbone))
+    for table, kind in ((POLICIES, Policy), (WRAPPERS, Policy), (OBJECTIVES, Objective), (BACKBONES, Backbone))
     for name in table
 ]
 
@@ -37,15 +37,15 @@ def test_every_row_is_a_finished_class_of_its_kind(table: dict[str, str], name: 
     assert f"{found.__module__}:{found.__qualname__}" == table[name]
 
 
-@pytest.mark.parametrize("name", [*POLICIES, *OBJECTIVES])
+@pytest.mark.parametrize("name", [*POLICIES, *WRAPPERS, *OBJECTIVES])
 def test_names_have_hyphens(name: str) -> None:
     assert name.replace("-", "").isalnum()
     assert name == name.lower()
 
 
-@pytest.mark.parametrize("table", [POLICIES, OBJECTIVES])
+@pytest.mark.parametrize("table", [{**POLICIES, **WRAPPERS}, OBJECTIVES])
 def test_every_finished_policy_and_objective_has_a_row(table: dict[str, str]) -> None:
-    kind = Policy if table is POLICIES else Objective
+    kind = Objective if table is OBJECTIVES else Policy
     for name in table:
         load(table, name)
     ours = {found for found in kind.__subclasses__() if found.__module__.startswith("offramp.")}

@@ -22,6 +22,8 @@ from offramp.evaluate import METRICS, measure
 from offramp.policies.base import Policy, replay, scores
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy, MaxProb
+from offramp.policies.divergence import Divergence
+from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
 from offramp.policies.patient import Patient
@@ -30,8 +32,19 @@ from offramp.thresholds import calibrate, curve, sweep
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Answers, Measured, OperatingPoint, Target, Trace
 
 LAYERS = [2, 3, 5, 8, 9]
-FOR_CLASSES = [Entropy(), MaxProb(), Patience(), Certainty(), Fixed(), Patient(Entropy(), 2), Patient(Certainty(), 3)]
-FOR_VALUES = [Stability(1), Stability(2), Certainty(), Patient(Certainty(), 2)]
+FOR_CLASSES = [
+    Entropy(),
+    MaxProb(),
+    Patience(),
+    Certainty(),
+    Fixed(),
+    Divergence("kl"),
+    Patient(Entropy(), 2),
+    Patient(Certainty(), 3),
+    Ensemble(Patience(), "run"),
+    Ensemble(Patient(Certainty(), 2), "run"),
+]
+FOR_VALUES = [Stability(1), Stability(2), Certainty(), Patient(Certainty(), 2), Ensemble(Stability(1), "run")]
 
 
 # --- brute force --------------------------------------------------------------------------------------------
@@ -219,6 +232,18 @@ def test_no_drop_at_all_keeps_the_full_score() -> None:
         point = calibrate(trace, policy, Target(max_drop=0))
         assert point.measured.score >= point.measured.full_score
         assert point.policy == policy_data(policy)
+
+
+def test_targets_compare_with_the_full_model_whatever_an_ensemble_makes_of_never() -> None:
+    # the last exit is right 4 times of 4; the mean of both exits follows the first, which is loudly wrong once
+    first, last = [[0.01, 0.99], *[[0.9, 0.1]] * 3], [[0.6, 0.4], *[[0.9, 0.1]] * 3]
+    trace = Trace(torch.tensor([first, last]).log(), torch.tensor([0, 0, 0, 0]))
+    for target in (Target(max_drop=0.1), Target(agreement=0.9)):
+        with pytest.raises(CannotReach, match="not even full depth holds the target"):
+            calibrate(trace, Ensemble(Entropy(), "all"), target)
+    point = calibrate(trace, Ensemble(Entropy(), "all"), Target(max_drop=0.25))
+    assert (point.measured.score, point.measured.full_score, point.measured.agreement) == (0.75, 1.0, 0.75)
+    assert calibrate(trace, Ensemble(Entropy(), "run"), Target(max_drop=0)).measured.score == 1.0
 
 
 def test_policies_are_taken_by_name_and_as_data() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 HEADS = ("linear", "shared_pooler", "pooler", "attention")  # offramp.heads has them, with torch
+POLICY_PARAMETERS = ("measure", "patience", "divergence", "window", "ensemble")
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -100,7 +101,14 @@ def exit_options(command: Command) -> Command:
 def policy_options(command: Command) -> Command:
     """--policy and its parameters."""
     names = click.Choice(sorted(POLICIES))
-    command = click.option("--patience", type=click.IntRange(min=1), help="For pcee and stability.")(command)
+    ensemble = "Answer with the mean of the exits that were ready or agreed, or of all so far."
+    command = click.option("--ensemble", type=click.Choice(["run", "all"]), help=ensemble)(command)
+    window = click.Choice(["all", "consecutive"])
+    command = click.option("--window", type=window, help="For divergence: which earlier exits count.")(command)
+    divergence = click.Choice(["ce", "kl", "js"])
+    command = click.option("--divergence", type=divergence, help="For divergence: how far exits are apart.")(command)
+    patience = "For pcee, stability and divergence."
+    command = click.option("--patience", type=click.IntRange(min=1), help=patience)(command)
     command = click.option("--measure", type=names, help="For pcee: which score must hold.")(command)
     return click.option("--policy", type=names, help="[default: margin; for regression, stability]")(command)
 
@@ -287,7 +295,7 @@ def calibrate(folder: Path, name: str, policy: str | None, as_json: bool, **give
     if len(target) != 1:
         raise click.UsageError("give exactly one of --max-drop, --speedup, --agreement")
     trace = _trace(folder, given)
-    parameters = {key: given[key] for key in ("measure", "patience") if given[key] is not None}
+    parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
     point = _calibrated(trace, policy, parameters, target, given["metric"])
     _save_point(folder, name, point)
     _tell(as_json, trace, {name: point}, given["metric"])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 POLICIES = {
     "certainty": "offramp.policies.certainty:Certainty",
+    "divergence": "offramp.policies.divergence:Divergence",
     "entropy": "offramp.policies.confidence:Entropy",
     "fixed": "offramp.policies.fixed:Fixed",
     "margin": "offramp.policies.confidence:Margin",
@@ -26,6 +27,10 @@ POLICIES = {
     "patience": "offramp.policies.patience:Patience",
     "pcee": "offramp.policies.patient:Patient",
     "stability": "offramp.policies.patience:Stability",
+}
+
+WRAPPERS = {  # a parameter that any policy takes -> the policy that goes around it: (policy, parameter)
+    "ensemble": "offramp.policies.ensemble:Ensemble",
 }
 
 OBJECTIVES = {
@@ -84,7 +89,8 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
 
     Args:
         name: a name of the table ("entropy"), or its data form `{"name": "pcee", "measure": "entropy", "patience": 2}`.
-        parameters: the policy's own, e.g. `patience=2`; a policy inside a policy is a name or data again.
+        parameters: the policy's own, e.g. `patience=2`; a policy inside a policy is a name or data again. Every policy
+            takes `ensemble="run"` or `"all"`: see `offramp.policies.ensemble`.
 
     Raises:
         UnknownName: no such policy.
@@ -96,7 +102,10 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
         return load_policy(**{**name, **parameters})
     if "measure" in parameters and isinstance(parameters["measure"], (str, Mapping)):
         parameters["measure"] = load_policy(parameters["measure"])
+    around = {parameter: parameters.pop(parameter) for parameter in WRAPPERS if parameter in parameters}
     policy: Policy = _build(POLICIES, name, parameters)
+    for parameter, value in around.items():
+        policy = load(WRAPPERS, parameter)(policy, value)
     return policy
 
 
@@ -114,9 +123,12 @@ def load_objective(name: str, **parameters: Any) -> Objective:
 def policy_data(policy: Policy) -> dict[str, Any]:
     """A policy as data: its name and its parameters, ready for JSON; `load_policy` reads it back."""
     path = f"{type(policy).__module__}:{type(policy).__qualname__}"
-    name = next((name for name, row in POLICIES.items() if row == path), None)
+    name = next((name for name, row in {**POLICIES, **WRAPPERS}.items() if row == path), None)
     if name is None or not is_dataclass(policy):
         raise UnknownName(f"{type(policy).__name__} has no row in offramp/registry.py, so it cannot be stored by name")
+    if name in WRAPPERS:
+        wrapped, parameter = (getattr(policy, field.name) for field in fields(policy))
+        return {**policy_data(wrapped), name: parameter}
     data: dict[str, Any] = {"name": name}
     for field in fields(policy):
         value = getattr(policy, field.name)

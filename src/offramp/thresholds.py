@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
-from offramp.evaluate import labels_of, measure, metric_for
+from offramp.evaluate import labels_of, layerwise, measure, metric_for
 from offramp.policies.base import Policy, answer, failed, unroll
 from offramp.registry import load_policy, policy_data
 from offramp.values import REGRESSION, ExitOutput, OperatingPoint, Target, Trace
@@ -132,7 +132,7 @@ def calibrate(
 
 def _for_quality(trace: Trace, policy: Policy, max_drop: float, metric: str | None) -> float:
     seen = curve(trace, policy, metric)
-    full = seen.scores[0].item()
+    full = layerwise(trace, metric)[-1]  # not the score of "never": an ensemble may change that answer
     if full <= 0:
         raise CannotReach(f"the full model scores {full:.4g}: not above 0, so there is no share of it to keep")
     return _loosest(seen.thresholds, seen.scores >= (1 - max_drop) * full - 1e-12)

@@ -73,6 +73,7 @@ class ExitOutput:
         certainty: (B,), or (L, B), in 0..1: a learned gate's opinion; None where the model has no gate.
         layer: how many layers ran before this exit; None = one layer an exit.
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, else single label.
+        last: no exit comes after this one: whoever is here is answered, whatever the score.
     """
 
     logits: Tensor
@@ -80,6 +81,7 @@ class ExitOutput:
     _: KW_ONLY
     layer: int | None = None
     problem_type: str | None = None
+    last: bool = False
 
     def __post_init__(self) -> None:
         if self.problem_type is None:
@@ -164,8 +166,8 @@ class Trace:
     def exit(self, number: int) -> ExitOutput:
         """What exit `number` (0-based) said of all samples."""
         certainty = None if self.certainty is None else self.certainty[number]
-        layer = self.layer_numbers[number]
-        return ExitOutput(self.logits[number], certainty, layer=layer, problem_type=self.problem_type)
+        layer, last = self.layer_numbers[number], number == self.depth - 1
+        return ExitOutput(self.logits[number], certainty, layer=layer, problem_type=self.problem_type, last=last)
 
     def take(self, rows: Tensor) -> Trace:
         """The trace of the given samples alone; rows: (K,) indices."""

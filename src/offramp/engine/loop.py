@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -70,7 +70,8 @@ def run(
     left: list[Departure] = []
     for number, limit in enumerate(last_is_minus_infinity):
         carry = segments.block(number, carry)
-        step = policy.step(number, segments.exit(number, carry), memory)
+        out = replace(segments.exit(number, carry), last=number == len(last_is_minus_infinity) - 1)
+        step = policy.step(number, out, memory)
         out_now, broken = leaves(step.score, step.logits, limit)  # (B,), (B,)
         memory = step.memory
         leaving = int(out_now.sum())

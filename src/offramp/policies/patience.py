@@ -35,7 +35,7 @@ class Patience(Policy):
         else:
             previous, before = memory
             agreed = torch.where((given == previous).all(dim=-1), before + 1, 0.0)
-        return Step(agreed, out.logits, (given, agreed))
+        return Step(agreed, out.logits, (given, agreed), agreed + 1)
 
 
 @final
@@ -71,4 +71,4 @@ class Stability(Policy):
             changes = torch.cat((before, change), dim=-1)[:, -self.patience :]
         ready = changes.shape[-1] == self.patience
         score = -changes.amax(dim=-1) if ready else torch.full_like(value[:, 0], -math.inf)
-        return Step(score, out.logits, (value, changes))
+        return Step(score, out.logits, (value, changes), changes.shape[-1] + 1)

@@ -47,4 +47,4 @@ class Patient(Policy):
         window = torch.cat((memory[0], seen), dim=-1)[:, -self.patience :] if memory else seen
         ready = window.shape[-1] == self.patience
         score = window.amin(dim=-1) if ready else torch.full_like(inner.score, -math.inf)
-        return Step(score, inner.logits, (window, *inner.memory))
+        return Step(score, inner.logits, (window, *inner.memory), window.shape[-1])
