@@ -143,8 +143,9 @@ class Trace:
             )
         if self.certainty is not None and self.certainty.shape != (depth, samples):
             raise InvalidInput(f"certainty must be {(depth, samples)}, got {tuple(self.certainty.shape)}")
-        if self.tokens is not None and self.tokens.shape != (samples,):
-            raise InvalidInput(f"tokens must be {(samples,)}, got {tuple(self.tokens.shape)}")
+        tokens = None if self.tokens is None else torch.as_tensor(self.tokens, dtype=torch.int64)
+        if tokens is not None and tokens.shape != (samples,):
+            raise InvalidInput(f"tokens must be {(samples,)}, got {tuple(tokens.shape)}")
         problem_type = self.problem_type or infer_problem_type(self.logits, self.labels)
         if problem_type not in PROBLEM_TYPES:
             raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {problem_type!r}")
@@ -154,6 +155,7 @@ class Trace:
             _check_labels(self.labels, problem_type, self.logits)
         object.__setattr__(self, "logits", self.logits.detach().float())
         object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "problem_type", problem_type)
 
     def __len__(self) -> int:
