@@ -16,6 +16,7 @@ from offramp.model import MultiExitModel
 from offramp.policies.base import Policy, replay, scores, unroll
 from offramp.policies.confidence import MaxProb
 from offramp.registry import POLICIES, load_policy
+from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Answers, Carry, ExitOutput, Trace
 from tiny import FAMILIES, LAYERS, VOCABULARY, WIDTH, encoder_config, padded, tiny_model, token_rows
@@ -222,6 +223,51 @@ def test_with_fewer_exits_than_layers_the_contract_holds_in_layer_numbers(family
     assert set(replay(case.trace, policy, [threshold] * 2).exit_layers.tolist()) <= {1, 3, 4}
 
 
+LEAVING = TokenExit(keep_ratio={1: 0.6, 3: 0.5})
+
+
+@pytest.mark.parametrize("name", ["entropy", "patience", "fixed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_contract_holds_where_tokens_leave_too(family: str, name: str) -> None:
+    case, policy = build(family, SINGLE_LABEL, token_exit=LEAVING), load_policy(name)
+    seen = scores(policy, case.trace)[:-1]
+    for quantile in QUANTILES:
+        thresholds = [midpoint_near(seen, quantile)] * (LAYERS - 1)
+        assert_the_contract(case, policy, thresholds)
+
+
+@pytest.mark.parametrize(
+    "exits",
+    [
+        {"bypass": Bypass(rank=3), "memory": 0.9, "certainty": True},
+        {"head": "attention", "exit_layers": [1, 3, 4]},
+        {"token_exit": replace(LEAVING, fusion="none"), "head": "pooler", "pooling": "first"},
+    ],
+)
+def test_the_contract_holds_where_tokens_leave_among_other_ideas(exits: dict[str, Any]) -> None:
+    case = build("bert", SINGLE_LABEL, **{"token_exit": LEAVING, **exits})
+    threshold = midpoint_near(scores(MaxProb(), case.trace)[:-1], 0.5)
+    assert_the_contract(case, MaxProb(), [threshold] * (len(case.model.layers) - 1))
+
+
+def test_with_tokens_and_layers_leaving_blocks_get_fewer_columns_and_rows() -> None:
+    case = build("bert", SINGLE_LABEL, token_exit=LEAVING)
+    threshold = midpoint_near(scores(MaxProb(), case.trace)[0], 0.5)
+    answers, reached = watch(case.model, MaxProb(), [threshold, math.inf, math.inf], case.rows)
+    stay = answers.exit_layers.eq(LAYERS).tolist()
+    assert 0 < sum(stay) < ROWS
+    first = [len(row["input_ids"]) for row in case.rows]
+    second = [shortened(length, 0.6) for length, stays in zip(first, stay, strict=True) if stays]
+    last = [shortened(length, 0.5) for length in second]
+    assert reached == [(ROWS, 12), (sum(stay), max(second)), (sum(stay), max(second)), (sum(stay), max(last))]
+    assert max(last) < max(second) < 12
+
+
+def shortened(length: int, keep: float) -> int:
+    stay = max(1, math.ceil(keep * (length - 1)))
+    return length if stay >= length - 1 else 1 + stay + 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exits_after_some_layers_say_what_they_say_in_the_full_model(family: str) -> None:
     every, some = tiny_model(family), tiny_model(family, exit_layers=[2, 4])
@@ -246,9 +292,9 @@ def test_never_gives_the_full_models_logits(
     assert answers.exit_layers.tolist() == [LAYERS] * ROWS
 
 
-def poisoned(family: str, problem: str) -> tuple[Case, Tensor]:
+def poisoned(family: str, problem: str, token_exit: TokenExit | None) -> tuple[Case, Tensor]:
     """A case in which rows 3, 20 and 41 turn to NaN at the embedding; (N,) True for those."""
-    model = tiny_model(family, OUTPUTS[problem], pooling="mean")
+    model = tiny_model(family, OUTPUTS[problem], pooling="mean", token_exit=token_exit)
     rows = token_rows(ROWS)
     for number in (3, 20, 41):
         rows[number]["input_ids"][0] = POISON
@@ -259,10 +305,13 @@ def poisoned(family: str, problem: str) -> tuple[Case, Tensor]:
     return Case(model, rows, record(model, rows, batch_size=16)), sick
 
 
+@pytest.mark.parametrize("token_exit", [None, LEAVING], ids=["tokens stay", "tokens leave"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("name", "problem"), [("entropy", SINGLE_LABEL), ("stability", REGRESSION)])
-def test_a_nan_sample_is_an_error_for_itself_alone(name: str, problem: str, family: str) -> None:
-    (case, sick), policy = poisoned(family, problem), load_policy(name)
+def test_a_nan_sample_is_an_error_for_itself_alone(
+    name: str, problem: str, family: str, token_exit: TokenExit | None
+) -> None:
+    (case, sick), policy = poisoned(family, problem, token_exit), load_policy(name)
     well = Case(case.model, case.rows, case.trace.take((~sick).nonzero().squeeze(1)))
     threshold = [midpoint_near(scores(policy, well.trace)[:-1], 0.5)] * (LAYERS - 1)
 
@@ -405,6 +454,14 @@ def test_taking_rows_cuts_hidden_states_mask_and_attention_alike(attention: str)
         assert kept.attention is None
     else:
         assert torch.equal(kept.attention, wanted[attention])
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_taking_rows_takes_their_token_scores_along(masked: bool) -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]) if masked else None
+    token_scores = torch.arange(12.0).view(3, 4)
+    kept = Carry(torch.randn(3, 5, WIDTH), mask, token_scores=token_scores).take(torch.tensor([2, 1]))
+    assert torch.equal(kept.token_scores, token_scores[[2, 1], : 2 if masked else 4])
 
 
 def test_taking_rows_without_a_mask_cuts_no_columns() -> None:

@@ -360,6 +360,7 @@ def test_replaying_100_000_samples_for_100_thresholds_takes_seconds(name: str) -
         ({"layers": [3, 3]}, r"increasing layer numbers, got \[3, 3\]"),
         ({"layers": [4, 2]}, r"increasing layer numbers, got \[4, 2\]"),
         ({"layers": [0, 1]}, r"increasing layer numbers, got \[0, 1\]"),
+        ({"tokens": torch.ones(3)}, r"tokens must be \(4,\), got \(3,\)"),
         ({"problem_type": "ranking"}, "problem_type must be one of .*; got 'ranking'"),
     ],
 )
@@ -386,8 +387,10 @@ def test_a_trace_counts_exits_and_samples() -> None:
 
 def test_taking_rows_keeps_everything_else() -> None:
     trace = replace(random_trace(MULTI_LABEL, layers=torch.tensor([1, 2, 3, 4, 5, 9])), about={"engine": "torch"})
+    trace = replace(trace, tokens=torch.arange(50))
     rows = torch.tensor([7, 2, 7])
     taken = trace.take(rows)
+    assert taken.tokens.tolist() == [7, 2, 7]
     assert torch.equal(taken.logits, trace.logits[:, [7, 2, 7]])
     assert torch.equal(taken.labels, trace.labels[[7, 2, 7]])
     assert torch.equal(taken.certainty, trace.certainty[:, [7, 2, 7]])
@@ -398,10 +401,10 @@ def test_taking_rows_keeps_everything_else() -> None:
 def test_a_trace_is_saved_and_loaded_whole(tmp_path: Path, problem_type: str) -> None:
     trace = random_trace(problem_type, layers=torch.tensor([2, 4, 6, 8, 10, 12]))
     trace = replace(trace, logits=trace.logits.transpose(1, 2).contiguous().transpose(1, 2))  # not in one piece
-    trace = replace(trace, about={"data": "dév 2.csv", "engine": "torch-float32"})
+    trace = replace(trace, about={"data": "dév 2.csv", "engine": "torch-float32"}, tokens=torch.arange(50))
     trace.save(tmp_path / "a.safetensors")
     loaded = Trace.load(tmp_path / "a.safetensors")
-    for name in ("logits", "labels", "certainty", "layers"):
+    for name in ("logits", "labels", "certainty", "layers", "tokens"):
         assert torch.equal(getattr(loaded, name), getattr(trace, name))
     assert (loaded.problem_type, loaded.about) == (problem_type, trace.about)
 
@@ -410,6 +413,7 @@ def test_a_bare_trace_is_saved_and_loaded(tmp_path: Path) -> None:
     Trace(torch.ones(2, 3, 1)).save(str(tmp_path / "a"))
     loaded = Trace.load(str(tmp_path / "a"))
     assert (loaded.labels, loaded.certainty, loaded.problem_type, loaded.about) == (None, None, REGRESSION, {})
+    assert loaded.tokens is None
 
 
 def test_a_file_that_is_no_trace_is_refused_by_name(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_a_trace_holds_what_every_exit_says_in_the_order_of_the_rows(family: str
     assert trace.logits.shape == (3, 20, 3)
     assert torch.allclose(trace.logits, alone(model, rows), atol=1e-5)
     assert trace.layer_numbers == [1, 3, 4]
+    assert trace.tokens.tolist() == [len(row["input_ids"]) for row in rows]
     assert trace.problem_type == SINGLE_LABEL
     assert trace.labels is None
 
@@ -77,6 +78,12 @@ def test_rows_without_a_mask_are_padded_with_one() -> None:
     model, rows = tiny_model(pooling="mean"), token_rows(8)
     bare = [{"input_ids": row["input_ids"]} for row in rows]
     assert torch.allclose(record(model, bare).logits, record(model, rows).logits, atol=1e-6)
+    assert torch.equal(record(model, bare).tokens, record(model, rows).tokens)
+
+
+def test_padding_does_not_count_as_tokens() -> None:
+    row = {"input_ids": [6, 7, 8, 0, 0], "attention_mask": [1, 1, 1, 0, 0]}
+    assert record(tiny_model(), [row]).tokens.tolist() == [3]
 
 
 def test_a_folder_answers_examples(folder: Path) -> None:

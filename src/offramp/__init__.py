@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from offramp.registry import load_objective as load_objective
     from offramp.registry import load_policy as load_policy
     from offramp.thresholds import calibrate as calibrate
+    from offramp.token_exit import TokenExit as TokenExit
     from offramp.tracing import record as record
     from offramp.training import ExitTrainer as ExitTrainer
     from offramp.values import Answers as Answers
@@ -46,6 +47,7 @@ _HOMES = {
     "predictor": ("Predictor",),
     "registry": ("load_objective", "load_policy"),
     "thresholds": ("calibrate",),
+    "token_exit": ("TokenExit",),
     "tracing": ("record",),
     "training": ("ExitTrainer",),
     "values": ("Answers", "ExitOutput", "OperatingPoint", "Target", "Trace"),

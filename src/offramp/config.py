@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from offramp.bypass import Bypass
 from offramp.errors import InvalidInput
+from offramp.token_exit import TokenExit
 
 
 class MultiExitConfig(PreTrainedConfig):
@@ -27,6 +28,7 @@ class MultiExitConfig(PreTrainedConfig):
         memory: MPEE's lambda, in (0, 1]: an exit says (1 - lambda) of what it said so far and lambda of what it says
             now (Kong et al., "Accelerating Inference for Pretrained Language Models by Unified Multi-Perspective Early
             Exiting", COLING 2022, section 3.2); None = each exit speaks for itself.
+        token_exit: a `TokenExit` or its data form; None = all tokens stay.
         own_head: set where the last exit is the head of a fine-tuned model (see `offramp.heads`).
     """
 
@@ -44,6 +46,7 @@ class MultiExitConfig(PreTrainedConfig):
         bypass: Bypass | Mapping[str, Any] | None = None,
         certainty: bool = False,
         memory: float | None = None,
+        token_exit: TokenExit | Mapping[str, Any] | None = None,
         own_head: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -54,6 +57,8 @@ class MultiExitConfig(PreTrainedConfig):
         self.bypass = asdict(bypass) if isinstance(bypass, Bypass) else bypass
         self.certainty = certainty
         self.memory = memory
+        leaving = TokenExit(**token_exit) if isinstance(token_exit, Mapping) else token_exit
+        self.token_exit = None if leaving is None else leaving.to_data()
         self.own_head = own_head
         if memory is not None and not 0 < memory <= 1:
             raise InvalidInput(f"memory must be above 0 and at most 1, got {memory}")
@@ -64,6 +69,8 @@ class MultiExitConfig(PreTrainedConfig):
             depth = self.backbone.num_hidden_layers
             self.exit_layers = list(range(1, depth + 1)) if self.exit_layers is None else self.exit_layers
             _check_exit_layers(self.exit_layers, depth)
+            if leaving is not None:
+                leaving.check_depth(depth)
         super().__init__(**kwargs)
 
 

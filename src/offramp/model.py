@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from offramp.heads import PLAIN, Heads
 from offramp.objectives.base import depth_weighted, exit_losses
 from offramp.policies.base import limits
 from offramp.registry import load_backbone, load_policy
+from offramp.token_exit import CLASS_ATTENTION, TokenExit, step
 from offramp.values import (
     POINTS_FILE,
     PROBLEM_TYPES,
@@ -102,6 +104,7 @@ class MultiExitModel(PreTrainedModel):
             raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {config.problem_type!r}")
         self._family = load_backbone(config.backbone.model_type)
         self.backbone = self._family.build(config.backbone)
+        self._token_exit = self._schedule(config)
         widths = [config.backbone.hidden_size] * len(config.exit_layers)
         self.heads = Heads(config.head, config.pooling, widths, config.num_labels, config.exit_dropout, config.own_head)
         self.bypasses = nn.ModuleList(self._branches(config))
@@ -115,6 +118,17 @@ class MultiExitModel(PreTrainedModel):
     def _cut(self) -> Backbone:
         cut: Backbone = self._family(self.backbone)
         return cut
+
+    def _schedule(self, config: MultiExitConfig) -> TokenExit | None:
+        if config.token_exit is None:
+            return None
+        if not self._cut.in_parts or not self._cut.absolute_positions:
+            lack = (
+                "layers that come in parts" if not self._cut.in_parts else "positions that are in the embedding alone"
+            )
+            raise UnsupportedBackbone(f"token exit needs {lack}, which {config.backbone.model_type} has not")
+        self.backbone.set_attn_implementation(CLASS_ATTENTION)
+        return TokenExit(**config.token_exit)
 
     def _branches(self, config: MultiExitConfig) -> list[BypassBranch]:
         if config.bypass is None:
@@ -158,6 +172,7 @@ class MultiExitModel(PreTrainedModel):
         bypass: Bypass | None = None,
         certainty: bool = False,
         memory: float | None = None,
+        token_exit: TokenExit | None = None,
         exit_layers: Sequence[int] | None = None,
     ) -> MultiExitModel:
         """Put exits on an encoder.
@@ -177,6 +192,7 @@ class MultiExitModel(PreTrainedModel):
             bypass: gives each exit features of its own (see `offramp.bypass`).
             certainty: adds a gate that learns how sure each exit is (see `offramp.gate`).
             memory: lets exits add to what earlier ones said (see `MultiExitConfig`).
+            token_exit: lets tokens leave on the way (see `offramp.token_exit`).
             exit_layers: None = after every layer, or increasing layer numbers that end with the last layer.
 
         Raises:
@@ -200,6 +216,7 @@ class MultiExitModel(PreTrainedModel):
             bypass=bypass,
             certainty=certainty,
             memory=memory,
+            token_exit=token_exit,
             own_head=(own.activation or PLAIN) if own else None,
             problem_type=problem_type,
             **labels,
@@ -248,26 +265,42 @@ class MultiExitModel(PreTrainedModel):
         carry = replace(carry, read=None)
         *between, last = range(self.layers[exit - 1] if exit else 0, self.layers[exit])
         for number in between:
-            carry = self._cut.block(number, carry)
-        carry = self._bypassed(exit, last, carry) if self.bypasses else self._cut.block(last, carry)
+            carry = self._layer(number, carry)
+        carry = self._layer(last, carry, exit)
         return carry if self.config.memory is None else self._recalling(exit, carry)
 
-    def _bypassed(self, exit: int, number: int, carry: Carry) -> Carry:
-        """Layer `number` with the bypass of exit `exit` around it."""
-
-        def parts(carry: Carry) -> tuple[Tensor, Tensor]:
-            cut = self._cut
-            attended, _ = cut.attend(number, carry)
-            summed = cut.feed_forward(number, attended)
-            given = carry.hidden if self.config.bypass["placement"] == "block" else attended
-            rows = slice(0, 1) if self.heads.reads_first_token(exit) else slice(None)
-            return cut.norm(number)(summed), self.bypasses[exit](given[:, rows], summed[:, rows])
-
+    def _layer(self, number: int, carry: Carry, exit: int | None = None) -> Carry:
+        """Layer `number` (0-based); `exit` (0-based) stands behind it."""
+        bypassed = exit is not None and bool(self.bypasses)
+        if not bypassed and not self._selects(number):
+            return self._cut.block(number, carry)
+        parts = partial(self._in_parts, number, exit if bypassed else None)
         if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
-            hidden, read = checkpoint(parts, carry, use_reentrant=False)
-        else:
-            hidden, read = parts(carry)
-        return replace(carry, hidden=hidden, read=read)
+            recomputed: Carry = checkpoint(parts, carry, use_reentrant=False)
+            return recomputed
+        return parts(carry)
+
+    def _selects(self, number: int) -> bool:
+        """Whether token exit wants to know of layer `number` (0-based)."""
+        return self._token_exit is not None and self._token_exit.reads(number + 1)
+
+    def _in_parts(self, number: int, exit: int | None, carry: Carry) -> Carry:
+        """A layer half by half: token exit between the halves, the bypass of exit `exit` around it."""
+        cut, given, chosen = self._cut, carry.hidden, None
+        attended, told = cut.attend(number, carry)
+        carry = replace(carry, hidden=attended)
+        if self._token_exit is not None and self._selects(number):
+            carry, chosen = step(self._token_exit, number + 1, carry, told, self.backbone.config)
+        summed = cut.feed_forward(number, carry.hidden)
+        if exit is None:
+            return replace(carry, hidden=cut.norm(number)(summed))
+        rows = slice(0, 1) if self.heads.reads_first_token(exit) else slice(None)
+        if self.config.bypass["placement"] == "ffn":
+            given = carry.hidden
+        elif chosen is not None and rows.stop is None:
+            given = chosen(given)
+        read = self.bypasses[exit](given[:, rows], summed[:, rows])
+        return replace(carry, hidden=cut.norm(number)(summed), read=read)
 
     def _recalling(self, exit: int, carry: Carry) -> Carry:
         """M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2, eq. 9 and 10)."""
@@ -469,7 +502,12 @@ def _scaled(carry: Carry, share: float) -> Carry:
     def scaled(states: Tensor) -> Tensor:
         return states * share + (states * (1 - share)).detach()
 
-    return replace(carry, hidden=scaled(carry.hidden), read=None if carry.read is None else scaled(carry.read))
+    also = {"read": carry.read, "token_scores": carry.token_scores}
+    return replace(
+        carry,
+        hidden=scaled(carry.hidden),
+        **{name: scaled(states) for name, states in also.items() if states is not None},
+    )
 
 
 def _label_arguments(num_labels: int | None, id2label: Mapping[int, str] | None) -> dict[str, Any]:

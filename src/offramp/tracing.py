@@ -60,7 +60,8 @@ def record(
     rows, labels = _token_rows(model, tokenizer, dataset)
     logits, certainty = _all_exits(model, rows, batch_size)
     layers = torch.tensor(model.layers)
-    return Trace(logits, labels, certainty, layers, model.config.problem_type, about)
+    tokens = torch.tensor([_length(row) for row in rows])
+    return Trace(logits, labels, certainty, layers, model.config.problem_type, about, tokens)
 
 
 def read_for(model: MultiExitModel, source: str, columns: Columns = GUESSED, split: str = "validation") -> Examples:
@@ -101,6 +102,10 @@ def _token_rows(
     if missing:
         raise DataError(f"row {missing[0]} has no {label}, others have")
     return rows, torch.stack([torch.as_tensor(each) for each in labels])
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    return sum(row.get("attention_mask", [1] * len(row["input_ids"])))
 
 
 @torch.no_grad()

@@ -41,6 +41,8 @@ class Carry:
         attention: what the blocks take as attention mask, (B, 1, T, T) or (B, T); None = everybody sees everybody.
         read: (B, R, D) what the exit behind the last block reads in place of `hidden`; None = `hidden`.
         recalled: (B, C) the logits that a model with exit memory has come to; None before the first exit.
+        token_scores: (B, T-1) how much each token but the first was looked at, where tokens leave (see
+            `offramp.token_exit`); None = nobody asked yet, or any more.
     """
 
     hidden: Tensor
@@ -48,12 +50,14 @@ class Carry:
     attention: Tensor | None = None
     read: Tensor | None = None
     recalled: Tensor | None = None
+    token_scores: Tensor | None = None
 
     def take(self, rows: Tensor) -> Carry:
         """The given rows alone, (K,), cut to the columns that some of them still use; their exit has read."""
         recalled = None if self.recalled is None else self.recalled[rows]
+        scores = None if self.token_scores is None else self.token_scores[rows]
         if self.mask is None:
-            return Carry(self.hidden[rows], recalled=recalled)
+            return Carry(self.hidden[rows], recalled=recalled, token_scores=scores)
         mask = self.mask[rows]  # (K, T)
         used = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 1
         attention = self.attention
@@ -61,7 +65,8 @@ class Carry:
             attention = attention[rows][..., :used]
             if attention.dim() == 4 and attention.shape[-2] > 1:
                 attention = attention[..., :used, :]
-        return Carry(self.hidden[rows, :used], mask[:, :used], attention, recalled=recalled)
+        scores = None if scores is None else scores[:, : used - 1]
+        return Carry(self.hidden[rows, :used], mask[:, :used], attention, recalled=recalled, token_scores=scores)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class Trace:
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, several labels where the labels are
             (N, C), else single label.
         about: where it is from, in words: {"engine": ..., "data": ...}.
+        tokens: (N,) real tokens of each sample, for `offramp.cost`; None where that is not known.
 
     Raises:
         InvalidInput: shapes that do not fit together.
@@ -126,6 +132,7 @@ class Trace:
     layers: Tensor | None = None
     problem_type: str | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.logits.dim() != 3 or 0 in self.logits.shape:
@@ -138,6 +145,9 @@ class Trace:
             )
         if self.certainty is not None and self.certainty.shape != (depth, samples):
             raise InvalidInput(f"certainty must be {(depth, samples)}, got {tuple(self.certainty.shape)}")
+        tokens = None if self.tokens is None else torch.as_tensor(self.tokens, dtype=torch.int64)
+        if tokens is not None and tokens.shape != (samples,):
+            raise InvalidInput(f"tokens must be {(samples,)}, got {tuple(tokens.shape)}")
         problem_type = self.problem_type or infer_problem_type(self.logits, self.labels)
         if problem_type not in PROBLEM_TYPES:
             raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {problem_type!r}")
@@ -147,6 +157,7 @@ class Trace:
             _check_labels(self.labels, problem_type, self.logits)
         object.__setattr__(self, "logits", self.logits.detach().float())
         object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "problem_type", problem_type)
 
     def __len__(self) -> int:
@@ -173,7 +184,8 @@ class Trace:
         """The trace of the given samples alone; rows: (K,) indices."""
         labels = None if self.labels is None else self.labels[rows]
         certainty = None if self.certainty is None else self.certainty[:, rows]
-        return Trace(self.logits[:, rows], labels, certainty, self.layers, self.problem_type, self.about)
+        tokens = None if self.tokens is None else self.tokens[rows]
+        return Trace(self.logits[:, rows], labels, certainty, self.layers, self.problem_type, self.about, tokens)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file."""
@@ -182,6 +194,7 @@ class Trace:
             "labels": self.labels,
             "certainty": self.certainty,
             "layers": self.layers,
+            "tokens": self.tokens,
         }
         words = {"problem_type": str(self.problem_type), "about": json.dumps(dict(self.about))}
         save_file({name: value.contiguous() for name, value in tensors.items() if value is not None}, path, words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -35,9 +35,11 @@ class Backbone(ABC):
     Attributes:
         model: the encoder, without a head.
         in_parts: whether `attend`, `feed_forward` and `norm` are there; `block` is the three in turn.
+        absolute_positions: whether positions are in the embedding and nowhere else, so that tokens may leave.
     """
 
     in_parts: ClassVar[bool] = False
+    absolute_positions: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -70,11 +72,11 @@ class Backbone(ABC):
     def block(self, number: int, carry: Carry) -> Carry:
         """Run layer `number` (0-based)."""
 
-    def attend(self, number: int, carry: Carry) -> tuple[Tensor, Tensor | None]:
+    def attend(self, number: int, carry: Carry) -> tuple[Tensor, Any]:
         """The first half of layer `number` (0-based): self-attention, residual and norm.
 
         Returns:
-            The states (B, T, D), and what the attention function tells of its weights.
+            The states (B, T, D), and what the attention function tells of its weights (see `offramp.token_exit`).
         """
         raise self._whole()
 

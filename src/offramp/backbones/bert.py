@@ -27,7 +27,7 @@ class Parts:
         norm: where a layer keeps its last norm.
     """
 
-    attend: Callable[[Any, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+    attend: Callable[[Any, Tensor, Tensor | None], tuple[Tensor, Any]]
     feed_forward: Callable[[Any, Tensor], Tensor]
     norm: str
 
@@ -36,8 +36,8 @@ def _albert_feed_forward(layer: Any, attended: Tensor) -> Tensor:
     return cast(Tensor, layer.ff_chunk(attended) + attended)
 
 
-def _attend(layer: Any, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return cast(tuple[Tensor, Tensor | None], layer.attention(hidden, mask))
+def _attend(layer: Any, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Any]:
+    return cast(tuple[Tensor, Any], layer.attention(hidden, mask))
 
 
 def _bert_feed_forward(layer: Any, attended: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def _bert_feed_forward(layer: Any, attended: Tensor) -> Tensor:
     return cast(Tensor, output.dropout(output.dense(layer.intermediate(attended))) + attended)
 
 
-def _distilbert_attend(layer: Any, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _distilbert_attend(layer: Any, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Any]:
     attended, weights = layer.attention(hidden, attention_mask=mask)
     return layer.sa_layer_norm(attended + hidden), weights
 
@@ -116,6 +116,7 @@ class Bert(Backbone):
     """Any family of the table above."""
 
     in_parts: ClassVar[bool] = True
+    absolute_positions: ClassVar[bool] = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -154,7 +155,7 @@ class Bert(Backbone):
         """See `Backbone.block`."""
         return replace(carry, hidden=self._layer(number)(carry.hidden, carry.attention))
 
-    def attend(self, number: int, carry: Carry) -> tuple[Tensor, Tensor | None]:
+    def attend(self, number: int, carry: Carry) -> tuple[Tensor, Any]:
         """See `Backbone.attend`; of an ALBERT group the layers before its last run first."""
         *first, last = self._inner(number)
         hidden = carry.hidden
