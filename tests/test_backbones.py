@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     GPT2Config,
@@ -17,9 +18,10 @@ from transformers import (
 from offramp.errors import UnsupportedBackbone
 from offramp.model import MultiExitModel
 from offramp.registry import BACKBONES, load_backbone
-from tiny import FAMILIES, LAYERS, encoder_config, padded, token_rows
+from tiny import FAMILIES, LAYERS, encoder_config, padded, rows_for
 
-WITH_POOLER = {"albert": "pooler", "bert": "pooler.dense"}
+WITH_POOLER = {"albert": "pooler", "bert": "pooler.dense", "vit": "pooler.dense"}
+CLASSIFIERS = [family for family in FAMILIES if family != "cifar_resnet"]  # for which transformers has one
 
 
 def encoder(family: str, **changes: Any) -> PreTrainedModel:
@@ -28,15 +30,22 @@ def encoder(family: str, **changes: Any) -> PreTrainedModel:
 
 
 def batch_of(model: MultiExitModel) -> dict[str, Tensor]:
-    return padded(model, token_rows(6), extra=2)
+    return padded(model, rows_for(model, 6), extra=2)
 
 
 @torch.no_grad()
 def by_transformers(reference: PreTrainedModel, batch: dict[str, Tensor]) -> list[Tensor]:
-    """The states after each layer; ALBERT tells them after each layer inside a layer."""
-    states = reference(**batch, output_hidden_states=True).hidden_states
+    """The states after each layer, and behind them the last that an exit reads.
+
+    ALBERT tells them after each layer inside a layer; ModernBERT tells the last only as its final norm leaves it.
+    """
+    out = reference(**batch, output_hidden_states=True)
+    states = out.hidden_states
     inner = (len(states) - 1) // reference.config.num_hidden_layers
-    return list(states[inner::inner])
+    last = out.last_hidden_state
+    if last.dim() == 4:
+        last = last.flatten(2).mean(dim=-1).unsqueeze(1)  # the mean over the map
+    return [*states[inner:-1:inner], last]
 
 
 @torch.no_grad()
@@ -45,11 +54,11 @@ def by_offramp(model: MultiExitModel, batch: dict[str, Tensor]) -> list[Tensor]:
     for exit in range(len(model.layers)):
         carry = model.block(exit, carry)
         states.append(carry.hidden)
-    return states
+    return [*states[:-1], model._seen(carry)]
 
 
 def assert_same_states(model: MultiExitModel, reference: PreTrainedModel, batch: dict[str, Tensor]) -> None:
-    real = batch["attention_mask"].bool()  # what padding becomes is nobody's business
+    real = batch["attention_mask"].bool() if "attention_mask" in batch else ...  # padding is nobody's business
     expected, found = by_transformers(reference, batch), by_offramp(model.eval(), batch)
     assert len(found) == len(expected) == LAYERS
     for ours, theirs in zip(found, expected, strict=True):
@@ -132,10 +141,15 @@ def test_a_live_model_is_left_as_it_was(family: str) -> None:
     assert given.config.to_dict() == told
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_classifier_lends_its_encoder(family: str) -> None:
+def classifier_of(family: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(2)
-    classifier = AutoModelForSequenceClassification.from_config(encoder_config(family)).eval()
+    kind = AutoModelForImageClassification if family == "vit" else AutoModelForSequenceClassification
+    return kind.from_config(encoder_config(family, **changes)).eval()
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
+def test_a_classifier_lends_its_encoder(family: str) -> None:
+    classifier = classifier_of(family)
     model = MultiExitModel.from_backbone(classifier, 3)
     assert_same_states(model, classifier.base_model, batch_of(model))
 

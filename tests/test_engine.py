@@ -17,7 +17,7 @@ from offramp.policies.confidence import MaxProb
 from offramp.registry import POLICIES, load_policy
 from offramp.tracing import record
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Answers, Carry, ExitOutput, Trace
-from tiny import FAMILIES, LAYERS, VOCABULARY, WIDTH, encoder_config, padded, tiny_model, token_rows
+from tiny import FAMILIES, LAYERS, VOCABULARY, WIDTH, encoder_config, padded, rows_for, tiny_model, token_rows
 
 ROWS, ALONE = 66, 6
 QUANTILES = (0.3, 0.75)
