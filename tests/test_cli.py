@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from transformers import BertModel
+from transformers import AutoModelForSequenceClassification, BertModel
 
+from offramp.cli import HEADS as CLI_HEADS
 from offramp.cli import main
+from offramp.heads import HEADS
+from offramp.model import MultiExitModel
 from offramp.predictor import Predictor
 from offramp.values import POINTS_FILE, Trace
-from tiny import encoder_config, save_folder, texts, tiny_model, tiny_tokenizer
+from tiny import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, tiny_tokenizer
 
 COMMANDS = ("calibrate", "demo", "evaluate", "info", "predict", "record", "train")
 
@@ -63,6 +66,10 @@ def test_help_lists_every_command_and_each_has_an_example() -> None:
         assert not any("\\b" in line for line in lines)
 
 
+def test_help_knows_every_head() -> None:
+    assert set(CLI_HEADS) == set(HEADS)
+
+
 def test_help_loads_no_torch() -> None:
     code = "import sys, offramp.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -106,6 +113,49 @@ def test_the_same_seed_trains_the_same_model(place: Path) -> None:
         assert train(place, name, "--seed", seed).exit_code == 0
         weights[name] = (place / name / "model.safetensors").read_bytes()
     assert weights["one"] == weights["same"] != weights["other"]
+
+
+def test_a_fine_tuned_model_gets_exits_and_keeps_its_answers(place: Path) -> None:
+    names = {"id2label": {0: "good", 1: "bad"}, "label2id": {"good": 0, "bad": 1}}  # not in the data's order
+    torch.manual_seed(5)
+    classifier = AutoModelForSequenceClassification.from_config(encoder_config("electra", **names)).eval()
+    classifier.save_pretrained(place / "fine-tuned")
+    tiny_tokenizer().save_pretrained(place / "fine-tuned")
+    result = train(place, "kept", "--backbone", place / "fine-tuned", "--objective", "two-stage", "--freeze")
+    assert result.exit_code == 0, result.output
+    model = MultiExitModel.from_pretrained(place / "kept")
+    assert model.config.id2label == names["id2label"]
+    batch = padded(model, text_rows(8))
+    assert torch.equal(model(**batch).logits, classifier(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--freeze",), "'weighted' has no parameter 'freeze'"),
+        (("--objective", "two-stage", "--freeze"), "--freeze keeps a fine-tuned classifier's head, and there is none"),
+        (("--objective", "two-stage", "--memory", 0.9), "TwoStage freezes the last exit, and memory"),
+    ],
+)
+def test_what_cannot_be_frozen_is_one_line(place: Path, more: tuple[Any, ...], said: str) -> None:
+    result = train(place, "frozen", *more)
+    assert result.exit_code == 1
+    assert said in result.output.splitlines()[-1]
+    assert "Traceback" not in result.output
+    assert not (place / "frozen").exists()
+
+
+def test_exits_may_have_a_gate_a_bypass_and_a_memory(place: Path) -> None:
+    more = ("--certainty", "--bypass-rank", 4, "--memory", 0.9, "--head", "attention")
+    assert train(place, "rich", *more).exit_code == 0
+    config = MultiExitModel.from_pretrained(place / "rich").config
+    assert (config.certainty, config.bypass["rank"], config.memory, config.head) == (True, 4, 0.9, "attention")
+    assert (
+        offramp("record", place / "rich", "--data", place / "validation.jsonl", "-o", place / "rich.st").exit_code == 0
+    )
+    assert Trace.load(place / "rich.st").certainty.shape == (LAYERS, 48)
+    data = ("--data", place / "validation.jsonl", "--speedup", 1.2)
+    assert offramp("calibrate", place / "rich", *data, "--policy", "certainty").exit_code == 0
 
 
 def test_numbers_are_a_regression_when_asked(place: Path) -> None:

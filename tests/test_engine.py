@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from offramp.bypass import Bypass
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.model import MultiExitModel
@@ -58,6 +59,8 @@ class Case:
 def build(family: str, problem: str, device: str = "cpu", **exits: Any) -> Case:
     exits = {"pooling": "mean"} | exits
     model = tiny_model(family, OUTPUTS[problem], problem_type=problem, **exits).to(device)
+    for branch in model.bypasses:  # shut at the start
+        torch.nn.init.normal_(branch.up.weight)
     rows = token_rows(ROWS)
     return Case(model, rows, record(model, rows, batch_size=16))
 
@@ -159,8 +162,37 @@ def test_memory_of_any_length_goes_with_its_sample(
         assert_the_contract(case, policy, [threshold] * (LAYERS - 1))
 
 
+FEATURES: dict[str, dict[str, Any]] = {
+    "bypass": {"bypass": Bypass(rank=4)},
+    "bypass behind attention": {"bypass": Bypass(rank=4, placement="ffn"), "exit_layers": [1, 3, 4]},
+    "certainty": {"certainty": True},
+    "memory": {"memory": 0.6},
+    "all": {"bypass": Bypass(rank=4), "certainty": True, "memory": 0.6, "head": "attention"},
+}
+
+
+@pytest.mark.parametrize("family", ["albert", "bert", "distilbert"])
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-@pytest.mark.parametrize("head", ["linear", "pooler", "shared_pooler"])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_the_contract_holds_for_what_a_model_may_have(feature: str, pooling: str, family: str) -> None:
+    case = build(family, SINGLE_LABEL, pooling=pooling, **FEATURES[feature])
+    for name in ("patience", "certainty") if case.model.gate is not None else ("max-prob", "patience"):
+        policy = load_policy(name)
+        threshold = midpoint_near(scores(policy, case.trace)[:-1], 0.5)
+        assert_the_contract(case, policy, [threshold] * (len(case.model.layers) - 1))
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_with_any_feature_never_gives_the_full_models_logits(feature: str) -> None:
+    case = build("bert", SINGLE_LABEL, **FEATURES[feature])
+    batch = padded(case.model, case.rows)
+    with torch.no_grad():
+        answers = run(case.model, MaxProb(), math.inf, batch)
+        assert torch.equal(answers.logits, case.model(**batch).logits)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize("head", ["attention", "linear", "pooler", "shared_pooler"])
 def test_the_contract_holds_for_every_head(head: str, pooling: str) -> None:
     case = build("bert", SINGLE_LABEL, head=head, pooling=pooling)
     threshold = midpoint_near(scores(MaxProb(), case.trace)[:-1], 0.5)

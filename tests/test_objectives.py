@@ -7,7 +7,10 @@ from torch import Tensor
 
 from offramp.errors import InvalidInput, UnknownName
 from offramp.objectives.base import PARTS, Objective, depth_weighted, exit_losses
+from offramp.objectives.distillation import EnsembleDistillation, LayerAttention, SelfDistillation, distances
+from offramp.objectives.equilibrium import GradientEquilibrium
 from offramp.objectives.joint import Joint, Last, Weighted
+from offramp.objectives.staged import Alternating, TwoStage
 from offramp.registry import OBJECTIVES, load_objective
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput
 
@@ -71,6 +74,146 @@ def test_last_is_the_last_exit_alone(exits: ExitOutput, labels: Tensor, each: li
     assert loss_of(Last(), exits, labels) == pytest.approx(each[-1], abs=1e-6)
 
 
+@KINDS
+def test_two_stages_are_the_last_exit_and_then_the_sum_of_the_others(
+    exits: ExitOutput, labels: Tensor, each: list[float]
+) -> None:
+    objective = TwoStage()
+    told = [objective.loss(stage, 0, exits, labels).item() for stage in objective.stages]
+    assert told == pytest.approx([each[-1], each[0] + each[1]], abs=1e-6)
+    assert TwoStage(freeze=True).stages == objective.stages[1:]
+
+
+@KINDS
+def test_alternating_is_the_last_exit_at_even_steps_and_the_sum_of_all_at_odd_ones(
+    exits: ExitOutput, labels: Tensor, each: list[float]
+) -> None:
+    (stage,) = Alternating().stages
+    told = [Alternating().loss(stage, step, exits, labels).item() for step in range(4)]
+    assert told == pytest.approx([each[-1], sum(each)] * 2, abs=1e-6)
+
+
+@KINDS
+def test_equilibrium_is_the_sum(exits: ExitOutput, labels: Tensor, each: list[float]) -> None:
+    assert loss_of(GradientEquilibrium(), exits, labels) == pytest.approx(sum(each), abs=1e-6)
+
+
+def kl(first: list[float], second: list[float], temperature: float = 1.0) -> float:
+    """T^2 KL of two distributions, softened by the temperature, by hand."""
+    soft = [[value ** (1 / temperature) for value in each] for each in (first, second)]
+    p, q = ([value / sum(each) for value in each] for each in soft)
+    return temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+LAST = [0.9, 0.05, 0.05]  # what the last exit of CLASSES says of both samples
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_self_distillation_pulls_the_early_exits_to_the_last_one(temperature: float) -> None:
+    exits, labels, each = CLASSES
+    objective = SelfDistillation(temperature=temperature)
+    told = [objective.loss(stage, 0, exits, labels).item() for stage in objective.stages]
+    by_hand = sum(kl(LAST, row, temperature) for row in P[:2].flatten(0, 1).tolist()) / 2
+    assert told == pytest.approx([each[-1], by_hand], abs=1e-5)
+
+
+def test_self_distillation_of_values_is_squared_error_and_of_labels_a_choice_each() -> None:
+    stage = SelfDistillation().stages[1]
+    values = SelfDistillation().loss(stage, 0, VALUES[0], VALUES[1]).item()
+    assert values == pytest.approx((1 + 4) / 2 + (0 + 1) / 2)  # from 2 and 3: 1 and 5, 2 and 4
+    tags = SelfDistillation().loss(stage, 0, SEVERAL_LABELS[0], SEVERAL_LABELS[1]).item()
+    teacher, students = Q[-1].flatten().tolist(), Q[:2].flatten(1).tolist()
+    by_hand = sum(kl([t, 1 - t], [s, 1 - s]) for row in students for t, s in zip(teacher, row, strict=True)) / 2
+    assert tags == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_the_teacher_of_self_distillation_is_not_pulled() -> None:
+    exits, labels, _ = CLASSES
+    logits = exits.logits.clone().requires_grad_()
+    SelfDistillation().loss(SelfDistillation().stages[1], 0, ExitOutput(logits), labels).backward()
+    assert (logits.grad[-1] == 0).all()
+    assert (logits.grad[:-1] != 0).any()
+
+
+def evenly(objective: EnsembleDistillation) -> EnsembleDistillation:
+    """The teacher's attention weighs all exits alike."""
+    objective.teacher(CLASSES[0].logits)
+    with torch.no_grad():
+        objective.teacher.context.weight.zero_()
+    return objective
+
+
+def mean_of_logits() -> list[list[float]]:
+    """The distributions of the mean logits of CLASSES: geometric means, by hand."""
+    rows = []
+    for sample in P.transpose(0, 1).tolist():
+        product = [math.prod(exit[k] for exit in sample) ** (1 / 3) for k in range(3)]
+        rows.append([value / sum(product) for value in product])
+    return rows
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_ensemble_distillation_pulls_all_exits_to_their_weighted_mean(direction: str) -> None:
+    exits, labels, each = CLASSES
+    objective = evenly(EnsembleDistillation(gamma=0.25, temperature=2.0, direction=direction))
+    teacher = mean_of_logits()
+    pairs = [(teacher[sample], row) for exit in P.tolist() for sample, row in enumerate(exit)]
+    learned = sum(kl(t, s, 2.0) if direction == "forward" else kl(s, t, 2.0) for t, s in pairs) / 2
+    own = -(math.log(teacher[0][0]) + math.log(teacher[1][2])) / 2
+    by_hand = 0.75 * sum(each) + 0.25 * learned + 0.25 * own
+    assert loss_of(objective, exits, labels) == pytest.approx(by_hand, abs=1e-5)
+    papers = evenly(EnsembleDistillation(gamma=None, temperature=2.0, direction=direction))
+    assert loss_of(papers, exits, labels) == pytest.approx(sum(each) + learned, abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_teacher_weighs_exits_by_its_attention() -> None:
+    teacher = LayerAttention()
+    logits = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    teacher(logits)
+    told = []
+    for sample in range(2):
+        scores = [
+            float(teacher.context.weight[0] @ (teacher.map.weight @ exit[sample] + teacher.map.bias).tanh())
+            for exit in logits
+        ]
+        total = sum(math.exp(score) for score in scores)
+        told.append(sum(math.exp(score) / total * exit[sample] for score, exit in zip(scores, logits, strict=True)))
+    assert torch.allclose(teacher(logits), torch.stack(told), atol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.1, None])
+def test_the_teacher_reads_the_exits_and_sends_them_nothing(gamma: float | None) -> None:
+    exits, labels, _ = CLASSES
+    objective = EnsembleDistillation(gamma=gamma)
+    logits = exits.logits.clone().requires_grad_()
+    taught = objective.teacher(logits.detach())
+    loss = objective.loss(objective.stages[0], 0, ExitOutput(logits), labels)
+    found = torch.autograd.grad(loss, logits)[0]
+    # the same loss with the teacher's answer as a constant has the same gradient at the exits
+    g = 0.0 if gamma is None else gamma
+    constant = (1 - g) * exit_losses(ExitOutput(logits), labels) + (gamma or 1) * distances(
+        ExitOutput(logits), taught.detach(), 3.0
+    )
+    assert torch.allclose(found, torch.autograd.grad(constant.sum(), logits)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("self-distillation", {"temperature": 0}, "temperature must be above 0, got 0"),
+        ("ensemble-distillation", {"temperature": -1.0}, "temperature must be above 0, got -1"),
+        ("ensemble-distillation", {"gamma": 1.5}, "gamma must be from 0 to 1, or None, got 1.5"),
+        ("ensemble-distillation", {"direction": "back"}, "direction must be one of forward, reverse; got 'back'"),
+        ("ensemble-distillation", {"teacher": None}, "has no parameter 'teacher'"),
+        ("weighted", {"freeze": True}, "has no parameter 'freeze'"),
+    ],
+)
+def test_a_parameter_out_of_its_range_is_refused(name: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        load_objective(name, **wrong)
+
+
 def test_weights_run_from_1_to_the_number_of_exits() -> None:
     assert depth_weighted(torch.tensor([60.0, 0, 0, 0])).item() == 6.0
     assert depth_weighted(torch.tensor([0, 0, 0, 60.0])).item() == 24.0
@@ -126,18 +269,18 @@ def test_gradients_of_joint_reach_each_exit_alike_and_of_weighted_by_depth() -> 
 
 
 def test_joint_and_weighted_train_everything_and_last_leaves_the_early_exits_alone() -> None:
-    assert [stage.learns for stage in Joint.stages] == [stage.learns for stage in Weighted.stages] == [PARTS]
-    assert [stage.learns for stage in Last.stages] == [{"backbone", "final_exit"}]
+    assert [stage.learns for stage in Joint().stages] == [stage.learns for stage in Weighted().stages] == [PARTS]
+    assert [stage.learns for stage in Last().stages] == [{"backbone", "final_exit", "gate"}]
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_objective_gives_a_finite_loss_in_each_stage(name: str) -> None:
-    objective = load_objective(name)
-    assert objective.stages
-    for stage in objective.stages:
-        assert stage.learns
-        assert stage.learns <= PARTS
-        for exits, labels, _ in (CLASSES, VALUES, SEVERAL_LABELS):
+    for exits, labels, _ in (CLASSES, VALUES, SEVERAL_LABELS):
+        objective = load_objective(name)
+        assert objective.stages
+        for stage in objective.stages:
+            assert stage.learns
+            assert stage.learns <= PARTS
             for step in (0, 1):
                 loss = objective.loss(stage, step, exits, labels)
                 assert loss.shape == ()

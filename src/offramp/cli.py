@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+HEADS = ("linear", "shared_pooler", "pooler", "attention")  # offramp.heads has them, with torch
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -77,6 +78,25 @@ def scored_options(split: str) -> Callable[[Command], Command]:
     return add
 
 
+def exit_options(command: Command) -> Command:
+    """What the exits are like, and how they learn."""
+    rank = click.option("--bypass-rank", type=click.IntRange(min=1), help="Give exits bypasses of this rank (BADGE).")
+    for option in (
+        click.option("--memory", type=click.FloatRange(0, 1, min_open=True), help="Let exits add up (MPEE's lambda)."),
+        rank,
+        click.option("--certainty", is_flag=True, help="Add a gate that learns how sure each exit is (BERxiT)."),
+        click.option(
+            "--exit-layers", metavar="2,4,6", help="Layers with an exit, the last among them.  [default: all]"
+        ),
+        click.option("--pooling", type=click.Choice(["first", "mean"]), default="mean", show_default=True),
+        click.option("--head", type=click.Choice(HEADS), default="linear", show_default=True),
+        click.option("--freeze", is_flag=True, help="Keep a fine-tuned model as it is; only the early exits learn."),
+        click.option("--objective", type=click.Choice(sorted(OBJECTIVES)), default="weighted", show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
 def policy_options(command: Command) -> Command:
     """--policy and its parameters."""
     names = click.Choice(sorted(POLICIES))
@@ -122,10 +142,7 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
     default="classification",
     show_default=True,
 )
-@click.option("--objective", type=click.Choice(sorted(OBJECTIVES)), default="weighted", show_default=True)
-@click.option("--head", type=click.Choice(["linear", "shared_pooler", "pooler"]), default="linear", show_default=True)
-@click.option("--pooling", type=click.Choice(["first", "mean"]), default="mean", show_default=True)
-@click.option("--exit-layers", metavar="2,4,6", help="Layers with an exit; the last one must be there.  [default: all]")
+@exit_options
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=5, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-4, show_default=True)
@@ -151,6 +168,7 @@ def train(
     max_drop: float,
     max_length: int | None,
     objective: str,
+    freeze: bool,
     resume: bool,
     as_json: bool,
     **given: Any,
@@ -161,6 +179,7 @@ def train(
     offramp train --train train.csv --validation validation.csv -o model
     offramp train --train glue/sst2 --validation glue/sst2 --backbone bert-base-uncased -o model
     offramp train --train helpdesk --validation helpdesk --label-column urgency --task regression -o model
+    offramp train --train train.csv --validation dev.csv --backbone FINE_TUNED --objective two-stage --freeze -o model
     """
     _refuse_to_overwrite(output, resume)
     _quiet()
@@ -170,16 +189,25 @@ def train(
     from offramp.encoder import default_encoder
     from offramp.model import load_tokenizer
     from offramp.registry import load_objective
+    from offramp.tracing import read_for
     from offramp.tracing import record as record_trace
     from offramp.training import fit
 
     columns = _columns(given)
-    data = read_examples(train_source, columns, split="train", task=task)
-    names = data.label_names or None
-    held_out = read_examples(validation_source, columns, split="validation", task=task, label_names=names)
+    rule = load_objective(objective, **({"freeze": True} if freeze else {}))
     set_seed(given["seed"])
     start = backbone or default_encoder()
-    model = _new_model(start, data, given)
+    if freeze:
+        model = _fine_tuned(start, given)
+        data, held_out = (
+            read_for(model, source, columns, split)
+            for source, split in ((train_source, "train"), (validation_source, "validation"))
+        )
+    else:
+        data = read_examples(train_source, columns, split="train", task=task)
+        names = data.label_names or None
+        held_out = read_examples(validation_source, columns, split="validation", task=task, label_names=names)
+        model = _new_model(start, data, given)
     tokenizer = load_tokenizer(start)
     if max_length is not None:
         tokenizer.model_max_length = max_length
@@ -189,7 +217,7 @@ def train(
         output,
         data,
         held_out,
-        objective=load_objective(objective),
+        objective=rule,
         resume=resume,
         num_train_epochs=given["epochs"],
         per_device_train_batch_size=given["batch_size"],
@@ -385,13 +413,29 @@ def _new_model(start: str, data: Any, given: Mapping[str, Any]) -> Any:
     first = data.labels[0]
     outputs = len(first) if isinstance(first, list) else 1
     labels = {"id2label": dict(enumerate(data.label_names))} if data.label_names else {"num_labels": outputs}
-    asked = given["exit_layers"]
+    return MultiExitModel.from_backbone(start, problem_type=data.problem_type, **labels, **_exits(given))
+
+
+def _fine_tuned(start: str, given: Mapping[str, Any]) -> Any:
+    from offramp.model import MultiExitModel
+
+    model = MultiExitModel.from_backbone(start, **_exits(given))
+    if model.config.own_head is None:
+        raise InvalidInput(f"{start}: --freeze keeps a fine-tuned classifier's head, and there is none to be kept")
+    return model
+
+
+def _exits(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options say of the exits, as arguments of `from_backbone`."""
+    from offramp.bypass import Bypass
+
+    asked, rank = given["exit_layers"], given["bypass_rank"]
     try:
         layers = [int(layer) for layer in asked.split(",")] if asked else None
     except ValueError:
         raise click.UsageError(f"--exit-layers takes numbers such as 2,4,6; got {asked!r}") from None
-    shape = {"head": given["head"], "pooling": given["pooling"], "exit_layers": layers}
-    return MultiExitModel.from_backbone(start, problem_type=data.problem_type, **labels, **shape)
+    same = {name: given[name] for name in ("head", "pooling", "certainty", "memory")}
+    return {**same, "bypass": Bypass(rank=rank) if rank else None, "exit_layers": layers}
 
 
 def _trace(folder: Path, given: Mapping[str, Any]) -> Trace:

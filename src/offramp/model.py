@@ -73,6 +73,11 @@ class MultiExitOutput(ModelOutput):
         """The logits of every exit, (L, B, C): a view of `logits_by_exit`."""
         return None if self.logits_by_exit is None else self.logits_by_exit.transpose(0, 1)
 
+    @property
+    def exit_certainty(self) -> Tensor | None:
+        """The certainty of every exit, (L, B): a view of `certainty_by_exit`."""
+        return None if self.certainty_by_exit is None else self.certainty_by_exit.transpose(0, 1)
+
 
 class MultiExitModel(PreTrainedModel):
     """An encoder with exits.
@@ -104,6 +109,7 @@ class MultiExitModel(PreTrainedModel):
         self.heads = Heads(config.head, config.pooling, widths, config.num_labels, config.exit_dropout, config.own_head)
         self.bypasses = nn.ModuleList(self._branches(config))
         self.gate = Gate(_one_width(self.heads.widths)) if config.certainty else None
+        self.assistants = nn.ModuleList()  # what an objective trains along; empty but for the time of training
         self.operating_points: dict[str, OperatingPoint] = {}
         self._leaving: OperatingPoint | None = None
         self.post_init()
@@ -267,7 +273,7 @@ class MultiExitModel(PreTrainedModel):
         return replace(carry, hidden=hidden, read=read)
 
     def _recalling(self, exit: int, carry: Carry) -> Carry:
-        """M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2)."""
+        """M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2, eq. 9 and 10)."""
         said = self.heads(exit, self._seen(carry), carry.mask)  # (B, C)
         before = said if carry.recalled is None else carry.recalled
         return replace(carry, recalled=torch.lerp(before, said, self.config.memory))

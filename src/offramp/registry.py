@@ -29,8 +29,13 @@ POLICIES = {
 }
 
 OBJECTIVES = {
+    "alternating": "offramp.objectives.staged:Alternating",
+    "ensemble-distillation": "offramp.objectives.distillation:EnsembleDistillation",
+    "gradient-equilibrium": "offramp.objectives.equilibrium:GradientEquilibrium",
     "joint": "offramp.objectives.joint:Joint",
     "last": "offramp.objectives.joint:Last",
+    "self-distillation": "offramp.objectives.distillation:SelfDistillation",
+    "two-stage": "offramp.objectives.staged:TwoStage",
     "weighted": "offramp.objectives.joint:Weighted",
 }
 
@@ -128,7 +133,7 @@ def policy_data(policy: Policy) -> dict[str, Any]:
 
 def _build(table: Mapping[str, str], name: str, parameters: Mapping[str, Any]) -> Any:
     found = load(table, name)
-    known = [field.name for field in fields(found)]
+    known = [field.name for field in fields(found) if field.init]
     if unknown := sorted(set(parameters) - set(known)):
         raise InvalidInput(f"{name!r} has no parameter {unknown[0]!r}; it has: {', '.join(known) or 'none'}")
     return found(**parameters)

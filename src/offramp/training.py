@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
     TrainerCallback,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -28,7 +30,7 @@ from offramp.batches import collate, encode, token_limit
 from offramp.data import Examples
 from offramp.errors import InvalidInput
 from offramp.model import MultiExitModel
-from offramp.objectives.base import Objective, exit_losses
+from offramp.objectives.base import Objective, Stage, task_losses
 from offramp.objectives.joint import Weighted
 from offramp.values import ExitOutput
 
@@ -39,15 +41,19 @@ class ExitTrainer(Trainer):
     It reports the loss of every exit beside the objective's: `loss_exit_3` in training logs, `eval_loss_exit_3` in
     evaluation. Give `compute_metrics` for scores; its predictions are the last exit's logits.
 
+    An objective of several stages is trained stage by stage, each with the whole schedule and an optimiser of its own;
+    checkpoints lie in a folder for each stage, and `resume_from_checkpoint=True` finds the last one.
+
     Args:
         model: whose exits learn.
         objective: default `Weighted()`, PABEE's and PCEE-BERT's.
-        exit_learning_rate: of the exits, which start from nothing while the backbone is pre-trained (the code of
-            PCEE-BERT does so as well); None = the backbone's.
+        exit_learning_rate: of all that is not the backbone, since it starts from nothing while the backbone is
+            pre-trained (the code of PCEE-BERT does so as well); None = the backbone's.
         kwargs: the Trainer's own arguments.
 
     Raises:
-        InvalidInput: label smoothing, which belongs to a loss that this Trainer does not use.
+        InvalidInput: label smoothing, which belongs to a loss that this Trainer does not use; an objective that does
+            not go with the model's exit memory; one optimiser for several stages.
     """
 
     loss_is_scaled_for_ga = False  # a batch mean: the Trainer divides it by the accumulation steps
@@ -60,33 +66,82 @@ class ExitTrainer(Trainer):
         exit_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
+        self.objective = objective or Weighted()
+        self.stage = self.objective.stages[0]
+        self.branch_scales = self.objective.branch_scales(len(model.layers))
+        self._check_memory(model)
         super().__init__(model, *args, **kwargs)
         self.exit_learning_rate = exit_learning_rate
         if self.args.label_smoothing_factor:
             raise InvalidInput("label_smoothing_factor is not supported by ExitTrainer: each exit has its own loss")
-        self.objective = objective or Weighted()
-        (self.stage,) = self.objective.stages
+        if len(self.objective.stages) > 1 and self.optimizer is not None:
+            name = type(self.objective).__name__
+            raise InvalidInput(f"{name} has {len(self.objective.stages)} stages, each with an optimiser of its own")
         self._exit_losses = LossSum()
         model.set_operating_point(None)  # losses are those of all exits
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See `transformers.Trainer.train`. What the objective does not train is frozen meanwhile.
+    def _check_memory(self, model: MultiExitModel) -> None:
+        if model.config.memory is None:
+            return
+        name = type(self.objective).__name__
+        if any("final_exit" not in stage.learns for stage in self.objective.stages):
+            raise InvalidInput(f"{name} freezes the last exit, and memory=... would let the early exits change it")
+        if self.branch_scales is not None:
+            raise InvalidInput(f"{name} scales what each exit sends back, and memory=... mixes the exits")
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """See `transformers.Trainer.train`. What a stage does not train is frozen meanwhile.
 
         The model's operating points are forgotten: they were chosen for other weights.
         """
         self.model.operating_points.clear()
-        frozen = [
-            parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and part_of(name, self.model) not in self.stage.learns
-        ]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        stages = self.objective.stages
+        first, checkpoint = self._place_to_resume(resume_from_checkpoint)
+        done: Any = None
+        history: list[dict[str, Any]] = []
+        self._take_in(self.objective.modules())
         try:
-            return super().train(*args, **kwargs)
+            for number, stage in enumerate(stages[first:], start=first):
+                self.stage = stage
+                if number > 0:  # a resumed run must shuffle as an uninterrupted one does
+                    self.optimizer: torch.optim.Optimizer | None = None
+                    set_seed(self.args.seed + number)
+                with _frozen(self.model, stage):
+                    done = super().train(checkpoint if number == first else None, **kwargs)
+                history += [{**entry, "stage": stage.name} for entry in self.state.log_history]
         finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
+            self._take_in(())
+        if len(stages) > 1:
+            self.state.log_history = history
+        return done
+
+    def _take_in(self, modules: Sequence[torch.nn.Module]) -> None:
+        """Make the objective's own modules a part of the model, where optimiser and checkpoints see them."""
+        for module in modules:
+            module(torch.zeros(len(self.model.layers), 1, self.model.config.num_labels))  # lazy layers take their shape
+        self.model.assistants = torch.nn.ModuleList(modules).to(self.args.device)
+
+    def _place_to_resume(self, asked: str | bool | None) -> tuple[int, str | None]:
+        """The number of the stage to go on with, and the checkpoint to start from."""
+        if not asked:
+            return 0, None
+        stages = self.objective.stages
+        if asked is True:
+            for number in reversed(range(len(stages))):
+                folder = Path(self._stage_folder(stages[number]))
+                if last := get_last_checkpoint(folder) if folder.exists() else None:
+                    return number, last
+            raise InvalidInput(f"{self.args.output_dir}: no checkpoint to resume from")
+        names = [stage.name for stage in stages]
+        parent = Path(asked).parent.name
+        return names.index(parent) if len(stages) > 1 and parent in names else 0, str(asked)
+
+    def _stage_folder(self, stage: Stage) -> str:
+        folder: str = self.args.output_dir
+        return os.path.join(folder, stage.name) if len(self.objective.stages) > 1 else folder
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._stage_folder(self.stage)
 
     def compute_loss(
         self,
@@ -97,21 +152,25 @@ class ExitTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """The objective's loss; see `transformers.Trainer.compute_loss`."""
         labels = inputs.pop("labels")
-        outputs = model(**inputs)
+        scales = self.branch_scales if model.training else None
+        if model.training and "backbone" not in self.stage.learns:
+            _hold_statistics(self.model.backbone)
+        outputs = model(**inputs, branch_scales=scales)
         problem_type = self.model.config.problem_type
-        exits = ExitOutput(outputs.exit_logits, problem_type=problem_type)
+        exits = ExitOutput(outputs.exit_logits, outputs.exit_certainty, problem_type=problem_type)
         loss = self.objective.loss(self.stage, self.state.global_step, exits, labels)
-        self._exit_losses.add(exit_losses(ExitOutput(exits.logits.detach(), problem_type=problem_type), labels))
+        self._exit_losses.add(task_losses(ExitOutput(exits.logits.detach(), problem_type=problem_type), labels))
         return (loss, {"loss": loss, **outputs}) if return_outputs else loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimiser, with the exits' learning rate; see `transformers.Trainer.create_optimizer`."""
+        given = self.optimizer is not None  # by the user, or by an earlier call
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if self.exit_learning_rate is not None:
-            exits = {id(parameter) for parameter in self.model.heads.parameters()}
+        if not given and self.exit_learning_rate is not None:
+            backbone = {id(parameter) for parameter in self.model.backbone.parameters()}
             for group in list(optimizer.param_groups):
-                chosen = [parameter for parameter in group["params"] if id(parameter) in exits]
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in exits]
+                chosen = [parameter for parameter in group["params"] if id(parameter) not in backbone]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) in backbone]
                 optimizer.add_param_group({**group, "params": chosen, "lr": self.exit_learning_rate})
         return optimizer
 
@@ -156,15 +215,42 @@ class LossSum:
         return {f"{prefix}loss_exit_{layer}": round(mean, 4) for layer, mean in zip(layers, means, strict=False)}
 
 
+@contextmanager
+def _frozen(model: MultiExitModel, stage: Stage) -> Iterator[None]:
+    """Freeze what a stage does not train; frozen parameters stay out of the optimiser as well."""
+    learns = stage.learns | {"assistants"}
+    frozen = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and part_of(name, model) not in learns
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _hold_statistics(backbone: torch.nn.Module) -> None:
+    """Keep batch norms as they are: a frozen backbone's running means are as frozen as its weights."""
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def part_of(name: str, model: MultiExitModel) -> str:
     """Which of the objective's parts a parameter belongs to; a pooler that exits share goes with the last one.
+
+    An exit's bypass is a part of the exit; what an objective trains along is called "assistants".
 
     Args:
         name: as in `model.named_parameters()`.
         model: the model.
     """
     place, *rest = name.split(".")
-    if place in ("backbone", "gate"):
+    if place in ("assistants", "backbone", "gate"):
         return place
     last = model.heads.last
     if place == "bypasses":
@@ -255,7 +341,7 @@ def fit(
         folder: gets weights, configuration, tokenizer and card; `folder/checkpoints` is there until training is done.
         train: what to learn from.
         validation: for the losses that are logged after each epoch; nothing is chosen by it.
-        objective: default `Weighted()`.
+        objective: default `Weighted()`; each of its stages runs for all epochs.
         resume: go on from the last checkpoint in `folder`, if there is one.
         changes: to `default_arguments`.
 
@@ -277,8 +363,7 @@ def fit(
         callbacks=[Progress()],
     )
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(checkpoints) if resume and checkpoints.exists() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=resume and any(checkpoints.rglob("checkpoint-*")))
     tokenizer.save_pretrained(folder)
     model.eval().save_pretrained(folder)
     shutil.rmtree(checkpoints, ignore_errors=True)

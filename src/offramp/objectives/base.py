@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from offramp.gate import gate_losses
 from offramp.values import MULTI_LABEL, REGRESSION, ExitOutput
 
-PARTS = frozenset({"backbone", "early_exits", "final_exit"})
+PARTS = frozenset({"backbone", "early_exits", "final_exit", "gate"})
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,21 @@ class Stage:
     learns: frozenset[str] = PARTS
 
 
-class Objective(ABC):
-    """Turns what all exits say into one number to minimise."""
+EVERYTHING = Stage("all")
+FREEZING = (
+    Stage("last", frozenset({"backbone", "final_exit", "gate"})),
+    Stage("early", frozenset({"early_exits", "gate"})),
+)
+"""First backbone and last exit, then, with those frozen, the early exits. The gate goes along: it changes no answer."""
 
-    stages: ClassVar[tuple[Stage, ...]] = (Stage("all"),)
+
+class Objective(ABC):
+    """Turns what all exits say into one number to minimise. With a gate in the model, J_i goes wherever L_i goes."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of a training run, in order; each runs for the whole number of epochs that is asked for."""
+        return (EVERYTHING,)
 
     @abstractmethod
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
@@ -39,13 +50,31 @@ class Objective(ABC):
 
         Args:
             stage: one of `stages`.
-            step: optimiser steps since training began, from 0.
+            step: optimiser steps since the stage began, from 0.
             exits: what all exits say, logits (L, B, C).
             labels: (B,) class numbers or values; (B, C) for several labels or values.
         """
 
+    def modules(self) -> tuple[nn.Module, ...]:
+        """What the objective trains along with the model and throws away; each takes logits (L, B, C)."""
+        return ()
+
+    def branch_scales(self, exits: int) -> tuple[float, ...] | None:
+        """For each exit the share of the gradient at its layer that is its own; None = gradients as they are."""
+        return None
+
 
 def exit_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
+    """What every exit has to answer for, (L,), mean over the batch: L_i, and with a gate L_i + J_i (BERxiT, section 4).
+
+    Args:
+        exits: logits (L, B, C), certainty (L, B) or None.
+        labels: (B,) or (B, C).
+    """
+    return task_losses(exits, labels) + gate_losses(exits, labels)
+
+
+def task_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
     """The task's loss L_i of every exit, (L,), mean over the batch.
 
     Cross-entropy for a single label, binary cross-entropy for several, squared error for regression.

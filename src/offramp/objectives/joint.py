@@ -1,15 +1,15 @@
 """All exits at once, summed or weighted by depth; and the last exit alone.
 
-Joint: Xin et al., "BERxiT", EACL 2021, eq. 3. Weighted: Zhou et al., "BERT Loses Patience", NeurIPS 2020, section 3.3,
+Joint: Xin et al., "BERxiT", EACL 2021, eq. 3. Weighted: Zhou et al., "BERT Loses Patience", NeurIPS 2020, eq. 6,
 and Zhang et al., "PCEE-BERT", Findings of NAACL 2022, eq. 1.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor
 
-from offramp.objectives.base import Objective, Stage, depth_weighted, exit_losses
+from offramp.objectives.base import FREEZING, Objective, Stage, depth_weighted, exit_losses
 from offramp.values import ExitOutput
 
 
@@ -38,7 +38,10 @@ class Weighted(Objective):
 class Last(Objective):
     """L_n alone: the plain fine-tuned model; the early exits keep their start values."""
 
-    stages: ClassVar[tuple[Stage, ...]] = (Stage("last", frozenset({"backbone", "final_exit"})),)
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """See `Objective.stages`."""
+        return FREEZING[:1]
 
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
         """See `Objective.loss`."""

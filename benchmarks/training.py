@@ -1,0 +1,254 @@
+"""How exits learn: training objectives on seven tasks, every exit's score.
+
+    python benchmarks/training.py --tasks rte,mrpc --seeds 0,1,2     # train; start it again after a kill
+    python benchmarks/training.py --limit 64 --runs runs/smoke       # everything once, in a minute or two
+    python benchmarks/training.py --report                           # write the results, without training
+
+The default encoder (6 layers, mean pooling), and the same with each layer doubled (`--depths 12`). One cell is one
+training run: task x objective x depth x seed. Each leaves a JSON file and a trace under `--runs`; cells that are there
+are skipped, and several processes may work on the same runs at once. The recipe is fixed and the last step counts:
+nothing is chosen on the rows that are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+import offramp
+import training_report
+from offramp.backbones.depth import restack
+from offramp.data import Columns, Examples, read_examples
+from offramp.encoder import default_encoder
+from offramp.evaluate import layerwise
+from offramp.model import MultiExitModel, load_tokenizer
+from offramp.objectives.base import Objective
+from offramp.registry import load_objective
+from offramp.tracing import record
+from offramp.training import fit, token_rows
+from offramp.values import Trace
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on and how; the same for every objective.
+
+    Attributes:
+        rows: of the train split, drawn once for all seeds; all of them where there are no more.
+        max_length: tokens a text or pair.
+        metrics: the score is their mean.
+    """
+
+    rows: int
+    max_length: int
+    epochs: int
+    batch_size: int
+    metrics: tuple[str, ...] = ("accuracy",)
+    pair: bool = True
+    validation: str = "validation"
+
+
+TASKS = {  # in the order of interest
+    "rte": Task(2240, 96, 3, 16),
+    "mrpc": Task(3076, 96, 3, 16, ("accuracy", "f1")),
+    "sick": Task(4382, 64, 3, 32, ("pearson",)),
+    "cola": Task(8532, 64, 3, 32, ("matthews",), pair=False),
+    "stsb": Task(4593, 64, 3, 32, ("pearson",)),
+    "clinc150": Task(15000, 64, 3, 32, pair=False),
+    "sst2": Task(20000, 64, 1, 32, pair=False, validation="validation_sentences"),
+}
+SMALL = ("rte", "mrpc", "sick")  # where more depth and single exits are tried
+OBJECTIVES = (
+    *("joint", "weighted", "two-stage", "alternating", "self-distillation"),
+    *("ensemble-distillation", "gradient-equilibrium", "bypass"),
+)
+DEEP_OBJECTIVES = ("weighted", "alternating", "two-stage")
+LEARNING_RATE = 1e-4
+REGRESSIONS = ("pearson",)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run. Objective "single-k" is a model cut after layer k with one exit at its end."""
+
+    task: str
+    objective: str
+    depth: int
+    seed: int
+
+    def file(self, runs: Path) -> Path:
+        """Where its result is; the trace has the same name with another ending."""
+        return runs / self.task / f"{self.objective}-{self.depth}-{self.seed}.json"
+
+
+def cells(given: argparse.Namespace) -> list[Cell]:
+    """What is asked for, in the order of interest: 6 layers, then 12, then single exits."""
+    found = []
+    for depth in given.depths:
+        for task in given.tasks or (TASKS if depth == 6 else SMALL):
+            for seed in given.seeds:
+                names = given.objectives or (OBJECTIVES if depth == 6 else DEEP_OBJECTIVES)
+                found += [Cell(task, name, depth, seed) for name in names]
+    if given.single:
+        for task in given.tasks or SMALL:
+            for seed in given.seeds:
+                found += [Cell(task, f"single-{layer}", 6, seed) for layer in range(1, 7)]
+    return found
+
+
+def ingredients(cell: Cell) -> tuple[Objective, dict[str, Any], int]:
+    """The objective, what else the model is built with, and how many layers are kept."""
+    name, _, layer = cell.objective.partition("single-")
+    if layer:
+        return load_objective("last"), {"exit_layers": [int(layer)]}, int(layer)
+    if name == "bypass":
+        return load_objective("joint"), {"bypass": offramp.Bypass(rank=16)}, cell.depth
+    return load_objective(name), {}, cell.depth
+
+
+def encoder_of(depth: int, kept: int) -> PreTrainedModel:
+    """The first `kept` layers of the default encoder, stretched to `depth` layers."""
+    encoder = AutoModel.from_pretrained(default_encoder(), dtype=torch.float32)
+    held = encoder.config.num_hidden_layers
+    return restack(encoder, [number * held // depth for number in range(kept)])
+
+
+def examples_of(cell: Cell, data: Path, limit: int | None) -> tuple[Examples, Examples]:
+    """Rows to learn from and rows to report on."""
+    task = TASKS[cell.task]
+    columns = Columns("sentence1", "sentence2" if task.pair else None, "label")
+    kind = "regression" if task.metrics == REGRESSIONS else "classification"
+    folder = data / cell.task
+    train = read_examples(str(folder / "train.jsonl.gz"), columns, split="train", task=kind)
+    names = train.label_names or None
+    held_out = read_examples(
+        str(folder / f"{task.validation}.jsonl.gz"), columns, split="validation", task=kind, label_names=names
+    )
+    return drawn(train, limit or task.rows), drawn(held_out, limit or len(held_out))
+
+
+def drawn(examples: Examples, count: int) -> Examples:
+    """So many rows at random, the same ones each time; all of them, as they are, where there are no more."""
+    if count >= len(examples):
+        return examples
+    rows = random.Random(0).sample(range(len(examples)), count)
+    return dataclasses.replace(
+        examples, texts=[examples.texts[row] for row in rows], labels=[examples.labels[row] for row in rows]
+    )
+
+
+def train(cell: Cell, given: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Train one model, score its exits, keep scores and trace, forget the weights."""
+    task = TASKS[cell.task]
+    tokenizer.model_max_length = task.max_length
+    learn, held_out = examples_of(cell, given.data, given.limit)
+    set_seed(cell.seed)
+    objective, shape, kept = ingredients(cell)
+    outputs = len(learn.label_names) or 1
+    encoder = encoder_of(cell.depth, kept)
+    model = MultiExitModel.from_backbone(encoder, outputs, problem_type=learn.problem_type, pooling="mean", **shape)
+    recipe = {
+        "num_train_epochs": task.epochs,
+        "per_device_train_batch_size": task.batch_size,
+        "learning_rate": LEARNING_RATE,
+        "bf16": True,
+    }
+    target = cell.file(given.runs)
+    scratch = target.with_suffix(".scratch")
+    started, started_cpu = time.perf_counter(), time.process_time()
+    fit(model, tokenizer, scratch, learn, objective=objective, seed=cell.seed, save_strategy="no", **recipe)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
+    shutil.rmtree(scratch)
+    trace = record(model, token_rows(held_out, tokenizer, task.max_length))
+    trace.save(target.with_suffix(".safetensors"))
+    found = {
+        **dataclasses.asdict(cell),
+        "layers": model.layers,
+        "scores": scores(trace, task.metrics),
+        "metrics": task.metrics,
+        "rows": len(learn),
+        "reported_rows": len(held_out),
+        "stages": len(objective.stages),
+        "steps": len(objective.stages) * task.epochs * math.ceil(len(learn) / task.batch_size),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "recipe": {**recipe, "exit_learning_rate": 1e-3, "max_length": task.max_length, "pooling": "mean"},
+    }
+    unfinished = target.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(found, indent=2) + "\n")
+    unfinished.replace(target)
+    print(f"{target.stem}: {' '.join(f'{score:.3f}' for score in found['scores'])}  {cpu_seconds:.0f} s", flush=True)
+
+
+def scores(trace: Trace, metrics: tuple[str, ...]) -> list[float]:
+    """The score of every exit, mean over the metrics."""
+    each = torch.tensor([layerwise(trace, metric) for metric in metrics])  # (M, L)
+    return each.mean(dim=0).tolist()
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[bool]:
+    """Whether this process may work on a cell; the system frees the lock when a process ends, however it ends."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def words(text: str) -> list[str]:
+    """Names with commas between."""
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    """Numbers with commas between."""
+    return [int(word) for word in text.split(",")]
+
+
+def main() -> None:
+    """Train what is not there yet; or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/training"), help="where results and traces go")
+    parser.add_argument("--tasks", type=words, help=f"of {','.join(TASKS)}; more depth: {','.join(SMALL)}")
+    parser.add_argument("--objectives", type=words, help=f"of {','.join(OBJECTIVES)}")
+    parser.add_argument("--depths", type=numbers, default=[6], help="6, 12 or 6,12")
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
+    parser.add_argument("--single", action="store_true", help="after all else, one model for each exit alone")
+    parser.add_argument("--limit", type=int, help="rows of each split, to try the script")
+    parser.add_argument("--report", action="store_true", help="write benchmarks/results/training.json and .md")
+    given = parser.parse_args()
+    wanted = cells(given)
+    if given.report:
+        training_report.write(given.runs, [dataclasses.asdict(cell) for cell in wanted])
+        return
+    for cell in dict.fromkeys(wanted):
+        ingredients(cell)  # an unknown name ends here, not after an hour
+    tokenizer = load_tokenizer(default_encoder())
+    for cell in wanted:
+        target = cell.file(given.runs)
+        with alone(target) as free:
+            if free and not target.exists():
+                train(cell, given, tokenizer)
+
+
+if __name__ == "__main__":
+    main()

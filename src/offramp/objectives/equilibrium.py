@@ -1,0 +1,30 @@
+"""Gradient equilibrium: joint training in which no layer hears more of the deep exits than of its own.
+
+Li et al., "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019, section 3.1; a baseline of BADGE.
+
+Without it the gradient that reaches a layer is the sum over all exits above it, so that shallow layers get the most and
+the variance grows with depth. Here the gradient that enters a layer's output from its own exit is scaled by
+1 / (n - i + 1), and what comes down from deeper layers by (n - i) / (n - i + 1).
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from offramp.objectives.base import Objective, Stage, exit_losses
+from offramp.values import ExitOutput
+
+
+@final
+@dataclass(frozen=True)
+class GradientEquilibrium(Objective):
+    """sum_i L_i, with scaled gradients."""
+
+    def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
+        """See `Objective.loss`."""
+        return exit_losses(exits, labels).sum()
+
+    def branch_scales(self, exits: int) -> tuple[float, ...]:
+        """See `Objective.branch_scales`: 1 / (n - i + 1) for exit i, counted from 1."""
+        return tuple(1 / (exits - exit) for exit in range(exits))
