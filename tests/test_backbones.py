@@ -4,24 +4,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoModel,
-    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    BertForPreTraining,
     GPT2Config,
     GPT2Model,
     PreTrainedModel,
 )
 
-from offramp.errors import UnsupportedBackbone
+from offramp.backbones.bert import FAMILIES as TABLE
+from offramp.errors import InvalidInput, UnsupportedBackbone
 from offramp.model import MultiExitModel
 from offramp.registry import BACKBONES, load_backbone
-from tiny import FAMILIES, LAYERS, encoder_config, padded, rows_for
+from tiny import CLASSIFIED, FAMILIES, LAYERS, TEXTS, WHOLE, WIDTH, encoder_config, padded, rows_for, tiny_classifier
 
+WEIGHTS = "model.safetensors"
 WITH_POOLER = {"albert": "pooler", "bert": "pooler.dense", "vit": "pooler.dense"}
-CLASSIFIERS = [family for family in FAMILIES if family != "cifar_resnet"]  # for which transformers has one
 
 
 def encoder(family: str, **changes: Any) -> PreTrainedModel:
@@ -141,15 +143,9 @@ def test_a_live_model_is_left_as_it_was(family: str) -> None:
     assert given.config.to_dict() == told
 
 
-def classifier_of(family: str, **changes: Any) -> PreTrainedModel:
-    torch.manual_seed(2)
-    kind = AutoModelForImageClassification if family == "vit" else AutoModelForSequenceClassification
-    return kind.from_config(encoder_config(family, **changes)).eval()
-
-
-@pytest.mark.parametrize("family", CLASSIFIERS)
+@pytest.mark.parametrize("family", CLASSIFIED)
 def test_a_classifier_lends_its_encoder(family: str) -> None:
-    classifier = classifier_of(family)
+    classifier = tiny_classifier(family)
     model = MultiExitModel.from_backbone(classifier, 3)
     assert_same_states(model, classifier.base_model, batch_of(model))
 
@@ -181,11 +177,12 @@ def test_the_pre_trained_pooler_is_copied(family: str, head: str) -> None:
     pooler = reference.get_submodule(WITH_POOLER[family])
     weight, bias = pooler.weight.detach().numpy(), pooler.bias.detach().numpy()
 
-    states = by_transformers(reference, batch)
+    states = [model._cut.read(state) for state in by_transformers(reference, batch)[:-1]]
+    states.append(reference(**batch).last_hidden_state)
     logits = model(**batch).exit_logits.detach().numpy()
 
     for exit, classifier in enumerate(model.heads.classifiers):
-        pooled = np.tanh(states[exit][:, 0].numpy() @ weight.T + bias)
+        pooled = np.tanh(states[exit][:, 0].detach().numpy() @ weight.T + bias)
         expected = pooled @ classifier.weight.detach().numpy().T + classifier.bias.detach().numpy()
         assert np.allclose(logits[exit], expected, atol=1e-5)
 
@@ -213,3 +210,62 @@ def test_a_pre_trained_pooler_is_known_by_its_path() -> None:
     for family in FAMILIES:
         config = encoder_config(family)
         assert load_backbone(config.model_type).pooler_path(config) == WITH_POOLER.get(config.model_type)
+
+
+def test_an_encoder_saved_as_a_bert_with_settings_of_its_own_is_a_bert(tmp_path: Path) -> None:
+    """As TinyBERT and ElasticBERT are: BERT's type, the pre-training model's weights, a few more settings."""
+    torch.manual_seed(2)
+    tiny = {"emb_size": WIDTH, "cell": {}, "structure": [], "pre_trained": ""}
+    elastic = {"num_output_layers": 1, "max_output_layers": LAYERS}
+    headed = BertForPreTraining(encoder_config("bert", **tiny, **elastic)).eval()
+    headed.save_pretrained(tmp_path)
+    model = MultiExitModel.from_backbone(tmp_path, 3)
+    assert model.config.backbone.emb_size == WIDTH
+    assert_same_states(model, headed.bert, batch_of(model))
+
+
+def test_a_folder_whose_weights_have_other_names_is_refused(tmp_path: Path) -> None:
+    save_file({f"mine.{name}": value for name, value in encoder("bert").state_dict().items()}, tmp_path / WEIGHTS)
+    encoder_config("bert").save_pretrained(tmp_path)
+    with pytest.raises(InvalidInput, match=r"its weights have no embeddings.LayerNorm.bias and \d+ more of BertModel"):
+        MultiExitModel.from_backbone(tmp_path, 3)
+
+
+def test_the_head_of_a_modernbert_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"), propagated("offramp.model"):
+        model = MultiExitModel.from_backbone(tiny_classifier("modernbert"), 2)
+    assert "the head of ModernBertForSequenceClassification is left out: every exit starts anew" in caplog.text
+    assert model.config.own_head is None
+
+
+@pytest.mark.parametrize("kept", ["full_attention", "sliding_attention"])
+def test_a_modernbert_may_have_one_kind_of_layers_alone(kept: str) -> None:
+    reference = encoder("modernbert", layer_types=[kept] * LAYERS)
+    model = MultiExitModel.from_backbone(reference, 3)
+    assert_same_states(model, reference, batch_of(model))
+
+
+def test_positions_reach_the_rotary_embedding() -> None:
+    reference = encoder("modernbert")
+    model = MultiExitModel.from_backbone(reference, 3)
+    batch = batch_of(model)
+    batch["position_ids"] = 3 * torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
+    plain = by_offramp(model.eval(), {name: batch[name] for name in ("input_ids", "attention_mask")})
+    assert_same_states(model, reference, batch)
+    assert not torch.allclose(by_offramp(model, batch)[0], plain[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", [family for family in TEXTS if family not in WHOLE])
+def test_the_parts_of_a_layer_are_the_layer(family: str) -> None:
+    model = MultiExitModel.from_backbone(encoder(family), 3).eval()
+    carry = model.embed(batch_of(model))
+    for number in range(LAYERS):
+        attended, _ = model._cut.attend(number, carry)
+        parts = model._cut.norm(number)(model._cut.feed_forward(number, attended))
+        carry = model._cut.block(number, carry)
+        assert torch.allclose(parts, carry.hidden, atol=1e-6)
+
+
+def test_tokens_stand_where_the_embedding_says_in_the_table_alone() -> None:
+    absolute = {name for name in BACKBONES if load_backbone(name).absolute_positions}
+    assert absolute == set(TABLE)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     AlbertConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertTokenizer,
     CamembertConfig,
@@ -20,6 +22,7 @@ from transformers import (
     ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     RobertaConfig,
     ViTConfig,
     XLMRobertaConfig,
@@ -52,6 +55,12 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "vit": (ViTConfig, {"image_size": PIXELS, "patch_size": PIXELS // 2}),
     "xlm-roberta": (XLMRobertaConfig, {}),
 }
+IMAGES = ("cifar_resnet", "vit")
+TEXTS = tuple(family for family in FAMILIES if family not in IMAGES)
+CLASSIFIED = tuple(family for family in FAMILIES if family != "cifar_resnet")
+"""Families for which transformers has a classifier."""
+WHOLE = ("cifar_resnet", "deberta", "deberta-v2, convolved", "modernbert", "vit")
+"""Families whose layers do not come in parts."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS = "the a cat dog sat ran on under mat tree is was good bad fine awful not very and but"
 WORDS = tuple(_WORDS.split(" "))
@@ -61,7 +70,7 @@ def encoder_config(family: str = "bert", **changes: Any) -> PreTrainedConfig:
     """Weights are drawn wide, so that exits differ and scores spread."""
     kind, own = FAMILIES[family]
     if kind is CifarResNetConfig:
-        return kind(**own, initializer_range=0.3, **changes)
+        return kind(**{"initializer_range": 0.3} | own | changes)
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": WIDTH,
@@ -71,7 +80,16 @@ def encoder_config(family: str = "bert", **changes: Any) -> PreTrainedConfig:
         "max_position_embeddings": POSITIONS,
         "initializer_range": 0.3,
     }
+    if family in IMAGES:
+        del sizes["vocab_size"], sizes["max_position_embeddings"]
     return kind(**{kind.attribute_map.get(name, name): value for name, value in (sizes | own | changes).items()})
+
+
+def tiny_classifier(family: str = "bert", *, seed: int = 1, **changes: Any) -> PreTrainedModel:
+    """A fine-tuned classifier of transformers, as far as shapes go."""
+    torch.manual_seed(seed)
+    kind = AutoModelForImageClassification if family in IMAGES else AutoModelForSequenceClassification
+    return kind.from_config(encoder_config(family, **changes)).eval()
 
 
 def tiny_model(family: str = "bert", num_labels: int | None = None, *, seed: int = 0, **exits: Any) -> MultiExitModel:

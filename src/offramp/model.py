@@ -444,8 +444,13 @@ def _load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
     of_texts = load_backbone(config.model_type).input_name == "input_ids"
     classifier = AutoModelForSequenceClassification if of_texts else AutoModelForImageClassification
     kind = classifier if _classifies(config.architectures) else AutoModel
-    encoder: PreTrainedModel = _loaded(kind, folder, dtype=torch.float32)
-    return encoder
+    encoder, told = _loaded(kind, folder, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(name for name in told["missing_keys"] if "pooler" not in name)
+    if missing:  # transformers would go on with random weights
+        raise InvalidInput(
+            f"{folder}: its weights have no {missing[0]} and {len(missing) - 1} more of {type(encoder).__name__}"
+        )
+    return encoder  # type: ignore[no-any-return]
 
 
 def _classifies(names: Sequence[str] | None) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from offramp.backbones.bert import Bert
-from offramp.errors import InvalidInput
+from offramp.errors import InvalidInput, UnsupportedBackbone
 from offramp.registry import load_backbone
 
 
@@ -27,11 +27,15 @@ def restack(encoder: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
         layers: 0-based, e.g. `range(6)` = the first six, `[0, 0, 1, 1]` = the first two, twice each.
 
     Raises:
-        UnsupportedBackbone: an encoder that offramp cannot cut.
+        UnsupportedBackbone: an encoder that is none of those in `backbones/bert.py`.
         InvalidInput: no layers, a layer that is not there, or shared layers that cannot run in that order.
     """
     chosen = list(layers)
-    load_backbone(encoder.base_model.config.model_type)
+    model_type = encoder.base_model.config.model_type
+    if load_backbone(model_type) is not Bert:
+        raise UnsupportedBackbone(
+            f"only the families of offramp/backbones/bert.py change their depth, not {model_type}"
+        )
     copied = copy.deepcopy(encoder.base_model)
     config, cut = copied.config, Bert(copied)
     depth, held = config.num_hidden_layers, len(cut.layers)

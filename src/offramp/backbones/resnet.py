@@ -1,9 +1,9 @@
 """The residual networks of CIFAR, cut at their basic blocks: an exit after every two convolutions.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: a 3x3 convolution, then three stages of
-n blocks of two 3x3 convolutions, on maps of 32, 16 and 8 pixels with 16, 32 and 64 channels; 6n + 2 layers that count,
-so that n = 9 is ResNet-56. Shortcuts have no weights (option A: every second pixel, new channels are zero). PABEE and
-PCEE-BERT put a classifier after every block; it reads the mean over the map, as the last one always did.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: a 3x3 convolution, then three stages
+of n blocks of two 3x3 convolutions, on maps of 32, 16 and 8 pixels with 16, 32 and 64 channels; 6n + 2 layers that
+count, so that n = 9 is ResNet-56. Shortcuts have no weights (option A: every second pixel, new channels are zero).
+PABEE and PCEE-BERT put a classifier after every block; it reads the mean over the map, as the last one always did.
 
 transformers has no such model, so it is here, registered with the Auto classes.
 """
