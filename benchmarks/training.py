@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -64,15 +63,15 @@ class Task:
 
 
 TASKS = {  # in the order of interest
-    "rte": Task(2240, 64, 2, 16),
-    "mrpc": Task(1500, 64, 3, 16, ("accuracy", "f1")),
-    "sick": Task(2000, 64, 3, 32, ("pearson",)),
-    "cola": Task(3000, 64, 3, 32, ("matthews",), pair=False),
-    "stsb": Task(1500, 64, 3, 32, ("pearson",)),
-    "clinc150": Task(3000, 64, 4, 32, pair=False),
-    "sst2": Task(4000, 64, 2, 32, pair=False, validation="validation_sentences"),
+    "sick": Task(2000, 64, 2, 16, ("pearson",)),
+    "sst2": Task(5000, 64, 1, 16, pair=False, validation="validation_sentences"),
+    "cola": Task(5000, 64, 2, 16, ("matthews",), pair=False),
+    "clinc150": Task(4000, 64, 2, 16, pair=False),
+    "stsb": Task(1500, 64, 2, 16, ("pearson",)),
+    "mrpc": Task(1500, 64, 2, 16, ("accuracy", "f1")),
+    "rte": Task(2240, 48, 1, 16),
 }
-SMALL = ("mrpc", "sick")  # where more depth and single exits are tried
+SMALL = ("sick", "sst2")  # where more depth and single exits are tried
 OBJECTIVES = (
     *("joint", "weighted", "two-stage", "alternating", "self-distillation"),
     *("ensemble-distillation", "gradient-equilibrium", "bypass"),
@@ -139,15 +138,7 @@ def examples_of(cell: Cell, data: Path, limit: int | None) -> tuple[Examples, Ex
     held_out = read_examples(
         str(folder / f"{task.validation}.jsonl.gz"), columns, split="validation", task=kind, label_names=names
     )
-    if kind == "regression":
-        middle, spread = mean(train.labels), stdev(train.labels)
-        train, held_out = (scaled(examples, middle, spread) for examples in (train, held_out))
     return drawn(train, limit or task.rows), drawn(held_out, limit or len(held_out))
-
-
-def scaled(examples: Examples, middle: float, spread: float) -> Examples:
-    """Values as distances from the middle: exits start there, and a correlation does not see it."""
-    return dataclasses.replace(examples, labels=[(value - middle) / spread for value in examples.labels])
 
 
 def drawn(examples: Examples, count: int) -> Examples:

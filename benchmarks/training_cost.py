@@ -2,8 +2,8 @@
 
     python benchmarks/training_cost.py
 
-The default encoder and a BERT-base with random weights; forward, backward and AdamW. Time: the rivals in turn, median of
-the ratios. Memory: the peak of a process of its own for each rival, less what it had before the model. Writes
+The default encoder and a BERT-base with random weights; forward, backward and AdamW. Time: the rivals in turn, median
+of the ratios. Memory: the peak of a process of its own for each rival, less what it had before the model. Writes
 `benchmarks/results/training_cost.json`.
 """
 

@@ -4,22 +4,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    BertForPreTraining,
     GPT2Config,
     GPT2Model,
     PreTrainedModel,
 )
 
-from offramp.errors import UnsupportedBackbone
+from offramp.backbones.bert import FAMILIES as TABLE
+from offramp.errors import InvalidInput, UnsupportedBackbone
 from offramp.model import MultiExitModel
 from offramp.registry import BACKBONES, load_backbone
-from tiny import FAMILIES, LAYERS, encoder_config, padded, token_rows
+from tiny import CLASSIFIED, FAMILIES, LAYERS, TEXTS, WHOLE, WIDTH, encoder_config, padded, rows_for, tiny_classifier
 
-WITH_POOLER = {"albert": "pooler", "bert": "pooler.dense"}
+WEIGHTS = "model.safetensors"
+WITH_POOLER = {"albert": "pooler", "bert": "pooler.dense", "vit": "pooler.dense"}
 
 
 def encoder(family: str, **changes: Any) -> PreTrainedModel:
@@ -28,15 +32,22 @@ def encoder(family: str, **changes: Any) -> PreTrainedModel:
 
 
 def batch_of(model: MultiExitModel) -> dict[str, Tensor]:
-    return padded(model, token_rows(6), extra=2)
+    return padded(model, rows_for(model, 6), extra=2)
 
 
 @torch.no_grad()
 def by_transformers(reference: PreTrainedModel, batch: dict[str, Tensor]) -> list[Tensor]:
-    """The states after each layer; ALBERT tells them after each layer inside a layer."""
-    states = reference(**batch, output_hidden_states=True).hidden_states
+    """The states after each layer, and behind them the last that an exit reads.
+
+    ALBERT tells them after each layer inside a layer; ModernBERT tells the last only as its final norm leaves it.
+    """
+    out = reference(**batch, output_hidden_states=True)
+    states = out.hidden_states
     inner = (len(states) - 1) // reference.config.num_hidden_layers
-    return list(states[inner::inner])
+    last = out.last_hidden_state
+    if last.dim() == 4:
+        last = last.flatten(2).mean(dim=-1).unsqueeze(1)  # the mean over the map
+    return [*states[inner:-1:inner], last]
 
 
 @torch.no_grad()
@@ -45,11 +56,11 @@ def by_offramp(model: MultiExitModel, batch: dict[str, Tensor]) -> list[Tensor]:
     for exit in range(len(model.layers)):
         carry = model.block(exit, carry)
         states.append(carry.hidden)
-    return states
+    return [*states[:-1], model._seen(carry)]
 
 
 def assert_same_states(model: MultiExitModel, reference: PreTrainedModel, batch: dict[str, Tensor]) -> None:
-    real = batch["attention_mask"].bool()  # what padding becomes is nobody's business
+    real = batch["attention_mask"].bool() if "attention_mask" in batch else ...  # padding is nobody's business
     expected, found = by_transformers(reference, batch), by_offramp(model.eval(), batch)
     assert len(found) == len(expected) == LAYERS
     for ours, theirs in zip(found, expected, strict=True):
@@ -132,10 +143,9 @@ def test_a_live_model_is_left_as_it_was(family: str) -> None:
     assert given.config.to_dict() == told
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CLASSIFIED)
 def test_a_classifier_lends_its_encoder(family: str) -> None:
-    torch.manual_seed(2)
-    classifier = AutoModelForSequenceClassification.from_config(encoder_config(family)).eval()
+    classifier = tiny_classifier(family)
     model = MultiExitModel.from_backbone(classifier, 3)
     assert_same_states(model, classifier.base_model, batch_of(model))
 
@@ -167,11 +177,12 @@ def test_the_pre_trained_pooler_is_copied(family: str, head: str) -> None:
     pooler = reference.get_submodule(WITH_POOLER[family])
     weight, bias = pooler.weight.detach().numpy(), pooler.bias.detach().numpy()
 
-    states = by_transformers(reference, batch)
+    states = [model._cut.read(state) for state in by_transformers(reference, batch)[:-1]]
+    states.append(reference(**batch).last_hidden_state)
     logits = model(**batch).exit_logits.detach().numpy()
 
     for exit, classifier in enumerate(model.heads.classifiers):
-        pooled = np.tanh(states[exit][:, 0].numpy() @ weight.T + bias)
+        pooled = np.tanh(states[exit][:, 0].detach().numpy() @ weight.T + bias)
         expected = pooled @ classifier.weight.detach().numpy().T + classifier.bias.detach().numpy()
         assert np.allclose(logits[exit], expected, atol=1e-5)
 
@@ -199,3 +210,62 @@ def test_a_pre_trained_pooler_is_known_by_its_path() -> None:
     for family in FAMILIES:
         config = encoder_config(family)
         assert load_backbone(config.model_type).pooler_path(config) == WITH_POOLER.get(config.model_type)
+
+
+def test_an_encoder_saved_as_a_bert_with_settings_of_its_own_is_a_bert(tmp_path: Path) -> None:
+    """As TinyBERT and ElasticBERT are: BERT's type, the pre-training model's weights, a few more settings."""
+    torch.manual_seed(2)
+    tiny = {"emb_size": WIDTH, "cell": {}, "structure": [], "pre_trained": ""}
+    elastic = {"num_output_layers": 1, "max_output_layers": LAYERS}
+    headed = BertForPreTraining(encoder_config("bert", **tiny, **elastic)).eval()
+    headed.save_pretrained(tmp_path)
+    model = MultiExitModel.from_backbone(tmp_path, 3)
+    assert model.config.backbone.emb_size == WIDTH
+    assert_same_states(model, headed.bert, batch_of(model))
+
+
+def test_a_folder_whose_weights_have_other_names_is_refused(tmp_path: Path) -> None:
+    save_file({f"mine.{name}": value for name, value in encoder("bert").state_dict().items()}, tmp_path / WEIGHTS)
+    encoder_config("bert").save_pretrained(tmp_path)
+    with pytest.raises(InvalidInput, match=r"its weights have no embeddings.LayerNorm.bias and \d+ more of BertModel"):
+        MultiExitModel.from_backbone(tmp_path, 3)
+
+
+def test_the_head_of_a_modernbert_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        model = MultiExitModel.from_backbone(tiny_classifier("modernbert"), 2)
+    assert "the head of ModernBertForSequenceClassification is left out: every exit starts anew" in caplog.text
+    assert model.config.own_head is None
+
+
+@pytest.mark.parametrize("kept", ["full_attention", "sliding_attention"])
+def test_a_modernbert_may_have_one_kind_of_layers_alone(kept: str) -> None:
+    reference = encoder("modernbert", layer_types=[kept] * LAYERS)
+    model = MultiExitModel.from_backbone(reference, 3)
+    assert_same_states(model, reference, batch_of(model))
+
+
+def test_positions_reach_the_rotary_embedding() -> None:
+    reference = encoder("modernbert")
+    model = MultiExitModel.from_backbone(reference, 3)
+    batch = batch_of(model)
+    batch["position_ids"] = 3 * torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
+    plain = by_offramp(model.eval(), {name: batch[name] for name in ("input_ids", "attention_mask")})
+    assert_same_states(model, reference, batch)
+    assert not torch.allclose(by_offramp(model, batch)[0], plain[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", [family for family in TEXTS if family not in WHOLE])
+def test_the_parts_of_a_layer_are_the_layer(family: str) -> None:
+    model = MultiExitModel.from_backbone(encoder(family), 3).eval()
+    carry = model.embed(batch_of(model))
+    for number in range(LAYERS):
+        attended, _ = model._cut.attend(number, carry)
+        parts = model._cut.norm(number)(model._cut.feed_forward(number, attended))
+        carry = model._cut.block(number, carry)
+        assert torch.allclose(parts, carry.hidden, atol=1e-6)
+
+
+def test_tokens_stand_where_the_embedding_says_in_the_table_alone() -> None:
+    absolute = {name for name in BACKBONES if load_backbone(name).absolute_positions}
+    assert absolute == set(TABLE)

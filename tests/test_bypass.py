@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from offramp.bypass import Bypass
-from offramp.errors import InvalidInput
+from offramp.errors import InvalidInput, UnsupportedBackbone
 from offramp.model import MultiExitModel
-from tiny import FAMILIES, LAYERS, WIDTH, encoder_config, padded, tiny_model, token_rows
+from tiny import FAMILIES, LAYERS, WHOLE, WIDTH, encoder_config, padded, tiny_model, token_rows
 
 
 def batch_of(model: MultiExitModel) -> dict[str, Tensor]:
@@ -28,7 +28,7 @@ def opened(model: MultiExitModel) -> MultiExitModel:
 
 @pytest.mark.parametrize("placement", ["block", "ffn"])
 @pytest.mark.parametrize("pooling", ["first", "mean"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WHOLE])
 def test_at_the_start_exits_say_what_they_say_without_a_bypass(family: str, pooling: str, placement: str) -> None:
     plain = tiny_model(family, pooling=pooling)
     model = tiny_model(family, pooling=pooling, bypass=Bypass(rank=4, placement=placement))
@@ -36,6 +36,13 @@ def test_at_the_start_exits_say_what_they_say_without_a_bypass(family: str, pool
     assert missing
     assert all(name.startswith("bypasses.") for name in missing)
     assert torch.equal(model(**batch_of(model)).logits_by_exit, plain(**batch_of(plain)).logits_by_exit)
+
+
+@pytest.mark.parametrize("family", WHOLE)
+def test_layers_that_do_not_come_in_parts_take_no_bypass(family: str) -> None:
+    named = encoder_config(family).model_type
+    with pytest.raises(UnsupportedBackbone, match=f"a bypass needs the parts of a layer, and those of this {named}"):
+        tiny_model(family, bypass=Bypass(rank=4))
 
 
 def test_the_layer_norm_starts_as_a_copy_of_the_blocks() -> None:

@@ -19,7 +19,20 @@ from offramp.registry import POLICIES, load_policy
 from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Answers, Carry, ExitOutput, Trace
-from tiny import FAMILIES, LAYERS, VOCABULARY, WIDTH, encoder_config, padded, tiny_model, token_rows
+from tiny import (
+    ABSOLUTE,
+    FAMILIES,
+    IMAGES,
+    LAYERS,
+    TEXTS,
+    VOCABULARY,
+    WIDTH,
+    encoder_config,
+    padded,
+    rows_for,
+    tiny_model,
+    token_rows,
+)
 
 ROWS, ALONE = 66, 6
 QUANTILES = (0.3, 0.75)
@@ -73,7 +86,7 @@ def build(family: str, problem: str, device: str = "cpu", **exits: Any) -> Case:
     model = tiny_model(family, OUTPUTS[problem], problem_type=problem, **exits).to(device)
     for branch in model.bypasses:  # shut at the start
         torch.nn.init.normal_(branch.up.weight)
-    rows = token_rows(ROWS)
+    rows = rows_for(model, ROWS)
     return Case(model, rows, record(model, rows, batch_size=16))
 
 
@@ -227,7 +240,7 @@ LEAVING = TokenExit(keep_ratio={1: 0.6, 3: 0.5})
 
 
 @pytest.mark.parametrize("name", ["entropy", "patience", "fixed"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ABSOLUTE)
 def test_the_contract_holds_where_tokens_leave_too(family: str, name: str) -> None:
     case, policy = build(family, SINGLE_LABEL, token_exit=LEAVING), load_policy(name)
     seen = scores(policy, case.trace)[:-1]
@@ -274,7 +287,7 @@ def test_exits_after_some_layers_say_what_they_say_in_the_full_model(family: str
     some.backbone.load_state_dict(every.backbone.state_dict())
     for place, exit in enumerate((1, 3)):
         some.heads.classifiers[place].load_state_dict(every.heads.classifiers[exit].state_dict())
-    batch = padded(every, token_rows(8))
+    batch = padded(every, rows_for(every, 8))
     expected = every(**batch).logits_by_exit[:, [1, 3]]
     assert torch.allclose(some(**batch).logits_by_exit, expected, atol=1e-6)
 
@@ -295,18 +308,23 @@ def test_never_gives_the_full_models_logits(
 def poisoned(family: str, problem: str, token_exit: TokenExit | None) -> tuple[Case, Tensor]:
     """A case in which rows 3, 20 and 41 turn to NaN at the embedding; (N,) True for those."""
     model = tiny_model(family, OUTPUTS[problem], pooling="mean", token_exit=token_exit)
-    rows = token_rows(ROWS)
+    rows = rows_for(model, ROWS)
     for number in (3, 20, 41):
-        rows[number]["input_ids"][0] = POISON
+        if family in IMAGES:
+            rows[number]["pixel_values"][0, 0, 0] = torch.nan
+        else:
+            rows[number]["input_ids"][0] = POISON
     with torch.no_grad():
-        model.backbone.get_input_embeddings().weight[POISON] = torch.nan
+        if family in TEXTS:
+            model.backbone.get_input_embeddings().weight[POISON] = torch.nan
     sick = torch.zeros(ROWS, dtype=torch.bool)
     sick[[3, 20, 41]] = True
     return Case(model, rows, record(model, rows, batch_size=16)), sick
 
 
-@pytest.mark.parametrize("token_exit", [None, LEAVING], ids=["tokens stay", "tokens leave"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "token_exit"), [*((family, None) for family in FAMILIES), *((family, LEAVING) for family in ABSOLUTE)]
+)
 @pytest.mark.parametrize(("name", "problem"), [("entropy", SINGLE_LABEL), ("stability", REGRESSION)])
 def test_a_nan_sample_is_an_error_for_itself_alone(
     name: str, problem: str, family: str, token_exit: TokenExit | None
@@ -346,10 +364,11 @@ class Watched:
         return self.model.embed(inputs)
 
     def block(self, exit: int, carry: Carry) -> Carry:
-        rows, columns, _ = carry.hidden.shape
+        rows, columns = carry.hidden.shape[:2]
         self.reached.append((rows, columns))
-        for part in (carry.mask, carry.attention):
-            assert part is None or (len(part) == rows and part.shape[-1] == columns)
+        for part in (carry.mask, carry.attention, carry.pairs):
+            assert part is None or (len(part) in (1, rows) and part.shape[-1] == columns)
+        assert carry.places is None or carry.places.shape[1] == columns
         return self.model.block(exit, carry)
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
@@ -374,7 +393,8 @@ def test_a_block_runs_only_the_rows_that_are_still_there(family: str, cases: dic
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_once_everybody_has_left_no_block_runs(family: str) -> None:
-    _, reached = watch(tiny_model(family), load_policy("fixed"), 2.0, token_rows(9))
+    model = tiny_model(family)
+    _, reached = watch(model, load_policy("fixed"), 2.0, rows_for(model, 9))
     assert len(reached) == 2
 
 
@@ -393,7 +413,7 @@ def _longest(rows: Rows) -> int:
     return max(len(row["input_ids"]) for row in rows)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TEXTS)
 def test_when_the_long_sample_leaves_the_others_are_cut_and_answer_the_same(
     family: str, cases: dict[tuple[str, str], Case]
 ) -> None:
@@ -462,6 +482,16 @@ def test_taking_rows_takes_their_token_scores_along(masked: bool) -> None:
     token_scores = torch.arange(12.0).view(3, 4)
     kept = Carry(torch.randn(3, 5, WIDTH), mask, token_scores=token_scores).take(torch.tensor([2, 1]))
     assert torch.equal(kept.token_scores, token_scores[[2, 1], : 2 if masked else 4])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_pairs_and_places_need_is_cut_with_rows_and_columns_unless_all_share_it(shared: bool) -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    held = 1 if shared else 3
+    pairs, places = torch.randn(held, 2, 5, 5), torch.randn(held, 5, 4)
+    kept = Carry(torch.randn(3, 5, WIDTH), mask, pairs=pairs, places=places).take(torch.tensor([1, 2]))
+    assert torch.equal(kept.pairs, (pairs if shared else pairs[[1, 2]])[..., :3, :3])
+    assert torch.equal(kept.places, (places if shared else places[[1, 2]])[:, :3])
 
 
 def test_taking_rows_without_a_mask_cuts_no_columns() -> None:

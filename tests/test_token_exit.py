@@ -20,7 +20,7 @@ from offramp.model import MultiExitModel
 from offramp.registry import load_backbone
 from offramp.token_exit import CLASS_ATTENTION, class_row, kept, select
 from offramp.tracing import record
-from tiny import FAMILIES, LAYERS, VOCABULARY, encoder_config, padded, tiny_model, token_rows
+from tiny import ABSOLUTE, LAYERS, VOCABULARY, encoder_config, padded, tiny_model, token_rows
 
 HALVES = TokenExit(keep_ratio={1: 0.5, 3: 0.6})
 CHOICES: dict[str, dict[str, Any]] = {
@@ -203,7 +203,7 @@ def test_a_layer_is_asked_only_if_a_selection_remembers_it() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ABSOLUTE)
 def test_the_row_is_that_of_eager_attention(family: str) -> None:
     model = leaving(family, TokenExit(keep_ratio={4: 1.0}))
     eager = AutoModel.from_config(encoder_config(family), attn_implementation="eager").eval()
@@ -332,7 +332,7 @@ def test_a_batch_says_what_a_slow_loop_over_each_text_says(keep: dict[int, float
 
 @torch.no_grad()
 @pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ABSOLUTE)
 def test_padding_company_and_order_change_nothing(family: str, choice: str) -> None:
     model, rows = leaving(family, **CHOICES[choice]), token_rows(17)
     alone = torch.cat([model(**padded(model, [row])).exit_logits for row in rows], dim=1)
@@ -344,7 +344,7 @@ def test_padding_company_and_order_change_nothing(family: str, choice: str) -> N
 
 @torch.no_grad()
 @pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ABSOLUTE)
 def test_keeping_all_is_no_token_exit(family: str, choice: str) -> None:
     all_stay = TokenExit(keep_ratio={1: 1.0, 3: 1.0})
     model, plain = leaving(family, all_stay, **CHOICES[choice]), tiny_model(family, **CHOICES[choice])
@@ -381,7 +381,7 @@ def test_a_nan_sample_does_not_touch_its_neighbours() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ABSOLUTE)
 def test_texts_of_one_two_and_three_tokens_answer(family: str) -> None:
     rows = [{"input_ids": [6] * length, "attention_mask": [1] * length} for length in (1, 2, 3)]
     for fusion in ("weighted_sum", "weighted_mean", "none"):
@@ -393,7 +393,7 @@ def test_texts_of_one_two_and_three_tokens_answer(family: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ABSOLUTE)
 def test_bfloat16_and_autocast_answer_like_float32(family: str) -> None:
     model, batch = leaving(family, pooling="mean"), padded(tiny_model(family), token_rows(12))
     exact = model(**batch).exit_logits
@@ -424,7 +424,7 @@ def gradients(model: MultiExitModel, **given: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("choice", [name for name in CHOICES if name != "gate and memory"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ABSOLUTE)
 def test_training_reaches_all_parameters(family: str, choice: str) -> None:
     found = gradients(leaving(family, **CHOICES[choice]).train())
     unreached = {name for name, grad in found.items() if grad is None or not grad.any()}

@@ -12,7 +12,7 @@ from offramp.errors import DataError, InvalidInput, UnknownName
 from offramp.model import MultiExitModel
 from offramp.tracing import read_for, record
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, OperatingPoint
-from tiny import FAMILIES, LAYERS, padded, save_folder, text_rows, texts, tiny_model, token_rows
+from tiny import FAMILIES, LAYERS, padded, rows_for, save_folder, text_rows, texts, tiny_model, token_rows
 
 NAMES = {0: "bad", 1: "fine", 2: "good"}
 
@@ -30,7 +30,8 @@ def alone(model: MultiExitModel, rows: list[dict[str, Any]]) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trace_holds_what_every_exit_says_in_the_order_of_the_rows(family: str) -> None:
-    model, rows = tiny_model(family, exit_layers=[1, 3, 4]), token_rows(20)
+    model = tiny_model(family, exit_layers=[1, 3, 4])
+    rows = rows_for(model, 20)
     trace = record(model, rows, batch_size=6)
     assert trace.logits.shape == (3, 20, 3)
     assert torch.allclose(trace.logits, alone(model, rows), atol=1e-5)

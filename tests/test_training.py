@@ -17,15 +17,17 @@ from offramp.predictor import Predictor
 from offramp.registry import OBJECTIVES, load_objective
 from offramp.training import ExitTrainer, default_arguments, fit, part_of, token_rows
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput, OperatingPoint
-from tiny import FAMILIES, LAYERS, encoder_config, padded, texts, tiny_model, tiny_tokenizer
+from tiny import FAMILIES, IMAGES, LAYERS, encoder_config, image_rows, padded, texts, tiny_model, tiny_tokenizer
 from tiny import token_rows as random_rows
 
 Rows = list[dict[str, Any]]
 Trained = dict[str, Tensor]
 
 
-def toy(count: int = 48, *, seed: int = 0) -> Rows:
-    """Rows whose label says whether the first token comes from the upper half of the vocabulary."""
+def toy(count: int = 48, *, seed: int = 0, family: str = "bert") -> Rows:
+    """Rows whose label says whether the first token comes from the upper half of the vocabulary, or one is bright."""
+    if family in IMAGES:
+        return [{**row, "labels": int(row["pixel_values"].mean() > 0)} for row in image_rows(count, seed=seed)]
     rows = random_rows(count, longest=6, seed=seed)
     return [{**row, "labels": int(row["input_ids"][0] >= 22)} for row in rows]
 
@@ -92,7 +94,8 @@ def train(tmp_path: Path) -> Callable[..., ExitTrainer]:
     def run(
         model: MultiExitModel, objective: str = "weighted", rate: float | None = None, **changes: Any
     ) -> ExitTrainer:
-        trainer = exit_trainer(model, arguments(tmp_path, **changes), toy(), None, load_objective(objective), rate)
+        rows = toy(family=model.config.backbone.model_type)
+        trainer = exit_trainer(model, arguments(tmp_path, **changes), rows, None, load_objective(objective), rate)
         trainer.train()
         return trainer
 
@@ -323,7 +326,8 @@ def test_every_encoder_trains_all_that_it_has(family: str, train: Callable[..., 
     """Except what no row reaches: pretrained type embeddings of a kind that did not occur keep their place."""
     model = toy_model(family)
     before = weights(model)
-    train(model, max_steps=2, weight_decay=0.0)
+    order = {"train_sampling_strategy": "random"} if family in IMAGES else {}
+    train(model, max_steps=2, weight_decay=0.0, **order)
     same = [name for name, _ in model.named_parameters() if torch.equal(model.state_dict()[name], before[name])]
     assert same == []
 
@@ -395,6 +399,14 @@ def test_fit_leaves_a_model_folder_that_answers(tmp_path: Path) -> None:
     answers = Predictor.load(tmp_path / "model")(["the cat sat", "the dog sat"])
     assert [answer["label"] for answer in answers] == ["cat", "dog"]
     assert sum("eval_loss_exit_1" in entry for entry in log) == 6
+
+
+def test_exits_of_a_regression_start_at_the_mean_of_the_labels(tmp_path: Path) -> None:
+    rows = Examples(texts(16), [[3.0, -1.0]] * 8 + [[5.0, 0.0]] * 8, (), REGRESSION)
+    model = tiny_model(num_labels=2, problem_type=REGRESSION)
+    fit(model, tiny_tokenizer(), tmp_path, rows, num_train_epochs=1, learning_rate=1e-9, weight_decay=0.0)
+    for classifier in model.heads.classifiers:
+        assert classifier.bias.tolist() == pytest.approx([4.0, -0.5], abs=0.01)  # one step of the exits' own rate
 
 
 def test_fit_without_validation_data_trains_and_does_not_evaluate(tmp_path: Path) -> None:

@@ -10,30 +10,59 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     AlbertConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertTokenizer,
     CamembertConfig,
+    DebertaConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     RobertaConfig,
+    ViTConfig,
     XLMRobertaConfig,
 )
 
+from offramp.backbones.resnet import CifarResNetConfig
 from offramp.batches import collate, encode
 from offramp.model import MultiExitModel
 
-LAYERS, WIDTH, VOCABULARY, POSITIONS = 4, 16, 40, 64
+LAYERS, WIDTH, VOCABULARY, POSITIONS, PIXELS = 4, 16, 40, 64, 8
+OTHER_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
 FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "albert": (AlbertConfig, {"embedding_size": 8, "num_hidden_groups": 2, "inner_group_num": 2}),
     "bert": (BertConfig, {}),
     "camembert": (CamembertConfig, {}),
+    "cifar_resnet": (CifarResNetConfig, {"depths": [2, 1, 1], "hidden_sizes": [4, 8, WIDTH]}),
+    "deberta": (DebertaConfig, DISENTANGLED),
+    "deberta-v2": (
+        DebertaV2Config,
+        DISENTANGLED | {"position_buckets": 4, "norm_rel_ebd": "layer_norm", "share_att_key": True},
+    ),
+    "deberta-v2, convolved": (DebertaV2Config, {"conv_kernel_size": 3, "conv_act": "gelu", "type_vocab_size": 2}),
     "distilbert": (DistilBertConfig, {"hidden_dim": 2 * WIDTH}),
     "electra": (ElectraConfig, {"embedding_size": WIDTH}),
     "electra, projected": (ElectraConfig, {"embedding_size": 8}),
+    "modernbert": (ModernBertConfig, {"local_attention": 4, "pad_token_id": 0, **dict.fromkeys(OTHER_TOKENS)}),
+    "mpnet": (MPNetConfig, {}),
     "roberta": (RobertaConfig, {}),
+    "vit": (ViTConfig, {"image_size": PIXELS, "patch_size": PIXELS // 2}),
     "xlm-roberta": (XLMRobertaConfig, {}),
 }
+IMAGES = ("cifar_resnet", "vit")
+TEXTS = tuple(family for family in FAMILIES if family not in IMAGES)
+CLASSIFIED = tuple(family for family in FAMILIES if family != "cifar_resnet")
+"""Families for which transformers has a classifier."""
+WHOLE = ("cifar_resnet", "deberta", "deberta-v2, convolved", "modernbert", "vit")
+"""Families whose layers do not come in parts."""
+ABSOLUTE = ("albert", "bert", "camembert", "distilbert", "electra", "electra, projected", "roberta", "xlm-roberta")
+"""Families whose positions are in the embedding alone, so that tokens may leave."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS = "the a cat dog sat ran on under mat tree is was good bad fine awful not very and but"
 WORDS = tuple(_WORDS.split(" "))
@@ -42,6 +71,8 @@ WORDS = tuple(_WORDS.split(" "))
 def encoder_config(family: str = "bert", **changes: Any) -> PreTrainedConfig:
     """Weights are drawn wide, so that exits differ and scores spread."""
     kind, own = FAMILIES[family]
+    if kind is CifarResNetConfig:
+        return kind(**{"initializer_range": 0.3} | own | changes)
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": WIDTH,
@@ -51,7 +82,16 @@ def encoder_config(family: str = "bert", **changes: Any) -> PreTrainedConfig:
         "max_position_embeddings": POSITIONS,
         "initializer_range": 0.3,
     }
+    if family in IMAGES:
+        del sizes["vocab_size"], sizes["max_position_embeddings"]
     return kind(**{kind.attribute_map.get(name, name): value for name, value in (sizes | own | changes).items()})
+
+
+def tiny_classifier(family: str = "bert", *, seed: int = 1, **changes: Any) -> PreTrainedModel:
+    """A fine-tuned classifier of transformers, as far as shapes go."""
+    torch.manual_seed(seed)
+    kind = AutoModelForImageClassification if family in IMAGES else AutoModelForSequenceClassification
+    return kind.from_config(encoder_config(family, **changes)).eval()
 
 
 def tiny_model(family: str = "bert", num_labels: int | None = None, *, seed: int = 0, **exits: Any) -> MultiExitModel:
@@ -73,13 +113,25 @@ def token_rows(count: int, *, longest: int = 12, seed: int = 0) -> list[dict[str
     return rows
 
 
+def image_rows(count: int, *, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Random images."""
+    generator = torch.Generator().manual_seed(seed)
+    return [{"pixel_values": image} for image in torch.randn(count, 3, PIXELS, PIXELS, generator=generator)]
+
+
+def rows_for(model: MultiExitModel, count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Random rows of what the model reads."""
+    makes = token_rows if model.main_input_name == "input_ids" else image_rows
+    return makes(count, seed=seed)
+
+
 def padded(model: MultiExitModel, rows: list[dict[str, Any]], extra: int = 0) -> dict[str, Tensor]:
-    """One batch on the model's device, with `extra` more columns of padding than it needs."""
+    """One batch on the model's device, with `extra` more columns of padding than it needs; images take none."""
     pad = model.config.pad_token_id
-    return {
-        name: F.pad(value, (0, extra), value=pad if name == "input_ids" else 0).to(model.device)
-        for name, value in collate(rows, pad).items()
-    }
+    batch = {name: value.to(model.device) for name, value in collate(rows, pad).items()}
+    if "pixel_values" in batch:
+        return batch
+    return {name: F.pad(value, (0, extra), value=pad if name == "input_ids" else 0) for name, value in batch.items()}
 
 
 def tiny_tokenizer() -> BertTokenizer:

@@ -18,8 +18,13 @@ from types import ModuleType
 AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 
 
+def _register() -> None:
+    import_module("offramp.model")  # these register themselves at their ends
+    import_module("offramp.backbones.resnet")
+
+
 class _AfterLoading(Loader):
-    """Loads a module as its own loader would, then registers offramp's model."""
+    """Loads a module as its own loader would, then registers offramp's models."""
 
     def __init__(self, usual: Loader) -> None:
         self.usual = usual
@@ -29,7 +34,7 @@ class _AfterLoading(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.usual.exec_module(module)
-        import_module("offramp.model")  # registers itself at its end
+        _register()
 
 
 class _Finder(MetaPathFinder):
@@ -50,6 +55,6 @@ class _Finder(MetaPathFinder):
 def register_with_transformers() -> None:
     """Register now if transformers' Auto classes are loaded, else as soon as they are."""
     if AUTO_CLASSES in sys.modules:
-        import_module("offramp.model")
+        _register()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

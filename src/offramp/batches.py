@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from offramp.data import Text
+from offramp.errors import InvalidInput
 
 Tokens = dict[str, list[int]]
 """One text as the tokenizer gives it: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
@@ -23,9 +24,15 @@ def token_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) ->
     Args:
         tokenizer: its `model_max_length` counts if it has one.
         config: the encoder's.
+
+    Raises:
+        InvalidInput: an encoder of images.
     """
-    # RoBERTa and its kin count positions from padding_idx + 1
+    if not hasattr(config, "max_position_embeddings"):
+        raise InvalidInput(f"a {config.model_type} encoder reads images, not texts")
+    # RoBERTa and its kin count positions from padding_idx + 1; MPNet's padding_idx is 1 whatever its pad token is
     reserved = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    reserved = 2 if config.model_type == "mpnet" else reserved
     positions: int = config.max_position_embeddings - reserved
     return positions if tokenizer.model_max_length > NO_LIMIT else min(positions, tokenizer.model_max_length)
 
@@ -48,13 +55,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length
     return rows
 
 
-def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
-    """Pad token rows on the right to the longest of them; `labels` become one tensor.
+def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int | None) -> dict[str, Tensor]:
+    """Pad token rows on the right to the longest of them, stack images; `labels` become one tensor.
 
     Args:
-        rows: tokens, each perhaps with a number or a list under "labels".
-        pad_token_id: fills `input_ids`; everything else is filled with 0.
+        rows: tokens, or images of one size under "pixel_values"; each perhaps with a number or a list under "labels".
+        pad_token_id: fills `input_ids`; everything else is filled with 0. Images need none.
     """
+    if "pixel_values" in rows[0]:
+        return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
     longest = max(len(row["input_ids"]) for row in rows)
     batch = {}
     for name in rows[0]:
@@ -71,6 +80,9 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, T
 
 
 def length_sorted(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches of similar length, longest first, so that little is padded and memory peaks at once."""
-    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]["input_ids"]))
+    """Row numbers in batches of similar length, longest first, so that little is padded and memory peaks at once.
+
+    Images, which have no length, keep their order.
+    """
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number].get("input_ids", ())))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

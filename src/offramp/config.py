@@ -65,7 +65,7 @@ class MultiExitConfig(PreTrainedConfig):
         self.exit_layers: Any = None if exit_layers is None else list(exit_layers)
         if self.backbone is not None:  # transformers also builds configurations without arguments
             self.initializer_range = self.backbone.initializer_range
-            self.pad_token_id = self.backbone.pad_token_id
+            self.pad_token_id = getattr(self.backbone, "pad_token_id", None)  # images have no padding
             depth = self.backbone.num_hidden_layers
             self.exit_layers = list(range(1, depth + 1)) if self.exit_layers is None else self.exit_layers
             _check_exit_layers(self.exit_layers, depth)

@@ -115,6 +115,16 @@ class Heads(nn.Module):
         self.classifiers = nn.ModuleList(nn.Linear(width, num_labels) for width in self.widths)
         self.dropout = nn.Dropout(dropout)
 
+    @torch.no_grad()
+    def start_at(self, values: Tensor) -> None:
+        """Let every exit that starts anew answer `values` (C,), such as the mean of a regression's labels, at first.
+
+        Started at zero, all exits together pull the encoder towards a large constant, and its features go.
+        """
+        started = self.classifiers if self.own_head is None else list(self.classifiers)[:-1]
+        for classifier in started:
+            classifier.get_parameter("bias").copy_(values)
+
     def reads_first_token(self, exit: int) -> bool:
         """Whether exit `exit` (0-based) looks at nothing but the first token."""
         own = self.own_head is not None and exit == self.last

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -104,8 +105,10 @@ class MultiExitModel(PreTrainedModel):
             raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {config.problem_type!r}")
         self._family = load_backbone(config.backbone.model_type)
         self.backbone = self._family.build(config.backbone)
+        self.main_input_name = self._family.input_name
         self._token_exit = self._schedule(config)
-        widths = [config.backbone.hidden_size] * len(config.exit_layers)
+        every = self._family.widths(config.backbone)
+        widths = [every[layer - 1] for layer in config.exit_layers]
         self.heads = Heads(config.head, config.pooling, widths, config.num_labels, config.exit_dropout, config.own_head)
         self.bypasses = nn.ModuleList(self._branches(config))
         self.gate = Gate(_one_width(self.heads.widths)) if config.certainty else None
@@ -135,7 +138,7 @@ class MultiExitModel(PreTrainedModel):
             return []
         if not self._cut.in_parts:
             raise UnsupportedBackbone(
-                f"a bypass needs the parts of a layer, which {self._family.__name__} does not tell"
+                f"a bypass needs the parts of a layer, and those of this {config.backbone.model_type} cannot be had"
             )
         bypass, width = Bypass(**config.bypass), config.backbone.hidden_size
         norms: list[Any] = [self._cut.norm(layer - 1) for layer in config.exit_layers]
@@ -304,16 +307,20 @@ class MultiExitModel(PreTrainedModel):
 
     def _recalling(self, exit: int, carry: Carry) -> Carry:
         """M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2, eq. 9 and 10)."""
-        said = self.heads(exit, carry.hidden if carry.read is None else carry.read, carry.mask)  # (B, C)
+        said = self.heads(exit, self._seen(carry), carry.mask)  # (B, C)
         before = said if carry.recalled is None else carry.recalled
         return replace(carry, recalled=torch.lerp(before, said, self.config.memory))
+
+    def _seen(self, carry: Carry) -> Tensor:
+        """What the exit behind the last block reads, (B, T, D)."""
+        return self._cut.read(carry.hidden) if carry.read is None else carry.read
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """What exit `exit` (0-based) says; see `Segments`."""
         about: dict[str, Any] = {"layer": self.layers[exit], "problem_type": self.config.problem_type}
         if carry.recalled is not None and self.gate is None:
             return ExitOutput(carry.recalled, **about)
-        read = self.heads.read(exit, carry.hidden if carry.read is None else carry.read, carry.mask)  # (B, W)
+        read = self.heads.read(exit, self._seen(carry), carry.mask)  # (B, W)
         logits = self.heads.classify(exit, read) if carry.recalled is None else carry.recalled
         return ExitOutput(logits, None if self.gate is None else self.gate(read), **about)
 
@@ -342,6 +349,7 @@ class MultiExitModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         branch_scales: Sequence[float] | None = None,
         return_dict: bool | None = None,
@@ -353,6 +361,7 @@ class MultiExitModel(PreTrainedModel):
             attention_mask: (B, T), 1 = a real token.
             token_type_ids: (B, T), for encoders that have them.
             position_ids: (B, T).
+            pixel_values: (B, channels, H, W), for encoders of images.
             labels: (B,) or (B, C); adds the depth-weighted loss and runs every layer.
             branch_scales: (L,) shares of the gradient at each exit's layer that come from the exit, the rest coming
                 from deeper layers; for training by gradient equilibrium. None = both whole.
@@ -363,6 +372,7 @@ class MultiExitModel(PreTrainedModel):
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
+            "pixel_values": pixel_values,
         }
         inputs = {name: value for name, value in given.items() if value is not None}
         if self._leaving is not None and not self.training and labels is None:
@@ -433,9 +443,16 @@ def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
         UnsupportedBackbone: an encoder that offramp cannot cut.
     """
     config = _loaded(AutoConfig, folder)
-    load_backbone(config.model_type)  # refuse before loading weights
-    kind = AutoModelForSequenceClassification if _classifies(config.architectures) else AutoModel
-    encoder: PreTrainedModel = _loaded(kind, folder, dtype=torch.float32)
+    # an unknown family is refused before its weights are loaded
+    of_texts = load_backbone(config.model_type).input_name == "input_ids"
+    classifier = AutoModelForSequenceClassification if of_texts else AutoModelForImageClassification
+    kind = classifier if _classifies(config.architectures) else AutoModel
+    encoder, told = _loaded(kind, folder, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(name for name in told["missing_keys"] if "pooler" not in name)
+    if missing:  # transformers would go on with random weights
+        raise InvalidInput(
+            f"{folder}: its weights have no {missing[0]} and {len(missing) - 1} more of {type(encoder).__name__}"
+        )
     return encoder
 
 
@@ -448,6 +465,8 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[MultiExitModel, PreTrai
     config = _loaded(AutoConfig, folder)
     if not isinstance(config, MultiExitConfig):
         raise InvalidInput(f"{folder}: a {config.model_type} model without exits; `offramp train` puts exits on it")
+    if load_backbone(config.backbone.model_type).input_name != "input_ids":
+        raise InvalidInput(f"{folder}: a model of images; this takes texts (MultiExitModel.from_pretrained loads it)")
     model: MultiExitModel = _loaded(MultiExitModel, folder).eval()
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
@@ -473,7 +492,8 @@ def _loaded(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def _classifies(names: Sequence[str] | None) -> bool:
-    return any(name.endswith("ForSequenceClassification") for name in names or ())
+    kinds = ("ForSequenceClassification", "ForImageClassification")
+    return any(name.endswith(kinds) for name in names or ())
 
 
 def _own_head(
@@ -524,3 +544,4 @@ def _label_arguments(num_labels: int | None, id2label: Mapping[int, str] | None)
 
 AutoConfig.register(MultiExitConfig.model_type, MultiExitConfig)
 AutoModelForSequenceClassification.register(MultiExitConfig, MultiExitModel)
+AutoModelForImageClassification.register(MultiExitConfig, MultiExitModel)

@@ -48,9 +48,15 @@ BACKBONES = {  # transformers' model_type -> the class that cuts it at its layer
     "albert": "offramp.backbones.bert:Bert",
     "bert": "offramp.backbones.bert:Bert",
     "camembert": "offramp.backbones.bert:Bert",
+    "cifar_resnet": "offramp.backbones.resnet:CifarResNetCut",
+    "deberta": "offramp.backbones.deberta:Deberta",
+    "deberta-v2": "offramp.backbones.deberta:Deberta",
     "distilbert": "offramp.backbones.bert:Bert",
     "electra": "offramp.backbones.bert:Bert",
+    "modernbert": "offramp.backbones.modernbert:ModernBert",
+    "mpnet": "offramp.backbones.mpnet:MPNet",
     "roberta": "offramp.backbones.bert:Bert",
+    "vit": "offramp.backbones.vit:ViT",
     "xlm-roberta": "offramp.backbones.bert:Bert",
 }
 

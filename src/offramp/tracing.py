@@ -35,8 +35,8 @@ def record(
     Args:
         model: a model, or the folder (or hub name) of one with its tokenizer.
         dataset: a file or a data set's name (see `offramp.data`), examples in memory, or rows that are tokenized
-            already: mappings with `input_ids` and perhaps `labels`, such as a `datasets.Dataset`. Texts need a
-            model's folder.
+            already: mappings with `input_ids` (`pixel_values` of images) and perhaps `labels`, such as a
+            `datasets.Dataset`. Texts need a model's folder.
         engine: what runs the model; "torch".
         columns: which columns of a file to read.
         split: which part of a named data set to read.
@@ -60,7 +60,7 @@ def record(
     rows, labels = _token_rows(model, tokenizer, dataset)
     logits, certainty = _all_exits(model, rows, batch_size)
     layers = torch.tensor(model.layers)
-    tokens = torch.tensor([_length(row) for row in rows])
+    tokens = torch.tensor([_length(row) for row in rows]) if "input_ids" in rows[0] else None
     return Trace(logits, labels, certainty, layers, model.config.problem_type, about, tokens)
 
 
@@ -87,13 +87,10 @@ def _token_rows(
         return list(tokens), torch.tensor(dataset.labels)
     if len(dataset) == 0:
         raise InvalidInput("there are no rows to record")
-    if not isinstance(dataset[0], Mapping) or "input_ids" not in dataset[0]:
-        raise DataError(f"rows must be mappings with input_ids, got {dataset[0]!r}; for texts give a file or Examples")
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    rows = [
-        {name: torch.as_tensor(row[name]).tolist() for name in names if name in row}
-        for row in (dataset[number] for number in range(len(dataset)))
-    ]
+    wanted = model.main_input_name
+    if not isinstance(dataset[0], Mapping) or wanted not in dataset[0]:
+        raise DataError(f"rows must be mappings with {wanted}, got {dataset[0]!r}; for texts give a file or Examples")
+    rows = [_row(dataset[number]) for number in range(len(dataset))]
     label = next((name for name in ("labels", "label") if name in dataset[0]), None)
     if label is None:
         return rows, None
@@ -106,6 +103,14 @@ def _token_rows(
 
 def _length(row: Mapping[str, Any]) -> int:
     return sum(row.get("attention_mask", [1] * len(row["input_ids"])))
+
+
+def _row(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model reads of a row: an image, or its tokens."""
+    if "pixel_values" in given:
+        return {"pixel_values": torch.as_tensor(given["pixel_values"])}
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return {name: torch.as_tensor(given[name]).tolist() for name in names if name in given}
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from offramp.errors import InvalidInput
 from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective, Stage, task_losses
 from offramp.objectives.joint import Weighted
-from offramp.values import ExitOutput
+from offramp.values import REGRESSION, ExitOutput
 
 logger = logging.getLogger(__name__)
 
@@ -338,7 +338,7 @@ def fit(
     resume: bool = False,
     **changes: Any,
 ) -> list[dict[str, float]]:
-    """Train a model on labelled texts and save it with its tokenizer.
+    """Train a model on labelled texts and save it with its tokenizer. Exits of a regression start at the labels' mean.
 
     Args:
         model: what learns; left in eval mode.
@@ -354,6 +354,9 @@ def fit(
         The Trainer's log: losses of every exit by epoch.
     """
     checkpoints = Path(folder) / "checkpoints"
+    if train.problem_type == REGRESSION:
+        labels = torch.tensor(train.labels, dtype=torch.float32)
+        model.heads.start_at(labels.view(len(labels), -1).mean(dim=0))
     limit = token_limit(tokenizer, model.config.backbone)
     if validation is None:
         changes = {"eval_strategy": "no", **changes}

@@ -36,13 +36,15 @@ class Carry:
     """What goes from block to block.
 
     Attributes:
-        hidden: (B, T, D) hidden states.
+        hidden: (B, T, D) hidden states; of a convolutional backbone (B, D, H, W).
         mask: (B, T) 1 for a real token, 0 for padding; None where there is no such thing as padding.
         attention: what the blocks take as attention mask, (B, 1, T, T) or (B, T); None = everybody sees everybody.
         read: (B, R, D) what the exit behind the last block reads in place of `hidden`; None = `hidden`.
         recalled: (B, C) the logits that a model with exit memory has come to; None before the first exit.
         token_scores: (B, T-1) how much each token but the first was looked at, where tokens leave (see
             `offramp.token_exit`); None = nobody asked yet, or any more.
+        pairs: (1 or B, H, T, T) what the blocks need for each pair of tokens besides; 1 = all samples share it.
+        places: (1 or B, T, P) what the blocks need for each token's place; 1 = all samples share it.
     """
 
     hidden: Tensor
@@ -51,6 +53,8 @@ class Carry:
     read: Tensor | None = None
     recalled: Tensor | None = None
     token_scores: Tensor | None = None
+    pairs: Tensor | None = None
+    places: Tensor | None = None
 
     def take(self, rows: Tensor) -> Carry:
         """The given rows alone, (K,), cut to the columns that some of them still use; their exit has read."""
@@ -66,7 +70,18 @@ class Carry:
             if attention.dim() == 4 and attention.shape[-2] > 1:
                 attention = attention[..., :used, :]
         scores = None if scores is None else scores[:, : used - 1]
-        return Carry(self.hidden[rows, :used], mask[:, :used], attention, recalled=recalled, token_scores=scores)
+        pairs, places = (
+            each if each is None or len(each) < len(self.mask) else each[rows] for each in (self.pairs, self.places)
+        )
+        return Carry(
+            self.hidden[rows, :used],
+            mask[:, :used],
+            attention,
+            recalled=recalled,
+            token_scores=scores,
+            pairs=None if pairs is None else pairs[..., :used, :used],
+            places=None if places is None else places[:, :used],
+        )
 
 
 @dataclass(frozen=True)

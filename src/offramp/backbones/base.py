@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -35,11 +36,14 @@ class Backbone(ABC):
     Attributes:
         model: the encoder, without a head.
         in_parts: whether `attend`, `feed_forward` and `norm` are there; `block` is the three in turn.
-        absolute_positions: whether positions are in the embedding and nowhere else, so that tokens may leave.
+        absolute_positions: whether the embedding alone tells the blocks where a token stands, so that tokens may be
+            taken out between blocks.
+        input_name: what `embed` reads: "input_ids", or "pixel_values" of images.
     """
 
-    in_parts: ClassVar[bool] = False
+    in_parts: bool = False
     absolute_positions: ClassVar[bool] = False
+    input_name: ClassVar[str] = "input_ids"
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -59,18 +63,27 @@ class Backbone(ABC):
         """Where a fine-tuned classifier of this family keeps its head; None if offramp cannot keep it."""
         return None
 
+    @classmethod
+    def widths(cls, config: PreTrainedConfig) -> list[int]:
+        """The width D of the hidden states after each layer."""
+        return [config.hidden_size] * config.num_hidden_layers
+
     @abstractmethod
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """What goes into the first layer.
 
         Args:
             inputs: `input_ids` (B, T), `attention_mask` (B, T) with the padding on the right, and what else the
-                tokenizer gives.
+                tokenizer gives; or `pixel_values` (B, channels, H, W).
         """
 
     @abstractmethod
     def block(self, number: int, carry: Carry) -> Carry:
         """Run layer `number` (0-based)."""
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """What an exit sees of the hidden states, (B, T, D); after the last layer, transformers' last_hidden_state."""
+        return hidden
 
     def attend(self, number: int, carry: Carry) -> tuple[Tensor, Any]:
         """The first half of layer `number` (0-based): self-attention, residual and norm.
@@ -89,4 +102,10 @@ class Backbone(ABC):
         raise self._whole()
 
     def _whole(self) -> UnsupportedBackbone:
-        return UnsupportedBackbone(f"the layers of {self.model.config.model_type} do not come in parts")
+        return UnsupportedBackbone(f"the layers of this {self.model.config.model_type} do not come in parts")
+
+
+def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
+    """The attention mask (B, T) that was given; without one, every token is real."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"]) if mask is None else mask

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from offramp.backbones.base import Backbone, OwnHead
+from offramp.backbones.base import Backbone, OwnHead, real_tokens
 from offramp.values import Carry
 
 
@@ -115,7 +115,7 @@ FAMILIES = {
 class Bert(Backbone):
     """Any family of the table above."""
 
-    in_parts: ClassVar[bool] = True
+    in_parts = True
     absolute_positions: ClassVar[bool] = True
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -147,8 +147,7 @@ class Bert(Backbone):
         # ELECTRA has its projection only where the widths differ
         if self.family.projection and (config.model_type != "electra" or config.embedding_size != config.hidden_size):
             hidden = self.model.get_submodule(self.family.projection)(hidden)  # (B, T, D)
-        mask = inputs.get("attention_mask")
-        mask = hidden.new_ones(hidden.shape[:2]).long() if mask is None else mask
+        mask = real_tokens(inputs)
         return Carry(hidden, mask, create_bidirectional_mask(config, inputs_embeds=hidden, attention_mask=mask))
 
     def block(self, number: int, carry: Carry) -> Carry:

@@ -1,0 +1,56 @@
+"""ViT: a transformer over the patches of an image, with norms before the parts of a layer and one at the end.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021. An exit reads the states through the norm at the end, as
+the last one always did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar, final
+
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from offramp.backbones.base import Backbone, OwnHead
+from offramp.values import Carry
+
+
+@final
+class ViT(Backbone):
+    """Images of one size have no padding, so there is no mask; the mean is over the patches and the class token."""
+
+    input_name: ClassVar[str] = "pixel_values"
+
+    @classmethod
+    def build(cls, config: PreTrainedConfig) -> PreTrainedModel:
+        """See `Backbone.build`."""
+        return AutoModel.from_config(config, add_pooling_layer=False)
+
+    @classmethod
+    def pooler_path(cls, config: PreTrainedConfig) -> str | None:
+        """See `Backbone.pooler_path`."""
+        usual = config.pooler_output_size == config.hidden_size and config.pooler_act == "tanh"
+        return "pooler.dense" if usual else None
+
+    @classmethod
+    def own_head(cls, config: PreTrainedConfig) -> OwnHead:
+        """See `Backbone.own_head`."""
+        return OwnHead("classifier")
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
+        """See `Backbone.embed`."""
+        pixels = inputs["pixel_values"].to(self.model.dtype)
+        hidden: Tensor = self.model.get_submodule("embeddings")(pixels)
+        return Carry(hidden)
+
+    def block(self, number: int, carry: Carry) -> Carry:
+        """See `Backbone.block`."""
+        layer: nn.Module = self.model.layers[number]
+        return replace(carry, hidden=layer(carry.hidden))
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """See `Backbone.read`."""
+        normed: Tensor = self.model.layernorm(hidden)
+        return normed
