@@ -270,7 +270,7 @@ def page(told: dict[str, Any]) -> str:
         as_lines(told["about"]),
         "",
         "**Read with care.** One run of few epochs on a processor, where the papers train to the end and PABEE takes",
-        "the median of five; and the images went through JPEG at a low quality, so that no accuracy here can be compared",
+        "the median of five; the images went through JPEG at a low quality, so that no accuracy here can be compared",
         "with a published one. What can be compared is the order of the methods and what each loses at a saving. The",
         "baseline is the last exit of the network that was trained with all its exits, not a plain ResNet-56, and all",
         "methods share that one network.",

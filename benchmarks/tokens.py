@@ -206,7 +206,7 @@ def whole_pass(run: Callable[[dict[str, Tensor]], object], batches: list[dict[st
 
 
 def company(folder: Path, data: Path, task: Task) -> dict[str, float]:
-    """How far the last exit's logits differ between one by one and batches of 32: noise, or another choice of tokens."""
+    """How far the last exit's logits are between one by one and batches of 32: noise, or another choice of tokens."""
     model, tokenizer = load_folder(folder)
     part, first, _ = task.reported_on
     rows = encode(tokenizer, read(data, task, part, first, first + task.timed).texts, task.tokens)
@@ -254,7 +254,8 @@ def tables(task: dict[str, Any]) -> list[str]:
     lines = [
         f"{task['train_rows']} rows to learn from, {task['epochs']} epochs from {start}, texts cut to",
         f"{task['cut_to']} tokens. Thresholds from {' '.join(map(str, task['chosen_on']))}; reported on",
-        f"{' '.join(map(str, task['reported_on']))}: a score's standard error is {error:.3f}. Timed on {task['timed']}.",
+        f"{' '.join(map(str, task['reported_on']))}: a score's standard error is {error:.3f}.",
+        f"Timed on {task['timed']}.",
         "",
         "| tokens | " + " | ".join(f"layer {layer}" for layer in range(1, 7)) + " |",
         "|---|" + "---|" * 6,

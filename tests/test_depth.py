@@ -114,5 +114,7 @@ def test_an_encoder_of_another_build_is_refused() -> None:
 
 
 def test_an_encoder_that_is_no_row_of_the_table_is_refused() -> None:
-    with pytest.raises(UnsupportedBackbone, match=r"backbones/bert\.py change their depth, not modernbert"):
+    with pytest.raises(
+        UnsupportedBackbone, match="layers of a modernbert encoder cannot be chosen; those of albert, bert"
+    ):
         restack(encoder("modernbert"), [0])

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from offramp.choices import answer
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
-from offramp.policies.base import Policy, answer, replay
+from offramp.policies.base import Policy, replay
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput, Measured, Trace
 
 

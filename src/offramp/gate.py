@@ -16,7 +16,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from offramp.values import MULTI_LABEL, REGRESSION, ExitOutput
+from offramp.choices import answer
+from offramp.values import REGRESSION, ExitOutput
 
 
 @final
@@ -58,6 +59,4 @@ def rightness(exits: ExitOutput, labels: Tensor) -> Tensor:
     _, batch, outputs = logits.shape
     if exits.problem_type == REGRESSION:
         return 1 - (logits - labels.float().view(batch, outputs)).abs().amax(dim=-1).tanh()
-    if exits.problem_type == MULTI_LABEL:
-        return ((logits > 0) == labels.bool()).all(dim=-1).float()
-    return (logits.argmax(dim=-1) == labels).float()
+    return (answer(exits) == labels.long().view(batch, -1)).all(dim=-1).float()

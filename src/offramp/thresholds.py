@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.choices import answer
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, layerwise, measure, metric_for
-from offramp.policies.base import Policy, answer, failed, unroll
+from offramp.policies.base import Policy, failed, unroll
 from offramp.registry import load_policy, policy_data
 from offramp.values import REGRESSION, ExitOutput, OperatingPoint, Target, Trace
 

@@ -16,10 +16,10 @@ from typing import final
 
 from torch import Tensor, nn
 
+from offramp.choices import choices
 from offramp.errors import InvalidInput
 from offramp.gate import gate_losses
 from offramp.objectives.base import FREEZING, Objective, Stage, exit_losses, task_losses
-from offramp.policies.base import choices
 from offramp.values import REGRESSION, ExitOutput
 
 ATTENTION = 64  # width of the teacher's attention, of which the paper says nothing

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.errors import InvalidInput, NotApplicable
+from offramp.errors import InvalidInput
 from offramp.registry import load_policy
-from offramp.values import MULTI_LABEL, REGRESSION, Answers, ExitOutput, Memory, Trace
+from offramp.values import Answers, ExitOutput, Memory, Trace
 
 
 @dataclass(frozen=True)
@@ -52,30 +52,6 @@ class Policy(ABC):
         Raises:
             NotApplicable: the policy has no meaning for this kind of problem.
         """
-
-
-def choices(out: ExitOutput) -> Tensor:
-    """Log-probabilities (..., G, K) in float32 of the G choices that an answer consists of.
-
-    One choice among C classes for single-label problems, C choices between no and yes for several labels. A policy
-    that reads these handles both.
-
-    Raises:
-        NotApplicable: a regression has no choices.
-    """
-    logits = out.logits.float()
-    if out.problem_type == REGRESSION:
-        raise NotApplicable(
-            "this policy compares classes and a regression has none; it has: stability, certainty, fixed"
-        )
-    if out.problem_type == MULTI_LABEL:
-        return torch.stack((torch.zeros_like(logits), logits), dim=-1).log_softmax(dim=-1)  # (..., C, 2)
-    return logits.log_softmax(dim=-1).unsqueeze(-2)  # (..., 1, C)
-
-
-def answer(out: ExitOutput) -> Tensor:
-    """The answer as class numbers: (..., 1) for a single label, (..., C) of 0 or 1 for several (yes above 0.5)."""
-    return choices(out).argmax(dim=-1)
 
 
 def failed(score: Tensor, logits: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from offramp.policies.base import Policy, Step, choices
+from offramp.choices import choices
+from offramp.policies.base import Policy, Step
 from offramp.values import ExitOutput, Memory
 
 

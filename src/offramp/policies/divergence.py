@@ -16,8 +16,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from offramp.choices import choices
 from offramp.errors import InvalidInput
-from offramp.policies.base import Policy, Step, choices
+from offramp.policies.base import Policy, Step
 from offramp.values import ExitOutput, Memory
 
 

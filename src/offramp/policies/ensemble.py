@@ -14,8 +14,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from offramp.choices import choices
 from offramp.errors import InvalidInput
-from offramp.policies.base import Policy, Step, choices, failed
+from offramp.policies.base import Policy, Step, failed
 from offramp.values import MULTI_LABEL, REGRESSION, ExitOutput, Memory
 
 MEMBERS = ("run", "all")

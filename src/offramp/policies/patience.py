@@ -14,8 +14,9 @@ from typing import final
 
 import torch
 
+from offramp.choices import answer
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.policies.base import Policy, Step, answer
+from offramp.policies.base import Policy, Step
 from offramp.values import REGRESSION, ExitOutput, Memory
 
 
