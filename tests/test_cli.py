@@ -147,7 +147,7 @@ def test_what_cannot_be_frozen_is_one_line(place: Path, more: tuple[Any, ...], s
 
 
 def test_exits_may_have_a_gate_a_bypass_and_a_memory(place: Path) -> None:
-    more = ("--certainty", "--bypass-rank", 4, "--memory", 0.9, "--head", "attention")
+    more = ("--certainty", "--bypass-rank", 4, "--memory", 0.9, "--head", "attention", "--token-exit", "1:0.5,3:0.8")
     assert train(place, "rich", *more).exit_code == 0
     config = MultiExitModel.from_pretrained(place / "rich").config
     assert (config.certainty, config.bypass["rank"], config.memory, config.head) == (True, 4, 0.9, "attention")
@@ -157,6 +157,7 @@ def test_exits_may_have_a_gate_a_bypass_and_a_memory(place: Path) -> None:
     assert Trace.load(place / "rich.st").certainty.shape == (LAYERS, 48)
     facts = json.loads(offramp("info", place / "rich", "--json").stdout)
     assert (facts["certainty"], facts["bypass"]["rank"], facts["memory"]) == (True, 4, 0.9)
+    assert facts["token_exit"]["keep_ratio"] == {"1": 0.5, "3": 0.8}
     data = ("--data", place / "validation.jsonl", "--speedup", 1.2)
     assert offramp("calibrate", place / "rich", *data, "--policy", "certainty").exit_code == 0
 

@@ -82,7 +82,9 @@ def scored_options(split: str) -> Callable[[Command], Command]:
 def exit_options(command: Command) -> Command:
     """What the exits are like, and how they learn."""
     rank = click.option("--bypass-rank", type=click.IntRange(min=1), help="Give exits bypasses of this rank (BADGE).")
+    leaving = "Share of the tokens that these layers keep (MPEE)."
     for option in (
+        click.option("--token-exit", metavar="2:0.7,4:0.7", help=leaving),
         click.option("--memory", type=click.FloatRange(0, 1, min_open=True), help="Let exits add up (MPEE's lambda)."),
         rank,
         click.option("--certainty", is_flag=True, help="Add a gate that learns how sure each exit is (BERxiT)."),
@@ -383,7 +385,7 @@ def info(folder: Path, as_json: bool) -> None:
         "labels": [config.id2label[number] for number in range(config.num_labels)],
         "parameters": model.num_parameters(),
     }
-    for name in ("own_head", "bypass", "certainty", "memory"):
+    for name in ("own_head", "bypass", "certainty", "memory", "token_exit"):
         if value := getattr(config, name):
             facts[name] = value
     points = {name: point.to_json() for name, point in model.operating_points.items()}
@@ -445,14 +447,24 @@ def _fine_tuned(start: str, given: Mapping[str, Any]) -> Any:
 def _exits(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the options say of the exits, as arguments of `from_backbone`."""
     from offramp.bypass import Bypass
+    from offramp.token_exit import TokenExit
 
-    asked, rank = given["exit_layers"], given["bypass_rank"]
+    asked, rank, leaving = given["exit_layers"], given["bypass_rank"], given["token_exit"]
     try:
         layers = [int(layer) for layer in asked.split(",")] if asked else None
     except ValueError:
         raise click.UsageError(f"--exit-layers takes numbers such as 2,4,6; got {asked!r}") from None
-    same = {name: given[name] for name in ("head", "pooling", "certainty", "memory")}
-    return {**same, "bypass": Bypass(rank=rank) if rank else None, "exit_layers": layers}
+    try:
+        pairs = [pair.split(":") for pair in leaving.split(",")] if leaving else []
+        keep = {int(layer): float(share) for layer, share in pairs}
+    except ValueError:
+        raise click.UsageError(f"--token-exit takes layers and shares such as 2:0.7,4:0.7; got {leaving!r}") from None
+    return {
+        **{name: given[name] for name in ("head", "pooling", "certainty", "memory")},
+        "bypass": Bypass(rank=rank) if rank else None,
+        "token_exit": TokenExit(keep_ratio=keep) if keep else None,
+        "exit_layers": layers,
+    }
 
 
 def _trace(folder: Path, given: Mapping[str, Any]) -> Trace:
