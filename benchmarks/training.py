@@ -76,6 +76,12 @@ OBJECTIVES = (
     *("joint", "weighted", "two-stage", "alternating", "self-distillation"),
     *("ensemble-distillation", "gradient-equilibrium", "bypass"),
 )
+BYPASSES = {  # the paper's, and those of its ablation of rank and placement
+    "bypass": offramp.Bypass(rank=16),
+    "bypass-4": offramp.Bypass(rank=4),
+    "bypass-64": offramp.Bypass(rank=64),
+    "bypass-ffn": offramp.Bypass(rank=16, placement="ffn"),
+}
 DEEP_OBJECTIVES = ("weighted", "alternating", "two-stage")
 LEARNING_RATE = 1e-4
 REGRESSIONS = ("pearson",)
@@ -101,7 +107,8 @@ def cells(given: argparse.Namespace) -> list[Cell]:
     for depth in given.depths:
         for task in given.tasks or (TASKS if depth == 6 else SMALL):
             for seed in given.seeds:
-                names = given.objectives or (OBJECTIVES if depth == 6 else DEEP_OBJECTIVES)
+                usual = OBJECTIVES if task != SMALL[0] else (*OBJECTIVES, *list(BYPASSES)[1:])
+                names = given.objectives or (usual if depth == 6 else DEEP_OBJECTIVES)
                 found += [Cell(task, name, depth, seed) for name in names]
     if given.single:
         for task in given.tasks or SMALL:
@@ -115,8 +122,8 @@ def ingredients(cell: Cell) -> tuple[Objective, dict[str, Any], int]:
     name, _, layer = cell.objective.partition("single-")
     if layer:
         return load_objective("last"), {"exit_layers": [int(layer)]}, int(layer)
-    if name == "bypass":
-        return load_objective("joint"), {"bypass": offramp.Bypass(rank=16)}, cell.depth
+    if name in BYPASSES:
+        return load_objective("joint"), {"bypass": BYPASSES[name]}, cell.depth
     return load_objective(name), {}, cell.depth
 
 
