@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -145,7 +146,15 @@ def examples_of(cell: Cell, data: Path, limit: int | None) -> tuple[Examples, Ex
     held_out = read_examples(
         str(folder / f"{task.validation}.jsonl.gz"), columns, split="validation", task=kind, label_names=names
     )
+    if kind == "regression":
+        middle, spread = mean(train.labels), stdev(train.labels)
+        train, held_out = (scaled(examples, middle, spread) for examples in (train, held_out))
     return drawn(train, limit or task.rows), drawn(held_out, limit or len(held_out))
+
+
+def scaled(examples: Examples, middle: float, spread: float) -> Examples:
+    """Values as distances from the middle, so that losses of all tasks are of one size; correlations do not see it."""
+    return dataclasses.replace(examples, labels=[(value - middle) / spread for value in examples.labels])
 
 
 def drawn(examples: Examples, count: int) -> Examples:

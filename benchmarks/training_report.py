@@ -136,7 +136,7 @@ def page(result: Run) -> str:
         "the second the encoder stands still. *single* is one model for each exit, cut there and trained alone: its",
         "steps and seconds are the sum. *bypass* is joint training on exits with bypasses of rank 16; *bypass-4* and",
         "*bypass-64* have other ranks, *bypass-ffn* starts behind the attention. Seconds are processor time of",
-        "training.",
+        "training. Values to be predicted are scaled to mean 0 and deviation 1 on the training rows.",
         "",
         as_lines(result["about"]),
         f"{result['runs']} runs, {result['cpu_hours']:.1f} hours of one core.",
