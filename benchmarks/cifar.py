@@ -278,7 +278,7 @@ def page(told: dict[str, Any]) -> str:
         "**What it says.** Of four policies on one network the largest probability keeps most where half and where",
         "three quarters of the layers are saved; PCEE's patience around entropy gains nothing over entropy alone, and",
         "is no better than PABEE's patience at a half. That is not the papers' order. With a quarter saved all but",
-        "patience lose next to nothing, as in the papers; patience finds no threshold but full depth that loses nothing.",
+        "patience lose next to nothing, as in the papers; patience finds none but full depth that loses nothing.",
         "",
         "## Accuracy of every exit",
         "",

@@ -56,7 +56,7 @@ READING = """
 ## Reading
 
 - **Where tokens are few, token exit loses.** SST-2's sentences have 27 tokens; even the mild schedule costs eight
-  points of accuracy, and one by one it is hardly faster: picking tokens out costs what they would have. Layer exit alone
+  points of accuracy, and one by one it is hardly faster: picking tokens out costs what they would. Layer exit alone
   keeps the accuracy and is faster.
 - **Where tokens are many, the mild schedule is free.** On IMDB it keeps the score, within its error, and saves a third
   of the multiply-accumulates. With layer exit on top ("half of them") it takes a fifth less than layer exit alone, and
