@@ -15,6 +15,7 @@ from offramp.backbones.resnet import BasicBlock, CifarResNet, CifarResNetConfig,
 from offramp.errors import DataError, InvalidInput
 from offramp.model import MultiExitModel
 from offramp.predictor import Predictor
+from offramp.registry import load_objective
 from offramp.tracing import record
 from offramp.training import ExitTrainer, default_arguments
 from tiny import IMAGES, image_rows, padded, save_folder, tiny_classifier, tiny_model, token_rows
@@ -144,7 +145,8 @@ def test_a_folder_of_an_image_classifier_keeps_its_head(tmp_path: Path) -> None:
     assert isinstance(AutoModelForImageClassification.from_pretrained(tmp_path), type(classifier))
 
 
-def test_a_frozen_resnet_keeps_its_running_means(tmp_path: Path) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_resnet_keeps_its_running_means_and_a_learning_one_does_not(frozen: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = AutoModel.from_config(CifarResNetConfig(depths=(1, 1), hidden_sizes=(4, 8)))
     model = MultiExitModel.from_backbone(plain, 2)
@@ -152,8 +154,8 @@ def test_a_frozen_resnet_keeps_its_running_means(tmp_path: Path) -> None:
     settings = default_arguments(
         tmp_path, max_steps=3, eval_strategy="no", save_strategy="no", train_sampling_strategy="random"
     )
-    trainer = ExitTrainer(model, settings, train_dataset=rows)
-    moving = model.backbone.blocks[1].first_norm
-    trainer.train()
-    assert moving.num_batches_tracked == 3
-    assert not moving.running_mean.eq(0).all()
+    objective = load_objective("two-stage", freeze=True) if frozen else load_objective("joint")
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    ExitTrainer(model, settings, objective=objective, train_dataset=rows).train()
+    same = {name for name, value in model.backbone.state_dict().items() if torch.equal(value, before[name])}
+    assert same == (set(before) if frozen else set())

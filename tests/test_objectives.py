@@ -198,6 +198,18 @@ def test_the_teacher_reads_the_exits_and_sends_them_nothing(gamma: float | None)
     assert torch.allclose(found, torch.autograd.grad(constant.sum(), logits)[0], atol=1e-6)
 
 
+def test_the_students_do_not_pull_at_the_teacher_unless_it_has_no_loss_of_its_own() -> None:
+    exits, labels, _ = CLASSES
+    for gamma, of_labels in ((0.1, True), (None, False)):
+        objective = EnsembleDistillation(gamma=gamma)
+        taught = objective.teacher(exits.logits)
+        weights = list(objective.teacher.parameters())
+        found = torch.autograd.grad(objective.loss(objective.stages[0], 0, exits, labels), weights)
+        own = torch.autograd.grad(0.1 * torch.nn.functional.cross_entropy(taught, labels), weights)
+        pairs = zip(found, own, strict=True)
+        assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs) == of_labels
+
+
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
