@@ -1,0 +1,99 @@
+"""The model with blocks and exits compiled by torch.compile: the same answers from fewer, larger kernels.
+
+Rows leave, so a block meets every batch size from the full one down, and a graph for each would be compiled for longer
+than it runs. Sizes are therefore symbols, and every dimension of every tensor has one of its own: torch gives equal
+sizes one symbol, and a first batch with as many rows as tokens would make a graph for square batches alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import FunctionType
+from typing import Any, TypeVar, cast, final
+
+import torch
+from torch import Tensor
+from torch._dynamo import maybe_mark_dynamic
+
+from offramp.errors import UnsupportedBackbone
+from offramp.model import MultiExitModel
+from offramp.values import Carry, ExitOutput
+
+Said = TypeVar("Said", Carry, ExitOutput)
+Backend = str | Callable[..., Any]
+"""A backend of torch.compile: its name, or a function from a graph and example inputs to what runs in its place."""
+
+
+@final
+class Compiled:
+    """A model as `Segments` for the adaptive loop; each block and each exit is compiled when it first runs.
+
+    For all batch sizes and lengths a block has at most four graphs and an exit two. One row alone has graphs of its
+    own (torch has no symbol for a size of 1, and knowing it makes the faster graph), and so has a batch without
+    padding, which comes without an attention mask. A text of one token has another; so has another dtype, autocast or
+    gradient mode, and on a CPU a convolution of 16 rows or more.
+
+    Relations: the weights stay the model's own, so what changes there changes here. The embedding stays eager, because
+    making the masks looks at data.
+
+    Args:
+        model: in eval mode.
+        backend: compiles the graphs.
+
+    Raises:
+        UnsupportedBackbone: token exit, where the number of tokens depends on data, or the first DeBERTa, whose
+            attention torch cannot trace.
+    """
+
+    def __init__(self, model: MultiExitModel, backend: Backend = "inductor") -> None:
+        if model.config.token_exit is not None:
+            raise UnsupportedBackbone("token exit cannot be compiled: how many tokens stay depends on their values")
+        if model.config.backbone.model_type == "deberta":
+            raise UnsupportedBackbone("the attention of deberta cannot be compiled; that of deberta-v2 can")
+        self._model = model
+        exits = range(len(model.layers))
+        self._blocks = [_compiled(model.block, exit, backend) for exit in exits]
+        self._exits = [_compiled(model.exit, exit, backend) for exit in exits]
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """See `Segments`."""
+        return self._model.layers
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
+        """See `Segments`."""
+        return self._model.embed(inputs)
+
+    def block(self, exit: int, carry: Carry) -> Carry:
+        """See `Segments`."""
+        return self._blocks[exit](_sizes_free(replace(carry, read=None)))  # the exit before has read
+
+    def exit(self, exit: int, carry: Carry) -> ExitOutput:
+        """See `Segments`."""
+        return self._exits[exit](_sizes_free(carry))
+
+
+def _compiled(method: Callable[[int, Carry], Said], exit: int, backend: Backend) -> Callable[[Carry], Said]:
+    """A model's method for one exit, compiled.
+
+    torch counts graphs by code object and gives up after eight, so each exit has a code object of its own.
+    """
+
+    def at_exit(carry: Carry) -> Said:
+        return method(exit, carry)
+
+    code = at_exit.__code__.replace(co_name=f"{method.__name__}_{exit}")
+    own = FunctionType(code, at_exit.__globals__, code.co_name, None, at_exit.__closure__)
+    return cast(Callable[[Carry], Said], torch.compile(own, backend=backend, fullgraph=True, dynamic=False))
+
+
+def _sizes_free(carry: Carry) -> Carry:
+    """The same values, with sizes that become symbols and the strides of new tensors, whatever was cut out of what.
+
+    Without a mask the tokens are pieces of images, whose number is fixed.
+    """
+    parts = {name: part.reshape(-1).view(part.shape) for name, part in vars(carry).items() if part is not None}
+    for part in parts.values():
+        maybe_mark_dynamic(part, [*range(1 if carry.mask is None else part.dim())])
+    return replace(carry, **parts)
