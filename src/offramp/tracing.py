@@ -53,7 +53,7 @@ def record(
     tokenizer = None
     if not isinstance(model, MultiExitModel):
         model, tokenizer = load_folder(model)
-    about = {"engine": f"{engine}-{str(model.dtype).removeprefix('torch.')}"}
+    about = {"engine": f"{engine}-{_precision(model)}"}
     if isinstance(dataset, (str, os.PathLike)):
         about["data"] = Path(dataset).name if Path(dataset).exists() else f"{os.fspath(dataset)} ({split})"
         dataset = read_for(model, os.fspath(dataset), columns, split)
@@ -99,6 +99,14 @@ def _token_rows(
     if missing:
         raise DataError(f"row {missing[0]} has no {label}, others have")
     return rows, torch.stack([torch.as_tensor(each) for each in labels])
+
+
+def _precision(model: MultiExitModel) -> str:
+    """What the products of the model are in: its weights' type, or autocast's."""
+    kind = model.device.type
+    autocast = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if autocast else model.dtype
+    return "autocast-" * autocast + str(dtype).removeprefix("torch.")
 
 
 def _length(row: Mapping[str, Any]) -> int:
