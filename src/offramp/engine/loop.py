@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -36,12 +36,25 @@ class Segments(Protocol):
 
 @dataclass(frozen=True)
 class Departure:
-    """Who left at one exit: row numbers (K,), their logits (K, C), who of them failed (K,), the layer's number."""
+    """Who of a batch has left, and with what.
 
-    rows: Tensor
+    Attributes:
+        gone: (B,) bool; what follows counts for those alone.
+        logits: (B, C) of the exit at which each one left.
+        failed: (B,) bool.
+        layers: (B,) int64, the number of that exit's layer.
+    """
+
+    gone: Tensor
     logits: Tensor
     failed: Tensor
-    layer: int
+    layers: Tensor
+
+    def then(self, later: Departure) -> Departure:
+        """Those and the later ones; whoever had left already keeps what it left with."""
+        logits = torch.where(self.gone.unsqueeze(-1), self.logits, later.logits)
+        failed = torch.where(self.gone, self.failed, later.failed)
+        return Departure(self.gone | later.gone, logits, failed, torch.where(self.gone, self.layers, later.layers))
 
 
 def run(
@@ -49,47 +62,59 @@ def run(
     policy: Policy,
     thresholds: float | Sequence[float] | Tensor,
     inputs: Mapping[str, Tensor],
+    *,
+    looks: Collection[int] | None = None,
 ) -> Answers:
     """Answer a batch; each sample leaves at the first exit where its score reaches the threshold.
 
-    The answers do not depend on the batch: alone, in company, in any order, a sample leaves at the same layer.
+    The answers do not depend on the batch: alone, in company, in any order, a sample leaves at the same layer. Nor do
+    they depend on `looks`: whoever has left keeps the answer of that exit, while its row goes on until the next look.
 
     Args:
         segments: the model.
         policy: scores each exit.
         thresholds: one number, or one for each exit but the last; inf = never.
         inputs: what `segments.embed` takes, batch first.
+        looks: behind which exits (0-based) to look who has left and cut them out; None = all. A look waits for the
+            device, so on a GPU it may cost more than it saves (see `offramp.engine.looks`).
 
     Raises:
         InvalidInput: the wrong number of thresholds, or a NaN among them.
     """
     last_is_minus_infinity = limits(thresholds, len(segments.layers))
     carry = segments.embed(inputs)
-    rows = torch.arange(len(carry.hidden), device=carry.hidden.device)  # who is still on the way up
+    rows = torch.arange(len(carry.hidden), device=carry.hidden.device)  # who is still in the batch
     memory: Memory = ()
-    left: list[Departure] = []
+    unseen: Departure | None = None  # since the last look
+    left: list[tuple[Tensor, Departure]] = []
     for number, limit in enumerate(last_is_minus_infinity):
         carry = segments.block(number, carry)
         out = replace(segments.exit(number, carry), last=number == len(last_is_minus_infinity) - 1)
         step = policy.step(number, out, memory)
-        out_now, broken = leaves(step.score, step.logits, limit)  # (B,), (B,)
         memory = step.memory
-        leaving = int(out_now.sum())
-        if leaving == len(rows):
-            left.append(Departure(rows, step.logits, broken, segments.layers[number]))
-            break
-        if leaving == 0:
+        out_now, broken = leaves(step.score, step.logits, limit)  # (B,), (B,)
+        now = Departure(out_now, step.logits, broken, torch.full_like(rows, segments.layers[number]))
+        unseen = now if unseen is None else unseen.then(now)
+        if not (out.last or looks is None or number in looks):
             continue
-        left.append(Departure(rows[out_now], step.logits[out_now], broken[out_now], segments.layers[number]))
-        stay = (~out_now).nonzero().squeeze(1)
-        rows, carry, memory = rows[stay], carry.take(stay), tuple(each[stay] for each in memory)
+        leaving = len(rows) if out.last else int(unseen.gone.sum())
+        if leaving:
+            left.append((rows, unseen))
+        if leaving == len(rows):
+            break
+        if leaving:
+            stay = (~unseen.gone).nonzero().squeeze(1)
+            rows, carry, memory = rows[stay], carry.take(stay), tuple(each[stay] for each in memory)
+        unseen = None
     return _in_input_order(left)
 
 
-def _in_input_order(left: Sequence[Departure]) -> Answers:
-    layers = [torch.full_like(departure.rows, departure.layer) for departure in left]
+def _in_input_order(left: Sequence[tuple[Tensor, Departure]]) -> Answers:
+    """Of each look the numbers of the rows (B,), and who of them has left."""
     if len(left) == 1:  # all together, and in order
-        return Answers(left[0].logits, layers[0], left[0].failed)
-    order = torch.cat([departure.rows for departure in left]).argsort()
-    logits = torch.cat([departure.logits for departure in left])[order]
-    return Answers(logits, torch.cat(layers)[order], torch.cat([departure.failed for departure in left])[order])
+        _, everybody = left[0]
+        return Answers(everybody.logits, everybody.layers, everybody.failed)
+    order = torch.cat([rows[part.gone] for rows, part in left]).argsort()
+    logits = torch.cat([part.logits[part.gone] for _, part in left])[order]
+    layers = torch.cat([part.layers[part.gone] for _, part in left])[order]
+    return Answers(logits, layers, torch.cat([part.failed[part.gone] for _, part in left])[order])
