@@ -15,9 +15,10 @@ from typing import Any, TypeVar, cast, final
 import torch
 from torch import Tensor
 from torch._dynamo import maybe_mark_dynamic
+from torch._dynamo.exc import InternalTorchDynamoError, Unsupported
 
+from offramp.engine.loop import Segments
 from offramp.errors import UnsupportedBackbone
-from offramp.model import MultiExitModel
 from offramp.values import Carry, ExitOutput
 
 Said = TypeVar("Said", Carry, ExitOutput)
@@ -34,36 +35,31 @@ class Compiled:
     padding, which comes without an attention mask. A text of one token has another; so has another dtype, autocast or
     gradient mode, and on a CPU a convolution of 16 rows or more.
 
+    What torch cannot trace raises UnsupportedBackbone when it first runs: token exit, where the number of tokens
+    depends on data, and the attention of the first DeBERTa.
+
     Relations: the weights stay the model's own, so what changes there changes here. The embedding stays eager, because
     making the masks looks at data.
 
     Args:
-        model: in eval mode.
+        eager: a model in eval mode.
         backend: compiles the graphs.
-
-    Raises:
-        UnsupportedBackbone: token exit, where the number of tokens depends on data, or the first DeBERTa, whose
-            attention torch cannot trace.
     """
 
-    def __init__(self, model: MultiExitModel, backend: Backend = "inductor") -> None:
-        if model.config.token_exit is not None:
-            raise UnsupportedBackbone("token exit cannot be compiled: how many tokens stay depends on their values")
-        if model.config.backbone.model_type == "deberta":
-            raise UnsupportedBackbone("the attention of deberta cannot be compiled; that of deberta-v2 can")
-        self._model = model
-        exits = range(len(model.layers))
-        self._blocks = [_compiled(model.block, exit, backend) for exit in exits]
-        self._exits = [_compiled(model.exit, exit, backend) for exit in exits]
+    def __init__(self, eager: Segments, backend: Backend = "inductor") -> None:
+        self._eager = eager
+        exits = range(len(eager.layers))
+        self._blocks = [_compiled(eager.block, exit, backend) for exit in exits]
+        self._exits = [_compiled(eager.exit, exit, backend) for exit in exits]
 
     @property
     def layers(self) -> Sequence[int]:
         """See `Segments`."""
-        return self._model.layers
+        return self._eager.layers
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """See `Segments`."""
-        return self._model.embed(inputs)
+        return self._eager.embed(inputs)
 
     def block(self, exit: int, carry: Carry) -> Carry:
         """See `Segments`."""
@@ -85,7 +81,16 @@ def _compiled(method: Callable[[int, Carry], Said], exit: int, backend: Backend)
 
     code = at_exit.__code__.replace(co_name=f"{method.__name__}_{exit}")
     own = FunctionType(code, at_exit.__globals__, code.co_name, None, at_exit.__closure__)
-    return cast(Callable[[Carry], Said], torch.compile(own, backend=backend, fullgraph=True, dynamic=False))
+    graph = cast(Callable[[Carry], Said], torch.compile(own, backend=backend, fullgraph=True, dynamic=False))
+
+    def traced(carry: Carry) -> Said:
+        try:
+            return graph(carry)
+        except (InternalTorchDynamoError, Unsupported) as error:
+            why = str(error).splitlines()[0]
+            raise UnsupportedBackbone(f"{code.co_name}: torch.compile cannot trace it ({why})") from error
+
+    return traced
 
 
 def _sizes_free(carry: Carry) -> Carry:
