@@ -131,21 +131,21 @@ def page(result: Run) -> str:
         "# Training objectives",
         "",
         "The default encoder (6 layers, width 384, mean pooling, linear exits); for 12 layers, each of them twice.",
-        "All objectives have one recipe, set after trial runs on the rows reported (see the reading); since then nothing",
-        "is chosen on these rows but the exit called *best*: the last step counts. *Average* is the mean over the exits,",
-        "*best* the best exit of each run; both are means over the seeds, with the standard deviation between seeds.",
-        "Objectives of two stages run every stage for all epochs, so they take twice the optimiser steps; in the second",
-        "the encoder stands still. *single* is one model for each exit, cut there and trained alone: its steps and",
-        "seconds are the sum. *bypass* is joint training on exits with bypasses of rank 16; *bypass-4* and *bypass-64*",
-        "have other ranks, *bypass-ffn* starts behind the attention. Seconds are processor time of training. Values to be",
-        "predicted are scaled to mean 0 and deviation 1 on the training rows.",
+        "All objectives have one recipe, set after trial runs on the rows reported (see the reading); since then",
+        "nothing is chosen on these rows but the exit called *best*: the last step counts. *Average* is the mean over",
+        "the exits, *best* the best exit of each run; both are means over the seeds, with the standard deviation",
+        "between seeds. Objectives of two stages run every stage for all epochs, so they take twice the optimiser",
+        "steps; in the second the encoder stands still. *single* is one model for each exit, cut there and trained",
+        "alone: its steps and seconds are the sum. *bypass* is joint training on exits with bypasses of rank 16;",
+        "*bypass-4* and *bypass-64* have other ranks, *bypass-ffn* starts behind the attention. Seconds are processor",
+        "time of training. Values to be predicted are scaled to mean 0 and deviation 1 on the training rows.",
         "",
         *map(as_lines, result["about"]),
         f"{result['runs']} runs, {result['cpu_hours']:.1f} hours of one core.",
         "",
+        READING.read_text().rstrip(),
+        "",
     ]
-    if READING.exists():
-        lines += [READING.read_text().rstrip(), ""]
     for table in result["tables"]:
         lines += _table(table)
     lines += [PUBLISHED]
