@@ -2,12 +2,12 @@
 
     python benchmarks/training.py --tasks rte,mrpc --seeds 0,1,2     # train; start it again after a kill
     python benchmarks/training.py --limit 64 --runs runs/smoke       # everything once, in a minute or two
-    python benchmarks/training.py --report                           # write the results, without training
+    python benchmarks/training.py --report                           # add what is trained to the results
 
 The default encoder (6 layers, mean pooling), and the same with each layer doubled (`--depths 12`). One cell is one
 training run: task x objective x depth x seed. Each leaves a JSON file and a trace under `--runs`; cells that are there
-are skipped, and several processes may work on the same runs at once. The recipe is fixed and the last step counts:
-nothing is chosen on the rows that are reported.
+are skipped, and several processes may work on the same runs at once. All objectives have one recipe, and the last
+step counts: no step, seed or objective is chosen on the rows that are reported.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
     parser.add_argument("--single", action="store_true", help="after all else, one model for each exit alone")
     parser.add_argument("--limit", type=int, help="rows of each split, to try the script")
-    parser.add_argument("--report", action="store_true", help="write benchmarks/results/training.json and .md")
+    parser.add_argument("--report", action="store_true", help="add them to benchmarks/results/training.json and .md")
     given = parser.parse_args()
     given.single |= given.report
     wanted = cells(given)

@@ -11,6 +11,7 @@ from machine import as_lines, provenance
 
 RESULTS = Path(__file__).parent / "results"
 READING = RESULTS / "training_reading.md"
+SETTING = ("task", "depth", "metrics", "rows", "reported_rows", "recipe")  # the same for all runs of a table
 Run = dict[str, Any]
 
 PUBLISHED = """\
@@ -44,71 +45,71 @@ plain model's score at a share of layers saved: RTE 101 % at 44 %, MRPC 99 % at 
 
 
 def write(runs: Path, wanted: list[Run]) -> None:
-    """Read every finished run, write `results/training.json` and `results/training.md`.
+    """Add the finished runs to `results/training.json`, and write `results/training.md` from it.
+
+    A row reported before stays, unless the runs have its task, depth and objective with at least as many seeds.
 
     Args:
         runs: the folder of results.
         wanted: task, objective, depth and seed of every cell of the plan; those without a result are named.
+
+    Raises:
+        SystemExit: a run differs from the others of its table in more than objective and seed.
     """
-    found = [json.loads(file.read_text()) for file in sorted(runs.glob("*/*.json"))]
-    have = {_key(run) for run in found}
-    missing = ["/".join(map(str, _key(cell))) for cell in wanted if _key(cell) not in have]
-    groups: dict[tuple[str, int], dict[str, list[Run]]] = {}
-    rank = {(cell["task"], cell["depth"]): place for place, cell in reversed(list(enumerate(wanted)))}
-    for run in sorted(found, key=lambda run: rank.get((run["task"], run["depth"]), len(wanted))):
-        name = "single" if run["objective"].startswith("single-") else run["objective"]
-        groups.setdefault((run["task"], run["depth"]), {}).setdefault(name, []).append(run)
-    order = list(dict.fromkeys(cell["objective"] for cell in wanted))
-    told = [
-        {"task": task, "depth": depth, **_setting(rows), "objectives": _summaries(rows, order)}
-        for (task, depth), rows in groups.items()
-    ]
+    file = RESULTS / "training.json"
+    before = json.loads(file.read_text()) if file.exists() else {"about": [], "tables": []}
+    found = [json.loads(run.read_text()) for run in sorted(runs.glob("*/*.json"))]
+    tables = {(table["task"], table["depth"]): table for table in before["tables"]}
+    for key in dict.fromkeys((run["task"], run["depth"]) for run in found):
+        tables[key] = _extended(tables.get(key), [run for run in found if (run["task"], run["depth"]) == key], wanted)
+    plan = [(cell["task"], cell["depth"]) for cell in wanted]
+    told = list({key: tables[key] for key in [*plan, *tables] if key in tables}.values())
+    rows = [(table["task"], name, table["depth"], row) for table in told for name, row in table["objectives"].items()]
+    have = {(*row[:-1], seed) for row in rows for seed in row[-1]["seeds"]}
+    missing = [cell for cell in wanted if (cell["task"], _row(cell), cell["depth"], cell["seed"]) not in have]
+    new = [now for now in [provenance()] if told != before["tables"] and now not in before["about"]]
     result = {
-        "about": provenance(),
-        "cpu_hours": sum(run["cpu_seconds"] for run in found) / 3600,
-        "runs": len(found),
-        "missing": missing,
+        "about": before["about"] + new,
+        "cpu_hours": sum(len(row["seeds"]) * row["cpu_seconds"] for *_, row in rows) / 3600,
+        "runs": sum(len(row["seeds"]) * (len(row["layers"]) if name == "single" else 1) for _, name, _, row in rows),
+        "missing": ["/".join(map(str, cell.values())) for cell in missing],
         "tables": told,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "training.json").write_text(json.dumps(result, indent=2) + "\n")
+    file.write_text(json.dumps(result, indent=2) + "\n")
     (RESULTS / "training.md").write_text(page(result))
 
 
-def _key(cell: Run) -> tuple[str, str, int, int]:
-    return cell["task"], cell["objective"], cell["depth"], cell["seed"]
+def _row(run: Run) -> str:
+    return "single" if run["objective"].startswith("single-") else run["objective"]
 
 
-def _setting(rows: dict[str, list[Run]]) -> Run:
-    one = next(iter(rows.values()))[0]
-    return {name: one[name] for name in ("metrics", "rows", "reported_rows", "recipe")}
+def _extended(table: Run | None, found: list[Run], wanted: list[Run]) -> Run:
+    """A table, or a new one, with the runs that belong there."""
+    table = table or {name: found[0][name] for name in SETTING} | {"objectives": {}}
+    rows = dict(table["objectives"])
+    for run in found:
+        if other := [name for name in SETTING if run[name] != table[name]]:
+            raise SystemExit(f"{run['task']}, {run['depth']} layers: {run['objective']} has other {', '.join(other)}")
+    for name in dict.fromkeys(map(_row, found)):
+        seeds = _whole([run for run in found if _row(run) == name])
+        if seeds and len(seeds) >= len(rows.get(name, {"seeds": ()})["seeds"]):
+            rows[name] = summary(seeds)
+    return {**table, "objectives": {name: rows[name] for name in [*map(_row, wanted), *rows] if name in rows}}
 
 
-def _summaries(rows: dict[str, list[Run]], order: list[str]) -> dict[str, Run]:
-    ranked = sorted(rows, key=lambda name: order.index(name) if name in order else len(order))
-    return {name: summary(_as_one_model(rows[name]) if name == "single" else rows[name]) for name in ranked}
-
-
-def _as_one_model(singles: list[Run]) -> list[Run]:
-    """One row of exits a seed, out of models that have one exit each; seeds that lack a model are left out."""
+def _whole(runs: list[Run]) -> list[Run]:
+    """One run a seed, with all exits: single exits are put together; seeds that lack one are left out."""
     joined = []
-    for seed in sorted({run["seed"] for run in singles}):
-        models = sorted((run for run in singles if run["seed"] == seed), key=lambda run: run["layers"])
-        if len(models) == models[0]["depth"]:
-            merged = {name: [value for run in models for value in run[name]] for name in ("scores", "layers")}
-            spent = {name: sum(run[name] for run in models) for name in ("steps", "seconds", "cpu_seconds")}
-            joined.append({**models[0], **merged, **spent})
-    return joined
+    for seed in sorted({run["seed"] for run in runs}):
+        models = sorted((run for run in runs if run["seed"] == seed), key=lambda run: run["layers"])
+        merged = {name: [value for run in models for value in run[name]] for name in ("scores", "layers")}
+        spent = {name: sum(run[name] for run in models) for name in ("steps", "cpu_seconds")}
+        joined.append({**models[0], **merged, **spent})
+    return [run for run in joined if len(run["layers"]) == run["depth"]]
 
 
 def summary(runs: list[Run]) -> Run:
-    """Means over seeds, and the standard deviation where there are several.
-
-    Args:
-        runs: of one objective on one task, a seed each; none gives no scores.
-    """
-    if not runs:
-        return {"seeds": []}
+    """Means over seeds, one run each, and the standard deviation where there are several."""
     averages = [mean(run["scores"]) for run in runs]
     bests = [max(run["scores"]) for run in runs]
     return {
@@ -130,20 +131,21 @@ def page(result: Run) -> str:
         "# Training objectives",
         "",
         "The default encoder (6 layers, width 384, mean pooling, linear exits); for 12 layers, each of them twice.",
-        "Fixed recipe, the last step counts, nothing is chosen on the rows reported. *Average* is the mean over the",
-        "exits, *best* the best exit of each run; both are means over the seeds, with the standard deviation between",
-        "seeds. Objectives of two stages run every stage for all epochs, so they take twice the optimiser steps; in",
-        "the second the encoder stands still. *single* is one model for each exit, cut there and trained alone: its",
-        "steps and seconds are the sum. *bypass* is joint training on exits with bypasses of rank 16; *bypass-4* and",
-        "*bypass-64* have other ranks, *bypass-ffn* starts behind the attention. Seconds are processor time of",
-        "training. Values to be predicted are scaled to mean 0 and deviation 1 on the training rows.",
+        "All objectives have one recipe, set after trial runs on the rows reported (see the reading); since then",
+        "nothing is chosen on these rows but the exit called *best*: the last step counts. *Average* is the mean over",
+        "the exits, *best* the best exit of each run; both are means over the seeds, with the standard deviation",
+        "between seeds. Objectives of two stages run every stage for all epochs, so they take twice the optimiser",
+        "steps; in the second the encoder stands still. *single* is one model for each exit, cut there and trained",
+        "alone: its steps and seconds are the sum. *bypass* is joint training on exits with bypasses of rank 16;",
+        "*bypass-4* and *bypass-64* have other ranks, *bypass-ffn* starts behind the attention. Seconds are processor",
+        "time of training. Values to be predicted are scaled to mean 0 and deviation 1 on the training rows.",
         "",
-        as_lines(result["about"]),
+        *map(as_lines, result["about"]),
         f"{result['runs']} runs, {result['cpu_hours']:.1f} hours of one core.",
         "",
+        READING.read_text().rstrip(),
+        "",
     ]
-    if READING.exists():
-        lines += [READING.read_text().rstrip(), ""]
     for table in result["tables"]:
         lines += _table(table)
     lines += [PUBLISHED]
@@ -153,7 +155,7 @@ def page(result: Run) -> str:
 
 
 def _table(table: Run) -> list[str]:
-    layers = max((told["layers"] for told in table["objectives"].values() if told["seeds"]), key=len, default=[])
+    layers = max((told["layers"] for told in table["objectives"].values()), key=len, default=[])
     recipe = table["recipe"]
     metric = table["metrics"][0] if len(table["metrics"]) == 1 else f"({' + '.join(table['metrics'])}) / 2"
     lines = [
@@ -167,11 +169,10 @@ def _table(table: Run) -> list[str]:
         "|---|" + "---|" * (len(layers) + 5),
     ]
     for name, told in table["objectives"].items():
-        if told["seeds"]:
-            exits = " | ".join(f"{100 * score:.1f}" for score in told["scores"])
-            both = f"{_spread(told['average'], told['average_sd'])} | {_spread(told['best'], told['best_sd'])}"
-            spent = f"{len(told['seeds'])} | {told['steps']} | {told['cpu_seconds']:.0f}"
-            lines.append(f"| {name} | {exits} | {both} | {spent} |")
+        exits = " | ".join(f"{100 * score:.1f}" for score in told["scores"])
+        both = f"{_spread(told['average'], told['average_sd'])} | {_spread(told['best'], told['best_sd'])}"
+        spent = f"{len(told['seeds'])} | {told['steps']} | {told['cpu_seconds']:.0f}"
+        lines.append(f"| {name} | {exits} | {both} | {spent} |")
     return [*lines, ""]
 
 
