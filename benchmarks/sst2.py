@@ -25,8 +25,10 @@ from offramp.batches import collate, encode, length_sorted
 from offramp.bench import interleaved, median, plain
 from offramp.data import Columns, read_examples
 from offramp.encoder import default_encoder
+from offramp.engines import Eager
 from offramp.evaluate import layerwise, measure
-from offramp.model import MultiExitModel, load_tokenizer
+from offramp.loading import load_tokenizer
+from offramp.model import MultiExitModel
 from offramp.predictor import Predictor
 from offramp.registry import load_policy
 from offramp.thresholds import calibrate
@@ -120,7 +122,7 @@ def clock(folder: Path, data: Path, trace: Trace, setting: Setting) -> dict[str,
     batches = [collate([rows[number] for number in numbers], model.config.pad_token_id) for numbers in order]
     points = {name: calibrate(trace, POLICIES["entropy"], target) for name, target in TARGETS.items()}
     rivals: dict[str, Any] = {"plain": partial(plain, model)}
-    rivals |= {name: Predictor(model, tokenizer, point).answer for name, point in points.items()}
+    rivals |= {name: Predictor(Eager(model), tokenizer, point).answer for name, point in points.items()}
     calls = {name: partial(whole_pass, run, batches) for name, run in rivals.items()}
     taken = interleaved(calls, setting.rounds)
     parts = ideal_parts(model, batches)

@@ -29,8 +29,10 @@ from offramp.bench import interleaved, median, plain
 from offramp.cost import macs_ratio
 from offramp.data import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
+from offramp.engines import Eager
 from offramp.evaluate import layerwise, measure
-from offramp.model import MultiExitModel, load_folder, load_tokenizer
+from offramp.loading import load_tokenizer
+from offramp.model import MultiExitModel, load_folder
 from offramp.policies.base import replay
 from offramp.predictor import Predictor
 from offramp.registry import load_policy
@@ -185,7 +187,7 @@ def rivals(folder: Path, seen: dict[str, Trace]) -> dict[str, Callable[[dict[str
     model, tokenizer = load_folder(folder)
     whole = plain if model.config.token_exit is None else full_depth
     alone = model if model.config.token_exit is None else last_exit_alone(model)
-    early = {name: Predictor(model, tokenizer, point).answer for name, point in points(seen).items()}
+    early = {name: Predictor(Eager(model), tokenizer, point).answer for name, point in points(seen).items()}
     return {FULL: partial(whole, alone), **early}
 
 

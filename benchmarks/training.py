@@ -36,7 +36,8 @@ from offramp.backbones.depth import restack
 from offramp.data import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
 from offramp.evaluate import layerwise
-from offramp.model import MultiExitModel, load_encoder, load_tokenizer
+from offramp.loading import load_encoder, load_tokenizer
+from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective
 from offramp.registry import load_objective
 from offramp.tracing import record

@@ -128,10 +128,10 @@ def test_a_label_that_the_model_does_not_have_is_refused_with_its_place(folder: 
 def test_read_for_reads_in_the_models_task(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "fine", "label": 0.5}\n{"text": "good", "label": 2}\n')
-    examples = read_for(tiny_model(num_labels=1), str(path))
+    examples = read_for(tiny_model(num_labels=1).config, str(path))
     assert (examples.labels, examples.problem_type) == ([0.5, 2.0], REGRESSION)
     path.write_text('{"text": "fine", "label": ["good", "bad"]}\n{"text": "good", "label": []}\n')
-    examples = read_for(tiny_model(id2label=NAMES, problem_type=MULTI_LABEL), str(path))
+    examples = read_for(tiny_model(id2label=NAMES, problem_type=MULTI_LABEL).config, str(path))
     assert (examples.labels, examples.problem_type) == ([[1, 0, 1], [0, 0, 0]], MULTI_LABEL)
 
 
@@ -170,7 +170,7 @@ def test_samples_that_turn_to_nan_are_recorded_as_nan() -> None:
 
 def test_what_cannot_be_recorded_is_refused(folder: Path, tmp_path: Path) -> None:
     model = tiny_model()
-    with pytest.raises(UnknownName, match="unknown engine 'onxx'; known: torch"):
+    with pytest.raises(UnknownName, match="unknown engine 'onxx'; known: auto, torch, onnx, onnx-int8"):
         record(model, token_rows(2), engine="onxx")
     with pytest.raises(InvalidInput, match="no rows"):
         record(model, [])

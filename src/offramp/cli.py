@@ -7,13 +7,15 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from offramp import __version__
+from offramp.engine.about import ENGINES, GRAPHS, weights_digest
 from offramp.errors import CannotReach, InvalidInput, OfframpError
 from offramp.registry import OBJECTIVES, POLICIES
 
@@ -67,12 +69,19 @@ def column_options(command: Command) -> Command:
     return command
 
 
+def engine_option(command: Command) -> Command:
+    """--engine, of commands that record."""
+    told = "What runs the model; the others run what `offramp export` wrote."
+    return click.option("--engine", type=click.Choice(ENGINES), default="torch", show_default=True, help=told)(command)
+
+
 def scored_options(split: str) -> Callable[[Command], Command]:
     """--data or --trace, --split and --metric, for commands that score a model."""
 
     def add(command: Command) -> Command:
         command = click.option("--metric", help="accuracy, f1, macro-f1, matthews or pearson.")(command)
         command = click.option("--split", default=split, show_default=True, help="Of a named data set.")(command)
+        command = engine_option(command)
         command = click.option("--trace", type=FILE, help="In place of --data: what `offramp record` wrote.")(command)
         return click.option("--data", metavar="FILE", help="Labelled data that was not trained on.")(command)
 
@@ -198,7 +207,7 @@ def train(
 
     from offramp.data import read_examples
     from offramp.encoder import default_encoder
-    from offramp.model import load_tokenizer
+    from offramp.loading import load_tokenizer
     from offramp.registry import load_objective
     from offramp.tracing import read_for
     from offramp.tracing import record as record_trace
@@ -211,7 +220,7 @@ def train(
     if freeze:
         model = _fine_tuned(start, given)
         data, held_out = (
-            read_for(model, source, columns, split)
+            read_for(model.config, source, columns, split)
             for source, split in ((train_source, "train"), (validation_source, "validation"))
         )
     else:
@@ -253,9 +262,12 @@ def train(
 @click.option("-o", "--output", type=FILE, required=True, help="Where the trace goes, e.g. trace.safetensors.")
 @click.option("--split", default="validation", show_default=True, help="Of a named data set.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@engine_option
 @column_options
 @json_option
-def record(folder: Path, data: str, output: Path, split: str, batch_size: int, as_json: bool, **given: Any) -> None:
+def record(
+    folder: Path, data: str, output: Path, split: str, batch_size: int, engine: str, as_json: bool, **given: Any
+) -> None:
     """Run every layer on labelled data and keep what every exit said.
 
     \b
@@ -264,7 +276,7 @@ def record(folder: Path, data: str, output: Path, split: str, batch_size: int, a
     _quiet()
     from offramp.tracing import record as record_trace
 
-    trace = record_trace(str(folder), data, columns=_columns(given), split=split, batch_size=batch_size)
+    trace = record_trace(folder, data, engine, columns=_columns(given), split=split, batch_size=batch_size)
     trace.save(output)
     shape = {
         "exits": trace.depth,
@@ -326,7 +338,7 @@ def evaluate(folder: Path, as_json: bool, **given: Any) -> None:
     "--operating-point",
     help='The name of a saved point, or "full".  [default: the point "default", if there is one]',
 )
-@click.option("--engine", type=click.Choice(["auto", "torch"]), default="auto", show_default=True)
+@click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--text-column", help="The text's column; guessed, and said, if not given.")
 @click.option("--pair-column", help="The second text's column.")
@@ -358,6 +370,55 @@ def predict(
     with _finished_only(output) as out:
         for told in tqdm(answers, desc="predict", unit="text", disable=None if output else True):
             out.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--int8", is_flag=True, help="Write model.int8.onnx: the encoder's weights in 8 bits.")
+@click.option("--data", metavar="FILE", help="Labelled data to check the file on.  [default: the sample's texts]")
+@click.option("--split", default="validation", show_default=True, help="Of a named data set.")
+@policy_options
+@column_options
+@json_option
+def export(
+    folder: Path, int8: bool, data: str | None, split: str, policy: str | None, as_json: bool, **given: Any
+) -> None:
+    """Write the model as one ONNX file that leaves early, checked against torch.
+
+    The policy is that of the operating point "default" unless another is asked for; a file that is there already takes
+    another usual policy in seconds. Thresholds are an input of the file.
+
+    \b
+    offramp export model
+    offramp export model --int8 --data validation.csv
+    offramp export model --policy entropy
+    """
+    _refuse_without_onnx()
+    parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
+    if parameters and policy is None:
+        raise click.UsageError("a policy's parameters need --policy")
+    asked = {"name": policy, **parameters} if policy else None
+    path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
+    if asked and data is None and path.exists():
+        from offramp.engine.assemble import switch_policy
+
+        if runs := switch_policy(path, weights_digest(folder), asked):
+            told = {"path": str(path), "policy": runs}
+            click.echo(json.dumps(told) if as_json else f"{path} runs {_parameters(runs)} now")
+            return
+    _quiet()
+    from offramp.exporting import export as write
+
+    checked = write(folder, asked, int8=int8, dataset=data, columns=_columns(given), split=split)
+    if as_json:
+        click.echo(json.dumps({**asdict(checked), "path": str(checked.path)}))
+        return
+    click.echo(f"{checked.path}: {checked.bytes / 1e6:.1f} MB in {checked.seconds:.0f} s")
+    click.echo(f"runs {_parameters(checked.policy)}; holds {', '.join(_parameters(each) for each in checked.policies)}")
+    same = "" if checked.agreement is None else f"{checked.agreement:.2%} of the answers the same, "
+    click.echo(f"{checked.rows} rows at full depth against torch: {same}logits at most {checked.difference:.2g} off")
+    if checked.score is not None:
+        click.echo(f"{checked.metric} {checked.score:.4f}, torch {checked.torch_score:.4f}")
 
 
 @main.command()
@@ -398,6 +459,17 @@ def info(folder: Path, as_json: bool) -> None:
         click.echo(f"\noperating point {name!r}: {point_text(point)}")
 
 
+def _refuse_without_onnx() -> None:
+    if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
+        raise InvalidInput(f"export needs {', '.join(missing)}: pip install 'offramp[onnx]'")
+
+
+def _parameters(policy: Mapping[str, Any]) -> str:
+    """A policy in words: "pcee (measure entropy, patience 2)"."""
+    rest = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "name")
+    return f"{policy['name']} ({rest})" if rest else str(policy["name"])
+
+
 def _quiet() -> None:
     """No bars and no chatter of transformers' own; offramp's say what matters."""
     from transformers.utils import logging as transformers_logging
@@ -423,7 +495,8 @@ def _refuse_to_overwrite(folder: Path, resume: bool) -> None:
 
 def _new_model(start: str, data: Any, given: Mapping[str, Any]) -> Any:
     from offramp.backbones.depth import restack
-    from offramp.model import MultiExitModel, load_encoder
+    from offramp.loading import load_encoder
+    from offramp.model import MultiExitModel
 
     first = data.labels[0]
     outputs = len(first) if isinstance(first, list) else 1
@@ -475,7 +548,7 @@ def _trace(folder: Path, given: Mapping[str, Any]) -> Trace:
         raise click.UsageError("give either --data or --trace")
     if given["trace"] is not None:
         return Trace.load(given["trace"])
-    return record(str(folder), given["data"], columns=_columns(given), split=given["split"])
+    return record(folder, given["data"], given["engine"], columns=_columns(given), split=given["split"])
 
 
 def _calibrated(
@@ -485,12 +558,12 @@ def _calibrated(
     target: Mapping[str, float],
     metric: str | None,
 ) -> OperatingPoint:
-    from offramp.registry import load_policy
+    from offramp.registry import load_policy, usual_policy
     from offramp.thresholds import calibrate
-    from offramp.values import REGRESSION, Target
+    from offramp.values import Target
 
-    name = policy or ("stability" if trace.problem_type == REGRESSION else "margin")
-    return calibrate(trace, load_policy(name, **parameters), Target(**target), metric)
+    rule = load_policy(policy or usual_policy(str(trace.problem_type)), **parameters)
+    return calibrate(trace, rule, Target(**target), metric)
 
 
 def _points(folder: Path) -> dict[str, OperatingPoint]:

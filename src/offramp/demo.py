@@ -17,7 +17,8 @@ from offramp.card import save_points
 from offramp.data import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
 from offramp.evaluate import layerwise
-from offramp.model import MultiExitModel, load_tokenizer
+from offramp.loading import load_tokenizer
+from offramp.model import MultiExitModel, load_folder
 from offramp.predictor import DEFAULT, Predictor
 from offramp.report import draw_curve, measure_all, point_table, scores_text
 from offramp.sources import SAMPLE
@@ -97,7 +98,7 @@ def milliseconds(folder: Path, examples: Examples, batch_size: int, calls: int) 
         calls: how many batches, each answered by every rival in turn.
     """
     predictors = {name: Predictor.load(folder, operating_point=name) for name in TARGETS}
-    model, tokenizer = predictors[DEFAULT].model, predictors[DEFAULT].tokenizer
+    model, tokenizer = load_folder(folder)
     rows = encode(tokenizer, examples.texts, token_limit(tokenizer, model.config.backbone))
     starts = range(0, len(rows) - batch_size + 1, batch_size)
     batches = [collate(rows[start : start + batch_size], model.config.pad_token_id) for start in starts]

@@ -15,38 +15,44 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers import initialization as init
-from transformers.utils import ModelOutput, cached_file, logging
+from transformers.utils import ModelOutput, logging
 
 from offramp.backbones.base import Backbone, OwnHead
 from offramp.bypass import Bypass, BypassBranch, ZeroLinear
 from offramp.card import model_card, save_points
 from offramp.config import MultiExitConfig
 from offramp.engine.loop import run
-from offramp.errors import InvalidInput, UnknownName, UnsupportedBackbone
+from offramp.errors import InvalidInput, UnsupportedBackbone
 from offramp.gate import Gate
 from offramp.heads import PLAIN, Heads
+from offramp.loading import (
+    classifies,
+    load_config,
+    load_encoder,
+    load_points,
+    load_tokenizer,
+    loaded,
+    named_point,
+    refuse_images,
+)
 from offramp.objectives.base import depth_weighted, exit_losses
 from offramp.policies.base import limits
 from offramp.registry import load_backbone, load_policy
 from offramp.token_exit import CLASS_ATTENTION, TokenExit, step
 from offramp.values import (
-    POINTS_FILE,
     PROBLEM_TYPES,
     REGRESSION,
     SINGLE_LABEL,
     Carry,
     ExitOutput,
     OperatingPoint,
-    read_points,
 )
 
 logger = logging.get_logger(__name__)
@@ -153,14 +159,12 @@ class MultiExitModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Weights, configuration and operating points; see `transformers.PreTrainedModel.from_pretrained`."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True gives a pair
+        result = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result  # output_loading_info=True gives a pair
         where = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
-        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         name = pretrained_model_name_or_path  # None where the weights were given as a state dict
-        path = cached_file(name, POINTS_FILE, **where, **quiet) if name is not None else None
-        model.operating_points = read_points(path) if path else {}
-        return loaded
+        model.operating_points = load_points(name, **where) if name is not None else {}
+        return result
 
     @classmethod
     def from_backbone(
@@ -415,10 +419,7 @@ class MultiExitModel(PreTrainedModel):
             InvalidInput: a point for another number of exits.
         """
         if isinstance(point, str):
-            if point not in self.operating_points:
-                known = ", ".join(self.operating_points) or "none; `offramp calibrate` makes them"
-                raise UnknownName(f"no operating point {point!r}; there are: {known}")
-            point = self.operating_points[point]
+            point = named_point(self.operating_points, point)
         if point is not None:
             load_policy(point.policy)
             limits(point.thresholds, len(self.layers))
@@ -435,72 +436,34 @@ class MultiExitModel(PreTrainedModel):
             card.write_text(model_card(self.config, self.operating_points), encoding="utf-8")
 
 
-def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
-    """An encoder from a folder or hub name, in float32; with its head, if it was saved as a classifier.
-
-    Raises:
-        InvalidInput: nothing can be loaded from there.
-        UnsupportedBackbone: an encoder that offramp cannot cut.
-    """
-    config = _loaded(AutoConfig, folder)
-    # an unknown family is refused before its weights are loaded
-    of_texts = load_backbone(config.model_type).input_name == "input_ids"
-    classifier = AutoModelForSequenceClassification if of_texts else AutoModelForImageClassification
-    kind = classifier if _classifies(config.architectures) else AutoModel
-    encoder, told = _loaded(kind, folder, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(name for name in told["missing_keys"] if "pooler" not in name)
-    if missing:  # transformers would go on with random weights
-        raise InvalidInput(
-            f"{folder}: its weights have no {missing[0]} and {len(missing) - 1} more of {type(encoder).__name__}"
-        )
-    return encoder
-
-
-def load_folder(folder: str | os.PathLike[str]) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """A model with exits and its tokenizer, from a folder or a hub name; on the GPU if there is one.
+def load_model(folder: str | os.PathLike[str]) -> MultiExitModel:
+    """A model with exits from a folder or a hub name, in eval mode; on the GPU if there is one.
 
     Raises:
         InvalidInput: nothing can be loaded from there, or it is a model without exits.
     """
-    config = _loaded(AutoConfig, folder)
-    if not isinstance(config, MultiExitConfig):
-        raise InvalidInput(f"{folder}: a {config.model_type} model without exits; `offramp train` puts exits on it")
-    if load_backbone(config.backbone.model_type).input_name != "input_ids":
-        raise InvalidInput(f"{folder}: a model of images; this takes texts (MultiExitModel.from_pretrained loads it)")
-    model: MultiExitModel = _loaded(MultiExitModel, folder).eval()
+    load_config(folder)
+    model: MultiExitModel = loaded(MultiExitModel, folder).eval()
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    return model, load_tokenizer(folder)
+    return model
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder or hub name.
+def load_folder(folder: str | os.PathLike[str]) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
+    """A model of texts with exits and its tokenizer; see `load_model`.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: nothing can be loaded from there, it is a model without exits, or one of images.
     """
-    return _loaded(AutoTokenizer, folder)
-
-
-def _loaded(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
-    """`kind.from_pretrained`, with one line where transformers would fill the screen."""
-    try:
-        return kind.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
-        what = {"AutoTokenizer": "tokenizer"}.get(kind.__name__, "model")
-        raise InvalidInput(f"{folder}: no {what} can be loaded from there ({str(error).splitlines()[0]})") from None
-
-
-def _classifies(names: Sequence[str] | None) -> bool:
-    kinds = ("ForSequenceClassification", "ForImageClassification")
-    return any(name.endswith(kinds) for name in names or ())
+    refuse_images(folder, load_config(folder))
+    return load_model(folder), load_tokenizer(folder)
 
 
 def _own_head(
     source: PreTrainedModel | None, num_labels: int | None, id2label: Mapping[int, str] | None, problem_type: str | None
 ) -> OwnHead | None:
     """The head of a fine-tuned classifier, if it answers the question that is asked."""
-    if source is None or not _classifies([type(source).__name__]):
+    if source is None or not classifies([type(source).__name__]):
         return None
     config = source.config
     same = num_labels in (None, config.num_labels) and id2label in (None, config.id2label)

@@ -1,4 +1,4 @@
-"""Texts in, answers out: tokenizer + model + operating point."""
+"""Texts in, answers out: tokenizer + engine + operating point."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from offramp.batches import collate, encode, length_sorted, token_limit
 from offramp.data import Text
-from offramp.engine.loop import run
-from offramp.errors import InvalidInput, UnknownName
-from offramp.model import MultiExitModel, load_folder
-from offramp.policies.base import Policy
-from offramp.policies.fixed import Fixed
-from offramp.registry import load_policy
-from offramp.tracing import ENGINES
+from offramp.engines import AUTO, Engine, load_engine
+from offramp.errors import InvalidInput
+from offramp.loading import load_config, load_points, load_tokenizer, named_point, refuse_images
 from offramp.values import MULTI_LABEL, REGRESSION, Answers, OperatingPoint
 
 DEFAULT = "default"
@@ -34,12 +29,12 @@ class Predictor:
     """Answers texts, each at the depth that it needs.
 
     Attributes:
-        model: in eval mode, on the device to run on.
+        engine: runs the model.
         tokenizer: the model's.
         point: where to leave; None = full depth.
     """
 
-    model: MultiExitModel
+    engine: Engine
     tokenizer: PreTrainedTokenizerBase
     point: OperatingPoint | None = None
 
@@ -47,28 +42,30 @@ class Predictor:
     def load(
         cls,
         folder: str | os.PathLike[str],
-        engine: str = "auto",
+        engine: str = AUTO,
         operating_point: OperatingPoint | str | None = DEFAULT,
     ) -> Predictor:
-        """Load a model folder or a hub name; on the GPU if there is one.
+        """Load a model folder or a hub name.
 
         Args:
             folder: what `save_pretrained` wrote, with its tokenizer.
-            engine: "torch"; "auto" takes the best there is.
+            engine: "torch", on the GPU if there is one; "onnx" or "onnx-int8", what `offramp export` wrote; "auto"
+                takes the best there is (see `offramp.engines.load_engine`).
             operating_point: a point, or the name of one saved with the model; None = full depth. A model without a
                 point called "default" runs at full depth.
 
         Raises:
             UnknownName: no such engine, no operating point of that name.
-            InvalidInput: no model with exits can be loaded from there.
+            InvalidInput: no model with exits can be loaded from there, or the engine cannot run the point.
         """
-        if engine not in ("auto", *ENGINES):
-            raise UnknownName(f"unknown engine {engine!r}; known: auto, {', '.join(ENGINES)}")
-        model, tokenizer = load_folder(folder)
-        if operating_point == DEFAULT and DEFAULT not in model.operating_points:
-            operating_point = None
-        model.set_operating_point(operating_point)
-        return cls(model, tokenizer, model.operating_point)
+        refuse_images(folder, load_config(folder))
+        point = operating_point
+        if isinstance(point, str):
+            points = load_points(folder)
+            point = None if point == DEFAULT and DEFAULT not in points else named_point(points, point)
+        running = load_engine(folder, engine, point)
+        running.check(point)
+        return cls(running, load_tokenizer(folder), point)
 
     def __call__(self, texts: Iterable[Text], batch_size: int = 32) -> list[Answer]:
         """Answer texts and pairs, in the order in which they came.
@@ -92,24 +89,19 @@ class Predictor:
         for number, text in enumerate(texts):
             if not _is_text(text):
                 raise InvalidInput(f"item {number} must be a text or a pair of texts, got {text!r}")
-        rows = encode(self.tokenizer, texts, token_limit(self.tokenizer, self.model.config.backbone))
+        rows = encode(self.tokenizer, texts, token_limit(self.tokenizer, self.engine.config.backbone))
         answers: list[Answer] = [{} for _ in texts]
         batches = length_sorted(rows, batch_size)
         short = len(batches) <= 50
         for numbers in tqdm(batches, desc="predict", unit="batch", disable=short or None, leave=False):
-            found = self.answer(collate([rows[number] for number in numbers], self.model.config.pad_token_id))
+            found = self.answer(collate([rows[number] for number in numbers], self.engine.config.pad_token_id))
             for number, told in zip(numbers, self._told(found), strict=True):
                 answers[number] = told
         return answers
 
-    @torch.inference_mode()
     def answer(self, inputs: dict[str, Tensor]) -> Answers:
-        """Answer a batch of tokens, (B, T) each, wherever they lie; the answers are on the CPU."""
-        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        policy: Policy = load_policy(self.point.policy) if self.point else Fixed()
-        thresholds = self.point.thresholds if self.point else float(self.model.layers[-1])
-        answers = run(self.model, policy, thresholds, inputs)
-        return Answers(answers.logits.cpu(), answers.exit_layers.cpu(), answers.failed.cpu())
+        """Answer a batch of tokens, (B, T) each; the answers are on the CPU."""
+        return self.engine.answer(inputs, self.point)
 
     def stream(self, texts: Iterable[Text], batch_size: int = 32) -> Iterator[Answer]:
         """Answer texts as they come, in order, with no more than WINDOW of them in memory; see `__call__`."""
@@ -125,7 +117,7 @@ class Predictor:
             yield {**told, "exit_layer": layer}
 
     def _one(self, logits: Tensor) -> Answer:
-        config = self.model.config
+        config = self.engine.config
         if config.problem_type == REGRESSION:
             values = logits.tolist()
             return {"value": values[0] if len(values) == 1 else values}

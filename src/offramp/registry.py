@@ -115,6 +115,11 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
     return policy
 
 
+def usual_policy(problem_type: str) -> str:
+    """The name of the policy for a kind of problem where none is asked for."""
+    return "stability" if problem_type == "regression" else "margin"
+
+
 def load_objective(name: str, **parameters: Any) -> Objective:
     """A training objective by name, e.g. "weighted".
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any, final
 
@@ -25,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import create_bidirectional_mask, sdpa_mask
+from transformers.masking_utils import sdpa_mask
 
+from offramp.backbones.base import padding_mask
 from offramp.errors import InvalidInput
 from offramp.values import Carry
 
@@ -34,7 +36,7 @@ FUSIONS = ("weighted_sum", "weighted_mean", "none")
 CLASS_ATTENTION = "offramp_class_attention"
 """The attention implementation that tells the class-attention row, as transformers knows it."""
 
-ROUNDING = 1e-9  # 0.7 * 10 must be 7, whatever binary fractions make of it
+FINEST = 10_000  # the largest denominator: 0.7 * 10 must be 7, whatever binary fractions make of it
 
 
 @final
@@ -175,7 +177,9 @@ AttentionMaskInterface.register(CLASS_ATTENTION, sdpa_mask)
 
 def kept(counts: Tensor, ratio: float) -> Tensor:
     """How many of `counts` (N,) tokens stay, the first one not counted: ceil, at least 1."""
-    return torch.minimum((counts.double() * ratio - ROUNDING).ceil().long().clamp(min=1), counts)
+    share = Fraction(ratio).limit_denominator(FINEST)
+    asked = (counts * share.numerator + share.denominator - 1) // share.denominator
+    return torch.minimum(asked.clamp(min=1), counts)
 
 
 @final
@@ -200,7 +204,7 @@ class Selection:
     def __call__(self, states: Tensor) -> Tensor:
         """(B, T', D) of states (B, T, D)."""
         stay = states.gather(1, self.columns.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-        if not self.fused.any():
+        if not torch.compiler.is_exporting() and not self.fused.any():
             return stay
         fusion = torch.bmm(self.weights.to(states.dtype).unsqueeze(1), states).to(states.dtype)  # (B, 1, D)
         return torch.where(self.fused.unsqueeze(-1), fusion, stay)
@@ -218,18 +222,21 @@ def select(scores: Tensor, mask: Tensor, ratio: float, fusion: str) -> Selection
     real = mask[:, 1:].bool()  # (B, T-1)
     counts = real.sum(dim=1)  # (B,)
     keep = kept(counts, ratio)
-    if torch.equal(keep, counts):
+    if not torch.compiler.is_exporting() and torch.equal(keep, counts):
         return None
-    order = scores.masked_fill(~real, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    stays = order.argsort(dim=1) < keep.unsqueeze(1)  # (B, T-1): by rank, the real ones first
+    order = _in_order(scores.masked_fill(~real, -torch.inf), descending=True)
+    stays = _in_order(order) < keep.unsqueeze(1)  # (B, T-1): by rank, the real ones first
     left = real & ~stays
     fuses = left.any(dim=1) & (fusion != "none")  # (B,)
     width = 1 + keep + fuses  # (B,)
-    place = torch.arange(int(width.max()), device=scores.device)  # (T',)
+    least = 2 if torch.compiler.is_exporting() else 1  # see `Carry.take`
+    widest = width.max().clamp(min=least).item()
+    torch._check(widest <= mask.shape[1])  # type: ignore[no-untyped-call]  # `torch.export` cannot know it
+    place = torch.arange(widest, device=scores.device)  # (T',)
 
     first = torch.zeros_like(real[:, :1])
     gone = torch.cat((first, ~stays), dim=1)  # (B, T)
-    columns = gone.to(torch.uint8).argsort(dim=1, stable=True)[:, : len(place)]  # (B, T'), those who stay in order
+    columns = _in_order(gone.long())[:, :widest]  # (B, T'), those who stay in order
     fused = fuses.unsqueeze(1) & (place == 1 + keep.unsqueeze(1))  # (B, T')
     weights = torch.where(torch.cat((first, left), dim=1), _with_first(scores), 0.0)  # (B, T)
     mean = weights.sum(dim=1, keepdim=True) / left.sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
@@ -237,6 +244,12 @@ def select(scores: Tensor, mask: Tensor, ratio: float, fusion: str) -> Selection
     if fusion == "weighted_mean":
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     return Selection(columns, fused, weights, (place < width.unsqueeze(1)).to(mask.dtype), after[:, 1:])
+
+
+def _in_order(values: Tensor, descending: bool = False) -> Tensor:
+    """(B, T) places of values (B, T), sorted; equal ones stay in order, as they always do in ONNX."""
+    stable = {} if torch.compiler.is_exporting() else {"stable": True}
+    return values.argsort(dim=1, descending=descending, **stable)
 
 
 def _with_first(scores: Tensor) -> Tensor:
@@ -280,5 +293,5 @@ def step(
         after = replace(after, token_scores=chosen.scores)
     if carry.mask is None:  # all samples are of one length, and stay so
         return replace(after, hidden=hidden), chosen
-    attention = create_bidirectional_mask(config, inputs_embeds=hidden, attention_mask=chosen.mask)
+    attention = padding_mask(config, hidden, chosen.mask)
     return replace(after, hidden=hidden, mask=chosen.mask, attention=attention), chosen

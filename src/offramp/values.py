@@ -38,7 +38,8 @@ class Carry:
     Attributes:
         hidden: (B, T, D) hidden states; of a convolutional backbone (B, D, H, W).
         mask: (B, T) 1 for a real token, 0 for padding; None where there is no such thing as padding.
-        attention: what the blocks take as attention mask, (B, 1, T, T) or (B, T); None = everybody sees everybody.
+        attention: what the blocks take as attention mask, (B, 1, 1 or T, T) or (B, T); None = everybody
+            sees everybody.
         read: (B, R, D) what the exit behind the last block reads in place of `hidden`; None = `hidden`.
         recalled: (B, C) the logits that a model with exit memory has come to; None before the first exit.
         token_scores: (B, T-1) how much each token but the first was looked at, where tokens leave (see
@@ -63,7 +64,9 @@ class Carry:
         if self.mask is None:
             return Carry(self.hidden[rows], recalled=recalled, token_scores=scores)
         mask = self.mask[rows]  # (K, T)
-        used = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 1
+        least = 2 if torch.compiler.is_exporting() else 1  # ONNX Runtime fails where none but the first is left
+        used = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max().clamp(min=least).item()
+        torch._check(used <= mask.shape[1])  # type: ignore[no-untyped-call]  # `torch.export` cannot know it
         attention = self.attention
         if attention is not None:
             attention = attention[rows][..., :used]

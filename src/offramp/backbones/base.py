@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
 
 from offramp.errors import UnsupportedBackbone
 from offramp.values import Carry
@@ -103,6 +104,16 @@ class Backbone(ABC):
 
     def _whole(self) -> UnsupportedBackbone:
         return UnsupportedBackbone(f"the layers of this {self.model.config.model_type} do not come in parts")
+
+
+def padding_mask(config: PreTrainedConfig, hidden: Tensor, mask: Tensor) -> Tensor | None:
+    """The blocks' attention mask where nothing but padding (B, T) is hidden: transformers', of one row for all tokens.
+
+    Returns:
+        (B, 1, 1, T), (B, T) for flash attention, or None where there is no padding.
+    """
+    attention: Tensor | None = create_bidirectional_mask(config, inputs_embeds=hidden, attention_mask=mask)
+    return attention if attention is None or attention.dim() != 4 else attention[:, :, :1]
 
 
 def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:

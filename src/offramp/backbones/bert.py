@@ -11,9 +11,8 @@ from typing import Any, ClassVar, cast, final
 
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask
 
-from offramp.backbones.base import Backbone, OwnHead, real_tokens
+from offramp.backbones.base import Backbone, OwnHead, padding_mask, real_tokens
 from offramp.values import Carry
 
 
@@ -148,7 +147,7 @@ class Bert(Backbone):
         if self.family.projection and (config.model_type != "electra" or config.embedding_size != config.hidden_size):
             hidden = self.model.get_submodule(self.family.projection)(hidden)  # (B, T, D)
         mask = real_tokens(inputs)
-        return Carry(hidden, mask, create_bidirectional_mask(config, inputs_embeds=hidden, attention_mask=mask))
+        return Carry(hidden, mask, padding_mask(config, hidden, mask))
 
     def block(self, number: int, carry: Carry) -> Carry:
         """See `Backbone.block`."""

@@ -8,9 +8,8 @@ from typing import cast, final
 
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask
 
-from offramp.backbones.base import Backbone, OwnHead, real_tokens
+from offramp.backbones.base import Backbone, OwnHead, padding_mask, real_tokens
 from offramp.backbones.bert import BERT_PARTS, ROBERTA_HEAD
 from offramp.values import Carry
 
@@ -44,7 +43,7 @@ class MPNet(Backbone):
         taken = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
         hidden: Tensor = self.model.get_submodule("embeddings")(**taken)
         mask = real_tokens(inputs)
-        attention = create_bidirectional_mask(self.model.config, inputs_embeds=hidden, attention_mask=mask)
+        attention = padding_mask(self.model.config, hidden, mask)
         bias = self.model.encoder.compute_position_bias(hidden[:1])  # (1, H, T, T)
         return Carry(hidden, mask, attention, pairs=bias)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from offramp.policies.base import Policy, leaves, limits
+from offramp.policies.base import Policy, failed, limits, stays
 from offramp.values import Answers, Carry, ExitOutput, Memory
 
 
@@ -92,17 +92,17 @@ def run(
         out = replace(segments.exit(number, carry), last=number == len(last_is_minus_infinity) - 1)
         step = policy.step(number, out, memory)
         memory = step.memory
-        out_now, broken = leaves(step.score, step.logits, limit)  # (B,), (B,)
-        now = Departure(out_now, step.logits, broken, torch.full_like(rows, segments.layers[number]))
+        gone, broken = ~stays(step.score, step.logits, limit), failed(step.score, step.logits)  # (B,), (B,)
+        now = Departure(gone, step.logits, broken, torch.full_like(rows, segments.layers[number]))
         unseen = now if unseen is None else unseen.then(now)
         if not (out.last or looks is None or number in looks):
             continue
         leaving = len(rows) if out.last else int(unseen.gone.sum())
-        if leaving:
-            left.append((rows, unseen))
         if leaving == len(rows):
+            left.append((rows, unseen))
             break
         if leaving:
+            left.append((rows, unseen))
             stay = (~unseen.gone).nonzero().squeeze(1)
             rows, carry, memory = rows[stay], carry.take(stay), tuple(each[stay] for each in memory)
         unseen = None

@@ -54,15 +54,19 @@ class Policy(ABC):
         """
 
 
+def sound(score: Tensor, logits: Tensor) -> Tensor:
+    """The score (...), but NaN where there is no answer: where it is NaN, or logits (..., C) are not finite."""
+    return score + (logits * 0).sum(dim=-1)
+
+
 def failed(score: Tensor, logits: Tensor) -> Tensor:
     """Who has no answer, (...) bool: a score (...) that is NaN, or logits (..., C) that are not finite."""
-    return score.isnan() | ~logits.isfinite().all(dim=-1)
+    return sound(score, logits).isnan()
 
 
-def leaves(score: Tensor, logits: Tensor, limit: float) -> tuple[Tensor, Tensor]:
-    """Who leaves, (B,) bool: whoever reaches the limit, and whoever has failed, at once; and who has failed, (B,)."""
-    broken = failed(score, logits)
-    return (score >= limit) | broken, broken
+def stays(score: Tensor, logits: Tensor, limit: float | Tensor) -> Tensor:
+    """Who goes on, (B,) bool: whoever is below the limit. Who has failed is below nothing, and leaves at once."""
+    return sound(score, logits) < limit
 
 
 def limits(thresholds: float | Sequence[float] | Tensor, exits: int) -> list[float]:
@@ -118,7 +122,7 @@ def replay(
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
     score, logits = unroll(policy, trace)  # (L, N), (L, N, C)
-    leave = torch.stack([leaves(score[m], logits[m], at)[0] for m, at in enumerate(limits(threshold, trace.depth))])
+    leave = torch.stack([~stays(score[m], logits[m], at) for m, at in enumerate(limits(threshold, trace.depth))])
     first = leave.to(torch.uint8).argmax(dim=0)  # (N,) the first exit that lets the sample go
     rows = torch.arange(len(trace))
     taken = logits[first, rows]  # (N, C)

@@ -53,7 +53,7 @@ class Ensemble(Policy):
         said = _said(out).unsqueeze(1)  # (B, 1, G, K)
         said = torch.cat((memory[0], said), dim=1) if memory else said  # (B, M, G, K)
         size = said.shape[1] if self.members == "all" else 1 if out.last else step.run
-        sizes = torch.as_tensor(size, device=said.device).expand(len(said))  # (B,)
+        sizes = torch.as_tensor(size, device=said.device).expand(said.shape[0])  # (B,)
         alone = (sizes == 1) | failed(step.score, out.logits)
         logits = torch.where(alone.unsqueeze(-1), out.logits, _mean(out, said, sizes))
         return Step(step.score, logits, (said, *step.memory), step.run)

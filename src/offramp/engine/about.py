@@ -1,0 +1,92 @@
+"""Exported files: what they are called, and what each says of itself in its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import InvalidInput
+
+GRAPHS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}
+"""Engines that run an exported file -> the file's name in a model's folder."""
+ENGINES = ("torch", *GRAPHS)
+ABOUT = "offramp"
+"""The key of the metadata under which it is."""
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """How a policy is called at one exit.
+
+    Attributes:
+        function: the name of the file's function; None at a last exit whose logits are the answer.
+        answers: whether it gives the answer's logits; else they are the exit's own.
+        memory: element types of what it remembers.
+    """
+
+    function: str | None
+    answers: bool = False
+    memory: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file says of itself, for the runner and for `assemble`.
+
+    Attributes:
+        model: SHA-256 of the weights that it was made of.
+        precision: "float32" or "int8".
+        policy: the one it runs, as data.
+        layers: the layer number of each exit.
+        outputs: C of the logits.
+        certainty: whether the model has a gate.
+        problem_type: as in transformers.
+        carried: for each exit but the last, the fields that go on, with their element types.
+        written: for each exit, the fields that its block writes; the others stay what they were.
+        policies: JSON of a policy -> its calls, one an exit.
+    """
+
+    model: str
+    precision: str
+    policy: Mapping[str, Any]
+    layers: tuple[int, ...]
+    outputs: int
+    certainty: bool
+    problem_type: str
+    carried: tuple[Mapping[str, int], ...]
+    written: tuple[tuple[str, ...], ...]
+    policies: Mapping[str, tuple[StepCall, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> About:
+        """What a file's metadata say.
+
+        Raises:
+            InvalidInput: it is none of ours.
+        """
+        if ABOUT not in metadata:
+            raise InvalidInput("not a graph that `offramp export` wrote")
+        told = json.loads(metadata[ABOUT])
+        for name in ("layers", "carried"):
+            told[name] = tuple(told[name])
+        told["written"] = tuple(tuple(names) for names in told["written"])
+        told["policies"] = {
+            policy: tuple(StepCall(call["function"], call["answers"], tuple(call["memory"])) for call in calls)
+            for policy, calls in told["policies"].items()
+        }
+        return cls(**told)
+
+
+def weights_digest(folder: str | os.PathLike[str]) -> str:
+    """SHA-256 of the weights in a local folder."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

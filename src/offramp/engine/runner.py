@@ -1,0 +1,119 @@
+"""Runs an exported graph: numpy in, numpy out. No torch, no transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from offramp.engine.about import About
+from offramp.errors import InvalidInput
+
+Array = np.ndarray[Any, Any]
+SLOW = "SkipLayerNormFusion"  # on CPUs slower than the sum and the norm that it replaces
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a graph says of a batch.
+
+    Attributes:
+        logits: (B, C) the answers'.
+        exit_layers: (B,) int64 layer numbers.
+        logits_by_exit: (B, L, C), NaN behind the exit at which a row has left.
+        certainty_by_exit: (B, L) likewise; None where the model has no gate.
+    """
+
+    logits: Array
+    exit_layers: Array
+    logits_by_exit: Array
+    certainty_by_exit: Array | None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An exported model, ready to run.
+
+    Attributes:
+        session: of ONNX Runtime.
+        about: what the file says of itself.
+    """
+
+    session: onnxruntime.InferenceSession
+    about: About
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | bytes) -> Graph:
+        """Load a file, or its bytes.
+
+        Raises:
+            InvalidInput: it is not a graph that offramp exported.
+        """
+        where = "the graph" if isinstance(source, bytes) else os.fspath(source)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_mem_pattern = False  # each branch would hold its own plan; together they outgrow the cache
+        try:
+            content = source if isinstance(source, bytes) else os.fspath(source)
+            session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOW]
+            )
+            return cls(session, About.of(session.get_modelmeta().custom_metadata_map))
+        except InvalidInput as error:
+            raise InvalidInput(f"{where}: {error}") from None
+        except Exception as error:  # ONNX Runtime's own have no common root
+            raise InvalidInput(f"{where}: ONNX Runtime cannot load it ({' '.join(str(error).split())[:200]})") from None
+
+    def run(self, inputs: Mapping[str, Array], thresholds: float | Sequence[float] | Array) -> Told:
+        """Answer a batch; each sample leaves at the first exit where its score reaches its threshold.
+
+        Args:
+            inputs: `input_ids` (B, T), `attention_mask` (B, T) with padding on the right, `token_type_ids` where the
+                model has them; or `pixel_values`. Without a mask every token is real, without types all are 0.
+            thresholds: one number, one for each exit but the last, or a row of these for each sample (B, L-1);
+                inf = never.
+
+        Raises:
+            InvalidInput: no rows or no tokens; inputs that do not fit; the wrong number of thresholds, or a NaN.
+        """
+        given = self._inputs(inputs)
+        rows = len(next(iter(given.values())))
+        told = self.session.run(None, {**given, "thresholds": self._limits(thresholds, rows)})
+        certainty = told[3] if self.about.certainty else None
+        return Told(told[0], told[1], told[2], certainty)
+
+    def _inputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        wanted = [(each.name, len(each.shape)) for each in self.session.get_inputs() if each.name != "thresholds"]
+        first, axes = wanted[0]
+        if first not in inputs:
+            raise InvalidInput(f"the graph reads {first}, got {', '.join(inputs) or 'nothing'}")
+        shape = np.shape(inputs[first])
+        if len(shape) != axes or 0 in shape:
+            raise InvalidInput(f"{first} must have {axes} axes, none of them empty; got {shape}")
+        fillers = {"attention_mask": np.ones, "token_type_ids": np.zeros}
+        found = {}
+        for name, _ in wanted:
+            value = inputs[name] if name in inputs else fillers[name](shape, np.int64)
+            found[name] = np.ascontiguousarray(value, np.float32 if name == "pixel_values" else np.int64)
+            if found[name].shape != shape:
+                raise InvalidInput(f"{name} must be of shape {shape} as {first} is, got {found[name].shape}")
+        if axes == 2 and shape[1] == 1:  # some branches need a second token, if only padding
+            found = {name: np.pad(value, ((0, 0), (0, 1))) for name, value in found.items()}
+        return found
+
+    def _limits(self, thresholds: float | Sequence[float] | Array, rows: int) -> Array:
+        exits = len(self.about.layers)
+        values = np.asarray(thresholds, np.float32)
+        values = np.full((1, exits - 1), values) if values.ndim == 0 else np.atleast_2d(values)
+        if values.shape not in ((1, exits - 1), (rows, exits - 1)):
+            raise InvalidInput(
+                f"{exits} exits take 1 or {exits - 1} thresholds (all exits but the last), for all or for each of "
+                f"{rows} rows; got {values.shape}"
+            )
+        if np.isnan(values).any():
+            raise InvalidInput(f"a threshold must be a number, got {values.tolist()}")
+        return values

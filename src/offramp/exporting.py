@@ -1,0 +1,277 @@
+"""A model's folder -> one ONNX file that leaves early, checked against torch before it bears its name.
+
+In float32 the file must leave where the torch loop leaves, with the same logits to TOLERANCE, alone and in batches. In
+int8 the scales of activations depend on the company, so the file is held to its own trace, row by row; how often its
+answers are the float32 model's is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from offramp.batches import collate, encode, token_limit
+from offramp.choices import answer
+from offramp.data import GUESSED, Columns, read_rows
+from offramp.engine.about import GRAPHS, weights_digest
+from offramp.engine.assemble import DEEPEST, Parts, assemble, policy_key
+from offramp.engine.fragments import export_parts, export_steps
+from offramp.engine.quantize import int8 as to_int8
+from offramp.engine.runner import Graph
+from offramp.engines import Exported
+from offramp.errors import InvalidInput, NotApplicable, OfframpError
+from offramp.evaluate import layerwise, metric_for
+from offramp.loading import load_points, load_tokenizer, refuse_images
+from offramp.model import MultiExitModel, load_model
+from offramp.policies.base import Policy, replay, scores
+from offramp.registry import POLICIES, load_policy, policy_data, usual_policy
+from offramp.sources import SAMPLE
+from offramp.tracing import read_for, record
+from offramp.values import REGRESSION, Answers, OperatingPoint, Trace
+
+TOLERANCE = 1e-3  # of logits, in units of the largest one
+NOISE = 1e-5  # scores this near to a threshold may fall on either side
+CHECKED, ALONE = 64, 16  # rows that are checked in batches, and one by one
+QUANTILES = (0.3, 0.7)  # of the scores: thresholds at which some leave early and some do not
+LARGEST = 2 * 10**9  # bytes: protobuf ends there
+Rows = list[dict[str, Any]]
+
+
+class Disagreement(OfframpError):
+    """An exported file does not do what the model does."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An exported file, and what was found when it was checked.
+
+    Attributes:
+        path: of the file.
+        engine: which runs it.
+        policy: the one it runs.
+        policies: those whose steps it holds.
+        bytes: its size.
+        seconds: that exporting and checking took.
+        rows: that it was compared on.
+        difference: largest one between its logits and torch's, at any exit.
+        agreement: share of rows whose answer at full depth is torch's; None for a regression.
+        metric: the name of what the scores below are; None where there were no labels.
+        score: of the file at full depth.
+        torch_score: of the model in torch at full depth.
+    """
+
+    path: Path
+    engine: str
+    policy: Mapping[str, Any]
+    policies: Sequence[Mapping[str, Any]]
+    bytes: int
+    seconds: float
+    rows: int
+    difference: float
+    agreement: float | None
+    metric: str | None = None
+    score: float | None = None
+    torch_score: float | None = None
+
+
+def export(
+    folder: str | os.PathLike[str],
+    policy: Policy | Mapping[str, Any] | str | None = None,
+    *,
+    int8: bool = False,
+    dataset: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None = None,
+    columns: Columns = GUESSED,
+    split: str = "validation",
+) -> Checked:
+    """Write `model.onnx` or `model.int8.onnx` into a model's folder.
+
+    The file holds the steps of all policies that fit the model with their usual parameters, and of those of the
+    folder's operating points, so that another one is a matter of seconds (`offramp.engine.assemble`).
+
+    Args:
+        folder: what `save_pretrained` wrote.
+        policy: the one that the graph runs; None = that of the operating point "default", else the usual one.
+        int8: the encoder's weights as int8.
+        dataset: what to check it on: labelled data for the model (see `offramp.tracing.record`), or rows that are
+            tokenized already; None = texts of the built-in sample.
+        columns: which columns of a file to read.
+        split: which part of a named data set to read.
+
+    Raises:
+        InvalidInput: a model that cannot be exported, or a policy that does not fit it.
+        Disagreement: the file does not do what torch does; it is not left there.
+    """
+    started = time.perf_counter()
+    folder = Path(folder)
+    model = load_model(folder).float().cpu()
+    points = load_points(folder)
+    _refuse(model)
+    rule = _policy(model, points, policy)
+    rows = _rows(folder, model, dataset, columns, split)
+    path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
+    parts = export_parts(model, weights_digest(folder), *(("int8", to_int8) if int8 else ()))
+    parts = with_steps(parts, [rule, *(load_policy(point.policy) for point in points.values())])
+    reference = record(model, rows)
+    for key in tqdm(parts.about.policies, desc="check", unit="policy", disable=None, leave=False):
+        other = Exported(Graph.load(assemble(parts, json.loads(key)).SerializeToString()), model.config)
+        check(other, rows[:CHECKED], reference.take(torch.arange(min(CHECKED, len(rows)))))
+    content = assemble(parts, policy_data(rule)).SerializeToString()
+    exported = Exported(Graph.load(content), model.config)
+    trace = record(exported, rows)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+    return Checked(
+        path=path,
+        engine=exported.name,
+        policy=policy_data(rule),
+        policies=[json.loads(key) for key in parts.about.policies],
+        bytes=len(content),
+        seconds=time.perf_counter() - started,
+        rows=len(rows),
+        difference=(trace.logits - reference.logits).abs().max().item(),
+        agreement=_agreement(trace, reference),
+        **_scores(trace, reference),
+    )
+
+
+def with_steps(parts: Parts, policies: Sequence[Policy]) -> Parts:
+    """The pieces with the steps of these policies, and of all that fit the model with their usual parameters."""
+    about = parts.about
+    calls, functions = dict(about.policies), dict(parts.functions)
+    usual = [load_policy(name) for name in POLICIES if name != "certainty" or about.certainty]
+    for rule in dict.fromkeys([*policies, *usual]):
+        key = policy_key(policy_data(rule))
+        try:
+            calls[key], more = export_steps(key, about.layers, about.outputs, about.problem_type, about.certainty)
+        except NotApplicable:
+            if rule in policies:
+                raise
+            continue
+        functions |= more
+    return replace(parts, functions=functions, about=replace(about, policies=calls))
+
+
+def check(exported: Exported, rows: Rows, reference: Trace) -> None:
+    """Hold a graph against a trace: it must leave where a replay leaves, with the same logits.
+
+    Args:
+        exported: the graph.
+        rows: token rows, or images.
+        reference: what torch says of them at full depth; an int8 graph is held to its own trace instead.
+
+    Raises:
+        Disagreement: it does not.
+    """
+    about = exported.graph.about
+    alone = rows[:ALONE]
+    runs = [(1, alone), (len(rows), rows)]
+    if about.precision == "int8":
+        reference, runs = record(exported, alone, batch_size=1), [(1, alone)]
+    rule = load_policy(about.policy)
+    score = scores(rule, reference)[:-1].double()  # (L-1, N)
+    room = TOLERANCE * max(1.0, reference.logits.abs().max().item())
+    who = f"the graph ({about.precision}, policy {dict(about.policy)})"
+    for quantile in QUANTILES:
+        threshold = _between(score, quantile)
+        expected = replay(reference, rule, threshold)
+        clear = ((score - threshold).abs() >= NOISE).all(dim=0)  # (N,)
+        for size, some in runs:
+            found = _answers(exported, some, threshold, size)
+            sure = clear[: len(some)].nonzero().squeeze(1)
+            if not torch.equal(found.exit_layers[sure], expected.exit_layers[sure]):
+                raise Disagreement(f"{who}: rows leave elsewhere than they should, at the threshold {threshold:g}")
+            apart = (found.logits[sure] - expected.logits[sure]).abs()
+            if not (apart <= room).all():
+                raise Disagreement(f"{who}: logits are off by {apart.max():.2g}; {room:.2g} would be in order")
+
+
+def _answers(exported: Exported, rows: Rows, threshold: float, size: int) -> Answers:
+    """Answers to rows, in batches of `size` in their order."""
+    point = OperatingPoint(exported.graph.about.policy, (threshold,) * (len(exported.config.exit_layers) - 1))
+    parts = []
+    for start in range(0, len(rows), size):
+        batch = collate(rows[start : start + size], exported.config.pad_token_id)
+        parts.append(exported.answer({name: value for name, value in batch.items() if name != "labels"}, point))
+    return Answers(
+        torch.cat([part.logits for part in parts]),
+        torch.cat([part.exit_layers for part in parts]),
+        torch.cat([part.failed for part in parts]),
+    )
+
+
+def _refuse(model: MultiExitModel) -> None:
+    """Say by name what cannot be exported, before any work is done."""
+    exits = len(model.layers)
+    if exits - 1 > DEEPEST:
+        raise InvalidInput(
+            f"{exits} exits: a graph holds at most {DEEPEST + 1}; train with exit_layers=, such as every second layer"
+        )
+    size = sum(weight.numel() * 4 for weight in model.parameters())
+    if size > LARGEST:
+        raise InvalidInput(f"{size / 1e9:.1f} GB of weights: an ONNX file holds at most {LARGEST / 1e9:.0f} GB")
+
+
+def _policy(
+    model: MultiExitModel, points: Mapping[str, OperatingPoint], policy: Policy | Mapping[str, Any] | str | None
+) -> Policy:
+    if isinstance(policy, Policy):
+        return policy
+    if policy is None and "default" in points:
+        return load_policy(points["default"].policy)
+    return load_policy(policy or usual_policy(model.config.problem_type))
+
+
+def _rows(
+    folder: Path,
+    model: MultiExitModel,
+    dataset: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None,
+    columns: Columns,
+    split: str,
+) -> Rows:
+    """What the file is checked on: rows as the model reads them, with labels where there are some."""
+    if dataset is not None and not isinstance(dataset, (str, os.PathLike)):
+        return [dict(row) for row in dataset]
+    refuse_images(folder, model.config)
+    tokenizer = load_tokenizer(folder)
+    limit = token_limit(tokenizer, model.config.backbone)
+    if dataset is None:
+        return list(encode(tokenizer, [row.text for row in read_rows(SAMPLE, split="test")], limit))
+    examples = read_for(model.config, os.fspath(dataset), columns, split)
+    rows = encode(tokenizer, examples.texts, limit)
+    return [{**row, "labels": label} for row, label in zip(rows, examples.labels, strict=True)]
+
+
+def _between(score: Tensor, quantile: float) -> float:
+    """A threshold between two neighbouring scores, near a quantile of the finite ones."""
+    seen: list[float] = sorted(set(score[score.isfinite()].tolist()))
+    if len(seen) < 2:
+        return seen[0] - 0.5 if seen else 0.0
+    place = min(int(quantile * (len(seen) - 1)), len(seen) - 2)
+    return (seen[place] + seen[place + 1]) / 2
+
+
+def _agreement(trace: Trace, reference: Trace) -> float | None:
+    if trace.problem_type == REGRESSION:
+        return None
+    given, full = (answer(each.exit(each.depth - 1)) for each in (trace, reference))
+    return (given == full).all(dim=-1).float().mean().item()
+
+
+def _scores(trace: Trace, reference: Trace) -> dict[str, Any]:
+    if trace.labels is None:
+        return {}
+    return {
+        "metric": metric_for(trace, None)[0],
+        "score": float(layerwise(trace)[-1]),
+        "torch_score": float(layerwise(reference)[-1]),
+    }
