@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InvalidInput, UnknownName
-from offramp.heads import HEADS, POOLINGS, Heads, pool
+from offramp.heads import HEADS, POOLINGS, Heads, pool, token_shares
 from offramp.model import MultiExitModel
 from tiny import encoder_config
 
@@ -127,7 +127,7 @@ def test_exits_of_several_widths_have_poolers_of_their_own() -> None:
 def test_mean_does_not_see_padding() -> None:
     hidden, mask = states()
     disturbed = torch.where(mask.bool().unsqueeze(-1), hidden, 1e6)
-    assert torch.equal(pool(disturbed, mask, "mean"), pool(hidden, mask, "mean"))
+    assert torch.equal(pool(disturbed, token_shares(mask), "mean"), pool(hidden, token_shares(mask), "mean"))
 
 
 def test_mean_without_a_mask_takes_all_tokens() -> None:
@@ -137,7 +137,7 @@ def test_mean_without_a_mask_takes_all_tokens() -> None:
 
 def test_mean_of_no_tokens_is_zero_rather_than_nan() -> None:
     hidden, mask = states()
-    assert pool(hidden, torch.zeros_like(mask), "mean").eq(0).all()
+    assert pool(hidden, token_shares(torch.zeros_like(mask)), "mean").eq(0).all()
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -31,7 +31,7 @@ from offramp.config import MultiExitConfig
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput, UnsupportedBackbone
 from offramp.gate import Gate
-from offramp.heads import PLAIN, Heads
+from offramp.heads import PLAIN, Heads, token_shares
 from offramp.loading import (
     classifies,
     load_config,
@@ -265,7 +265,10 @@ class MultiExitModel(PreTrainedModel):
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """What goes into the first layer; see `Segments`."""
-        return self._cut.embed(inputs)
+        carry = self._cut.embed(inputs)
+        if self.heads.pooling != "mean" or carry.mask is None:
+            return carry
+        return replace(carry, shares=token_shares(carry.mask))
 
     def block(self, exit: int, carry: Carry) -> Carry:
         """Run the layers that lead to exit `exit` (0-based); see `Segments`."""
@@ -311,20 +314,21 @@ class MultiExitModel(PreTrainedModel):
 
     def _recalling(self, exit: int, carry: Carry) -> Carry:
         """M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2, eq. 9 and 10)."""
-        said = self.heads(exit, self._seen(carry), carry.mask)  # (B, C)
+        said = self.heads.classify(exit, self._read(exit, carry))  # (B, C)
         before = said if carry.recalled is None else carry.recalled
         return replace(carry, recalled=torch.lerp(before, said, self.config.memory))
 
-    def _seen(self, carry: Carry) -> Tensor:
-        """What the exit behind the last block reads, (B, T, D)."""
-        return self._cut.read(carry.hidden) if carry.read is None else carry.read
+    def _read(self, exit: int, carry: Carry) -> Tensor:
+        """What the last map of exit `exit` (0-based) reads, (B, W)."""
+        seen = self._cut.read(carry.hidden) if carry.read is None else carry.read  # (B, T, D)
+        return self.heads.read(exit, seen, carry.mask, carry.shares)
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """What exit `exit` (0-based) says; see `Segments`."""
         about: dict[str, Any] = {"layer": self.layers[exit], "problem_type": self.config.problem_type}
         if carry.recalled is not None and self.gate is None:
             return ExitOutput(carry.recalled, **about)
-        read = self.heads.read(exit, self._seen(carry), carry.mask)  # (B, W)
+        read = self._read(exit, carry)  # (B, W)
         logits = self.heads.classify(exit, read) if carry.recalled is None else carry.recalled
         return ExitOutput(logits, None if self.gate is None else self.gate(read), **about)
 

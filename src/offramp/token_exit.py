@@ -30,6 +30,7 @@ from transformers.masking_utils import sdpa_mask
 
 from offramp.backbones.base import padding_mask
 from offramp.errors import InvalidInput
+from offramp.heads import token_shares
 from offramp.values import Carry
 
 FUSIONS = ("weighted_sum", "weighted_mean", "none")
@@ -294,4 +295,5 @@ def step(
     if carry.mask is None:  # all samples are of one length, and stay so
         return replace(after, hidden=hidden), chosen
     attention = padding_mask(config, hidden, chosen.mask)
-    return replace(after, hidden=hidden, mask=chosen.mask, attention=attention), chosen
+    shares = None if carry.shares is None else token_shares(chosen.mask)
+    return replace(after, hidden=hidden, mask=chosen.mask, attention=attention, shares=shares), chosen

@@ -38,6 +38,7 @@ class Carry:
     Attributes:
         hidden: (B, T, D) hidden states; of a convolutional backbone (B, D, H, W).
         mask: (B, T) 1 for a real token, 0 for padding; None where there is no such thing as padding.
+        shares: (B, 1, T) how much each token counts in a mean over the real ones; None where nobody asks.
         attention: what the blocks take as attention mask, (B, 1, 1 or T, T) or (B, T); None = everybody
             sees everybody.
         read: (B, R, D) what the exit behind the last block reads in place of `hidden`; None = `hidden`.
@@ -51,6 +52,7 @@ class Carry:
     hidden: Tensor
     mask: Tensor | None = None
     attention: Tensor | None = None
+    shares: Tensor | None = None
     read: Tensor | None = None
     recalled: Tensor | None = None
     token_scores: Tensor | None = None
@@ -80,6 +82,7 @@ class Carry:
             self.hidden[rows, :used],
             mask[:, :used],
             attention,
+            None if self.shares is None else self.shares[rows][..., :used],
             recalled=recalled,
             token_scores=scores,
             pairs=None if pairs is None else pairs[..., :used, :used],

@@ -1,10 +1,10 @@
 """Pieces of a model -> one ONNX graph that leaves early: the loop of `engine/loop.py`, unrolled. No torch in here.
 
     embed, block 1, exit 1, step 1
-    If anybody stays:  If not all stay: cut the batch
+    If anybody stays:  If not all stay: write the answers of those who leave, cut the batch
                        block 2, exit 2, step 2
                        If anybody stays: ...
-                       scatter the answers of those who went on among the others'
+    else:              write the answers of all who are left
 
 The branches lie inside each other, and each block's weights are in the branch that uses them, where ONNX Runtime packs
 them ahead; weights that several blocks share are in the outer graph. Values have fixed names: what goes into block i
@@ -12,8 +12,8 @@ them ahead; weights that several blocks share are in the outer graph. Values hav
 step of a policy is a function of the ONNX file, called at each exit; a file holds those of several policies, so another
 one is a matter of other calls.
 
-Each level hands back one table, a row a sample: what every exit from here on said, then the answer and its layer. Where
-a row has left already stands a filler, which becomes NaN at the end.
+Answers are written into one table, a row a sample: what every exit said, then the answer and its layer. Behind the exit
+at which a row has left stands a filler, which becomes NaN at the end.
 """
 
 from __future__ import annotations
@@ -183,11 +183,6 @@ class _Assembly:
     def exits(self) -> int:
         return len(self.about.layers)
 
-    @property
-    def said(self) -> int:
-        """Columns that an exit has in the table."""
-        return self.about.outputs + self.about.certainty
-
     def model(self, policy: Mapping[str, Any]) -> ModelProto:
         """The whole file."""
         if self.exits - 1 > DEEPEST:
@@ -200,7 +195,7 @@ class _Assembly:
         graph.input.append(helper.make_tensor_value_info("thresholds", FLOAT, ["rows", self.exits - 1]))
         graph.initializer.extend([*self.parts.shared, *self.parts.embed.weights])
         graph.node.extend(self.parts.embed.nodes)
-        self._limits(graph)
+        self._start(graph)
         self._level(graph, 0)
         self._outputs(graph)
         opsets = [
@@ -214,39 +209,58 @@ class _Assembly:
         helper.set_model_props(model, {ABOUT: json.dumps(about)})
         return model
 
-    def _limits(self, graph: GraphProto) -> None:
-        """A row of thresholds for each sample, whether one was given or B."""
+    def _start(self, graph: GraphProto) -> None:
+        """What each sample brings along: its row number, its thresholds; and the table of answers, still empty."""
         first = self.parts.inputs[0].name
         _add(graph, "Shape", [first], ["rows"], start=0, end=1)
-        _constant(graph, "limits_an_exit", np.array([self.exits - 1]))
-        _add(graph, "Concat", ["rows", "limits_an_exit"], ["limits_shape"], axis=0)
-        _add(graph, "Expand", ["thresholds", "limits_shape"], ["carry0.thresholds"])
+        for name, columns in (("carry0.thresholds", self.exits - 1), ("carry0.table", self._columns(self.exits) + 1)):
+            _constant(graph, f"{name}.columns", np.array([columns]))
+            _add(graph, "Concat", ["rows", f"{name}.columns"], [f"{name}.shape"], axis=0)
+        _add(graph, "Expand", ["thresholds", "carry0.thresholds.shape"], ["carry0.thresholds"])
+        _add(graph, "ConstantOfShape", ["carry0.table.shape"], ["carry0.table"])
+        for name, value in (("zero", 0), ("one", 1), ("axis1", [1]), ("flat", [-1])):
+            _constant(graph, name, np.array(value))
+        _add(graph, "Squeeze", ["rows"], ["rows.number"])
+        _add(graph, "Range", ["zero", "rows.number", "one"], ["rows.range"])
+        _add(graph, "Unsqueeze", ["rows.range", "axis1"], ["carry0.row"])  # (B, 1)
+
+    def _columns(self, exits: int) -> int:
+        """Of the table: what so many exits say, and the answer."""
+        return exits * (self.about.outputs + self.about.certainty) + self.about.outputs
 
     def _level(self, graph: GraphProto, i: int) -> None:
         """Block, exit and step i, and in a branch all that is deeper; writes `table{i}`."""
-        level, call, last = self.parts.levels[i], self.calls[i], i == self.exits - 1
-        graph.initializer.extend(level.weights)
-        graph.node.extend(level.nodes)
-        said = [f"logits{i}"]
+        last = i == self.exits - 1
+        graph.initializer.extend(self.parts.levels[i].weights)
+        graph.node.extend(self.parts.levels[i].nodes)
+        said = [f"carry{i}.said"] if i else []
+        said.append(f"logits{i}")
         if self.about.certainty:
-            _constant(graph, f"column{i}", np.array([1]))
-            _add(graph, "Unsqueeze", [f"certainty{i}", f"column{i}"], [f"certain{i}"])
+            _add(graph, "Unsqueeze", [f"certainty{i}", "axis1"], [f"certain{i}"])
             said.append(f"certain{i}")
-        self._step(graph, i, call, last)
-        silent = (self.exits - 1 - i) * self.said
-        _constant(graph, f"silent{i}", np.array([0, silent, 0, 1]))
-        _constant(graph, f"number{i}", np.array(self.about.layers[i], dtype=np.float32))
-        answer = f"answer{i}" if call.answers else f"logits{i}"
-        _add(graph, "Pad", [answer, f"silent{i}", f"number{i}"], [f"left{i}"])
+        _add(graph, "Concat", said, [f"seen{i}.said"], axis=1)
+        self._step(graph, i, self.calls[i], last)
         if last:
-            _add(graph, "Concat", [*said, f"left{i}"], [f"table{i}"], axis=1)
+            _add(
+                graph, "ScatterND", [f"carry{i}.table", f"carry{i}.row", self._record(graph, i, "last")], [f"table{i}"]
+            )
             return
         _add(graph, "ReduceMax", [f"stays{i}"], [f"anybody{i}"], keepdims=0)
         leave = GraphProto(name=f"all_left{i}")
-        _add(leave, "Identity", [f"left{i}"], [f"done{i}"])
-        leave.output.append(_info(f"done{i}", FLOAT))
-        _add(graph, "If", [f"anybody{i}"], [f"rest{i}"], f"go_on{i}", then_branch=self._deeper(i), else_branch=leave)
-        _add(graph, "Concat", [*said, f"rest{i}"], [f"table{i}"], axis=1)
+        record = self._record(leave, i, f"all{i}")
+        _add(leave, "ScatterND", [f"carry{i}.table", f"carry{i}.row", record], [f"all{i}.table"])
+        leave.output.append(_info(f"all{i}.table", FLOAT))
+        _add(graph, "If", [f"anybody{i}"], [f"table{i}"], f"go_on{i}", then_branch=self._deeper(i), else_branch=leave)
+
+    def _record(self, graph: GraphProto, i: int, place: str) -> str:
+        """The table's rows for those who leave at exit i, whoever that is: what was said so far, answer and layer."""
+        silent = self._columns(self.exits) - self._columns(i + 1)
+        _constant(graph, f"{place}.silent", np.array([0, silent, 0, 1]))
+        _constant(graph, f"{place}.layer", np.array(self.about.layers[i], dtype=np.float32))
+        answer = f"answer{i}" if self.calls[i].answers else f"logits{i}"
+        _add(graph, "Pad", [answer, f"{place}.silent", f"{place}.layer"], [f"{place}.answer"])
+        _add(graph, "Concat", [f"seen{i}.said", f"{place}.answer"], [f"{place}.record"], axis=1)
+        return f"{place}.record"
 
     def _step(self, graph: GraphProto, i: int, call: StepCall, last: bool) -> None:
         if call.function is None:
@@ -269,48 +283,55 @@ class _Assembly:
     def _deeper(self, i: int) -> GraphProto:
         """What those who stay go on to."""
         graph = GraphProto(name=f"stayed{i}")
-        _add(graph, "NonZero", [f"stays{i}"], [f"who{i}"])  # (1, K)
-        _add(graph, "Transpose", [f"who{i}"], [f"rows{i}"], perm=[1, 0])  # (K, 1)
-        types = self._going_on(i)
-        _add(graph, "ReduceMin", [f"stays{i}"], [f"all{i}"], keepdims=0)
-        whole, cut = GraphProto(name=f"whole{i}"), GraphProto(name=f"fewer{i}")
-        for name, kind in types.items():
+        brought = self._brought(i)
+        _add(graph, "ReduceMin", [f"stays{i}"], [f"everybody{i}"], keepdims=0)
+        whole = GraphProto(name=f"whole{i}")
+        for name, kind in brought.items():
             _add(whole, "Identity", [self._seen(i, name)], [f"whole{i}.{name}"])
             whole.output.append(_info(f"whole{i}.{name}", kind))
-            cut.output.append(_info(f"cut{i}.{name}", kind))
-        _constant(cut, f"flat{i}", np.array([0]))
-        _add(cut, "Squeeze", [f"who{i}", f"flat{i}"], [f"row{i}"])
-        cut.initializer.extend(self.parts.cuts[i].weights)
-        cut.node.extend(self.parts.cuts[i].nodes)
-        for name in types:
-            if name not in self.about.carried[i]:
-                _add(cut, "Gather", [self._seen(i, name), f"row{i}"], [f"cut{i}.{name}"], axis=0)
-        outputs = [f"carry{i + 1}.{name}" for name in types]
-        _add(graph, "If", [f"all{i}"], outputs, f"cut{i}", then_branch=whole, else_branch=cut)
+        outputs = [f"carry{i + 1}.{name}" for name in brought]
+        _add(graph, "If", [f"everybody{i}"], outputs, f"cut{i}", then_branch=whole, else_branch=self._cut(i, brought))
         self._level(graph, i + 1)
-        _add(graph, "ScatterND", [f"left{i}", f"rows{i}", f"table{i + 1}"], [f"merged{i}"])
-        graph.output.append(_info(f"merged{i}", FLOAT))
+        graph.output.append(_info(f"table{i + 1}", FLOAT))
         return graph
 
-    def _going_on(self, i: int) -> dict[str, int]:
+    def _cut(self, i: int, brought: Mapping[str, int]) -> GraphProto:
+        """Write the answers of those who leave, and take the rows of those who stay."""
+        graph = GraphProto(name=f"fewer{i}")
+        _add(graph, "Not", [f"stays{i}"], [f"leaves{i}"])
+        for who, name in ((f"stays{i}", f"row{i}"), (f"leaves{i}", f"gone{i}")):
+            _add(graph, "NonZero", [who], [f"{name}.found"])  # (1, K)
+            _add(graph, "Reshape", [f"{name}.found", "flat"], [name])  # (K,)
+        _add(graph, "Gather", [self._record(graph, i, f"some{i}"), f"gone{i}"], [f"gone{i}.record"], axis=0)
+        _add(graph, "Gather", [f"carry{i}.row", f"gone{i}"], [f"gone{i}.row"], axis=0)
+        _add(graph, "ScatterND", [f"carry{i}.table", f"gone{i}.row", f"gone{i}.record"], [f"cut{i}.table"])
+        graph.initializer.extend(self.parts.cuts[i].weights)
+        graph.node.extend(self.parts.cuts[i].nodes)
+        for name, kind in brought.items():
+            if name != "table" and name not in self.about.carried[i]:
+                _add(graph, "Gather", [self._seen(i, name), f"row{i}"], [f"cut{i}.{name}"], axis=0)
+            graph.output.append(_info(f"cut{i}.{name}", kind))
+        return graph
+
+    def _brought(self, i: int) -> dict[str, int]:
+        """What goes on from exit i, with its element types: fields of the carry, what rows bring along, the table."""
         memory = {f"memory{number}": kind for number, kind in enumerate(self.calls[i].memory)}
         limits = {"thresholds": FLOAT} if i + 2 < self.exits else {}
-        return {**self.about.carried[i], **limits, **memory}
+        return {**self.about.carried[i], **limits, **memory, "said": FLOAT, "row": INT, "table": FLOAT}
 
     def _seen(self, i: int, name: str) -> str:
-        """The value of a field behind block i."""
-        fresh = name in self.about.written[i] or name.startswith("memory")
+        """The value of a field behind exit i."""
+        fresh = name in self.about.written[i] or name == "said" or name.startswith("memory")
         return f"seen{i}.{name}" if fresh else f"carry{i}.{name}"
 
     def _outputs(self, graph: GraphProto) -> None:
         """Cut the table into what the graph gives."""
         outputs, gate, exits = self.about.outputs, self.about.certainty, self.exits
-        _constant(graph, "columns", np.array([exits * self.said, outputs, 1]))
+        _constant(graph, "columns", np.array([exits * (outputs + gate), outputs, 1]))
         _add(graph, "Split", ["table0", "columns"], ["said", "logits", "layer"], axis=1)
-        _constant(graph, "last_axis", np.array([1]))
-        _add(graph, "Squeeze", ["layer", "last_axis"], ["layer_number"])
+        _add(graph, "Squeeze", ["layer", "axis1"], ["layer_number"])
         _add(graph, "Cast", ["layer_number"], ["exit_layer"], to=INT)
-        _constant(graph, "by_exit", np.array([0, exits, self.said]))
+        _constant(graph, "by_exit", np.array([0, exits, outputs + gate]))
         _add(graph, "Reshape", ["said", "by_exit"], ["with_fillers"])
         _constant(graph, "numbers", np.array(self.about.layers, dtype=np.float32))
         _add(graph, "Greater", ["numbers", "layer"], ["behind"])  # (B, L)
