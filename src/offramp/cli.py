@@ -449,6 +449,8 @@ def info(folder: Path, as_json: bool) -> None:
     for name in ("own_head", "bypass", "certainty", "memory", "token_exit"):
         if value := getattr(config, name):
             facts[name] = value
+    if graphs := _graphs(folder):
+        facts["graphs"] = graphs
     points = {name: point.to_json() for name, point in model.operating_points.items()}
     if as_json:
         click.echo(json.dumps({**facts, "operating_points": points}))
@@ -468,6 +470,16 @@ def _parameters(policy: Mapping[str, Any]) -> str:
     """A policy in words: "pcee (measure entropy, patience 2)"."""
     rest = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "name")
     return f"{policy['name']} ({rest})" if rest else str(policy["name"])
+
+
+def _graphs(folder: Path) -> list[str]:
+    """The exported files of a folder, and the policy that each runs."""
+    files = [folder / name for name in GRAPHS.values() if (folder / name).exists()]
+    if not files or find_spec("onnxruntime") is None:
+        return [path.name for path in files]
+    from offramp.engine.runner import Graph
+
+    return [f"{path.name} ({_parameters(Graph.load(path).about.policy)})" for path in files]
 
 
 def _quiet() -> None:
