@@ -12,8 +12,9 @@ them ahead; weights that several blocks share are in the outer graph. Values hav
 step of a policy is a function of the ONNX file, called at each exit; a file holds those of several policies, so another
 one is a matter of other calls.
 
-Answers are written into one table, a row a sample: what every exit said, then the answer and its layer. Behind the exit
-at which a row has left stands a filler, which becomes NaN at the end.
+Along with the carry go the table of answers, a row a sample, and each sample's state: its row number, its thresholds
+and what exits have said so far. Who leaves writes state, answer and layer into the table; what exits behind that one
+would have said is a filler there, which becomes NaN at the end.
 """
 
 from __future__ import annotations
@@ -210,57 +211,61 @@ class _Assembly:
         return model
 
     def _start(self, graph: GraphProto) -> None:
-        """What each sample brings along: its row number, its thresholds; and the table of answers, still empty."""
-        first = self.parts.inputs[0].name
-        _add(graph, "Shape", [first], ["rows"], start=0, end=1)
-        for name, columns in (("carry0.thresholds", self.exits - 1), ("carry0.table", self._columns(self.exits) + 1)):
-            _constant(graph, f"{name}.columns", np.array([columns]))
-            _add(graph, "Concat", ["rows", f"{name}.columns"], [f"{name}.shape"], axis=0)
-        _add(graph, "Expand", ["thresholds", "carry0.thresholds.shape"], ["carry0.thresholds"])
-        _add(graph, "ConstantOfShape", ["carry0.table.shape"], ["carry0.table"])
+        """What each sample brings along, its row number and its thresholds; and the table of answers, still empty."""
         for name, value in (("zero", 0), ("one", 1), ("axis1", [1]), ("flat", [-1])):
             _constant(graph, name, np.array(value))
+        _add(graph, "Shape", [self.parts.inputs[0].name], ["rows"], start=0, end=1)
         _add(graph, "Squeeze", ["rows"], ["rows.number"])
         _add(graph, "Range", ["zero", "rows.number", "one"], ["rows.range"])
-        _add(graph, "Unsqueeze", ["rows.range", "axis1"], ["carry0.row"])  # (B, 1)
+        _add(graph, "Unsqueeze", ["rows.range", "axis1"], ["rows.column"])  # (B, 1)
+        _add(graph, "Cast", ["rows.column"], ["rows.float"], to=FLOAT)
+        for name, columns in (("limits", self.exits - 1), ("table", self._columns(self.exits) + 1)):
+            _constant(graph, f"{name}.columns", np.array([columns]))
+            _add(graph, "Concat", ["rows", f"{name}.columns"], [f"{name}.shape"], axis=0)
+        _add(graph, "Expand", ["thresholds", "limits.shape"], ["limits"])
+        _add(graph, "Concat", ["rows.float", "limits"], ["carry0.state"], axis=1)
+        _add(graph, "ConstantOfShape", ["table.shape"], ["carry0.table"])
 
     def _columns(self, exits: int) -> int:
-        """Of the table: what so many exits say, and the answer."""
-        return exits * (self.about.outputs + self.about.certainty) + self.about.outputs
+        """Of the table, but the last: row number, thresholds, what so many exits say, the answer."""
+        return self.exits + exits * (self.about.outputs + self.about.certainty) + self.about.outputs
 
     def _level(self, graph: GraphProto, i: int) -> None:
         """Block, exit and step i, and in a branch all that is deeper; writes `table{i}`."""
         last = i == self.exits - 1
         graph.initializer.extend(self.parts.levels[i].weights)
         graph.node.extend(self.parts.levels[i].nodes)
-        said = [f"carry{i}.said"] if i else []
-        said.append(f"logits{i}")
+        said = [f"logits{i}"]
         if self.about.certainty:
             _add(graph, "Unsqueeze", [f"certainty{i}", "axis1"], [f"certain{i}"])
             said.append(f"certain{i}")
-        _add(graph, "Concat", said, [f"seen{i}.said"], axis=1)
+        _add(graph, "Concat", [f"carry{i}.state", *said], [f"seen{i}.state"], axis=1)
         self._step(graph, i, self.calls[i], last)
         if last:
-            _add(
-                graph, "ScatterND", [f"carry{i}.table", f"carry{i}.row", self._record(graph, i, "last")], [f"table{i}"]
-            )
+            self._write(graph, i, f"table{i}")
             return
         _add(graph, "ReduceMax", [f"stays{i}"], [f"anybody{i}"], keepdims=0)
         leave = GraphProto(name=f"all_left{i}")
-        record = self._record(leave, i, f"all{i}")
-        _add(leave, "ScatterND", [f"carry{i}.table", f"carry{i}.row", record], [f"all{i}.table"])
+        self._write(leave, i, f"all{i}.table")
         leave.output.append(_info(f"all{i}.table", FLOAT))
         _add(graph, "If", [f"anybody{i}"], [f"table{i}"], f"go_on{i}", then_branch=self._deeper(i), else_branch=leave)
 
-    def _record(self, graph: GraphProto, i: int, place: str) -> str:
-        """The table's rows for those who leave at exit i, whoever that is: what was said so far, answer and layer."""
+    def _write(self, graph: GraphProto, i: int, table: str, who: str | None = None) -> None:
+        """Write the table's rows of those who leave at exit i: of all who are there, or of the numbers `who` (K,)."""
         silent = self._columns(self.exits) - self._columns(i + 1)
-        _constant(graph, f"{place}.silent", np.array([0, silent, 0, 1]))
-        _constant(graph, f"{place}.layer", np.array(self.about.layers[i], dtype=np.float32))
+        _constant(graph, f"{table}.silent", np.array([0, silent, 0, 1]))
+        _constant(graph, f"{table}.layer", np.array(self.about.layers[i], dtype=np.float32))
         answer = f"answer{i}" if self.calls[i].answers else f"logits{i}"
-        _add(graph, "Pad", [answer, f"{place}.silent", f"{place}.layer"], [f"{place}.answer"])
-        _add(graph, "Concat", [f"seen{i}.said", f"{place}.answer"], [f"{place}.record"], axis=1)
-        return f"{place}.record"
+        _add(graph, "Pad", [answer, f"{table}.silent", f"{table}.layer"], [f"{table}.answer"])
+        _add(graph, "Concat", [f"seen{i}.state", f"{table}.answer"], [f"{table}.all"], axis=1)
+        record = f"{table}.all"
+        if who is not None:
+            record = f"{table}.some"
+            _add(graph, "Gather", [f"{table}.all", who], [record], axis=0)
+        _constant(graph, f"{table}.first", np.array([0]))
+        _add(graph, "Gather", [record, f"{table}.first"], [f"{table}.number"], axis=1)  # (K, 1)
+        _add(graph, "Cast", [f"{table}.number"], [f"{table}.row"], to=INT)
+        _add(graph, "ScatterND", [f"carry{i}.table", f"{table}.row", record], [table])
 
     def _step(self, graph: GraphProto, i: int, call: StepCall, last: bool) -> None:
         if call.function is None:
@@ -269,8 +274,8 @@ class _Assembly:
         if self.about.certainty:
             reads.append(f"certainty{i}")
         if not last:
-            _constant(graph, f"exit{i}", np.array(i))
-            _add(graph, "Gather", [f"carry{i}.thresholds", f"exit{i}"], [f"limit{i}"], axis=1)
+            _constant(graph, f"limit{i}.column", np.array(1 + i))
+            _add(graph, "Gather", [f"carry{i}.state", f"limit{i}.column"], [f"limit{i}"], axis=1)
             reads.append(f"limit{i}")
             writes.append(f"stays{i}")
         remembered = self.calls[i - 1].memory if i else ()
@@ -302,9 +307,7 @@ class _Assembly:
         for who, name in ((f"stays{i}", f"row{i}"), (f"leaves{i}", f"gone{i}")):
             _add(graph, "NonZero", [who], [f"{name}.found"])  # (1, K)
             _add(graph, "Reshape", [f"{name}.found", "flat"], [name])  # (K,)
-        _add(graph, "Gather", [self._record(graph, i, f"some{i}"), f"gone{i}"], [f"gone{i}.record"], axis=0)
-        _add(graph, "Gather", [f"carry{i}.row", f"gone{i}"], [f"gone{i}.row"], axis=0)
-        _add(graph, "ScatterND", [f"carry{i}.table", f"gone{i}.row", f"gone{i}.record"], [f"cut{i}.table"])
+        self._write(graph, i, f"cut{i}.table", f"gone{i}")
         graph.initializer.extend(self.parts.cuts[i].weights)
         graph.node.extend(self.parts.cuts[i].nodes)
         for name, kind in brought.items():
@@ -316,19 +319,18 @@ class _Assembly:
     def _brought(self, i: int) -> dict[str, int]:
         """What goes on from exit i, with its element types: fields of the carry, what rows bring along, the table."""
         memory = {f"memory{number}": kind for number, kind in enumerate(self.calls[i].memory)}
-        limits = {"thresholds": FLOAT} if i + 2 < self.exits else {}
-        return {**self.about.carried[i], **limits, **memory, "said": FLOAT, "row": INT, "table": FLOAT}
+        return {**self.about.carried[i], **memory, "state": FLOAT, "table": FLOAT}
 
     def _seen(self, i: int, name: str) -> str:
         """The value of a field behind exit i."""
-        fresh = name in self.about.written[i] or name == "said" or name.startswith("memory")
+        fresh = name in self.about.written[i] or name == "state" or name.startswith("memory")
         return f"seen{i}.{name}" if fresh else f"carry{i}.{name}"
 
     def _outputs(self, graph: GraphProto) -> None:
         """Cut the table into what the graph gives."""
         outputs, gate, exits = self.about.outputs, self.about.certainty, self.exits
-        _constant(graph, "columns", np.array([exits * (outputs + gate), outputs, 1]))
-        _add(graph, "Split", ["table0", "columns"], ["said", "logits", "layer"], axis=1)
+        _constant(graph, "columns", np.array([exits, exits * (outputs + gate), outputs, 1]))
+        _add(graph, "Split", ["table0", "columns"], ["brought", "said", "logits", "layer"], axis=1)
         _add(graph, "Squeeze", ["layer", "axis1"], ["layer_number"])
         _add(graph, "Cast", ["layer_number"], ["exit_layer"], to=INT)
         _constant(graph, "by_exit", np.array([0, exits, outputs + gate]))
