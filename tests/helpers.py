@@ -1,16 +1,20 @@
 """What the tests share: random traces, a model that reads a trace back, every policy wherever it has a meaning."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from offramp.errors import NotApplicable
+from offramp.model import MultiExitModel
 from offramp.policies.base import Policy, scores
 from offramp.registry import POLICIES, load_policy
-from offramp.values import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, Answers, Carry, ExitOutput, Trace
+from offramp.token_exit import TokenExit
+from offramp.tracing import record
+from offramp.values import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, Answers, Carry, ExitOutput, Trace
+from tiny import IMAGES, TEXTS, VOCABULARY, rows_for, tiny_model
 
 
 class Recorded:
@@ -104,3 +108,87 @@ def assert_same(got: Answers, wanted: Answers, rows: Sequence[int] | Tensor | sl
     assert torch.equal(got.exit_layers, wanted.exit_layers[rows])
     torch.testing.assert_close(got.logits, wanted.logits[rows], rtol=0, atol=1e-6, equal_nan=True)
     assert torch.equal(got.failed, wanted.failed[rows])
+
+
+# What the contract tests of the engines share: models with rows and their trace, and thresholds clear of noise.
+
+ROWS = 66
+NOISE = 1e-5
+OUTPUTS = {SINGLE_LABEL: 3, MULTI_LABEL: 3, REGRESSION: 1}
+POISON = VOCABULARY - 1  # no row has it by itself
+LEAVING = TokenExit(keep_ratio={1: 0.6, 3: 0.5})
+
+Rows = list[dict[str, Any]]
+
+# every row of the table, and those with parameters that change the answer or what is remembered
+CHOICES: dict[str, dict[str, Any]] = {
+    **{name: {"name": name} for name in sorted(POLICIES)},
+    "divergence, js in a row": {"name": "divergence", "divergence": "js", "patience": 2, "window": "consecutive"},
+    "entropy, all": {"name": "entropy", "ensemble": "all"},
+    "patience, run": {"name": "patience", "ensemble": "run"},
+    "pcee, run": {"name": "pcee", "ensemble": "run"},
+    "stability, run": {"name": "stability", "ensemble": "run"},
+}
+
+
+def applies(name: str, problem: str) -> bool:
+    trace = Trace(torch.zeros(3, 2, OUTPUTS[problem]), problem_type=problem)
+    try:
+        scores(load_policy(CHOICES[name]), trace)
+    except NotApplicable:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Case:
+    model: MultiExitModel
+    rows: Rows
+    trace: Trace
+
+
+def build(family: str, problem: str, device: str = "cpu", **exits: Any) -> Case:
+    exits = {"pooling": "mean"} | exits
+    model = tiny_model(family, OUTPUTS[problem], problem_type=problem, **exits).to(device)
+    for branch in model.bypasses:  # shut at the start
+        torch.nn.init.normal_(branch.up.weight)
+    rows = rows_for(model, ROWS)
+    return Case(model, rows, record(model, rows, batch_size=16))
+
+
+def midpoint_near(score: Tensor, quantile: float) -> float:
+    """Midway between the two neighbouring scores around a quantile of (L-1, N) scores."""
+    seen = score[score.isfinite()].double().unique()
+    if len(seen) == 1:
+        return seen.item() + 0.5
+    below = min(int(quantile * (len(seen) - 1)), len(seen) - 2)
+    return ((seen[below] + seen[below + 1]) / 2).item()
+
+
+def clear_of_noise(case: Case, policy: Policy, thresholds: Sequence[float]) -> Tensor:
+    """(N,) whose scores are not near the thresholds, and whose answers are not near a tie."""
+    score = scores(policy, case.trace)[:-1].double()
+    near = ((score - torch.tensor(thresholds, dtype=torch.float64)[:, None]).abs() < NOISE).any(dim=0)
+    if case.trace.problem_type == REGRESSION:
+        return ~near
+    if case.trace.problem_type == MULTI_LABEL:
+        return ~near & (case.trace.logits.abs() > NOISE).all(dim=-1).all(dim=0)
+    best = case.trace.logits.topk(2, dim=-1).values  # (L, N, 2)
+    return ~near & (best[..., 0] - best[..., 1] > NOISE).all(dim=0)
+
+
+def poisoned(family: str, problem: str, token_exit: TokenExit | None) -> tuple[Case, Tensor]:
+    """A case in which rows 3, 20 and 41 turn to NaN at the embedding; (N,) True for those."""
+    model = tiny_model(family, OUTPUTS[problem], pooling="mean", token_exit=token_exit)
+    rows = rows_for(model, ROWS)
+    for number in (3, 20, 41):
+        if family in IMAGES:
+            rows[number]["pixel_values"][0, 0, 0] = torch.nan
+        else:
+            rows[number]["input_ids"][0] = POISON
+    with torch.no_grad():
+        if family in TEXTS:
+            model.backbone.get_input_embeddings().weight[POISON] = torch.nan
+    sick = torch.zeros(ROWS, dtype=torch.bool)
+    sick[[3, 20, 41]] = True
+    return Case(model, rows, record(model, rows, batch_size=16)), sick

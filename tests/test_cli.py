@@ -9,8 +9,11 @@ import torch
 from click.testing import CliRunner, Result
 from transformers import AutoModelForSequenceClassification, BertModel
 
+from exported import copied
 from offramp.cli import HEADS as CLI_HEADS
 from offramp.cli import main
+from offramp.engine.about import weights_digest
+from offramp.engine.runner import Graph
 from offramp.heads import HEADS
 from offramp.model import MultiExitModel
 from offramp.policies.divergence import Divergence
@@ -18,7 +21,7 @@ from offramp.predictor import Predictor
 from offramp.values import POINTS_FILE, Trace
 from tiny import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, tiny_tokenizer
 
-COMMANDS = ("calibrate", "demo", "evaluate", "info", "predict", "record", "train")
+COMMANDS = ("calibrate", "demo", "evaluate", "export", "info", "predict", "record", "train")
 
 
 def offramp(*arguments: Any, given: str | None = None) -> Result:
@@ -322,3 +325,147 @@ def test_predict_with_a_bad_line_keeps_what_was_answered_under_another_name(plac
     assert "broken.jsonl, line 1025" in result.stderr
     assert not (place / "out.jsonl").exists()
     assert len((place / "out.jsonl.unfinished").read_text().splitlines()) == 1024
+
+
+# Graphs.
+
+
+@pytest.fixture
+def folder(exported: Path, tmp_path: Path) -> Path:
+    """A model's folder with both of its graphs."""
+    return copied(exported, tmp_path / "model")
+
+
+def bare(folder: Path) -> Path:
+    """The same folder without them."""
+    for file in folder.glob("*.onnx"):
+        file.unlink()
+    return folder
+
+
+def classes(path: Path, count: int = 40) -> Path:
+    rows = [{"text": text, "label": ("bad", "fine", "good")[len(text) % 3]} for text in texts(count, seed=8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_export_writes_a_file_and_says_what_was_found(folder: Path) -> None:
+    result = offramp("export", bare(folder))
+    assert result.exit_code == 0, result.output
+    first, second, third = result.stdout.splitlines()
+    size = (folder / "model.onnx").stat().st_size / 1e6
+    assert first.startswith(f"{folder / 'model.onnx'}: {size:.1f} MB in ")
+    assert second.startswith(
+        "runs entropy; holds entropy, certainty, divergence (divergence ce, patience 1, window all)"
+    )
+    assert "rows at full depth against torch: 100.00% of the answers the same, logits at most" in third
+    assert Graph.load(folder / "model.onnx").about.precision == "float32"
+    assert not (folder / "model.int8.onnx").exists()
+
+
+def test_export_in_8_bits_with_data_tells_the_scores(folder: Path, tmp_path: Path) -> None:
+    result = offramp("export", bare(folder), "--int8", "--data", classes(tmp_path / "data.jsonl"))
+    assert result.exit_code == 0, result.output
+    *_, third, last = result.stdout.splitlines()
+    assert third.startswith("40 rows at full depth against torch: ")
+    assert last.startswith("accuracy 0.")
+    assert ", torch 0." in last
+    assert Graph.load(folder / "model.int8.onnx").about.precision == "int8"
+    assert not (folder / "model.onnx").exists()
+
+
+def test_export_tells_machines_the_same(folder: Path, tmp_path: Path) -> None:
+    result = offramp("export", bare(folder), "--data", classes(tmp_path / "data.jsonl"), "--policy", "margin", "--json")
+    told = json.loads(result.stdout)
+    assert told["path"] == str(folder / "model.onnx")
+    assert (told["engine"], told["policy"]) == ("onnx-float32", {"name": "margin"})
+    assert (told["rows"], told["agreement"], told["metric"]) == (40, 1.0, "accuracy")
+    assert told["score"] == told["torch_score"]
+    assert told["difference"] < 1e-4
+    assert told["bytes"] == (folder / "model.onnx").stat().st_size
+    assert {"name": "entropy"} in told["policies"]
+
+
+def test_another_policy_of_a_file_that_is_there_is_no_export(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.exporting.export", None)
+    path, other = folder / "model.onnx", (folder / "model.int8.onnx").read_bytes()
+    result = offramp("export", folder, "--policy", "pcee", "--patience", 2)
+    assert result.stdout == f"{path} runs pcee (measure entropy, patience 2) now\n"
+    assert Graph.load(path).about.policy == {"name": "pcee", "measure": "entropy", "patience": 2}
+    assert (folder / "model.int8.onnx").read_bytes() == other
+    result = offramp("export", folder, "--policy", "patience", "--int8", "--json")
+    assert json.loads(result.stdout) == {"path": str(folder / "model.int8.onnx"), "policy": {"name": "patience"}}
+    assert Graph.load(folder / "model.int8.onnx").about.policy == {"name": "patience"}
+
+
+def test_a_policy_that_the_file_does_not_hold_is_exported(folder: Path) -> None:
+    result = offramp("export", folder, "--policy", "pcee", "--patience", 3)
+    assert result.exit_code == 0, result.output
+    assert "runs pcee (measure entropy, patience 3); holds" in result.stdout
+    assert Graph.load(folder / "model.onnx").about.policy["patience"] == 3
+
+
+def test_other_weights_are_exported_anew(folder: Path) -> None:
+    tiny_model(id2label={0: "bad", 1: "fine", 2: "good"}, exit_layers=[4], pooling="mean", seed=5).save_pretrained(
+        folder
+    )
+    before = Graph.load(folder / "model.onnx").about
+    (folder / POINTS_FILE).unlink()
+    assert offramp("export", folder, "--policy", "margin").exit_code == 0
+    after = Graph.load(folder / "model.onnx").about
+    assert (before.layers, after.layers) == ((1, 2, 3, 4), (4,))
+    assert after.model == weights_digest(folder)
+
+
+def test_export_refuses_what_makes_no_sense(folder: Path) -> None:
+    assert offramp("export", folder, "--patience", 2).exit_code == 2
+    assert offramp("export", folder, "--policy", "nobody").exit_code == 2
+    result = offramp("export", folder, "--policy", "stability")
+    assert (result.exit_code, len(result.stderr.strip().splitlines())) == (1, 1)
+    result = offramp("export", folder, "--policy", "entropy", "--patience", 2)
+    assert result.exit_code == 1
+    assert "'entropy' has no parameter 'patience'" in result.stderr
+    assert Graph.load(folder / "model.onnx").about.policy == {"name": "entropy"}
+
+
+@pytest.mark.parametrize("absent", ["onnx", "onnxruntime", "onnxscript"])
+def test_without_its_packages_export_says_how_to_get_them(
+    absent: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.cli.find_spec", lambda name: None if name == absent else name)
+    result = offramp("export", folder)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: export needs {absent}: pip install 'offramp[onnx]'\n"
+
+
+def test_predict_answers_with_the_engine_that_is_asked_for(folder: Path) -> None:
+    given = "\n".join(texts(30, seed=5)) + "\n"
+    told = {
+        engine: offramp("predict", folder, "--engine", engine, given=given).stdout.splitlines()
+        for engine in ("torch", "onnx", "onnx-int8", "auto")
+    }
+    assert told["auto"] == told["onnx"] != told["onnx-int8"]
+    for lines in zip(told["onnx"], told["torch"], strict=True):
+        one, other = map(json.loads, lines)
+        assert (one["label"], one["exit_layer"]) == (other["label"], other["exit_layer"])
+
+
+def test_predict_with_a_graph_that_is_missing_is_one_line(folder: Path) -> None:
+    result = offramp("predict", bare(folder), "--engine", "onnx-int8", given="the cat\n")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {folder}: no model.int8.onnx; `offramp export {folder} --int8` makes it\n"
+    assert result.stdout == ""
+
+
+def test_record_calibrate_and_evaluate_take_an_engine(folder: Path, tmp_path: Path) -> None:
+    data = ("--data", classes(tmp_path / "data.jsonl"))
+    for engine, name in (("torch", "torch-float32"), ("onnx", "onnx-float32"), ("onnx-int8", "onnx-int8")):
+        trace = tmp_path / f"{engine}.safetensors"
+        assert offramp("record", folder, *data, "-o", trace, "--engine", engine).exit_code == 0
+        assert Trace.load(trace).about == {"engine": name, "data": "data.jsonl"}
+        result = offramp("calibrate", folder, *data, "--agreement", 0.9, "--engine", engine, "--policy", "entropy")
+        assert result.exit_code == 0, result.output
+        assert json.loads((folder / POINTS_FILE).read_text())["default"]["measured"]["about"]["engine"] == name
+        scores = json.loads(offramp("evaluate", folder, *data, "--engine", engine, "--json").stdout)
+        assert scores == json.loads(offramp("evaluate", folder, "--trace", trace, "--json").stdout)
+    assert Predictor.load(folder).engine.name == "onnx-int8"  # what the point was measured with

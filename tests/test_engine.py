@@ -2,30 +2,41 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from helpers import (
+    CHOICES,
+    LEAVING,
+    OUTPUTS,
+    ROWS,
+    Case,
+    Rows,
+    applies,
+    build,
+    clear_of_noise,
+    midpoint_near,
+    poisoned,
+)
 from offramp.bypass import Bypass
 from offramp.engine.loop import run
-from offramp.errors import InvalidInput, NotApplicable
+from offramp.errors import InvalidInput
 from offramp.model import MultiExitModel
 from offramp.policies.base import Policy, replay, scores, unroll
 from offramp.policies.confidence import MaxProb
-from offramp.registry import POLICIES, load_policy
+from offramp.registry import load_policy
 from offramp.token_exit import TokenExit
 from offramp.tracing import record
-from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Answers, Carry, ExitOutput, Trace
+from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Answers, Carry, ExitOutput
 from tiny import (
     ABSOLUTE,
     FAMILIES,
-    IMAGES,
     LAYERS,
     TEXTS,
-    VOCABULARY,
     WIDTH,
     encoder_config,
     padded,
@@ -34,34 +45,8 @@ from tiny import (
     token_rows,
 )
 
-ROWS, ALONE = 66, 6
-QUANTILES = (0.3, 0.75)
-NOISE, TOLERANCE = 1e-5, 1e-4
-OUTPUTS = {SINGLE_LABEL: 3, MULTI_LABEL: 3, REGRESSION: 1}
-POISON = VOCABULARY - 1  # no row has it by itself
-
-Rows = list[dict[str, Any]]
-
-
-# every row of the table, and those with parameters that change the answer or what is remembered
-CHOICES: dict[str, dict[str, Any]] = {
-    **{name: {"name": name} for name in sorted(POLICIES)},
-    "divergence, js in a row": {"name": "divergence", "divergence": "js", "patience": 2, "window": "consecutive"},
-    "entropy, all": {"name": "entropy", "ensemble": "all"},
-    "patience, run": {"name": "patience", "ensemble": "run"},
-    "pcee, run": {"name": "pcee", "ensemble": "run"},
-    "stability, run": {"name": "stability", "ensemble": "run"},
-}
-
-
-def applies(name: str, problem: str) -> bool:
-    trace = Trace(torch.zeros(3, 2, OUTPUTS[problem]), problem_type=problem)
-    try:
-        scores(load_policy(CHOICES[name]), trace)
-    except NotApplicable:
-        return False
-    return True
-
+ALONE, QUANTILES = 6, (0.3, 0.75)
+TOLERANCE = 1e-4
 
 POLICY_CASES = [(name, problem) for problem in OUTPUTS for name in CHOICES if applies(name, problem)]
 
@@ -74,47 +59,10 @@ ALL_CASES = [
 ]
 
 
-@dataclass(frozen=True)
-class Case:
-    model: MultiExitModel
-    rows: Rows
-    trace: Trace
-
-
-def build(family: str, problem: str, device: str = "cpu", **exits: Any) -> Case:
-    exits = {"pooling": "mean"} | exits
-    model = tiny_model(family, OUTPUTS[problem], problem_type=problem, **exits).to(device)
-    for branch in model.bypasses:  # shut at the start
-        torch.nn.init.normal_(branch.up.weight)
-    rows = rows_for(model, ROWS)
-    return Case(model, rows, record(model, rows, batch_size=16))
-
-
 @pytest.fixture(scope="module")
 def cases() -> dict[tuple[str, str], Case]:
     pairs = {(family, problem) for _, problem, family in ALL_CASES}
     return {pair: build(*pair) for pair in sorted(pairs)}
-
-
-def midpoint_near(score: Tensor, quantile: float) -> float:
-    """Midway between the two neighbouring scores around a quantile of (L-1, N) scores."""
-    seen = score[score.isfinite()].double().unique()
-    if len(seen) == 1:
-        return seen.item() + 0.5
-    below = min(int(quantile * (len(seen) - 1)), len(seen) - 2)
-    return ((seen[below] + seen[below + 1]) / 2).item()
-
-
-def clear_of_noise(case: Case, policy: Policy, thresholds: Sequence[float]) -> Tensor:
-    """(N,) whose scores are not near the thresholds, and whose answers are not near a tie."""
-    score = scores(policy, case.trace)[:-1].double()
-    near = ((score - torch.tensor(thresholds, dtype=torch.float64)[:, None]).abs() < NOISE).any(dim=0)
-    if case.trace.problem_type == REGRESSION:
-        return ~near
-    if case.trace.problem_type == MULTI_LABEL:
-        return ~near & (case.trace.logits.abs() > NOISE).all(dim=-1).all(dim=0)
-    best = case.trace.logits.topk(2, dim=-1).values  # (L, N, 2)
-    return ~near & (best[..., 0] - best[..., 1] > NOISE).all(dim=0)
 
 
 @torch.no_grad()
@@ -236,9 +184,6 @@ def test_with_fewer_exits_than_layers_the_contract_holds_in_layer_numbers(family
     assert set(replay(case.trace, policy, [threshold] * 2).exit_layers.tolist()) <= {1, 3, 4}
 
 
-LEAVING = TokenExit(keep_ratio={1: 0.6, 3: 0.5})
-
-
 @pytest.mark.parametrize("name", ["entropy", "patience", "fixed"])
 @pytest.mark.parametrize("family", ABSOLUTE)
 def test_the_contract_holds_where_tokens_leave_too(family: str, name: str) -> None:
@@ -303,23 +248,6 @@ def test_never_gives_the_full_models_logits(
         full = case.model(**batch).logits
     assert torch.equal(answers.logits, full)
     assert answers.exit_layers.tolist() == [LAYERS] * ROWS
-
-
-def poisoned(family: str, problem: str, token_exit: TokenExit | None) -> tuple[Case, Tensor]:
-    """A case in which rows 3, 20 and 41 turn to NaN at the embedding; (N,) True for those."""
-    model = tiny_model(family, OUTPUTS[problem], pooling="mean", token_exit=token_exit)
-    rows = rows_for(model, ROWS)
-    for number in (3, 20, 41):
-        if family in IMAGES:
-            rows[number]["pixel_values"][0, 0, 0] = torch.nan
-        else:
-            rows[number]["input_ids"][0] = POISON
-    with torch.no_grad():
-        if family in TEXTS:
-            model.backbone.get_input_embeddings().weight[POISON] = torch.nan
-    sick = torch.zeros(ROWS, dtype=torch.bool)
-    sick[[3, 20, 41]] = True
-    return Case(model, rows, record(model, rows, batch_size=16)), sick
 
 
 @pytest.mark.parametrize(

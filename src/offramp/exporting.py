@@ -116,6 +116,7 @@ def export(
     points = load_points(folder)
     _refuse(model)
     rule = _policy(model, points, policy)
+    _refuse_policy(model, rule)
     rows = _rows(folder, model, dataset, columns, split)
     path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
     parts = export_parts(model, weights_digest(folder), *(("int8", to_int8) if int8 else ()))
@@ -229,6 +230,12 @@ def _policy(
     if policy is None and "default" in points:
         return load_policy(points["default"].policy)
     return load_policy(policy or usual_policy(model.config.problem_type))
+
+
+def _refuse_policy(model: MultiExitModel, rule: Policy) -> None:
+    """Raise NotApplicable where a policy does not fit, before the blocks are exported; its steps are kept."""
+    key, config = policy_key(policy_data(rule)), model.config
+    export_steps(key, tuple(model.layers), config.num_labels, config.problem_type, model.gate is not None)
 
 
 def _rows(
