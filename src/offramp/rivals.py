@@ -51,10 +51,16 @@ def full_depth(model: MultiExitModel, folder: Path, trial: Inputs) -> list[Rival
     if any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")):
         log.info("without ONNX Runtime, the strongest rival on a CPU: pip install 'offramp[onnx]'")
         return rivals
-    for engine, path in plain_exports(model, folder).items():
-        for fused, told in ((False, ""), (True, ", norms fused")):
-            rivals.append(Rival(engine, f"plain {engine}{told}", session(path, fused)))
-    return rivals
+    return [*rivals, *exported(model, folder)]
+
+
+def exported(model: MultiExitModel, folder: Path) -> list[Rival]:
+    """The rivals in ONNX Runtime: float32 and int8, each with and without the fusion."""
+    return [
+        Rival(engine, f"plain {engine}{told}", session(path, fused))
+        for engine, path in plain_exports(model, folder).items()
+        for fused, told in ((False, ""), (True, ", norms fused"))
+    ]
 
 
 def plain_exports(model: MultiExitModel, folder: Path) -> dict[str, Path]:

@@ -41,7 +41,8 @@ def verdict(told: Contest) -> str:
     early = [each for each in told.results if each.early]
     if not early:
         return "There is no operating point that these engines can run: `offramp calibrate` makes one."
-    top = max(early, key=lambda each: each.against_best.median)
+    lost = [each for each in early if each.against_best.low <= 1]
+    top = max([each for each in early if each not in lost] or early, key=lambda each: each.against_best.median)
     rival = min(
         (each for each in told.results if each.rival and each.batch_size == top.batch_size),
         key=lambda each: -each.per_second,
@@ -53,7 +54,6 @@ def verdict(told: Contest) -> str:
         if top.score is None or rival.score is None
         else f", at {told.metric} {top.score:.4f} against {rival.score:.4f}"
     )
-    lost = [each for each in early if each.against_best.low <= 1]
     if top in lost:
         return f"Early exit does not pay here: at its best, {where}, it is {speed}{kept}."
     rest = f"it does not pay with {_places(lost, early)}" if lost else "it pays in all settings measured"
