@@ -14,7 +14,7 @@ import torch
 
 def provenance() -> dict[str, object]:
     """Command, date, versions and machine of this run."""
-    packages = ("torch", "transformers", "numpy", "scikit-learn")
+    packages = ("torch", "transformers", "numpy", "scikit-learn", "onnxruntime")
     return {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),

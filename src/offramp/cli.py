@@ -423,6 +423,54 @@ def export(
 
 @main.command()
 @click.argument("folder", type=FOLDER)
+@click.option("--data", required=True, metavar="FILE", help="Texts; labels, where there are some, are scored.")
+@click.option("--split", default="test", show_default=True, help="Of a named data set.")
+@click.option("--batch-size", "sizes", default="1,8,32", show_default=True, metavar="1,8,32")
+@click.option("--engines", metavar=",".join(ENGINES), help="[default: torch, and the graphs that are there]")
+@click.option("--rows", type=click.IntRange(min=1), default=512, show_default=True, help="So many texts at most.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="All texts, so many times.")
+@column_options
+@json_option
+def bench(
+    folder: Path,
+    data: str,
+    split: str,
+    sizes: str,
+    engines: str | None,
+    rows: int,
+    rounds: int,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Time the saved operating points against the plain model, without exits, in every runtime there is.
+
+    It ends with whether early exit pays here. The machine should do nothing else meanwhile.
+
+    \b
+    offramp bench model --data test.csv
+    offramp bench model --data test.csv --batch-size 1,32 --engines onnx-int8
+    """
+    try:
+        batch_sizes = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        batch_sizes = [0]
+    if min(batch_sizes) < 1:
+        raise click.UsageError(f"--batch-size takes numbers of rows such as 1,8,32; got {sizes!r}")
+    _quiet()
+    from offramp.contest import time_folder
+    from offramp.engines import check_name
+    from offramp.verdict import contest_text, verdict
+
+    names = engines.split(",") if engines else None
+    for name in names or ():
+        check_name(name)
+    columns = _columns(given)
+    told = time_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, columns=columns, split=split)
+    click.echo(json.dumps({**asdict(told), "verdict": verdict(told)}) if as_json else contest_text(told))
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
 @json_option
 def info(folder: Path, as_json: bool) -> None:
     """Say what a model is, and where it can leave.

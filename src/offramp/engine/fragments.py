@@ -130,6 +130,26 @@ def export_parts(
     )
 
 
+@torch.no_grad()
+def export_whole(
+    model: MultiExitModel, function: Callable[[MultiExitModel, Mapping[str, Tensor]], Tensor]
+) -> ModelProto:
+    """A function of a model and its inputs as one graph, such as the model without its exits.
+
+    Args:
+        model: in eval mode, on the CPU, in float32.
+        function: of the model and what it reads, (B, T) each.
+    """
+    examples = [_example(model, *size) for size in SIZES]
+    inputs = {name: (examples[0][name], examples[1][name]) for name in examples[0]}
+
+    def call(model: MultiExitModel, *values: Tensor) -> tuple[Tensor, ...]:
+        return (function(model, dict(zip(inputs, values, strict=True))),)
+
+    with _plain_attention(model), _quiet():
+        return _export(model, call, inputs, ["logits"])
+
+
 def _level(
     model: MultiExitModel,
     exit: int,

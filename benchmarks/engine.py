@@ -1,0 +1,342 @@
+"""The graph that leaves early against the plain model and against loops in torch, on the clock.
+
+    python benchmarks/engine.py --data ../shared/data/sst2
+    python benchmarks/engine.py --only base-32
+
+Needs the model that `sst2.py` trains (`--model`). Exports lie under `runs/engine` and are made once; so does each piece
+of the results, and a run goes on where it was stopped. Writes `benchmarks/results/engine.json` and `engine.md` of the
+pieces that are there. `--only` takes the beginning of a piece's name, and measures it anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, set_seed
+
+from engine_report import page
+from machine import provenance
+from offramp.batches import collate, encode, length_sorted
+from offramp.bench import Ratio, Run, Times, median, turns
+from offramp.contest import compare
+from offramp.data import Columns, read_examples
+from offramp.engine.about import GRAPHS
+from offramp.engines import load_engine
+from offramp.exporting import export
+from offramp.loading import load_tokenizer
+from offramp.model import MultiExitModel, load_model
+from offramp.policies.base import scores
+from offramp.registry import load_policy, policy_data
+from offramp.rivals import exported, full_depth, plain_exports
+from offramp.thresholds import calibrate
+from offramp.tracing import record
+from offramp.values import Answers, OperatingPoint, Target, Trace
+
+NAMES, COLUMNS, MAX_LENGTH = ("negative", "positive"), Columns(text="sentence1", label="label"), 128
+POLICY = load_policy("margin")
+TARGETS = {
+    "lose at most 1 %": Target(max_drop=0.01),
+    "25 % saved": Target(speedup=4 / 3),
+    "50 % saved": Target(speedup=2),
+    "75 % saved": Target(speedup=4),
+}
+SAVINGS = {"25 % saved": 0.25, "50 % saved": 0.5, "75 % saved": 0.75}
+HALF = "50 % saved"
+SIZES, LENGTHS = (1, 8, 32), (32, 128)
+ROWS = {1: 48, 8: 96, 32: 192}
+"""By batch size, of a BERT-base."""
+STARTS, SWITCHES = 7, 5
+RESULTS = Path(__file__).parent / "results"
+Rows = list[dict[str, Any]]
+
+
+def sst2(source: Path, runs: Path) -> Path:
+    """The model that `sst2.py` trained, exported."""
+    folder = runs / "sst2"
+    if not folder.exists():
+        shutil.copytree(source, folder)
+    return with_graphs(folder, None)
+
+
+def base(runs: Path) -> Path:
+    """A BERT-base with random weights and twelve exits, exported."""
+    folder = runs / "base"
+    if not (folder / "model.safetensors").exists():
+        set_seed(0)
+        MultiExitModel.from_backbone(BertConfig(), 2, pooling="mean").save_pretrained(folder)
+    return with_graphs(folder, random_rows(64, 32))
+
+
+def with_graphs(folder: Path, checked_on: Rows | None) -> Path:
+    """The folder, with all exports, ours and the plain model's."""
+    for engine, file in GRAPHS.items():
+        if not (folder / file).exists():
+            export(folder, POLICY, int8=engine == "onnx-int8", dataset=checked_on)
+    plain_exports(load_model(folder), folder)
+    return folder
+
+
+def random_rows(count: int, tokens: int) -> Rows:
+    """Random tokens, all rows of one length."""
+    ids = torch.randint(1000, 20000, (count, tokens), generator=torch.Generator().manual_seed(tokens)).tolist()
+    return [{"input_ids": row, "attention_mask": [1] * tokens, "token_type_ids": [0] * tokens} for row in ids]
+
+
+@cache
+def halves(folder: Path, sentences: Path) -> tuple[Tensor, Tensor]:
+    """Numbers of the sentences that points are chosen on, and of those reported."""
+    count = len(read_examples(str(sentences), COLUMNS, split="validation", label_names=NAMES))
+    chosen, reported = torch.randperm(count, generator=torch.Generator().manual_seed(0)).chunk(2)
+    return chosen, reported
+
+
+def sst2_points(folder: Path, sentences: Path, engine: str) -> dict[str, OperatingPoint]:
+    """Chosen on one half, of a trace of the same engine."""
+    trace = record(folder, sentences, engine, columns=COLUMNS).take(halves(folder, sentences)[0])
+    return {name: calibrate(trace, POLICY, target) for name, target in TARGETS.items()}
+
+
+def sst2_rows(folder: Path, sentences: Path) -> tuple[Rows, Tensor]:
+    """The other half, as tokens, with labels."""
+    examples = read_examples(str(sentences), COLUMNS, split="validation", label_names=NAMES)
+    tokens = encode(load_tokenizer(folder), examples.texts, MAX_LENGTH)
+    reported = halves(folder, sentences)[1].tolist()
+    return [dict(tokens[number]) for number in reported], torch.tensor(examples.labels)[reported]
+
+
+def sst2_piece(folder: Path, sentences: Path, size: int, rounds: int) -> dict[str, Any]:
+    """Real texts: every target, both graphs, all rivals."""
+    engines = {engine: load_engine(folder, engine) for engine in GRAPHS}
+    points = {engine: sst2_points(folder, sentences, engine) for engine in GRAPHS}
+    rows, labels = sst2_rows(folder, sentences)
+    model = load_model(folder)
+    rivals = full_depth(model, folder, collate(rows[:2], model.config.pad_token_id))
+    found = compare(engines, points, rivals, rows, labels, size, rounds)
+    return {"rows": len(rows), "results": [asdict(each) for each in found]}
+
+
+def base_piece(folder: Path, tokens: int, size: int, rounds: int) -> dict[str, Any]:
+    """Random weights and tokens: exits at chosen depths, both graphs, the plain exports."""
+    engines = {engine: load_engine(folder, engine) for engine in GRAPHS}
+    rows = random_rows(ROWS[size], tokens)
+    points = {}
+    for name, engine in engines.items():
+        trace = record(engine, rows, batch_size=size)
+        points[name] = {told: spread(trace, saving) for told, saving in SAVINGS.items()}
+    found = compare(engines, points, exported(load_model(folder), folder), rows, None, size, rounds)
+    return {"rows": len(rows), "results": [asdict(each) for each in found]}
+
+
+def spread(trace: Trace, saving: float) -> OperatingPoint:
+    """One threshold an exit, such that a share of the layers is saved and all exits are used.
+
+    The share that leaves at layer k falls or rises by the same factor from layer to layer: of all ways to reach a mean
+    the one with the largest entropy.
+    """
+    score, count = scores(POLICY, trace), len(trace)  # (L, N)
+    leaving = (
+        (shares(trace.depth, (1 - saving) * trace.depth).cumsum(dim=0) * count)
+        .round()
+        .long()
+        .diff(prepend=torch.zeros(1, dtype=torch.int64))
+    )  # (L,) rows
+    here, thresholds = torch.arange(count), []
+    for exit in range(trace.depth - 1):
+        ranked, order = score[exit, here].sort(descending=True)
+        padded = torch.cat((torch.tensor([math.inf]), ranked, torch.tensor([-math.inf])))
+        gone = int(leaving[exit])
+        thresholds.append(((padded[gone] + padded[gone + 1]) / 2).item())
+        here = here[order[gone:]]
+    return OperatingPoint(policy_data(POLICY), tuple(thresholds))
+
+
+def shares(depth: int, mean: float) -> Tensor:
+    """Probabilities (L,) of layers 1..L in a geometric row with that mean."""
+    layers = torch.arange(1, depth + 1, dtype=torch.float64)
+    low, high = -5.0, 5.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        row = (layers * middle).softmax(dim=0)
+        low, high = (middle, high) if (row * layers).sum() < mean else (low, middle)
+    return row
+
+
+@torch.no_grad()
+def papers_loop(model: MultiExitModel, point: OperatingPoint, inputs: dict[str, Tensor]) -> Answers:
+    """One text at a time, one `if` a layer, as the papers' code has it."""
+    encoder, mask = model.backbone, inputs["attention_mask"]
+    hidden = encoder.embeddings(inputs["input_ids"], inputs.get("token_type_ids"))
+    hide = (1.0 - mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+    for number, layer in enumerate(encoder.encoder.layer):
+        hidden = layer(hidden, hide)
+        logits = model.heads(number, hidden, mask)
+        first, second = logits.softmax(dim=-1).topk(2).values[0]
+        if number == len(point.thresholds) or first - second >= point.thresholds[number]:
+            break
+    return Answers(logits, torch.tensor([number + 1]), torch.zeros(1, dtype=torch.bool))
+
+
+def loops_piece(folder: Path, rows: Rows, points: Mapping[str, OperatingPoint], rounds: int) -> dict[str, Any]:
+    """The same weights and the same exits: the papers' loop, ours in torch, the graphs."""
+    model = load_model(folder)
+    runs: dict[str, Run] = {"loop in torch": partial(load_engine(folder, "torch").answer, point=points["onnx"])}
+    for engine in GRAPHS:
+        runs[f"graph, {engine}"] = partial(load_engine(folder, engine).answer, point=points[engine])
+    told: dict[str, Any] = {}
+    for size in (1, 32):
+        batches = [
+            collate([rows[number] for number in numbers], model.config.pad_token_id)
+            for numbers in length_sorted(rows, size)
+        ]
+        alone: dict[str, Run] = {"one `if` a layer": partial(papers_loop, model, points["onnx"])} if size == 1 else {}
+        times, said = turns({**alone, **runs}, batches, rounds)
+        slowest = next(iter(times.values()))
+        told[str(size)] = {name: loop_row(slowest, each, said[name]) for name, each in times.items()}
+    return {"rows": len(rows), "sizes": told}
+
+
+def loop_row(slowest: Times, times: Times, said: Sequence[Any]) -> dict[str, Any]:
+    """Of one way to run: the mean exit, milliseconds a text, how many times as fast as the first one."""
+    exits = torch.cat([each.exit_layers for each in said])
+    ms = 1000 / times.per_second
+    return {"mean_exit": exits.double().mean().item(), "ms": ms, "faster": asdict(Ratio.of(slowest, times))}
+
+
+def start(kind: str, file: Path) -> tuple[float, float]:
+    """Seconds from nothing to the first answer of a fresh process, and the MiB that it holds then."""
+    command = [sys.executable, str(Path(__file__).parent / "alone.py"), kind, str(file)]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        seconds = time.perf_counter() - began
+        return seconds, float(process.stdout.readline())
+
+
+def cold_piece(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Cold starts in turn, with file size and memory."""
+    files = {
+        (model, engine, kind): folder / f"{'plain-' if kind == 'plain' else ''}{file}"
+        for model, folder in folders.items()
+        for engine, file in GRAPHS.items()
+        for kind in ("plain", "graph")
+    }
+    some = next(iter(files.values()))
+    found: dict[Any, list[tuple[float, float]]] = {key: [] for key in [*files, None]}
+    for number in range(STARTS + 1):
+        for key in found:
+            seen = start("nothing", some) if key is None else start(key[2], files[key])
+            if number:
+                found[key].append(seen)
+    told = []
+    for (model, engine, kind), file in files.items():
+        told.append({"model": model, "engine": engine, "kind": kind, "mb": file.stat().st_size / 1e6})
+        told[-1] |= seconds_and_memory(found[model, engine, kind])
+    return {"starts": STARTS, "nothing": seconds_and_memory(found[None]), "files": told}
+
+
+def seconds_and_memory(seen: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Medians, and the range of the seconds."""
+    seconds = [each for each, _ in seen]
+    return {
+        "seconds": median(seconds),
+        "low": min(seconds),
+        "high": max(seconds),
+        "mib": median([memory for _, memory in seen]),
+    }
+
+
+def switch_piece(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Another policy for an exported file, from the command line."""
+    told: dict[str, Any] = {}
+    for model, folder in folders.items():
+        for engine in GRAPHS:
+            seconds = []
+            for number in range(SWITCHES + 1):
+                for policy in ("patience", POLICY):
+                    name = policy if isinstance(policy, str) else policy_data(policy)["name"]
+                    option = ["--int8"] if engine == "onnx-int8" else []
+                    command = [sys.executable, "-m", "offramp", "export", str(folder), "--policy", name, *option]
+                    began = time.perf_counter()
+                    subprocess.run(command, check=True, capture_output=True)
+                    if number:
+                        seconds.append(time.perf_counter() - began)
+            told[f"{model}, {engine}"] = {"seconds": median(seconds), "low": min(seconds), "high": max(seconds)}
+    return told
+
+
+def pieces(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What there is to measure, by name."""
+    sentences = given.data / "validation_sentences.jsonl.gz"
+
+    def both() -> dict[str, Path]:
+        return {"SST-2": sst2(given.model, given.runs), "BERT-base": base(given.runs)}
+
+    def sst2_loops() -> dict[str, Any]:
+        folder = sst2(given.model, given.runs)
+        points = {engine: sst2_points(folder, sentences, engine)[HALF] for engine in GRAPHS}
+        return loops_piece(folder, sst2_rows(folder, sentences)[0], points, given.rounds)
+
+    def base_loops() -> dict[str, Any]:
+        folder, rows = base(given.runs), random_rows(ROWS[8], 32)
+        traces = {engine: record(folder, rows, engine) for engine in GRAPHS}
+        points = {engine: spread(trace, SAVINGS[HALF]) for engine, trace in traces.items()}
+        return loops_piece(folder, rows, points, given.rounds)
+
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
+    for size in SIZES:
+        found[f"sst2-{size}"] = lambda size=size: sst2_piece(
+            sst2(given.model, given.runs), sentences, size, given.rounds
+        )
+    for tokens in LENGTHS:
+        for size in SIZES:
+            found[f"base-{tokens}-{size}"] = lambda tokens=tokens, size=size: base_piece(
+                base(given.runs), tokens, size, given.rounds
+            )
+    return found | {
+        "loops-sst2": sst2_loops,
+        "loops-base": base_loops,
+        "cold": lambda: cold_piece(both()),
+        "switch": lambda: switch_piece(both()),
+    }
+
+
+def main() -> None:
+    """Measure what is missing, write what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/sst2"))
+    parser.add_argument("--model", type=Path, default=Path("runs/sst2/mean"), help="what sst2.py trained")
+    parser.add_argument("--runs", type=Path, default=Path("runs/engine"), help="where exports and pieces go")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", metavar="PIECE", help="the beginning of a piece's name: measure that, anew")
+    given = parser.parse_args()
+    given.runs.mkdir(parents=True, exist_ok=True)
+    all_pieces = pieces(given)
+    found = {}
+    for name, measured in all_pieces.items():
+        file = given.runs / f"{name}.json"
+        if (not given.only and not file.exists()) or (given.only and name.startswith(given.only)):
+            print(name, flush=True)
+            file.write_text(json.dumps({"about": provenance(), "rounds": given.rounds, **measured()}))
+        if file.exists():
+            found[name] = json.loads(file.read_text())
+    (RESULTS / "engine.json").write_text(json.dumps(found, indent=2) + "\n")
+    (RESULTS / "engine.md").write_text(page(found))
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The full-depth rivals of early exit: the same encoder with its last head alone, in every runtime there is.
+
+Each gets what makes it fast: the exporter and the quantizer that our own graphs come from, attention as plain products,
+and ONNX Runtime with and without the fusion that is slow on some CPUs; the faster of the two is the rival.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from offramp.bench import Inputs, Run, forward, plain
+from offramp.engine.about import GRAPHS
+from offramp.model import MultiExitModel
+
+log = logging.getLogger("offramp")
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A way to the full model's answer without early exit.
+
+    Attributes:
+        engine: the one that it belongs to; the fastest rival of an engine is that engine's plain model.
+        name: unique among the rivals.
+        run: answers a batch with logits (B, C).
+    """
+
+    engine: str
+    name: str
+    run: Run
+
+
+def full_depth(model: MultiExitModel, folder: Path, trial: Inputs) -> list[Rival]:
+    """All rivals that can run here; a line tells which cannot.
+
+    Args:
+        model: in eval mode.
+        folder: where the plain exports are, or are made (see `plain_exports`).
+        trial: a batch, to see whether torch.compile works on it.
+    """
+    rivals = [Rival("torch", "plain torch", partial(on_device, plain, model)), *_compiled(model, trial)]
+    if any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")):
+        log.info("without ONNX Runtime, the strongest rival on a CPU: pip install 'offramp[onnx]'")
+        return rivals
+    return [*rivals, *exported(model, folder)]
+
+
+def exported(model: MultiExitModel, folder: Path) -> list[Rival]:
+    """The rivals in ONNX Runtime: float32 and int8, each with and without the fusion."""
+    return [
+        Rival(engine, f"plain {engine}{told}", session(path, fused))
+        for engine, path in plain_exports(model, folder).items()
+        for fused, told in ((False, ""), (True, ", norms fused"))
+    ]
+
+
+def plain_exports(model: MultiExitModel, folder: Path) -> dict[str, Path]:
+    """The plain model's files by engine, in float32 and in int8; made where they are not there yet."""
+    paths = {engine: folder / f"plain-{file}" for engine, file in GRAPHS.items()}
+    if all(path.exists() for path in paths.values()):
+        return paths
+    import onnx
+
+    from offramp.engine.fragments import export_whole
+    from offramp.engine.quantize import int8
+
+    log.info("exporting the plain model to ONNX, in float32 and int8")
+    whole = export_whole(copy.deepcopy(model).float().cpu(), forward)
+    onnx.save(whole, paths["onnx"])
+    onnx.save(int8(whole), paths["onnx-int8"])
+    return paths
+
+
+def session(path: Path, fused: bool) -> Run:
+    """A plain export in ONNX Runtime.
+
+    Args:
+        path: of the file.
+        fused: with the fusion of sums and norms that our runner switches off.
+    """
+    import onnxruntime
+
+    from offramp.engine.runner import SLOW
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    loaded = onnxruntime.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"], disabled_optimizers=[] if fused else [SLOW]
+    )
+    names = [each.name for each in loaded.get_inputs()]
+
+    def run(inputs: Inputs) -> Tensor:
+        absent = torch.zeros_like(inputs["input_ids"])  # token types, where the tokenizer gives none
+        given = {name: inputs.get(name, absent).numpy() for name in names}
+        return torch.from_numpy(loaded.run(None, given)[0])
+
+    return run
+
+
+def on_device(function: Callable[[MultiExitModel, Inputs], Tensor], model: MultiExitModel, inputs: Inputs) -> Tensor:
+    """A function of a model and a batch, on the model's device; the logits are on the CPU."""
+    logits = function(model, {name: value.to(model.device) for name, value in inputs.items()})
+    return logits.cpu()
+
+
+def _compiled(model: MultiExitModel, trial: Inputs) -> list[Rival]:
+    log.info("compiling the plain model with torch.compile")
+    run = partial(on_device, torch.no_grad()(torch.compile(forward, dynamic=True)), model)
+    try:
+        run(trial)
+    except Exception as error:  # compilers fail in many ways: there is none, or it cannot trace the encoder
+        log.info("torch.compile is not among the rivals: %s", str(error).strip().splitlines()[0])
+        return []
+    return [Rival("torch.compile", "plain torch.compile", run)]
