@@ -56,8 +56,8 @@ TARGETS = {
 SAVINGS = {"25 % saved": 0.25, "50 % saved": 0.5, "75 % saved": 0.75}
 HALF = "50 % saved"
 SIZES, LENGTHS = (1, 8, 32), (32, 128)
-ROWS = {1: 48, 8: 96, 32: 192}
-"""By batch size, of a BERT-base."""
+ROWS = {32: {1: 48, 8: 96, 32: 192}, 128: {1: 16, 8: 48, 32: 96}}
+"""Of a BERT-base, by tokens and batch size."""
 STARTS, SWITCHES = 7, 5
 RESULTS = Path(__file__).parent / "results"
 Rows = list[dict[str, Any]]
@@ -131,7 +131,7 @@ def sst2_piece(folder: Path, sentences: Path, size: int, rounds: int) -> dict[st
 def base_piece(folder: Path, tokens: int, size: int, rounds: int) -> dict[str, Any]:
     """Random weights and tokens: exits at chosen depths, both graphs, the plain exports."""
     engines = {engine: load_engine(folder, engine) for engine in GRAPHS}
-    rows = random_rows(ROWS[size], tokens)
+    rows = random_rows(ROWS[tokens][size], tokens)
     points = {}
     for name, engine in engines.items():
         trace = record(engine, rows, batch_size=size)
@@ -291,7 +291,7 @@ def pieces(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]
         return loops_piece(folder, sst2_rows(folder, sentences)[0], points, given.rounds)
 
     def base_loops() -> dict[str, Any]:
-        folder, rows = base(given.runs), random_rows(ROWS[8], 32)
+        folder, rows = base(given.runs), random_rows(ROWS[32][8], 32)
         traces = {engine: record(folder, rows, engine) for engine in GRAPHS}
         points = {engine: spread(trace, SAVINGS[HALF]) for engine, trace in traces.items()}
         return loops_piece(folder, rows, points, given.rounds)

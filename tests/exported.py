@@ -36,9 +36,9 @@ _registry = cache(ONNXRegistry.from_torchlib)
 
 @contextmanager
 def one_registry() -> Iterator[None]:
-    """The exporter makes its table of operators anew for each export, which takes as long as a step does; once will do."""
+    """The exporter makes its table of operators anew each time, which takes as long as a step does; once will do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", _registry)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(_registry))
         yield
 
 
