@@ -158,7 +158,7 @@ def spread(trace: Trace, saving: float) -> OperatingPoint:
         ranked, order = score[exit, here].sort(descending=True)
         padded = torch.cat((torch.tensor([math.inf]), ranked, torch.tensor([-math.inf])))
         gone = int(leaving[exit])
-        thresholds.append(((padded[gone] + padded[gone + 1]) / 2).item())
+        thresholds.append(((padded[gone] + padded[gone + 1]) / 2).item() if len(here) else math.inf)
         here = here[order[gone:]]
     return OperatingPoint(policy_data(POLICY), tuple(thresholds))
 

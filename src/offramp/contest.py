@@ -127,6 +127,9 @@ def compare(
         labels: (N,) or (N, C); None = nothing is scored.
         batch_size: rows at once.
         rounds: how often everybody answers all rows.
+
+    Raises:
+        InvalidInput: a point that its engine cannot run.
     """
     config = next(iter(engines.values())).config
     layers: list[int] = config.exit_layers
@@ -137,6 +140,8 @@ def compare(
     runs: dict[Hashable, Run] = {rival: rival.run for rival in rivals}
     for key, engine in engines.items():
         at: dict[str, OperatingPoint | None] = {FULL: None, **points.get(key, {})}
+        for point in at.values():
+            engine.check(point)
         runs |= {(key, name): partial(engine.answer, point=point) for name, point in at.items()}
         runs |= {(key, layer): partial(engine.answer, point=leave_at(layer, layers)) for layer in shallow}
     times, said = turns(runs, batches, rounds)

@@ -70,13 +70,14 @@ def plain_exports(model: MultiExitModel, folder: Path) -> dict[str, Path]:
         return paths
     import onnx
 
-    from offramp.engine.fragments import export_whole
+    from offramp.engine.fragments import export_whole, quiet
     from offramp.engine.quantize import int8
 
     log.info("exporting the plain model to ONNX, in float32 and int8")
     whole = export_whole(copy.deepcopy(model).float().cpu(), forward)
     onnx.save(whole, paths["onnx"])
-    onnx.save(int8(whole), paths["onnx-int8"])
+    with quiet():
+        onnx.save(int8(whole), paths["onnx-int8"])
     return paths
 
 

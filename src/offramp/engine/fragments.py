@@ -93,7 +93,7 @@ def export_parts(
     inputs = {name: (examples[0][name], examples[1][name]) for name in examples[0]}
     levels: list[Level] = []
     cuts: dict[Any, ModelProto] = {}
-    with _plain_attention(model), _quiet():
+    with _plain_attention(model), quiet():
         carries = [model.embed(example) for example in examples]
         held = _held(carries[0])
         embed = prepare(_export(model, partial(_embed, tuple(inputs), held), inputs, held))
@@ -146,7 +146,7 @@ def export_whole(
     def call(model: MultiExitModel, *values: Tensor) -> tuple[Tensor, ...]:
         return (function(model, dict(zip(inputs, values, strict=True))),)
 
-    with _plain_attention(model), _quiet():
+    with _plain_attention(model), quiet():
         return _export(model, call, inputs, ["logits"])
 
 
@@ -256,7 +256,7 @@ def _alike(one: _Step, other: _Step, given: Mapping[str, Pair]) -> bool:
 def _step_function(step: _Step, given: Mapping[str, Pair], answers: bool, memories: int) -> FunctionProto:
     writes = [*([] if step.last else ["stays"]), *(["answer"] if answers else [])]
     writes += [f"memory{number}" for number in range(memories)]
-    with _quiet():
+    with quiet():
         return _function(_export(None, partial(_told, step, answers), given, writes), list(given), writes)
 
 
@@ -477,7 +477,7 @@ def _plain_attention(model: MultiExitModel) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter and the quantizer tell of packages that are not installed, and of their own old ways."""
     loggers = [logging.getLogger(name) for name in (None, "torch.onnx._internal.exporter._registration", "onnxscript")]
     before = [logger.level for logger in loggers]
