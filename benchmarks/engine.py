@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py --data ../shared/data/sst2
     python benchmarks/engine.py --only base-32
+    taskset -c 0 python benchmarks/engine.py --only sst2 --runs runs/engine-one --name engine_one   # on one core
 
 Needs the model that `sst2.py` trains (`--model`). Exports lie under `runs/engine` and are made once; so does each piece
 of the results, and a run goes on where it was stopped. Writes `benchmarks/results/engine.json` and `engine.md` of the
@@ -33,7 +34,7 @@ from offramp.batches import collate, encode, length_sorted
 from offramp.bench import Ratio, Run, Times, median, turns
 from offramp.contest import compare
 from offramp.data import Columns, read_examples
-from offramp.engine.about import GRAPHS
+from offramp.engine.about import GRAPHS, WEIGHTS
 from offramp.engines import load_engine
 from offramp.exporting import export
 from offramp.loading import load_tokenizer
@@ -83,7 +84,7 @@ def base(runs: Path) -> Path:
 def with_graphs(folder: Path, checked_on: Rows | None) -> Path:
     """The folder, with all exports, ours and the plain model's."""
     for engine, file in GRAPHS.items():
-        if not (folder / file).exists():
+        if not (folder / (file + WEIGHTS)).exists():
             export(folder, POLICY, int8=engine == "onnx-int8", dataset=checked_on)
     plain_exports(load_model(folder), folder)
     return folder
@@ -243,9 +244,15 @@ def cold_piece(folders: Mapping[str, Path]) -> dict[str, Any]:
                 found[key].append(seen)
     told = []
     for (model, engine, kind), file in files.items():
-        told.append({"model": model, "engine": engine, "kind": kind, "mb": file.stat().st_size / 1e6})
+        told.append({"model": model, "engine": engine, "kind": kind, "mb": size(file) / 1e6})
         told[-1] |= seconds_and_memory(found[model, engine, kind])
     return {"starts": STARTS, "nothing": seconds_and_memory(found[None]), "files": told}
+
+
+def size(file: Path) -> int:
+    """Bytes of a graph, with the weights that lie beside it."""
+    beside = file.with_name(file.name + WEIGHTS)
+    return file.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
 def seconds_and_memory(seen: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -321,6 +328,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("runs/sst2/mean"), help="what sst2.py trained")
     parser.add_argument("--runs", type=Path, default=Path("runs/engine"), help="where exports and pieces go")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--name", default="engine", help="of the results' files")
     parser.add_argument("--only", metavar="PIECE", help="the beginning of a piece's name: measure that, anew")
     given = parser.parse_args()
     given.runs.mkdir(parents=True, exist_ok=True)
@@ -333,8 +341,8 @@ def main() -> None:
             file.write_text(json.dumps({"about": provenance(), "rounds": given.rounds, **measured()}))
         if file.exists():
             found[name] = json.loads(file.read_text())
-    (RESULTS / "engine.json").write_text(json.dumps(found, indent=2) + "\n")
-    (RESULTS / "engine.md").write_text(page(found))
+    (RESULTS / f"{given.name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    (RESULTS / f"{given.name}.md").write_text(page(found))
     print(page(found))
 
 

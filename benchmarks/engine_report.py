@@ -92,7 +92,7 @@ def cold(found: Mapping[str, Any]) -> list[str]:
         "",
         *table(("model", "engine", "", "file, MB", "memory, MiB", "seconds"), rows),
         "",
-        *abouts([told]),
+        as_lines(told["about"]),
         "",
     ]
 
@@ -109,7 +109,7 @@ def switch(found: Mapping[str, Any]) -> list[str]:
         "",
         *table(head, rows),
         "",
-        *abouts([found["switch"]]),
+        as_lines(found["switch"]["about"]),
     ]
 
 

@@ -93,11 +93,12 @@ def test_a_file_that_was_switched_is_the_one_that_was_exported_with_the_policy(n
 
 def test_switching_changes_the_policy_and_leaves_the_weights(folder: Path) -> None:
     path = folder / "model.onnx"
-    before, rows = onnx.load(path), token_rows(9)
+    before, rows = onnx.load(path, load_external_data=False), token_rows(9)
+    weights = (folder / "model.onnx.data").read_bytes()
     runs = switch_policy(path, weights_digest(folder), {"name": "pcee"})
 
     assert runs == {"name": "pcee", "measure": "entropy", "patience": 2}
-    assert {file.name for file in folder.glob("*onnx*")} == set(FILES)
+    assert {file.name for file in folder.glob("*onnx*")} == {*FILES, *(f"{file}.data" for file in FILES)}
     graph = Graph.load(path)
     assert graph.about.policy == runs
     told = graph.run(arrays(padded(gated(), rows)), 0.05)
@@ -109,7 +110,8 @@ def test_switching_changes_the_policy_and_leaves_the_weights(folder: Path) -> No
     def large(model: ModelProto) -> list[bytes]:
         return [weight.SerializeToString() for weight in weights_in(model) if weight.ByteSize() > SHARED_BYTES]
 
-    assert large(onnx.load(path)) == large(before)
+    assert large(onnx.load(path, load_external_data=False)) == large(before)
+    assert (folder / "model.onnx.data").read_bytes() == weights
     switch_policy(path, weights_digest(folder), ENTROPY)
     assert path.read_bytes() == before.SerializeToString()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from offramp.config import MultiExitConfig
-from offramp.engine.about import ENGINES, GRAPHS, weights_digest
+from offramp.engine.about import ENGINES, GRAPHS, WEIGHTS, weights_digest
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput, UnknownName
 from offramp.loading import file_of, load_config
@@ -205,10 +205,11 @@ def _best(folder: str | os.PathLike[str], point: OperatingPoint | None) -> Eager
 
 def _exported(folder: str | os.PathLike[str], engine: str) -> Exported:
     config = load_config(folder)
-    path = file_of(folder, GRAPHS[engine])
-    if path is None:
+    path, weights = (file_of(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
+    if path is None or weights is None:
         option = " --int8" if engine == "onnx-int8" else ""
-        raise InvalidInput(f"{folder}: no {GRAPHS[engine]}; `offramp export {folder}{option}` makes it")
+        lacking = GRAPHS[engine] + ("" if path is None else WEIGHTS)
+        raise InvalidInput(f"{folder}: no {lacking}; `offramp export {folder}{option}` makes it")
     try:
         from offramp.engine.runner import Graph
     except ImportError:

@@ -1,4 +1,4 @@
-"""A model's folder -> one ONNX file that leaves early, checked against torch before it bears its name.
+"""A model's folder -> one ONNX graph that leaves early, checked against torch before it bears its name.
 
 In float32 the file must leave where the torch loop leaves, with the same logits to TOLERANCE, alone and in batches. In
 int8 the scales of activations depend on the company, so the file is held to its own trace, row by row; how often its
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,8 +24,8 @@ from tqdm import tqdm
 from offramp.batches import collate, encode, token_limit
 from offramp.choices import answer
 from offramp.data import GUESSED, Columns, read_rows
-from offramp.engine.about import GRAPHS, weights_digest
-from offramp.engine.assemble import DEEPEST, Parts, assemble, policy_key
+from offramp.engine.about import GRAPHS, WEIGHTS, weights_digest
+from offramp.engine.assemble import DEEPEST, Parts, assemble, policy_key, with_weights_beside
 from offramp.engine.fragments import export_parts, export_steps
 from offramp.engine.quantize import int8 as to_int8
 from offramp.engine.runner import Graph
@@ -42,7 +44,6 @@ TOLERANCE = 1e-3  # of logits, in units of the largest one
 NOISE = 1e-5  # scores this near to a threshold may fall on either side
 CHECKED, ALONE = 64, 16  # rows that are checked in batches, and one by one
 QUANTILES = (0.3, 0.7)  # of the scores: thresholds at which some leave early and some do not
-LARGEST = 2 * 10**9  # bytes: protobuf ends there
 Rows = list[dict[str, Any]]
 
 
@@ -59,7 +60,7 @@ class Checked:
         engine: which runs it.
         policy: the one it runs.
         policies: those whose steps it holds.
-        bytes: its size.
+        bytes: its size, with the weights beside it.
         seconds: that exporting and checking took.
         rows: that it was compared on.
         difference: largest one between its logits and torch's, at any exit.
@@ -92,7 +93,7 @@ def export(
     columns: Columns = GUESSED,
     split: str = "validation",
 ) -> Checked:
-    """Write `model.onnx` or `model.int8.onnx` into a model's folder.
+    """Write `model.onnx` or `model.int8.onnx` into a model's folder, with the weights in a file beside it (`.data`).
 
     The file holds the steps of all policies that fit the model with their usual parameters, and of those of the
     folder's operating points, so that another one is a matter of seconds (`offramp.engine.assemble`).
@@ -122,21 +123,27 @@ def export(
     parts = export_parts(model, weights_digest(folder), *(("int8", to_int8) if int8 else ()))
     parts = with_steps(parts, [rule, *(load_policy(point.policy) for point in points.values())])
     reference = record(model, rows)
-    for key in tqdm(parts.about.policies, desc="check", unit="policy", disable=None, leave=False):
-        other = Exported(Graph.load(assemble(parts, json.loads(key)).SerializeToString()), model.config)
-        check(other, rows[:CHECKED], reference.take(torch.arange(min(CHECKED, len(rows)))))
-    content = assemble(parts, policy_data(rule)).SerializeToString()
-    exported = Exported(Graph.load(content), model.config)
-    trace = record(exported, rows)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
+        graph, weights = (Path(place) / f"{path.name}{ending}" for ending in ("", WEIGHTS))
+        parts = with_weights_beside(parts, weights)
+
+        def written(data: Mapping[str, Any]) -> Exported:
+            onnx.save(assemble(parts, data), graph)
+            return Exported(Graph.load(graph), model.config)
+
+        for key in tqdm(parts.about.policies, desc="check", unit="policy", disable=None, leave=False):
+            check(written(json.loads(key)), rows[:CHECKED], reference.take(torch.arange(min(CHECKED, len(rows)))))
+        exported = written(policy_data(rule))
+        trace = record(exported, rows)
+        size = graph.stat().st_size + weights.stat().st_size
+        weights.replace(folder / weights.name)
+        graph.replace(path)
     return Checked(
         path=path,
         engine=exported.name,
         policy=policy_data(rule),
         policies=[json.loads(key) for key in parts.about.policies],
-        bytes=len(content),
+        bytes=size,
         seconds=time.perf_counter() - started,
         rows=len(rows),
         difference=(trace.logits - reference.logits).abs().max().item(),
@@ -217,9 +224,6 @@ def _refuse(model: MultiExitModel) -> None:
         raise InvalidInput(
             f"{exits} exits: a graph holds at most {DEEPEST + 1}; train with exit_layers=, such as every second layer"
         )
-    size = sum(weight.numel() * 4 for weight in model.parameters())
-    if size > LARGEST:
-        raise InvalidInput(f"{size / 1e9:.1f} GB of weights: an ONNX file holds at most {LARGEST / 1e9:.0f} GB")
 
 
 def _policy(

@@ -6,11 +6,11 @@
                        If anybody stays: ...
     else:              write the answers of all who are left
 
-The branches lie inside each other, and each block's weights are in the branch that uses them, where ONNX Runtime packs
-them ahead; weights that several blocks share are in the outer graph. Values have fixed names: what goes into block i
-(0-based) is `carry{i}.FIELD`, what has left it `seen{i}.FIELD`, what its exit says `logits{i}` and `certainty{i}`. A
-step of a policy is a function of the ONNX file, called at each exit; a file holds those of several policies, so another
-one is a matter of other calls.
+The branches lie inside each other, and each block's weights belong to the branch that uses them, where ONNX Runtime
+packs them ahead; weights that several blocks share belong to the outer graph. Values have fixed names: what goes into
+block i (0-based) is `carry{i}.FIELD`, what has left it `seen{i}.FIELD`, what its exit says `logits{i}` and
+`certainty{i}`. A step of a policy is a function of the ONNX file, called at each exit; a file holds those of several
+policies, so another one is a matter of other calls.
 
 Along with the carry go the table of answers, a row a sample, and each sample's state: its row number, its thresholds
 and what exits have said so far. Who leaves writes state, answer and layer into the table; what exits behind that one
@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from offramp.errors import InvalidInput
 OPSET = 20
 DOMAIN = "offramp.steps"
 DEEPEST = 32  # `onnx` cannot parse more branches inside each other: protobuf ends at a depth of 100
+BESIDE_BYTES, PAGE = 1024, 4096  # smaller weights stay in the graph
 FLOAT, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 
@@ -124,6 +125,41 @@ def take_apart(model: ModelProto) -> Parts:
     )
 
 
+def with_weights_beside(parts: Parts, path: Path) -> Parts:
+    """The pieces with their weights in a file of their own, which is to lie beside the graph.
+
+    ONNX Runtime keeps a copy of what a branch holds for every branch around it, so that weights inside the graph would
+    be in memory many times over.
+
+    Args:
+        parts: with weights inside.
+        path: of the file, which is written.
+    """
+    with path.open("wb") as file:
+
+        def moved(weight: TensorProto) -> TensorProto:
+            content = numpy_helper.to_array(weight).tobytes()
+            if len(content) < BESIDE_BYTES:
+                return weight
+            file.write(b"\0" * (-file.tell() % PAGE))  # ONNX Runtime maps whole pages
+            beside = TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+            beside.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", path.name), ("offset", file.tell()), ("length", len(content))):
+                beside.external_data.add(key=key, value=str(value))
+            file.write(content)
+            return beside
+
+        def lightened(fragment: Fragment) -> Fragment:
+            return replace(fragment, weights=tuple(moved(weight) for weight in fragment.weights))
+
+        return replace(
+            parts,
+            embed=lightened(parts.embed),
+            levels=tuple(lightened(level) for level in parts.levels),
+            shared=tuple(moved(weight) for weight in parts.shared),
+        )
+
+
 def switch_policy(path: Path, digest: str, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Let a file run another policy whose steps it holds.
 
@@ -136,7 +172,7 @@ def switch_policy(path: Path, digest: str, asked: Mapping[str, Any]) -> Mapping[
         The policy that it runs now, as data; None, and the file is as it was, if it holds no such steps or was made of
         other weights.
     """
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     about = About.of({each.key: each.value for each in model.metadata_props})
     held = [json.loads(key) for key in about.policies]
     found = [
