@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import fitted
 from offramp.bypass import Bypass
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.model import MultiExitModel
 from offramp.policies.base import Policy, replay, scores, unroll
 from offramp.policies.confidence import MaxProb
-from offramp.registry import POLICIES, load_policy
+from offramp.registry import FITTED, POLICIES, load_policy
 from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Answers, Carry, ExitOutput, Trace
@@ -45,7 +46,10 @@ Rows = list[dict[str, Any]]
 
 # every row of the table, and those with parameters that change the answer or what is remembered
 CHOICES: dict[str, dict[str, Any]] = {
-    **{name: {"name": name} for name in sorted(POLICIES)},
+    **{name: {"name": name} for name in sorted(POLICIES) if name not in FITTED},
+    **{name: fitted(name, exits=LAYERS) for name in FITTED},
+    "consistency of values": fitted("consistency", REGRESSION, LAYERS),
+    "margin, tempered": {"name": "margin", "temperatures": (2.0, 0.5, 1.5, 1.0)},
     "divergence, js in a row": {"name": "divergence", "divergence": "js", "patience": 2, "window": "consecutive"},
     "entropy, all": {"name": "entropy", "ensemble": "all"},
     "patience, run": {"name": "patience", "ensemble": "run"},
@@ -55,7 +59,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def applies(name: str, problem: str) -> bool:
-    trace = Trace(torch.zeros(3, 2, OUTPUTS[problem]), problem_type=problem)
+    trace = Trace(torch.zeros(LAYERS, 2, OUTPUTS[problem]), problem_type=problem)
     try:
         scores(load_policy(CHOICES[name]), trace)
     except NotApplicable:
