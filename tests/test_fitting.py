@@ -114,6 +114,11 @@ def test_of_several_labels_the_worst_is_judged_and_sets_agree() -> None:
     )
 
 
+def test_log_odds_and_divergences_end_where_rounding_begins() -> None:
+    trace = Trace(torch.tensor([[[1e4, -1e4, 0.0]], [[-1e4, 1e4, 0.0]]]))
+    assert seen(trace) == approx([1.0, 20.0, 1.0], [1.0, 20.0, 1.0, 1.0, 0.0, 20.0, 0.0])
+
+
 def test_what_values_are_judged_by_and_how_they_are_scored() -> None:
     trace = Trace(torch.tensor([[[1.0, 3.0]], [[2.0, 3.5]], [[2.0, 1.0]]]), problem_type=REGRESSION)
     assert seen(trace) == approx([2.0, 5.0], [2.75, 8.125, 1.0, 0.0], [1.5, 2.5, 2.5, 1.0])
@@ -357,6 +362,8 @@ def test_the_calibration_error_is_the_mean_distance_of_confidence_from_being_rig
     # bins of a fifth: (.6, .8] has .7 wrong, .7 right: |1.4 - 1| / 4; (.8, 1] has .9 right, 1 wrong: |1.9 - 1| / 4
     trace = of_probabilities([[0.7, 0.3], [0.7, 0.3], [0.9, 0.1], [1 - 1e-7, 1e-7]], labels=torch.tensor([1, 0, 0, 1]))
     assert calibration_error(trace, bins=5).tolist() == pytest.approx([(0.4 + 0.9) / 4])
+    edge = of_probabilities([[0.5, 0.5], [0.9, 0.1]], labels=torch.tensor([0, 1]))  # one half is in the lower bin
+    assert calibration_error(edge, bins=2).tolist() == pytest.approx([(0.5 + 0.9) / 2])
     sure = Trace(torch.tensor([[[9e3, 0.0]], [[0.0, 9e3]]]), torch.tensor([0]))
     assert calibration_error(sure).tolist() == [0.0, 1.0]
 
