@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from machine import provenance
+from machine import as_lines, provenance
 from offramp.evaluate import calibration_error, layerwise, measure
 from offramp.fitting import fit_policy, fit_temperatures
 from offramp.policies.base import Policy, unroll
@@ -30,6 +29,7 @@ from offramp.values import REGRESSION, Trace
 from training import TASKS
 
 RESULTS = Path(__file__).parent / "results"
+READING = RESULTS / "lookahead_reading.md"
 BUDGETS = (0.25, 1 / 3, 0.5, 2 / 3)  # of the layers
 SHARES = np.linspace(0.25, 1, 226)
 OURS = ("consistency", "gain", "margin, tempered")
@@ -157,23 +157,60 @@ def row(found: list[Told], ahead: np.ndarray) -> Told:
     }
 
 
-def page(results: Mapping[str, Any]) -> str:
-    """The table in Markdown."""
-    head = "| task | policy | 25 % | 33 % | 50 % | 67 % | area | ahead of the best paper's |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
-    for task, one in results["tasks"].items():
-        metric = " and ".join(one["metrics"])
+def page(results: Told) -> str:
+    """The results in Markdown: where from, how to read them, the table."""
+    tasks = results["tasks"]
+    lines = ["| task | policy | 25 % | 33 % | 50 % | 67 % | area | ahead of the best paper's |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for task, one in tasks.items():
+        title = f"{task} ({' and '.join(one['metrics'])}, full {one['full']:.3f})"
         for name, each in one["policies"].items():
-            where = f"{task} ({metric}, full {one['full']:.3f})" if name == next(iter(one["policies"])) else ""
-            cells = [f"{point[0]:.3f}" if point else "-" for point in each["points"]]
             middle, low, high = (100 * value for value in each["ahead"])
             ahead = "(the best)" if name == one["best_of_papers"] else f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]"
-            shown = f"**{name}**" if name in OURS else name
-            lines.append(f"| {where} | {shown} | {' | '.join(cells)} | {each['area']:.4f} | {ahead} |")
-    return "\n".join(lines)
+            lines.append(table_row(title, name, [each["points"]], [each["area"]], ahead))
+            title = ""
+    classes = [one["policies"] for one in tasks.values() if "gain" in one["policies"]]
+    title = f"mean of {len(classes)} tasks"
+    for name in CLASSES | dict.fromkeys(OURS):
+        found = [one[name] for one in classes]
+        lines.append(table_row(title, name, [each["points"] for each in found], [each["area"] for each in found], ""))
+        title = ""
+    costs = [
+        abs(point[1] - budget)
+        for one in tasks.values()
+        for each in one["policies"].values()
+        for point, budget in zip(each["points"], BUDGETS, strict=True)
+        if point
+    ]
+    errors = [
+        f"- {task}: {', '.join(f'{100 * value:.0f}' for value in one['error_before'])} before, "
+        f"{', '.join(f'{100 * value:.0f}' for value in one['error_after'])} after"
+        for task, one in tasks.items()
+        if "error_before" in one
+    ]
+    setting = (
+        f"{as_lines(results)} {results['seeds']} seeds, {results['splits']} halves each; 6 layers, objective weighted."
+        "\n\n"
+        "Columns: score at a budget of layers, whose threshold (or mixture of two) was chosen on the other half; mean "
+        "score from 25 to 100 % of the layers (area). A dash: the policy cannot be that fast, and its area has "
+        "everybody at one exit there. Last: area, in hundredths, ahead of the best policy of a paper (best in "
+        "hindsight), mean and the middle 95 % of the halves and seeds. Halves share their rows, so this tells of seeds "
+        "and of what was fitted, not of new data.\n\n"
+        f"Layers run on the half that reports: at most {100 * max(costs):.1f} % of all from the budget, on average."
+    )
+    calibrated = "Calibration error of the six exits, in %, without and with fitted temperatures:"
+    parts = ["# Fitted policies against the papers'", setting, READING.read_text().strip(), "\n".join(lines)]
+    return "\n\n".join([*parts, calibrated, "\n".join(errors)]) + "\n"
 
 
-def draw(results: Mapping[str, Any], path: Path) -> None:
+def table_row(title: str, name: str, points: list[Any], areas: list[float], ahead: str) -> str:
+    """One line of the table, mean over tasks."""
+    cells = [f"{mean(point[0] for point in each):.3f}" if all(each) else "-" for each in zip(*points, strict=True)]
+    shown = f"**{name}**" if name in OURS else name
+    return f"| {title} | {shown} | {' | '.join(cells)} | {mean(areas):.4f} | {ahead} |"
+
+
+def draw(results: Told, path: Path) -> None:
     """Score against the share of layers, one panel a task."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -182,7 +219,14 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 3).flatten()
     styles = {"consistency": ("C3", 2.2), "gain": ("C1", 1.8), "everybody at one exit": ("0.6", 1.2)}
-    colours = {"margin": "C0", "patience": "C2", "pcee 2": "C4", "divergence": "C5", "stability 1": "C0"}
+    colours = {
+        "margin": "C0",
+        "patience": "C2",
+        "pcee 2": "C4",
+        "divergence": "C5",
+        "stability 1": "C0",
+        "stability 2": "C2",
+    }
     for axes, (task, one) in zip(panels, results["tasks"].items(), strict=False):
         for name, each in one["policies"].items():
             if name in styles or name in colours:
@@ -210,10 +254,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     tasks = {task: task_of(given.runs, task, given.seeds, given.splits) for task in given.tasks.split(",")}
-    results = {**provenance(), "seeds": given.seeds, "splits": given.splits, "budgets": BUDGETS, "tasks": tasks}
+    results: Told = {**provenance(), "seeds": given.seeds, "splits": given.splits, "budgets": BUDGETS, "tasks": tasks}
     (given.results / "lookahead.json").write_text(json.dumps(results) + "\n")
     draw(results, Path(__file__).parent.parent / "docs" / "lookahead.png")
-    print(page(results))
+    (given.results / "lookahead.md").write_text(page(results))
 
 
 if __name__ == "__main__":
