@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from offramp.errors import NotApplicable
+from offramp.fitting import fit_policy
 from offramp.model import MultiExitModel
 from offramp.policies.base import Policy, scores
-from offramp.registry import POLICIES, load_policy
+from offramp.registry import FITTED, POLICIES, load_policy, policy_data
 from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.values import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, Answers, Carry, ExitOutput, Trace
-from tiny import IMAGES, TEXTS, VOCABULARY, rows_for, tiny_model
+from tiny import IMAGES, LAYERS, TEXTS, VOCABULARY, rows_for, tiny_model
 
 
 class Recorded:
@@ -47,6 +48,24 @@ def random_trace(
     return Trace(truth + 2 * noise, labels, certainty, layers, problem_type)
 
 
+def fitted(name: str, problem_type: str = SINGLE_LABEL, exits: int = 6) -> dict[str, Any]:
+    """A policy that needs numbers, as data, fitted on a random trace."""
+    return policy_data(fit_policy(name, random_trace(problem_type, depth=exits)))
+
+
+def example(name: str) -> dict[str, Any]:
+    """A row of the table as data; with numbers, if it needs some."""
+    return fitted(name) if name in FITTED else {"name": name}
+
+
+def first_exits(data: Mapping[str, Any], exits: int) -> dict[str, Any]:
+    """A policy's data, its fitted numbers cut to a model of so few exits."""
+    return {key: value[:exits] if key in ("weights", "temperatures") else value for key, value in data.items()}
+
+
+TEMPERATURES = (2.0, 0.5, 1.5, 1.25, 0.75, 1.0)  # the last one leaves the full model's answer as it is
+
+
 def _variants() -> list[dict[str, Any]]:
     """Every row of the table as it is, and the parameters that change how a policy remembers."""
     more: list[dict[str, Any]] = [
@@ -62,13 +81,17 @@ def _variants() -> list[dict[str, Any]]:
         {"name": "divergence", "divergence": "js", "patience": 2, "window": "consecutive"},
         {"name": "divergence", "divergence": "ce", "patience": 3, "window": "consecutive"},
         {"name": "pcee", "measure": {"name": "divergence", "divergence": "js", "patience": 1, "window": "all"}},
-        *({"name": name, "ensemble": "run"} for name in sorted(POLICIES)),
+        *({**example(name), "ensemble": "run"} for name in sorted(POLICIES)),
         {"name": "pcee", "measure": "certainty", "patience": 3, "ensemble": "run"},
         {"name": "divergence", "divergence": "kl", "patience": 2, "window": "consecutive", "ensemble": "run"},
         *({"name": name, "ensemble": "all"} for name in ("certainty", "entropy", "patience", "pcee", "stability")),
         {"name": "pcee", "measure": {"name": "entropy", "ensemble": "all"}, "patience": 2},
+        fitted("consistency", REGRESSION),
+        {"name": "margin", "temperatures": TEMPERATURES},
+        {"name": "divergence", "divergence": "kl", "patience": 2, "temperatures": TEMPERATURES},
+        {"name": "pcee", "patience": 2, "temperatures": TEMPERATURES, "ensemble": "run"},
     ]
-    return [{"name": name} for name in sorted(POLICIES)] + more
+    return [example(name) for name in sorted(POLICIES)] + more
 
 
 def has_meaning(policy: Policy, problem_type: str) -> bool:
@@ -87,7 +110,8 @@ CASES = [
     if has_meaning(load_policy(data), problem_type)
 ]
 CASE_IDS = [
-    f"{'-'.join(str(value) for value in data.values())}-{problem_type.split('_')[0]}" for data, problem_type in CASES
+    "-".join([*(key if isinstance(value, tuple) else str(value) for key, value in data.items()), problem.split("_")[0]])
+    for data, problem in CASES
 ]
 """Every policy with every kind of problem where it has a meaning: parameters for the contract tests."""
 
@@ -122,7 +146,10 @@ Rows = list[dict[str, Any]]
 
 # every row of the table, and those with parameters that change the answer or what is remembered
 CHOICES: dict[str, dict[str, Any]] = {
-    **{name: {"name": name} for name in sorted(POLICIES)},
+    **{name: {"name": name} for name in sorted(POLICIES) if name not in FITTED},
+    **{name: fitted(name, exits=LAYERS) for name in FITTED},
+    "consistency of values": fitted("consistency", REGRESSION, LAYERS),
+    "margin, tempered": {"name": "margin", "temperatures": (2.0, 0.5, 1.5, 1.0)},
     "divergence, js in a row": {"name": "divergence", "divergence": "js", "patience": 2, "window": "consecutive"},
     "entropy, all": {"name": "entropy", "ensemble": "all"},
     "patience, run": {"name": "patience", "ensemble": "run"},
@@ -132,7 +159,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def applies(name: str, problem: str) -> bool:
-    trace = Trace(torch.zeros(3, 2, OUTPUTS[problem]), problem_type=problem)
+    trace = Trace(torch.zeros(LAYERS, 2, OUTPUTS[problem]), problem_type=problem)
     try:
         scores(load_policy(CHOICES[name]), trace)
     except NotApplicable:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import CASE_IDS, CASES, Recorded, assert_same, has_meaning, random_trace, threshold_between
+from helpers import CASE_IDS, CASES, Recorded, assert_same, example, has_meaning, random_trace, threshold_between
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
 from offramp.policies.base import Policy, replay, scores, unroll
@@ -16,7 +16,7 @@ from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
 from offramp.policies.patient import Patient
-from offramp.registry import POLICIES, load_policy, policy_data
+from offramp.registry import POLICIES, brief, load_policy, policy_data
 from offramp.values import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, Trace
 
 NOT_YET = -math.inf
@@ -524,7 +524,7 @@ def test_stability_refuses_classes(policy: Policy, problem_type: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_every_policy_has_a_meaning_somewhere(name: str) -> None:
-    assert any(has_meaning(load_policy(name), problem_type) for problem_type in PROBLEM_TYPES)
+    assert any(has_meaning(load_policy(example(name)), problem_type) for problem_type in PROBLEM_TYPES)
 
 
 @pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
@@ -585,7 +585,7 @@ def test_entropy_of_equal_logits_is_not_below_0() -> None:
 # --- names and parameters -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", {str(data): data for data, _ in CASES}.values(), ids=str)
+@pytest.mark.parametrize("data", {str(data): data for data, _ in CASES}.values(), ids=lambda data: str(brief(data)))
 def test_policies_go_through_data_and_back(data: dict[str, Any]) -> None:
     policy = load_policy(data)
     assert load_policy(policy_data(policy)) == policy
@@ -624,7 +624,7 @@ def test_an_unknown_name_says_which_may_have_been_meant(name: str, meant: str) -
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownName, match="unknown name 'zzz'; known: certainty, divergence, entropy, fixed"):
+    with pytest.raises(UnknownName, match="unknown name 'zzz'; known: certainty, consistency, divergence, entropy"):
         load_policy("zzz")
     with pytest.raises(UnknownName, match="did you mean 'entropy'"):
         load_policy("pcee", measure="entropie")

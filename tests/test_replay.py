@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import CASE_IDS, CASES, Recorded, assert_same, random_trace, threshold_between
+from helpers import CASE_IDS, CASES, Recorded, assert_same, fitted, random_trace, threshold_between
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput
 from offramp.policies.base import limits, replay, scores
@@ -20,7 +20,7 @@ from offramp.policies.confidence import Entropy, MaxProb
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience
 from offramp.policies.patient import Patient
-from offramp.registry import POLICIES, load_policy, policy_data
+from offramp.registry import FITTED, POLICIES, load_policy, policy_data
 from offramp.values import (
     MULTI_LABEL,
     REGRESSION,
@@ -112,11 +112,36 @@ def plain_divergence(past: Past, data: dict[str, Any]) -> float:
     return -max(found[-patience:]) if data["window"] == "consecutive" else -sorted(found)[patience - 1]
 
 
+def plain_features(past: Past) -> list[float]:
+    def worst(said: Said) -> float:
+        return min(max(p) for p in said.distributions)
+
+    now = past[-1]
+    if now.problem_type == REGRESSION:
+        moves = [max(abs(a - b) for a, b in zip(one.logits, two.logits, strict=True)) for one, two in pairwise(past)]
+        level = [sum(now.logits) / len(now.logits), sum(value**2 for value in now.logits) / len(now.logits)]
+        return level if len(past) == 1 else [*level, moves[-1], moves[-2] if len(moves) > 1 else 0.0]
+    found = [worst(now), math.log(worst(now) / (1 - worst(now))), plain_margin(past, {})]
+    if len(past) == 1:
+        return found
+    before, pairs = past[-2], list(zip(now.distributions, past[-2].distributions, strict=True))
+    kl = sum(a * math.log(a / b) for p, q in pairs for a, b in zip(p, q, strict=True))
+    return [*found, worst(before), plain_patience(past, {}), kl, min(q[p.index(max(p))] for p, q in pairs)]
+
+
+def plain_fitted(past: Past, data: dict[str, Any]) -> float:
+    constant, *weights = data["weights"][len(past) - 1]
+    weighed = constant + sum(a * b for a, b in zip(weights, plain_features(past), strict=True))
+    return weighed if past[-1].problem_type == REGRESSION else 1 / (1 + math.exp(-weighed))
+
+
 PLAIN: dict[str, Callable[[Past, dict[str, Any]], float]] = {
     "certainty": lambda past, data: past[-1].certainty,
+    "consistency": plain_fitted,
     "divergence": plain_divergence,
     "entropy": plain_entropy,
     "fixed": lambda past, data: past[-1].layer,
+    "gain": plain_fitted,
     "margin": plain_margin,
     "max-prob": lambda past, data: min(max(p) for p in past[-1].distributions),
     "patience": plain_patience,
@@ -188,7 +213,9 @@ KNOWN = [(case, name) for case, name in zip(CASES, CASE_IDS, strict=True) if cas
 @pytest.mark.parametrize(("data", "problem_type"), [case for case, _ in KNOWN], ids=[name for _, name in KNOWN])
 def test_replay_is_the_plain_loop_over_samples(data: dict[str, Any], problem_type: str) -> None:
     trace, policy = random_trace(problem_type, layers=torch.tensor([1, 2, 4, 5, 8, 12])), load_policy(data)
-    plain = plain_scores(trace, data)
+    tempered = [logits / t for logits, t in zip(trace.logits, data.get("temperatures", [1.0] * 6), strict=True)]
+    said = replace(trace, logits=torch.stack(tempered))
+    plain = plain_scores(said, data)
     seen = torch.tensor(plain).float()
     torch.testing.assert_close(scores(policy, trace), seen, rtol=0, atol=1e-5)
     settings = [[threshold_between(seen[:-1], quantile)] * 5 for quantile in (0.0, 0.3, 0.6, 0.9)]
@@ -200,8 +227,8 @@ def test_replay_is_the_plain_loop_over_samples(data: dict[str, Any], problem_typ
             assert answers.exit_layers.tolist() == [trace.layer_numbers[exit] for exit in exits]
             assert not answers.failed.any()
             if "ensemble" not in str(data):
-                assert torch.equal(answers.logits, trace.logits[exits, range(50)])
-        told = [plain_answer(past_of(trace, row)[: exit + 1], data, exit == 5) for row, exit in enumerate(exits)]
+                assert torch.equal(answers.logits, said.logits[exits, range(50)])
+        told = [plain_answer(past_of(said, row)[: exit + 1], data, exit == 5) for row, exit in enumerate(exits)]
         assert torch.allclose(probabilities(answers.logits, problem_type), torch.tensor(told), atol=1e-5)
 
 
@@ -264,7 +291,7 @@ def test_inf_never_leaves_early_and_minus_inf_always_does(data: dict[str, Any], 
         if "all" not in str(data):
             assert torch.equal(never.logits, trace.logits[-1])
         assert set(always.exit_layers.tolist()) == {2}
-        assert torch.equal(always.logits, trace.logits[0])
+        assert torch.equal(always.logits, trace.logits[0] / data.get("temperatures", (1.0,))[0])
 
 
 def test_a_score_on_the_threshold_leaves() -> None:
@@ -338,7 +365,8 @@ def test_replay_takes_a_policy_as_data() -> None:
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_replaying_100_000_samples_for_100_thresholds_takes_seconds(name: str) -> None:
     problem_type = REGRESSION if name == "stability" else SINGLE_LABEL
-    trace, policy = random_trace(problem_type, depth=12, samples=100_000, outputs=2), load_policy(name)
+    trace = random_trace(problem_type, depth=12, samples=100_000, outputs=2)
+    policy = load_policy(fitted(name, exits=12) if name in FITTED else name)
     began = time.process_time()  # of one core, however busy the machine is
     for threshold in torch.linspace(0, 1, 100).tolist():
         replay(trace, policy, threshold)

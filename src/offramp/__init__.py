@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from offramp.errors import CannotReach as CannotReach
     from offramp.errors import InvalidInput as InvalidInput
     from offramp.errors import OfframpError as OfframpError
+    from offramp.fitting import fit_policy as fit_policy
+    from offramp.fitting import fit_temperatures as fit_temperatures
     from offramp.model import MultiExitModel as MultiExitModel
     from offramp.policies.base import Policy as Policy
     from offramp.policies.base import Step as Step
@@ -42,6 +44,7 @@ _HOMES = {
     "config": ("MultiExitConfig",),
     "data": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
+    "fitting": ("fit_policy", "fit_temperatures"),
     "model": ("MultiExitModel",),
     "policies.base": ("Policy", "Step", "replay", "scores"),
     "predictor": ("Predictor",),

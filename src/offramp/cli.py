@@ -17,7 +17,7 @@ import click
 from offramp import __version__
 from offramp.engine.about import ENGINES, GRAPHS, weights_digest
 from offramp.errors import CannotReach, InvalidInput, OfframpError
-from offramp.registry import OBJECTIVES, POLICIES
+from offramp.registry import FITTED, OBJECTIVES, POLICIES, brief
 
 if TYPE_CHECKING:
     from offramp.data import Columns
@@ -294,22 +294,32 @@ def record(
 @click.option("--speedup", type=click.FloatRange(min=1), help="Layers of the full model over mean exit layer.")
 @click.option("--agreement", type=click.FloatRange(0, 1), help="Share of rows with the full model's answer.")
 @click.option("--name", default="default", show_default=True, help="Under which the point is saved with the model.")
+@click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
 @policy_options
 @column_options
 @json_option
-def calibrate(folder: Path, name: str, policy: str | None, as_json: bool, **given: Any) -> None:
+def calibrate(folder: Path, name: str, policy: str | None, temperature: bool, as_json: bool, **given: Any) -> None:
     """Choose where to leave, and save the operating point with the model.
+
+    The policies consistency and gain, and temperatures, are fitted on a random half of the rows, and the threshold is
+    chosen on the other half.
 
     \b
     offramp calibrate model --data validation.csv --max-drop 0.01
+    offramp calibrate model --data validation.csv --max-drop 0.01 --policy consistency
     offramp calibrate model --trace trace.safetensors --policy pcee --patience 2 --speedup 2 --name fast
     """
     _quiet()
     target = {key: given[key] for key in ("max_drop", "speedup", "agreement") if given[key] is not None}
     if len(target) != 1:
         raise click.UsageError("give exactly one of --max-drop, --speedup, --agreement")
+    if temperature and policy in FITTED:
+        raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature")
     trace = _trace(folder, given)
     parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
+    if temperature or policy in FITTED:
+        fitted, trace = _fitted(trace, policy if policy in FITTED else None)
+        parameters |= fitted
     point = _calibrated(trace, policy, parameters, target, given["metric"])
     _save_point(folder, name, point)
     _tell(as_json, trace, {name: point}, given["metric"])
@@ -516,7 +526,7 @@ def _refuse_without_onnx() -> None:
 
 def _parameters(policy: Mapping[str, Any]) -> str:
     """A policy in words: "pcee (measure entropy, patience 2)"."""
-    rest = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "name")
+    rest = ", ".join(f"{key} {value}" for key, value in brief(policy).items() if key != "name")
     return f"{policy['name']} ({rest})" if rest else str(policy["name"])
 
 
@@ -609,6 +619,23 @@ def _trace(folder: Path, given: Mapping[str, Any]) -> Trace:
     if given["trace"] is not None:
         return Trace.load(given["trace"])
     return record(folder, given["data"], given["engine"], columns=_columns(given), split=given["split"])
+
+
+def _fitted(trace: Trace, policy: str | None) -> tuple[dict[str, Any], Trace]:
+    """Parameters fitted on a random half of the rows, of a policy or else temperatures, and the other half."""
+    import torch
+
+    from offramp.fitting import fit_policy, fit_temperatures
+    from offramp.registry import policy_data
+
+    if len(trace) < 2:
+        raise InvalidInput("one row cannot be halved, and rows that fit do not choose the threshold")
+    order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(0))
+    ours, rest = (trace.take(rows) for rows in order.tensor_split(2))
+    fitted = fit_temperatures(ours) if policy is None else policy_data(fit_policy(policy, ours))
+    what = policy or "temperatures"
+    click.echo(f"{what} fitted on {len(ours)} rows, the threshold chosen on the other {len(rest)}", err=True)
+    return {key: value for key, value in fitted.items() if key != "name"}, rest
 
 
 def _calibrated(

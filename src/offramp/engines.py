@@ -23,7 +23,7 @@ from offramp.loading import file_of, load_config
 from offramp.model import MultiExitModel, load_model
 from offramp.policies.base import limits
 from offramp.policies.fixed import Fixed
-from offramp.registry import load_policy
+from offramp.registry import brief, load_policy
 from offramp.values import Answers, ExitOutput, OperatingPoint
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Exported:
         runs = self.graph.about.policy
         if load_policy(point.policy) != load_policy(runs):
             raise InvalidInput(
-                f"the graph runs the policy {dict(runs)}, the operating point is for {dict(point.policy)}; "
+                f"the graph runs the policy {brief(runs)}, the operating point is for {brief(point.policy)}; "
                 "`offramp export` makes a graph for it"
             )
         measured = point.measured.about.get("engine", self.name) if point.measured is not None else self.name

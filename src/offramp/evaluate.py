@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offramp.choices import answer
+from offramp.choices import answer, choices
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
 from offramp.policies.base import Policy, replay
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput, Measured, Trace
@@ -125,6 +125,30 @@ def layerwise(trace: Trace, metric: str | None = None) -> list[float]:
     """
     _, found = metric_for(trace, metric)
     return score(found, ExitOutput(trace.logits, problem_type=trace.problem_type), labels_of(trace)).tolist()
+
+
+def calibration_error(trace: Trace, bins: int = 15) -> Tensor:
+    """Expected calibration error of every exit, (L,) in 0..1: how far confidence is from being right, on average.
+
+    Answers are sorted into bins of equal width by their probability; in each the mean probability is held against the
+    share of right ones, and the distances are weighed by how many are there. Of several labels each is an answer.
+
+    Args:
+        trace: with labels.
+        bins: how many.
+
+    Raises:
+        InvalidInput: a trace without labels.
+        NotApplicable: a regression has no probabilities.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 5.
+    """
+    log_p = choices(ExitOutput(trace.logits, problem_type=trace.problem_type))  # (L, N, G, K)
+    sure, given = (part.flatten(1) for part in log_p.max(dim=-1))  # (L, N G)
+    sure, right = sure.exp().double(), (given == labels_of(trace).long().view(1, -1)).double()
+    place = (sure * bins).ceil().long().clamp(1, bins) - 1  # bins are open below
+    gaps = torch.zeros(trace.depth, bins, dtype=torch.float64).scatter_add_(1, place, sure - right)
+    return gaps.abs().sum(dim=-1) / sure.shape[-1]
 
 
 def labels_of(trace: Trace) -> Tensor:

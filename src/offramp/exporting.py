@@ -35,7 +35,7 @@ from offramp.evaluate import layerwise, metric_for
 from offramp.loading import load_points, load_tokenizer, refuse_images
 from offramp.model import MultiExitModel, load_model
 from offramp.policies.base import Policy, replay, scores
-from offramp.registry import POLICIES, load_policy, policy_data, usual_policy
+from offramp.registry import FITTED, POLICIES, load_policy, policy_data, usual_policy
 from offramp.sources import SAMPLE
 from offramp.tracing import read_for, record
 from offramp.values import REGRESSION, Answers, OperatingPoint, Trace
@@ -156,7 +156,8 @@ def with_steps(parts: Parts, policies: Sequence[Policy]) -> Parts:
     """The pieces with the steps of these policies, and of all that fit the model with their usual parameters."""
     about = parts.about
     calls, functions = dict(about.policies), dict(parts.functions)
-    usual = [load_policy(name) for name in POLICIES if name != "certainty" or about.certainty]
+    names = [name for name in POLICIES if name not in FITTED and (name != "certainty" or about.certainty)]
+    usual = [load_policy(name) for name in names]
     for rule in dict.fromkeys([*policies, *usual]):
         key = policy_key(policy_data(rule))
         try:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 POLICIES = {
     "certainty": "offramp.policies.certainty:Certainty",
+    "consistency": "offramp.policies.consistency:Consistency",
     "divergence": "offramp.policies.divergence:Divergence",
     "entropy": "offramp.policies.confidence:Entropy",
     "fixed": "offramp.policies.fixed:Fixed",
+    "gain": "offramp.policies.consistency:Gain",
     "margin": "offramp.policies.confidence:Margin",
     "max-prob": "offramp.policies.confidence:MaxProb",
     "patience": "offramp.policies.patience:Patience",
@@ -29,7 +31,10 @@ POLICIES = {
     "stability": "offramp.policies.patience:Stability",
 }
 
-WRAPPERS = {  # a parameter that any policy takes -> the policy that goes around it: (policy, parameter)
+FITTED = ("consistency", "gain")  # names that need numbers from a trace first: offramp.fitting
+
+WRAPPERS = {  # a parameter that any policy takes -> what goes around it: (policy, parameter, more); inner ones first
+    "temperatures": "offramp.policies.tempered:Tempered",
     "ensemble": "offramp.policies.ensemble:Ensemble",
 }
 
@@ -96,7 +101,8 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
     Args:
         name: a name of the table ("entropy"), or its data form `{"name": "pcee", "measure": "entropy", "patience": 2}`.
         parameters: the policy's own, e.g. `patience=2`; a policy inside a policy is a name or data again. Every policy
-            takes `ensemble="run"` or `"all"`: see `offramp.policies.ensemble`.
+            takes `ensemble="run"` or `"all"` (see `offramp.policies.ensemble`), and every one that is not fitted
+            `temperatures=(...)` (see `offramp.policies.tempered`).
 
     Raises:
         UnknownName: no such policy.
@@ -108,10 +114,14 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
         return load_policy(**{**name, **parameters})
     if "measure" in parameters and isinstance(parameters["measure"], (str, Mapping)):
         parameters["measure"] = load_policy(parameters["measure"])
-    around = {parameter: parameters.pop(parameter) for parameter in WRAPPERS if parameter in parameters}
+    around = []
+    for wrapper in (wrapper for wrapper in WRAPPERS if wrapper in parameters):
+        found, value = load(WRAPPERS, wrapper), parameters.pop(wrapper)
+        more = {field.name: parameters.pop(field.name) for field in fields(found)[2:] if field.name in parameters}
+        around.append((found, value, more))
     policy: Policy = _build(POLICIES, name, parameters)
-    for parameter, value in around.items():
-        policy = load(WRAPPERS, parameter)(policy, value)
+    for found, value, more in around:
+        policy = found(policy, value, **more)
     return policy
 
 
@@ -138,14 +148,24 @@ def policy_data(policy: Policy) -> dict[str, Any]:
     if name is None or not is_dataclass(policy):
         raise UnknownName(f"{type(policy).__name__} has no row in offramp/registry.py, so it cannot be stored by name")
     if name in WRAPPERS:
-        wrapped, parameter = (getattr(policy, field.name) for field in fields(policy))
-        return {**policy_data(wrapped), name: parameter}
+        wrapped, *own = (getattr(policy, field.name) for field in fields(policy))
+        names = [name, *(field.name for field in fields(policy)[2:])]
+        return {**policy_data(wrapped), **dict(zip(names, own, strict=True))}
     data: dict[str, Any] = {"name": name}
     for field in fields(policy):
         value = getattr(policy, field.name)
         inner = policy_data(value) if is_dataclass(value) and not isinstance(value, type) else value
         data[field.name] = inner["name"] if isinstance(inner, dict) and len(inner) == 1 else inner
     return data
+
+
+def brief(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy's data as it is shown to people: without fitted weights, and without the rows that they are from."""
+    return {
+        name: brief(value) if isinstance(value, Mapping) else value
+        for name, value in policy.items()
+        if name not in ("weights", "fitted_on")
+    }
 
 
 def _build(table: Mapping[str, str], name: str, parameters: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from offramp.errors import InvalidInput
 from offramp.evaluate import layerwise, measure, metric_for
-from offramp.registry import load_policy
+from offramp.registry import brief, load_policy
 from offramp.thresholds import curve
 from offramp.values import REGRESSION, Measured, OperatingPoint, Trace
 
@@ -82,7 +82,7 @@ def measure_all(trace: Trace, points: Mapping[str, OperatingPoint], metric: str 
 def point_text(point: OperatingPoint) -> str:
     """An operating point in words: where it leaves, what was asked for, what was measured."""
     limits = ", ".join("never" if value == math.inf else f"{value:.4g}" for value in point.thresholds)
-    parameters = "".join(f" {key}={value}" for key, value in point.policy.items() if key != "name")
+    parameters = "".join(f" {key}={value}" for key, value in brief(point.policy).items() if key != "name")
     asked = ", ".join(f"{key} {value:g}" for key, value in point.target.items()) or "set by hand"
     lines = [f"{point.policy['name']}{parameters}, thresholds {limits} ({asked})"]
     told = point.measured

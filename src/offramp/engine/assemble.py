@@ -32,6 +32,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 
 from offramp.engine.about import ABOUT, About, StepCall
 from offramp.errors import InvalidInput
+from offramp.registry import WRAPPERS
 
 OPSET = 20
 DOMAIN = "offramp.steps"
@@ -72,8 +73,17 @@ class Parts:
 
 
 def policy_key(policy: Mapping[str, Any]) -> str:
-    """A policy as data -> its key among a file's policies."""
-    return json.dumps(policy, sort_keys=True)
+    """A policy as data -> its key among a file's policies; the rows that it was fitted on do not belong to it."""
+    return json.dumps(_acting(policy), sort_keys=True)
+
+
+def _acting(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """What a policy does, as data."""
+    return {
+        name: _acting(value) if isinstance(value, Mapping) else value
+        for name, value in policy.items()
+        if name != "fitted_on"
+    }
 
 
 def assemble(parts: Parts, policy: Mapping[str, Any]) -> ModelProto:
@@ -93,7 +103,7 @@ def assemble(parts: Parts, policy: Mapping[str, Any]) -> ModelProto:
     if calls is None:
         known = ", ".join(parts.about.policies)
         raise InvalidInput(f"the steps of {policy_key(policy)} are not in the file, which has: {known}")
-    return _Assembly(parts, calls).model(policy)
+    return _Assembly(parts, calls).model(_acting(policy))
 
 
 def take_apart(model: ModelProto) -> Parts:
@@ -176,7 +186,9 @@ def switch_policy(path: Path, digest: str, asked: Mapping[str, Any]) -> Mapping[
     about = About.of({each.key: each.value for each in model.metadata_props})
     held = [json.loads(key) for key in about.policies]
     found = [
-        policy for policy in held if asked.items() <= policy.items() and ("ensemble" in policy) == ("ensemble" in asked)
+        policy
+        for policy in held
+        if asked.items() <= policy.items() and all((wrapper in policy) == (wrapper in asked) for wrapper in WRAPPERS)
     ]
     if about.model != digest or not found:
         return None

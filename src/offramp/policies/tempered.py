@@ -1,0 +1,51 @@
+"""Tempered: another policy, on logits that are divided by their exit's temperature.
+
+Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2: one temperature makes a network's
+probabilities honest and changes no answer. Exits of one model are over-confident in different measure, so each has its
+own; a threshold for all exits then asks the same of all.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import final
+
+from offramp.errors import InvalidInput, NotApplicable
+from offramp.policies.base import Policy, Step
+from offramp.policies.consistency import Consistency, Gain
+from offramp.policies.ensemble import Ensemble
+from offramp.values import REGRESSION, ExitOutput, Memory
+
+
+@final
+@dataclass(frozen=True)
+class Tempered(Policy):
+    """Score: the other policy's, of the tempered logits. Answer: the tempered logits.
+
+    Attributes:
+        policy: says when to leave. Fitted ones have a scale of their own; an ensemble goes around this, not into it.
+        temperatures: one for each exit, > 0; above 1 makes it less sure (`offramp.fitting.fit_temperatures`).
+        fitted_on: hashes of the rows that they were fitted on (`offramp.fitting.row_hashes`); () = set by hand.
+    """
+
+    policy: Policy
+    temperatures: tuple[float, ...]
+    fitted_on: tuple[str, ...] = field(default=(), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policy, Policy) or isinstance(self.policy, (Tempered, Ensemble, Consistency, Gain)):
+            raise InvalidInput(
+                f"temperatures go around a policy that is neither fitted nor an ensemble, got {self.policy!r}"
+            )
+        temperatures = tuple(float(value) for value in self.temperatures)
+        if not temperatures or not all(0 < value < math.inf for value in temperatures):
+            raise InvalidInput(f"temperatures must be above 0, one for each exit; got {temperatures}")
+        object.__setattr__(self, "temperatures", temperatures)
+        object.__setattr__(self, "fitted_on", tuple(self.fitted_on))
+
+    def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
+        """See `Policy.step`."""
+        if out.problem_type == REGRESSION:
+            raise NotApplicable("temperatures scale probabilities and a regression has none")
+        if exit >= len(self.temperatures) or (out.last and exit < len(self.temperatures) - 1):
+            raise InvalidInput(f"{len(self.temperatures)} temperatures for a model with another number of exits")
+        return self.policy.step(exit, replace(out, logits=out.logits.float() / self.temperatures[exit]), memory)
