@@ -121,7 +121,8 @@ def _check(trace: Trace, policy: Policy, risk: str, level: float, delta: float, 
             "certify counts wrong answers and a regression has none; calibrate(..., Target(max_drop=...)) chooses a "
             "threshold for it, without a guarantee"
         )
-    if seen := _fitted_on(policy_data(policy)) & set(row_hashes(trace)):
+    fitted_on = _fitted_on(policy_data(policy))
+    if seen := fitted_on and fitted_on & set(row_hashes(trace)):
         raise InvalidInput(
             f"the policy was fitted on {len(seen)} of these rows (see offramp.hashes.row_hashes); certify on others"
         )

@@ -298,11 +298,11 @@ class Measured:
 
 
 RISKS = {
-    "quality": "right answers of the full model lost, of all answers",
-    "drop": "right answers of the full model lost, of its right answers",
-    "agreement": "answers that are not the full model's",
+    "quality": "the rows answered wrong where the full model is right",
+    "drop": "the full model's right answers lost",
+    "agreement": "the rows answered otherwise than by the full model",
 }
-"""What a certificate may bound, in words."""
+"""What a certificate may bound: the share of ..."""
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ class Certificate:
         if self.note:
             return f"full depth: {self.note} ({self.risk} {self.level:g}, {how})"
         sure = "on average over draws of rows" if self.delta is None else f"with {1 - self.delta:.4g} confidence"
-        return f"certified {sure}: at most {self.bound:.4g} {RISKS[self.risk]} ({how})"
+        return f"certified {sure}: at most {100 * self.bound:.4g}% of {RISKS[self.risk]} ({how})"
 
 
 @dataclass(frozen=True)
