@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from offramp.data import Columns, Examples
+from offramp.engine.about import weights_digest
 from offramp.errors import DataError, InvalidInput, UnknownName
 from offramp.model import MultiExitModel
 from offramp.tracing import read_for, record
@@ -111,7 +112,7 @@ def test_a_folder_reads_a_file_by_the_models_class_names(folder: Path, reviews: 
 
 def test_a_trace_says_where_it_is_from(folder: Path, reviews: str) -> None:
     trace = record(folder, reviews, columns=Columns(label="mood"))
-    assert trace.about == {"engine": "torch-float32", "data": "reviews.csv"}
+    assert trace.about == {"engine": "torch-float32", "data": "reviews.csv", "weights": weights_digest(folder)}
     rough = tiny_model().to(torch.bfloat16)
     assert record(rough, token_rows(2)).about["engine"] == "torch-bfloat16"
 

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from offramp.predictor import Predictor as Predictor
     from offramp.registry import load_objective as load_objective
     from offramp.registry import load_policy as load_policy
+    from offramp.risk import certify as certify
     from offramp.thresholds import calibrate as calibrate
     from offramp.token_exit import TokenExit as TokenExit
     from offramp.tracing import record as record
     from offramp.training import ExitTrainer as ExitTrainer
     from offramp.values import Answers as Answers
+    from offramp.values import Certificate as Certificate
     from offramp.values import ExitOutput as ExitOutput
     from offramp.values import OperatingPoint as OperatingPoint
     from offramp.values import Target as Target
@@ -49,11 +51,12 @@ _HOMES = {
     "policies.base": ("Policy", "Step", "replay", "scores"),
     "predictor": ("Predictor",),
     "registry": ("load_objective", "load_policy"),
+    "risk": ("certify",),
     "thresholds": ("calibrate",),
     "token_exit": ("TokenExit",),
     "tracing": ("record",),
     "training": ("ExitTrainer",),
-    "values": ("Answers", "ExitOutput", "OperatingPoint", "Target", "Trace"),
+    "values": ("Answers", "Certificate", "ExitOutput", "OperatingPoint", "Target", "Trace"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

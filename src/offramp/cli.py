@@ -293,19 +293,37 @@ def record(
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="Keep at least (1 - this) of the full model's score.")
 @click.option("--speedup", type=click.FloatRange(min=1), help="Layers of the full model over mean exit layer.")
 @click.option("--agreement", type=click.FloatRange(0, 1), help="Share of rows with the full model's answer.")
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Promise --max-drop or --agreement with this probability, e.g. 0.95.",
+)
 @click.option("--name", default="default", show_default=True, help="Under which the point is saved with the model.")
 @click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
 @policy_options
 @column_options
 @json_option
-def calibrate(folder: Path, name: str, policy: str | None, temperature: bool, as_json: bool, **given: Any) -> None:
+def calibrate(
+    folder: Path,
+    confidence: float | None,
+    name: str,
+    policy: str | None,
+    temperature: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Choose where to leave, and save the operating point with the model.
+
+    With --confidence the target holds for rows drawn like the data, and a certificate is saved: accuracy stays at
+    least (1 - MAX_DROP) of the full model's, or AGREEMENT of the answers are its own. Where there are too few rows for
+    that the point stays at full depth, and says how many are needed.
 
     The policies consistency and gain, and temperatures, are fitted on a random half of the rows, and the threshold is
     chosen on the other half.
 
     \b
     offramp calibrate model --data validation.csv --max-drop 0.01
+    offramp calibrate model --data validation.csv --max-drop 0.02 --confidence 0.95 --name sure
     offramp calibrate model --data validation.csv --max-drop 0.01 --policy consistency
     offramp calibrate model --trace trace.safetensors --policy pcee --patience 2 --speedup 2 --name fast
     """
@@ -315,14 +333,21 @@ def calibrate(folder: Path, name: str, policy: str | None, temperature: bool, as
         raise click.UsageError("give exactly one of --max-drop, --speedup, --agreement")
     if temperature and policy in FITTED:
         raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature")
+    if confidence is not None and ("speedup" in target or given["metric"] not in (None, "accuracy")):
+        raise click.UsageError("--confidence goes with --max-drop, which is then of accuracy, or with --agreement")
     trace = _trace(folder, given)
     parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
     if temperature or policy in FITTED:
         fitted, trace = _fitted(trace, policy if policy in FITTED else None)
         parameters |= fitted
-    point = _calibrated(trace, policy, parameters, target, given["metric"])
+    if confidence is None:
+        point = _calibrated(trace, policy, parameters, target, given["metric"])
+    else:
+        point = _certified(folder, trace, policy, parameters, target, confidence)
     _save_point(folder, name, point)
     _tell(as_json, trace, {name: point}, given["metric"])
+    if point.certificate is not None and not as_json:
+        click.echo(f"\n{point.certificate.words()}")
 
 
 @main.command()
@@ -510,6 +535,9 @@ def info(folder: Path, as_json: bool) -> None:
     if graphs := _graphs(folder):
         facts["graphs"] = graphs
     points = {name: point.to_json() for name, point in model.operating_points.items()}
+    void = _void(folder, model.operating_points)
+    for name in void:
+        points[name]["certificate"]["void"] = "the weights changed"
     if as_json:
         click.echo(json.dumps({**facts, "operating_points": points}))
         return
@@ -517,6 +545,16 @@ def info(folder: Path, as_json: bool) -> None:
         click.echo(f"{name:<14}{', '.join(map(str, fact)) if isinstance(fact, list) else fact}")
     for name, point in model.operating_points.items():
         click.echo(f"\noperating point {name!r}: {point_text(point)}")
+        if name in void:
+            click.echo("  void: the weights changed")
+
+
+def _void(folder: Path, points: Mapping[str, OperatingPoint]) -> list[str]:
+    """The points whose certificate is of other weights than these."""
+    certified = {name: point.certificate.weights for name, point in points.items() if point.certificate}
+    promised = {name: weights for name, weights in certified.items() if weights is not None}
+    now = weights_digest(folder) if promised else None
+    return [name for name, weights in promised.items() if weights != now]
 
 
 def _refuse_without_onnx() -> None:
@@ -651,6 +689,26 @@ def _calibrated(
 
     rule = load_policy(policy or usual_policy(str(trace.problem_type)), **parameters)
     return calibrate(trace, rule, Target(**target), metric)
+
+
+def _certified(
+    folder: Path,
+    trace: Trace,
+    policy: str | None,
+    parameters: Mapping[str, Any],
+    target: Mapping[str, float],
+    confidence: float,
+) -> OperatingPoint:
+    from offramp.registry import load_policy, usual_policy
+    from offramp.risk import certify
+
+    if trace.about.get("weights") != weights_digest(folder):
+        raise InvalidInput(
+            f"the trace was not recorded with the weights in {folder}, so it can promise nothing of them"
+        )
+    rule = load_policy(policy or usual_policy(str(trace.problem_type)), **parameters)
+    risk, level = ("drop", target["max_drop"]) if "max_drop" in target else ("agreement", 1 - target["agreement"])
+    return certify(trace, rule, risk, round(level, 12), round(1 - confidence, 12))
 
 
 def _points(folder: Path) -> dict[str, OperatingPoint]:

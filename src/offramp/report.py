@@ -80,7 +80,7 @@ def measure_all(trace: Trace, points: Mapping[str, OperatingPoint], metric: str 
 
 
 def point_text(point: OperatingPoint) -> str:
-    """An operating point in words: where it leaves, what was asked for, what was measured."""
+    """An operating point in words: where it leaves, what was asked for, what was measured, what is promised."""
     limits = ", ".join("never" if value == math.inf else f"{value:.4g}" for value in point.thresholds)
     parameters = "".join(f" {key}={value}" for key, value in brief(point.policy).items() if key != "name")
     asked = ", ".join(f"{key} {value:g}" for key, value in point.target.items()) or "set by hand"
@@ -88,8 +88,10 @@ def point_text(point: OperatingPoint) -> str:
     told = point.measured
     if told is not None:
         score = "" if told.score is None else f"{told.metric} {told.score:.4f} (full model {told.full_score:.4f}), "
-        where = ", ".join(f"{key} {value}" for key, value in told.about.items())
+        where = ", ".join(f"{key} {value}" for key, value in told.about.items() if key != "weights")
         lines.append(f"  {score}mean exit {told.mean_exit:.2f} of {told.depth} on {told.rows} rows ({where})")
+    if point.certificate is not None:
+        lines.append(f"  {point.certificate.words()}")
     return "\n".join(lines)
 
 

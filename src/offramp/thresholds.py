@@ -36,7 +36,18 @@ class Sweep:
 
 
 def sweep(score: Tensor, statistics: Tensor) -> Sweep:
-    """Sum per-sample statistics at every threshold.
+    """Sum per-sample statistics at every threshold that lies between two scores.
+
+    Args:
+        score: (L, N) a policy's scores; the last exit's do not matter.
+        statistics: (L, N, S) what a sample contributes if it leaves at that exit.
+    """
+    found, between = splits(score, statistics)
+    return Sweep(found.thresholds[between], found.statistics[between])
+
+
+def splits(score: Tensor, statistics: Tensor) -> tuple[Sweep, Tensor]:
+    """Sum per-sample statistics at every split, those among them between whose scores no float lies.
 
     As the threshold falls, a sample's exit moves up to the first exit whose running maximum reaches it. Each of these
     (L-1) N steps replaces the statistics of exit m+1 by those of exit m; sorted by score and summed they give all K.
@@ -44,6 +55,9 @@ def sweep(score: Tensor, statistics: Tensor) -> Sweep:
     Args:
         score: (L, N) a policy's scores; the last exit's do not matter.
         statistics: (L, N, S) what a sample contributes if it leaves at that exit.
+
+    Returns:
+        All K splits, and (K,) bool: whether the threshold lies between two scores. Else it lies on the upper one.
     """
     reached = score[:-1].cummax(dim=0).values.flatten()  # ((L-1) N,)
     change = (statistics[:-1] - statistics[1:]).flatten(0, 1)  # ((L-1) N, S)
@@ -53,9 +67,10 @@ def sweep(score: Tensor, statistics: Tensor) -> Sweep:
     values, counts = torch.unique_consecutive(seen, return_counts=True)
     under = torch.cat((values[1:], values[-1:] - values[-1:].abs().clamp(min=1)))
     middle = ((values.double() + under.double()) / 2).float()
-    apart = (middle < values) & (middle > under)  # no float lies between neighbours: they leave together
-    thresholds = torch.cat((torch.tensor([math.inf]), middle[apart]))
-    return Sweep(thresholds, torch.cat((statistics[-1].sum(dim=0)[None], totals[counts.cumsum(dim=0) - 1][apart])))
+    apart = (middle < values) & (middle > under)
+    thresholds = torch.cat((torch.tensor([math.inf]), torch.where(apart, middle, values)))
+    sums = torch.cat((statistics[-1].sum(dim=0)[None], totals[counts.cumsum(dim=0) - 1]))
+    return Sweep(thresholds, sums), torch.cat((torch.tensor([True]), apart))
 
 
 @dataclass(frozen=True)
@@ -113,12 +128,7 @@ def calibrate(
         NotApplicable: policy, metric or target have no meaning for this kind of problem.
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
-    if trace.depth == 1:
-        raise InvalidInput("a trace of one exit: there is nowhere to leave early")
-    if broken := int(failed(*unroll(policy, trace)).any(dim=0).sum()):
-        raise InvalidInput(
-            f"{broken} of {len(trace)} samples have scores or logits that are not finite; leave them out first"
-        )
+    checked(trace, policy)
     if target.max_drop is not None:
         threshold = _for_quality(trace, policy, target.max_drop, metric)
     elif target.agreement is not None:
@@ -129,6 +139,23 @@ def calibrate(
     thresholds = (threshold,) * (trace.depth - 1)
     asked = {name: value for name, value in asdict(target).items() if value is not None}
     return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds, metric))
+
+
+def checked(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:
+    """Scores (L, N) and logits (L, N, C) of a policy on a trace that can choose a threshold.
+
+    Raises:
+        InvalidInput: a single exit; samples whose scores or logits are not finite.
+        NotApplicable: the policy has no meaning for this kind of problem.
+    """
+    if trace.depth == 1:
+        raise InvalidInput("a trace of one exit: there is nowhere to leave early")
+    score, logits = unroll(policy, trace)
+    if broken := int(failed(score, logits).any(dim=0).sum()):
+        raise InvalidInput(
+            f"{broken} of {len(trace)} samples have scores or logits that are not finite; leave them out first"
+        )
+    return score, logits
 
 
 def _for_quality(trace: Trace, policy: Policy, max_drop: float, metric: str | None) -> float:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from offramp.batches import collate, encode, length_sorted, token_limit
 from offramp.config import MultiExitConfig
 from offramp.data import GUESSED, Columns, Examples, read_examples
+from offramp.engine.about import weights_digest
 from offramp.engines import AUTO, Eager, Engine, Exported, check_name, load_engine
 from offramp.errors import DataError, InvalidInput
 from offramp.loading import load_config, load_tokenizer, refuse_images
@@ -53,6 +54,8 @@ def record(
         raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
     running, tokenizer = _running(model, engine, of_texts=isinstance(dataset, (str, os.PathLike, Examples)))
     about = {"engine": running.name}
+    if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
+        about["weights"] = weights_digest(model)
     if isinstance(dataset, (str, os.PathLike)):
         about["data"] = Path(dataset).name if Path(dataset).exists() else f"{os.fspath(dataset)} ({split})"
         dataset = read_for(running.config, os.fspath(dataset), columns, split)

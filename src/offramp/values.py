@@ -140,7 +140,7 @@ class Trace:
         layers: (L,) the layer number of each exit, increasing; None = 1..L.
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, several labels where the labels are
             (N, C), else single label.
-        about: where it is from, in words: {"engine": ..., "data": ...}.
+        about: where it is from, in words: {"engine": ..., "data": ..., "weights": their SHA-256}.
         tokens: (N,) real tokens of each sample, for `offramp.cost`; None where that is not known.
 
     Raises:
@@ -300,6 +300,54 @@ class Measured:
         return 1 - self.mean_exit / self.depth
 
 
+RISKS = {
+    "quality": "the rows answered wrong where the full model is right",
+    "drop": "the full model's right answers lost",
+    "agreement": "the rows answered otherwise than by the full model",
+}
+"""What a certificate may bound: the share of ..."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is promised of an operating point, for rows drawn like the ones that it was certified on.
+
+    Attributes:
+        risk: a name of RISKS.
+        level: what was asked for: a risk of at most this.
+        delta: the promise is broken for at most this share of the draws of rows; None = the promise is of the mean
+            over draws alone.
+        bound: what is promised: `level`, or 0 at full depth.
+        observed: the risk on the rows.
+        rows: how many rows the risk was measured on.
+        method: a name of `offramp.risk.METHODS`.
+        engine: what ran the model; None = not known.
+        data: SHA-256 of the rows (`offramp.hashes.digest`).
+        weights: SHA-256 of the model's weights; None = not known.
+        note: why there is no early exit; empty where there is one.
+    """
+
+    risk: str
+    level: float
+    delta: float | None
+    bound: float
+    observed: float
+    rows: int
+    method: str
+    engine: str | None
+    data: str
+    weights: str | None = None
+    note: str = ""
+
+    def words(self) -> str:
+        """The certificate in one line."""
+        how = f"{self.method}, {self.rows} rows, {self.observed:.2%} seen"
+        if self.note:
+            return f"full depth: {self.note} ({self.risk} {self.level:g}, {how})"
+        sure = "on average over draws of rows" if self.delta is None else f"with {1 - self.delta:.4g} confidence"
+        return f"certified {sure}: at most {100 * self.bound:.4g}% of {RISKS[self.risk]} ({how})"
+
+
 @dataclass(frozen=True)
 class OperatingPoint:
     """Where to leave: a policy by name, its thresholds, and what was measured there. It holds no objects.
@@ -309,12 +357,14 @@ class OperatingPoint:
         thresholds: one for each exit but the last; `math.inf` = never.
         target: what was asked for, e.g. {"max_drop": 0.01}.
         measured: what it did where it was chosen; None for a point set by hand.
+        certificate: what is promised of it; None for a point that `offramp.certify` did not make.
     """
 
     policy: Mapping[str, Any]
     thresholds: tuple[float, ...]
     target: Mapping[str, float] = field(default_factory=dict)
     measured: Measured | None = None
+    certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "thresholds", tuple(float(value) for value in self.thresholds))
@@ -335,7 +385,8 @@ class OperatingPoint:
         words = {"never": math.inf, "always": -math.inf}
         thresholds = tuple(words[value] if isinstance(value, str) else value for value in data["thresholds"])
         measured = Measured(**data["measured"]) if data.get("measured") else None
-        return cls(data["policy"], thresholds, data.get("target", {}), measured)
+        certificate = Certificate(**data["certificate"]) if data.get("certificate") else None
+        return cls(data["policy"], thresholds, data.get("target", {}), measured, certificate)
 
 
 def _check_labels(labels: Tensor, problem_type: str, logits: Tensor) -> None:

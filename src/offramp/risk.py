@@ -1,0 +1,311 @@
+"""Thresholds with a guarantee: early exit loses at most so much, except for a share delta of the draws of rows.
+
+Angelopoulos, Bates, Candes, Jordan and Lei, "Learn then Test: Calibrating Predictive Algorithms to Achieve Risk
+Control", arXiv:2110.01052: thresholds are tested in an order that is fixed beforehand, from the strictest down, each at
+the full delta; the first that fails ends the search (fixed-sequence testing).
+
+The thresholds tested are all that there are: the splits of the sweep, whose places depend on the scores seen. The
+promise is none the weaker, because they are tested in the order of the thresholds themselves. Let t* be the highest
+threshold whose risk is above the level (if there is no highest, one of a sequence that climbs to where they begin). It
+lies in one split, between two neighbouring scores or on the upper one. Within a split no row changes its exit, so the
+losses there are those at t*, a fixed threshold, and they pass the test with probability delta at most. And t* or
+anything looser is returned only if that split has passed. So every split must be tested, also where no float lies
+between the scores; a search that leaves some out, or takes the loosest that passes anywhere, has no such promise.
+
+What is promised is promised for rows drawn like these, independently, and for one call: whoever certifies k policies on
+the same rows and keeps the best must ask each for delta / k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.choices import answer
+from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
+from offramp.evaluate import labels_of, measure
+from offramp.hashes import digest, row_hashes
+from offramp.policies.base import Policy
+from offramp.registry import load_policy, policy_data
+from offramp.thresholds import Sweep, checked, splits, sweep
+from offramp.values import REGRESSION, RISKS, Certificate, ExitOutput, OperatingPoint, Trace
+
+MOST_ROWS = 1 << 20
+"""Beyond this no number of rows is named."""
+
+
+def certify(
+    trace: Trace,
+    policy: Policy | Mapping[str, Any] | str,
+    risk: str = "quality",
+    level: float = 0.01,
+    delta: float = 0.05,
+    method: str = "hoeffding-bentkus",
+) -> OperatingPoint:
+    """The operating point with the loosest threshold, one for all exits, that is sure to keep a risk low.
+
+    The risk is a mean over rows. "quality": of 1[early answer wrong and full answer right], so accuracy falls by at
+    most `level`. "agreement": of 1[early answer differs from the full answer]. "drop": as "quality", but over the
+    rows alone that the full model answers right, so at least (1 - level) of its accuracy is kept. With several labels
+    an answer is the whole set.
+
+    Methods: "hoeffding-bentkus" and "binomial" count losses; losses here are 0 or 1, so the second is exact, and at
+    least as loose as the first, which holds for any losses in 0..1. "betting" watches the losses one by one. These
+    three promise risk <= level with probability 1 - delta over the draw of the rows. "conformal" promises less: its
+    mean over draws is at most `level`; a single draw may be above, and delta is not used.
+
+    Args:
+        trace: a full-depth pass over rows drawn like those to come, neither trained on nor used to choose the policy;
+            labels for "quality" and "drop".
+        policy: a policy, its name, or its data form.
+        risk: a name of `offramp.values.RISKS`.
+        level: above 0, below 1.
+        delta: above 0, below 1.
+        method: a name of METHODS.
+
+    Returns:
+        A point with a certificate. Where the rows do not suffice for any early exit its thresholds are "never", whose
+        risk is 0, and the certificate's note says about how many rows would do.
+
+    Raises:
+        NotApplicable: a regression, or a policy that has no meaning for this kind of problem.
+        UnknownName: no such risk or method.
+        InvalidInput: level or delta out of range; no labels where they are needed; samples without a finite answer; a
+            single exit; rows that the policy was fitted on.
+        CannotReach: the policy's own answers at full depth are not the full model's, and lose too much; or the full
+            model is right nowhere.
+    """
+    policy = policy if isinstance(policy, Policy) else load_policy(policy)
+    _check(trace, policy, risk, level, delta, method)
+    score, logits = checked(trace, policy)
+    loss, counted = losses(trace, logits, risk)
+    if not counted.any():
+        raise CannotReach(f"risk {risk!r} is over the full model's right answers, and there are none")
+    threshold = METHODS[method](score, loss, counted, level, delta)
+    same = torch.equal(logits[-1], trace.logits[-1])  # then "never" is the full model, whatever a test says
+    if threshold is None and not same:
+        raise CannotReach(f"not even full depth holds the level: there {policy} does not give the full model's answers")
+    threshold = math.inf if threshold is None else threshold
+    full_depth = same and threshold == math.inf
+    certificate = Certificate(
+        risk=risk,
+        level=level,
+        delta=None if method == "conformal" else delta,
+        bound=0.0 if full_depth else level,
+        observed=lost_at(score, loss, threshold)[counted].double().mean().item(),
+        rows=int(counted.sum()),
+        method=method,
+        engine=trace.about.get("engine"),
+        data=digest(trace),
+        weights=trace.about.get("weights"),
+        note=_note(score, loss, counted, level, delta, method) if full_depth else "",
+    )
+    thresholds = (threshold,) * (trace.depth - 1)
+    asked = {"level": level} if method == "conformal" else {"level": level, "delta": delta}
+    return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds), certificate)
+
+
+def _check(trace: Trace, policy: Policy, risk: str, level: float, delta: float, method: str) -> None:
+    for kind, name, table in (("risk", risk, RISKS), ("method", method, METHODS)):
+        if name not in table:
+            raise UnknownName(f"unknown {kind} {name!r}; known: {', '.join(table)}")
+    for name, value in (("level", level), ("delta", delta)):
+        if not 0 < value < 1:
+            raise InvalidInput(f"{name} must be between 0 and 1, got {value}")
+    if trace.problem_type == REGRESSION:
+        raise NotApplicable(
+            "certify counts wrong answers and a regression has none; calibrate(..., Target(max_drop=...)) chooses a "
+            "threshold for it, without a guarantee"
+        )
+    fitted_on = _fitted_on(policy_data(policy))
+    if seen := fitted_on and fitted_on & set(row_hashes(trace)):
+        raise InvalidInput(
+            f"the policy was fitted on {len(seen)} of these rows (see offramp.hashes.row_hashes); certify on others"
+        )
+
+
+def _fitted_on(policy: Mapping[str, Any]) -> set[str]:
+    """The rows that a policy, as data, or one inside it was fitted on."""
+    inner = (_fitted_on(value) for value in policy.values() if isinstance(value, Mapping))
+    return set(policy.get("fitted_on", ())).union(*inner)
+
+
+def losses(trace: Trace, logits: Tensor, risk: str) -> tuple[Tensor, Tensor]:
+    """What leaving early loses.
+
+    Args:
+        trace: (L, N, C).
+        logits: (L, N, C) a policy's answers at every exit.
+        risk: a name of `offramp.values.RISKS`.
+
+    Returns:
+        (L, N) bool: whether the row is lost if it leaves at that exit; (N,) bool: the rows whose mean is the risk. No
+        other is ever lost.
+
+    Raises:
+        InvalidInput: no labels where they are needed.
+    """
+    given = answer(ExitOutput(logits, problem_type=trace.problem_type))  # (L, N, G)
+    full = answer(trace.exit(trace.depth - 1))  # (N, G)
+    if risk == "agreement":
+        return (given != full).any(dim=-1), torch.ones(len(trace), dtype=torch.bool)
+    wanted = labels_of(trace).long().view(len(trace), -1)  # (N, G)
+    right = (full == wanted).all(dim=-1)  # (N,)
+    return right & (given != wanted).any(dim=-1), right if risk == "drop" else torch.ones_like(right)
+
+
+def lost_at(score: Tensor, loss: Tensor, threshold: float) -> Tensor:
+    """(N,) bool: who is lost at one threshold; scores (L, N), losses (L, N)."""
+    leave = torch.cat((score[:-1] >= threshold, torch.ones_like(loss[-1:])))
+    return loss.gather(0, leave.to(torch.uint8).argmax(dim=0, keepdim=True)).squeeze(0)
+
+
+# --- methods: the loosest threshold such that it and all stricter ones pass; None = not even "never" does -----------
+
+
+def hoeffding_bentkus(rows: int, level: float) -> Tensor:
+    """P-values (N+1,) of 0..N losses among N rows, for "the risk is above level".
+
+    min(exp(-n kl(min(k/n, a), a)), e P(Binomial(n, a) <= k)) (Learn then Test, proposition 2, after Bates et al. 2021).
+    """
+    share = (torch.arange(rows + 1, dtype=torch.float64) / rows).clamp(max=level)
+    hoeffding = (-rows * _divergence(share, level)).exp()
+    return torch.minimum(hoeffding, math.e * binomial(rows, level)).clamp(max=1)
+
+
+def binomial(rows: int, level: float) -> Tensor:
+    """P-values (N+1,) of 0..N losses among N rows: P(Binomial(n, a) <= k), exact for losses of 0 and 1."""
+    lost = torch.arange(rows + 1, dtype=torch.float64)
+    total = torch.tensor(rows, dtype=torch.float64)
+    ways = (total + 1).lgamma() - (lost + 1).lgamma() - (total - lost + 1).lgamma()
+    return (ways + lost * math.log(level) + (total - lost) * math.log1p(-level)).exp().cumsum(dim=0).clamp(max=1)
+
+
+def conformal(rows: int) -> Tensor:
+    """Bounds (N+1,) on the mean risk over draws, for 0..N losses among N rows: (k + 1) / (n + 1).
+
+    Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal Risk Control", ICLR 2024, arXiv:2208.02814, equation 4.
+    """
+    return torch.arange(1, rows + 2, dtype=torch.float64) / (rows + 1)
+
+
+def betting(losses: Tensor, level: float, delta: float) -> float:
+    """P-value of losses (N,) in 0..1, drawn independently, for "their mean is above level".
+
+    A gambler who bets that the mean is lower, and whose capital is a supermartingale if it is not, multiplies it by
+    1/p with probability p at most. Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
+    JRSS B 2024, arXiv:2010.09686, with the stakes of Bates et al., "Distribution-Free, Risk-Controlling Prediction
+    Sets", JACM 2021, arXiv:2101.02703 (section 3.1.3). `delta` sets the stakes; the p-value holds for any.
+    """
+    lost = losses.double()
+    number = torch.arange(1, len(lost) + 1, dtype=torch.float64)
+    mean = (0.5 + lost.cumsum(dim=0)) / (number + 1)
+    variance = (0.25 + (lost - mean).square().cumsum(dim=0)) / (number + 1)
+    before = torch.cat((torch.tensor([0.25], dtype=torch.float64), variance[:-1]))  # a stake knows the past alone
+    stakes = (2 * math.log(1 / delta) / (len(lost) * before)).sqrt().clamp(max=1)
+    capital = torch.log1p(-stakes * (lost - level)).cumsum(dim=0).max()
+    return math.exp(-max(capital.item(), 0.0))
+
+
+def _divergence(share: Tensor, level: float) -> Tensor:
+    """Kullback and Leibler's, between two Bernoulli variables."""
+    return torch.xlogy(share, share / level) + torch.xlogy(1 - share, (1 - share) / (1 - level))
+
+
+def _by_p_value(p_values: Callable[[int, float], Tensor]) -> Method:
+    def find(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
+        swept, between = splits(score, loss.double().unsqueeze(-1))
+        return _loosest(swept, between, p_values(int(counted.sum()), level)[_counts(swept)] <= delta)
+
+    return find
+
+
+def _by_mean(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
+    """Conformal risk control wants losses that only grow, so a row once lost stays lost for all looser thresholds."""
+    reached = score[:-1].cummax(dim=0).values
+    stops = torch.cat((torch.full_like(reached[:1], -math.inf), reached))  # a row stops where this rises
+    stays = torch.cat(
+        (stops[1:] > stops[:-1], torch.ones_like(loss[-1:]))
+    )  # (L, N) exits at which some threshold stops
+    ever = (loss & stays).flip(0).cummax(dim=0).values.flip(0)
+    swept, between = splits(score, ever.double().unsqueeze(-1))
+    return _loosest(swept, between, conformal(int(counted.sum()))[_counts(swept)] <= level)
+
+
+def _by_betting(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
+    """Tests only where somebody's loss changes; in an order of rows that is mixed, because files are often sorted."""
+    mixed = torch.randperm(int(counted.sum()), generator=torch.Generator().manual_seed(0))
+    flips = (loss[:-1] != loss[1:]).flip(0).cumsum(dim=0).flip(0)
+    flips = torch.cat((flips, torch.zeros_like(flips[:1]))).double()  # (L, N) below this exit; the last has none
+    swept, between = splits(score, flips.unsqueeze(-1))
+    news = (_counts(swept).diff() != 0).nonzero().flatten() + 1
+    passes = torch.ones_like(between)
+    for number in (0, *news.tolist()):
+        lost = lost_at(score, loss, swept.thresholds[number].item())[counted]
+        if betting(lost[mixed], level, delta) > delta:
+            passes[number:] = False
+            break
+    return _loosest(swept, between, passes)
+
+
+def _counts(swept: Sweep) -> Tensor:
+    return swept.statistics[:, 0].round().long()
+
+
+def _loosest(swept: Sweep, between: Tensor, passes: Tensor) -> float | None:
+    """The last threshold before the first that fails, of those between two scores."""
+    good = swept.thresholds[between & (passes.long().cumprod(dim=0) == 1)]
+    return good[-1].item() if len(good) else None
+
+
+Method = Callable[[Tensor, Tensor, Tensor, float, float], float | None]
+"""Scores (L, N), losses (L, N), who is counted (N,), level, delta -> threshold."""
+
+METHODS: dict[str, Method] = {
+    "hoeffding-bentkus": _by_p_value(hoeffding_bentkus),
+    "binomial": _by_p_value(binomial),
+    "betting": _by_betting,
+    "conformal": _by_mean,
+}
+
+
+# --- when the rows do not suffice -----------------------------------------------------------------------------------
+
+
+def _note(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float, method: str) -> str:
+    """Why nobody may leave early, and how many rows could change that; arguments as of a method."""
+    swept = sweep(score, loss.double().unsqueeze(-1))
+    if len(swept.thresholds) == 1:
+        return "no row has a score by which it could leave early"
+    rows, among = len(counted), int(counted.sum())
+    share = _counts(swept)[1].item() / among
+    if share >= level:
+        return f"cannot certify: even the strictest early exit loses {share:.2%} of {among} rows"
+    needed = _rows_needed(share, level, delta, method)
+    if needed is None:
+        return f"cannot certify an early exit on {rows} rows; more than {MOST_ROWS} would be needed"
+    return f"cannot certify an early exit on {rows} rows; needs about {math.ceil(needed * rows / among)} rows"
+
+
+def _rows_needed(share: float, level: float, delta: float, method: str) -> int | None:
+    """The fewest rows on which this share of losses, evenly spread, would pass; None = more than MOST_ROWS."""
+
+    def enough(rows: int) -> bool:
+        lost = (torch.arange(rows + 1) * share).floor().diff() > 0  # (rows,)
+        loss, everybody = torch.stack((lost, torch.zeros_like(lost))), torch.ones_like(lost)
+        return METHODS[method](torch.zeros(2, rows), loss, everybody, level, delta) not in (None, math.inf)
+
+    above = 1
+    while not enough(above):
+        above *= 2
+        if above > MOST_ROWS:
+            return None
+    below = above // 2
+    while above - below > 1:
+        middle = (above + below) // 2
+        below, above = (below, middle) if enough(middle) else (middle, above)
+    return above
