@@ -94,10 +94,10 @@ def _variants() -> list[dict[str, Any]]:
     return [example(name) for name in sorted(POLICIES)] + more
 
 
-def has_meaning(policy: Policy, problem_type: str) -> bool:
+def has_meaning(policy: Policy, problem_type: str, depth: int = 6) -> bool:
     """Whether a policy can score this kind of problem."""
     try:
-        scores(policy, random_trace(problem_type))
+        scores(policy, random_trace(problem_type, depth=depth))
     except NotApplicable:
         return False
     return True

@@ -38,7 +38,7 @@ POLICY_CASES = [
     (name, problem)
     for problem in PROBLEM_TYPES
     for name, data in POLICIES.items()
-    if has_meaning(load_policy(data), problem)
+    if has_meaning(load_policy(data), problem, LAYERS)
 ]
 
 KINDS: dict[str, dict[str, Any]] = {
