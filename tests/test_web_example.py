@@ -1,0 +1,98 @@
+"""examples/web: an exported file leaves in WebAssembly where it leaves in Python."""
+
+import json
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import threshold_between
+from tiny import balanced, save_folder, tiny_model, tiny_tokenizer
+
+pytest.importorskip("onnxruntime")
+
+from offramp.batches import encode
+from offramp.card import save_points
+from offramp.data import read_rows
+from offramp.engine.about import GRAPHS
+from offramp.engines import load_engine
+from offramp.exporting import export
+from offramp.policies.base import scores
+from offramp.registry import load_policy
+from offramp.sources import SAMPLE
+from offramp.tracing import record
+from offramp.values import OperatingPoint
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "web"
+NODE = shutil.which("node")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NODE is None, reason="node is not installed"),
+    pytest.mark.skipif(not (EXAMPLE / "node_modules").is_dir(), reason="`npm ci` has not run in examples/web"),
+]
+
+
+@pytest.fixture(scope="module", params=GRAPHS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model's file, and what `rows.py` writes of it; at every exit about half of those who are there stay."""
+    folder = save_folder(tmp_path_factory.mktemp("model"), balanced(tiny_model()))
+    path = export(folder, "margin", int8=request.param == "onnx-int8").path
+    texts = [row.text for row in islice(read_rows(SAMPLE, split="test"), 50)]
+    trace = record(load_engine(folder, request.param), encode(tiny_tokenizer(), texts, 32))
+    limits = tuple(threshold_between(score, 0.5) for score in scores(load_policy("margin"), trace)[:-1])
+    save_points({"default": OperatingPoint({"name": "margin"}, limits)}, folder)
+    rows = folder / "rows.json"
+    subprocess.run([sys.executable, EXAMPLE / "rows.py", folder, rows, "--engine", request.param], check=True)
+    return path.with_name(f"web.{path.name}"), rows
+
+
+def run(model: Path, told: dict[str, Any], rows: Path) -> subprocess.CompletedProcess[str]:
+    assert NODE is not None
+    rows.write_text(json.dumps(told))
+    return subprocess.run([NODE, EXAMPLE / "run.mjs", model, rows], capture_output=True, text=True)
+
+
+def test_webassembly_leaves_where_python_leaves(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    model, rows = exported
+    told = json.loads(rows.read_text())
+
+    done = run(model, told, tmp_path / "rows.json")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("50 of 50 rows leave where they leave in Python") == 2
+    assert len(set(told["alone"]["exit_layers"])) > 2
+
+
+def test_rows_that_leave_elsewhere_are_told(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    model, rows = exported
+    told = json.loads(rows.read_text())
+    layers = told["alone"]["exit_layers"]
+    told["alone"]["exit_layers"] = [layer + 1 for layer in layers[:3]] + layers[3:]
+
+    done = run(model, told, tmp_path / "rows.json")
+
+    assert done.returncode == 1
+    assert f"row 2: layer {layers[2]}, in Python {layers[2] + 1}" in done.stdout
+
+
+def test_never_is_a_threshold(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    model, rows = exported
+    told = json.loads(rows.read_text())
+    deepest = [len(told["thresholds"]) + 1] * 50
+    told["thresholds"] = ["never"] * len(told["thresholds"])
+    told["alone"]["exit_layers"] = told["together"]["exit_layers"] = deepest
+
+    done = run(model, told, tmp_path / "rows.json")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_lock_file_names_no_registry() -> None:
+    lock = json.loads((EXAMPLE / "package-lock.json").read_text())
+    assert lock["packages"][""]["dependencies"] == json.loads((EXAMPLE / "package.json").read_text())["dependencies"]
+    assert not any("resolved" in package for package in lock["packages"].values())
