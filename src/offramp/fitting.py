@@ -1,12 +1,11 @@
 """Numbers of a policy that come from a trace: weights, temperatures. Seconds, and no model.
 
 Rows that fitted something are not the rows to choose a threshold on, nor to certify one, so what was fitted bears their
-hashes.
+hashes (`offramp.hashes`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from offramp.choices import answer, choices
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of
+from offramp.hashes import row_hashes
 from offramp.policies.base import Policy
 from offramp.policies.consistency import Consistency, Gain, features
 from offramp.registry import FITTED
@@ -24,16 +24,6 @@ from offramp.values import REGRESSION, ExitOutput, Memory, Trace
 PENALTY = 1.0  # of the squared weights of standardised features, as scikit-learn's C = 1
 NARROWEST = 0.01  # a feature that varies less is not blown up: rounding would grow with it
 TEMPERATURES = (0.05, 20.0)  # searched between these
-
-
-def row_hashes(trace: Trace) -> tuple[str, ...]:
-    """For each row the first 8 bytes of the SHA-256 of its logits (L, C) in float32, as 16 hexadecimal digits.
-
-    The same row has the same hash if its logits are the same to the last bit: in traces that were recorded from the
-    same weights, with the same engine and batches, or cut from one another.
-    """
-    rows = trace.logits.transpose(0, 1).contiguous().cpu().numpy().astype("<f4")  # (N, L, C)
-    return tuple(hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in rows)
 
 
 def fit_policy(name: str, trace: Trace) -> Policy:

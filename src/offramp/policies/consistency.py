@@ -37,7 +37,7 @@ class Consistency(Policy):
 
     Attributes:
         weights: fitted on a trace, of which they need no labels.
-        fitted_on: hashes of its rows (`offramp.fitting.row_hashes`).
+        fitted_on: hashes of its rows (`offramp.hashes.row_hashes`).
     """
 
     weights: Weights = field(default=(), repr=False)
@@ -63,7 +63,7 @@ class Gain(Policy):
 
     Attributes:
         weights: fitted on a trace with labels.
-        fitted_on: hashes of its rows (`offramp.fitting.row_hashes`).
+        fitted_on: hashes of its rows (`offramp.hashes.row_hashes`).
     """
 
     weights: Weights = field(default=(), repr=False)

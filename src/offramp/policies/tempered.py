@@ -24,7 +24,7 @@ class Tempered(Policy):
     Attributes:
         policy: says when to leave. Fitted ones have a scale of their own; an ensemble goes around this, not into it.
         temperatures: one for each exit, > 0; above 1 makes it less sure (`offramp.fitting.fit_temperatures`).
-        fitted_on: hashes of the rows that they were fitted on (`offramp.fitting.row_hashes`); () = set by hand.
+        fitted_on: hashes of the rows that they were fitted on (`offramp.hashes.row_hashes`); () = set by hand.
     """
 
     policy: Policy
