@@ -199,7 +199,12 @@ def page(results: Told) -> str:
         f"Layers run on the half that reports: at most {100 * max(costs):.1f} % of all from the budget, on average."
     )
     calibrated = "Calibration error of the six exits, in %, without and with fitted temperatures:"
-    parts = ["# Fitted policies against the papers'", setting, READING.read_text().strip(), "\n".join(lines)]
+    parts = [
+        "# Fitted policies against the papers'",
+        setting,
+        READING.read_text().strip() if READING.exists() else "",
+        "\n".join(lines),
+    ]
     return "\n\n".join([*parts, calibrated, "\n".join(errors)]) + "\n"
 
 
