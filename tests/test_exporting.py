@@ -21,7 +21,7 @@ from offramp.engines import Exported, load_engine
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.exporting import Disagreement, check, export, with_steps
 from offramp.policies.base import replay, scores
-from offramp.registry import POLICIES, load_policy
+from offramp.registry import FITTED, POLICIES, load_policy
 from offramp.tracing import record
 from offramp.values import OperatingPoint, write_points
 from tiny import rows_for, text_rows, texts, tiny_model
@@ -128,7 +128,7 @@ def test_without_a_default_point_it_is_the_usual_one(folder: Path) -> None:
     checked = export(folder, dataset=text_rows(12))
     assert checked.policy == Graph.load(checked.path).about.policy == {"name": "margin"}
     names = [policy["name"] for policy in checked.policies]
-    assert sorted(set(names)) == sorted(set(POLICIES) - {"stability"})  # all that have a meaning for classes
+    assert sorted(set(names)) == sorted(set(POLICIES) - {"stability", *FITTED})  # all that have a meaning for classes
     assert {"name": "pcee", "measure": "max-prob", "patience": 3} in checked.policies
     assert {"name": "pcee", "measure": "entropy", "patience": 2} in checked.policies
 

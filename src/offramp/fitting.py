@@ -1,7 +1,7 @@
 """Numbers of a policy that come from a trace: weights, temperatures. Seconds, and no model.
 
 Rows that fitted something are not the rows to choose a threshold on, nor to certify one, so what was fitted bears their
-hashes.
+hashes (`offramp.hashes`).
 """
 
 from __future__ import annotations
