@@ -320,8 +320,11 @@ class MultiExitModel(PreTrainedModel):
 
     def _read(self, exit: int, carry: Carry) -> Tensor:
         """What the last map of exit `exit` (0-based) reads, (B, W)."""
-        seen = self._cut.read(carry.hidden) if carry.read is None else carry.read  # (B, T, D)
-        return self.heads.read(exit, seen, carry.mask, carry.shares)
+        return self.heads.read(exit, self._seen(carry), carry.mask, carry.shares)
+
+    def _seen(self, carry: Carry) -> Tensor:
+        """What the exit behind the last block sees, (B, T, D)."""
+        return self._cut.read(carry.hidden) if carry.read is None else carry.read
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """What exit `exit` (0-based) says; see `Segments`."""
