@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,11 @@ def data(tmp_path: Path) -> Path:
 # A file bears its name once it was checked.
 
 
-def with_a_wrong_weight(parts: Parts) -> Parts:
-    """The last exit's classifier adds a little to what it should say."""
+def with_a_wrong_weight(parts: Parts, wrong_by: Sequence[float] = (0.01, 0.01, 0.01)) -> Parts:
+    """The last exit's classifier adds something to what it should say."""
     *others, last = parts.levels
     bias = next(weight for weight in last.weights if list(weight.dims) == [3])
-    wrong = numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), bias.name)
+    wrong = numpy_helper.from_array(numpy_helper.to_array(bias) + np.array(wrong_by, np.float32), bias.name)
     weights = tuple(wrong if weight is bias else weight for weight in last.weights)
     return replace(parts, levels=(*others, replace(last, weights=weights)))
 
@@ -168,6 +169,20 @@ def test_with_labels_the_scores_of_file_and_torch_are_told(int8: bool, folder: P
     assert checked.agreement == pytest.approx(by_hand(ours[-1], theirs[-1]))
     assert checked.difference == pytest.approx((ours - theirs).abs().max().item(), abs=1e-6)
     assert (checked.difference > 1e-3) == int8
+
+
+def test_what_8_bits_cost_is_told_and_not_refused(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "offramp.exporting.export_parts", lambda *given: with_a_wrong_weight(parts_of(*given), (2.0, 0.0, 0.0))
+    )
+    checked = export(folder, int8=True, dataset=data)
+    labels = torch.tensor([number % 3 for number in range(40)])
+    ours, theirs = (record(folder, text_rows(40, seed=4), each).logits[-1] for each in ("onnx-int8", "torch"))
+    assert checked.agreement == pytest.approx(by_hand(ours, theirs))
+    assert checked.agreement < 0.9
+    assert checked.score == pytest.approx((ours.argmax(dim=-1) == labels).float().mean().item())
+    assert checked.torch_score == pytest.approx((theirs.argmax(dim=-1) == labels).float().mean().item())
+    assert checked.score != checked.torch_score
 
 
 def test_without_labels_there_are_no_scores(folder: Path) -> None:

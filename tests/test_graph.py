@@ -155,6 +155,18 @@ def test_never_gives_the_full_models_logits(name: str, problem: str) -> None:
     assert np.allclose(told.logits, one.case.trace.logits[-1], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["albert", "bert, all that exits may have", "modernbert"])
+def test_where_all_texts_are_one_token_some_may_leave_too(name: str) -> None:
+    case = kind(name)
+    rows = [{"input_ids": [number], "attention_mask": [1]} for number in (7, 9, 11, 13)]
+    layers = np.array([2, 4, 1, 3])
+    fixed = graph_of(case.model, load_policy("fixed"))
+    told = fixed.run(arrays(padded(case.model, rows)), np.repeat(layers[:, None] - 0.5, LAYERS - 1, axis=1))
+    assert told.exit_layers.tolist() == layers.tolist()
+    expected = record(case.model, rows).logits[layers - 1, np.arange(4)]
+    assert np.allclose(told.logits, expected, atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_family_answers_as_a_graph_as_in_the_loop(family: str) -> None:
