@@ -17,10 +17,11 @@ import click
 from offramp import __version__
 from offramp.engine.about import ENGINES, GRAPHS, weights_digest
 from offramp.errors import CannotReach, InvalidInput, OfframpError
-from offramp.registry import FITTED, OBJECTIVES, POLICIES, brief
+from offramp.registry import FITTED, OBJECTIVES, POLICIES, brief, load_policy, usual_policy
 
 if TYPE_CHECKING:
     from offramp.data import Columns
+    from offramp.policies.base import Policy
     from offramp.values import OperatingPoint, Trace
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -418,10 +419,10 @@ def predict(
 def export(
     folder: Path, int8: bool, data: str | None, split: str, policy: str | None, as_json: bool, **given: Any
 ) -> None:
-    """Write the model as one ONNX file that leaves early, checked against torch.
+    """Write the model as one ONNX graph that leaves early, checked against torch; its weights lie beside it (.data).
 
-    The policy is that of the operating point "default" unless another is asked for; a file that is there already takes
-    another usual policy in seconds. Thresholds are an input of the file.
+    The policy is that of the operating point "default" unless another is asked for; a graph that is there already takes
+    another usual policy in seconds. Thresholds are an input of the graph.
 
     \b
     offramp export model
@@ -676,6 +677,11 @@ def _fitted(trace: Trace, policy: str | None) -> tuple[dict[str, Any], Trace]:
     return {key: value for key, value in fitted.items() if key != "name"}, rest
 
 
+def _policy(trace: Trace, name: str | None, parameters: Mapping[str, Any]) -> Policy:
+    """The policy asked for, or the usual one for the trace's kind of problem."""
+    return load_policy(name or usual_policy(str(trace.problem_type)), **parameters)
+
+
 def _calibrated(
     trace: Trace,
     policy: str | None,
@@ -683,12 +689,10 @@ def _calibrated(
     target: Mapping[str, float],
     metric: str | None,
 ) -> OperatingPoint:
-    from offramp.registry import load_policy, usual_policy
     from offramp.thresholds import calibrate
     from offramp.values import Target
 
-    rule = load_policy(policy or usual_policy(str(trace.problem_type)), **parameters)
-    return calibrate(trace, rule, Target(**target), metric)
+    return calibrate(trace, _policy(trace, policy, parameters), Target(**target), metric)
 
 
 def _certified(
@@ -699,14 +703,13 @@ def _certified(
     target: Mapping[str, float],
     confidence: float,
 ) -> OperatingPoint:
-    from offramp.registry import load_policy, usual_policy
     from offramp.risk import certify
 
     if trace.about.get("weights") != weights_digest(folder):
         raise InvalidInput(
             f"the trace was not recorded with the weights in {folder}, so it can promise nothing of them"
         )
-    rule = load_policy(policy or usual_policy(str(trace.problem_type)), **parameters)
+    rule = _policy(trace, policy, parameters)
     risk, level = ("drop", target["max_drop"]) if "max_drop" in target else ("agreement", 1 - target["agreement"])
     return certify(trace, rule, risk, round(level, 12), round(1 - confidence, 12))
 

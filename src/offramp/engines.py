@@ -86,7 +86,9 @@ class Eager:
 
     def check(self, point: OperatingPoint | None) -> None:
         """See `Engine.check`."""
-        self.model.set_operating_point(point)
+        if point is not None:
+            load_policy(point.policy)
+            limits(point.thresholds, len(self.model.layers))
 
     @torch.inference_mode()
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:

@@ -25,12 +25,12 @@ from offramp.batches import collate, encode, token_limit
 from offramp.choices import answer
 from offramp.data import GUESSED, Columns, read_rows
 from offramp.engine.about import GRAPHS, WEIGHTS, weights_digest
-from offramp.engine.assemble import DEEPEST, Parts, assemble, policy_key, with_weights_beside
+from offramp.engine.assemble import Parts, assemble, policy_key, refuse_depth, with_weights_beside
 from offramp.engine.fragments import export_parts, export_steps
 from offramp.engine.quantize import int8 as to_int8
 from offramp.engine.runner import Graph
 from offramp.engines import Exported
-from offramp.errors import InvalidInput, NotApplicable, OfframpError
+from offramp.errors import NotApplicable, OfframpError
 from offramp.evaluate import layerwise, metric_for
 from offramp.loading import load_points, load_tokenizer, refuse_images
 from offramp.model import MultiExitModel, load_model
@@ -42,6 +42,7 @@ from offramp.values import REGRESSION, Answers, OperatingPoint, Trace
 
 TOLERANCE = 1e-3  # of logits, in units of the largest one
 NOISE = 1e-5  # scores this near to a threshold may fall on either side
+SAMPLE_TEXTS = Columns(text="text", label="intent")
 CHECKED, ALONE = 64, 16  # rows that are checked in batches, and one by one
 QUANTILES = (0.3, 0.7)  # of the scores: thresholds at which some leave early and some do not
 Rows = list[dict[str, Any]]
@@ -115,7 +116,7 @@ def export(
     folder = Path(folder)
     model = load_model(folder).float().cpu()
     points = load_points(folder)
-    _refuse(model)
+    refuse_depth(len(model.layers))
     rule = _policy(model, points, policy)
     _refuse_policy(model, rule)
     rows = _rows(folder, model, dataset, columns, split)
@@ -156,8 +157,7 @@ def with_steps(parts: Parts, policies: Sequence[Policy]) -> Parts:
     """The pieces with the steps of these policies, and of all that fit the model with their usual parameters."""
     about = parts.about
     calls, functions = dict(about.policies), dict(parts.functions)
-    names = [name for name in POLICIES if name not in FITTED and (name != "certainty" or about.certainty)]
-    usual = [load_policy(name) for name in names]
+    usual = [load_policy(name) for name in POLICIES if name not in FITTED]
     for rule in dict.fromkeys([*policies, *usual]):
         key = policy_key(policy_data(rule))
         try:
@@ -218,15 +218,6 @@ def _answers(exported: Exported, rows: Rows, threshold: float, size: int) -> Ans
     )
 
 
-def _refuse(model: MultiExitModel) -> None:
-    """Say by name what cannot be exported, before any work is done."""
-    exits = len(model.layers)
-    if exits - 1 > DEEPEST:
-        raise InvalidInput(
-            f"{exits} exits: a graph holds at most {DEEPEST + 1}; train with exit_layers=, such as every second layer"
-        )
-
-
 def _policy(
     model: MultiExitModel, points: Mapping[str, OperatingPoint], policy: Policy | Mapping[str, Any] | str | None
 ) -> Policy:
@@ -257,7 +248,7 @@ def _rows(
     tokenizer = load_tokenizer(folder)
     limit = token_limit(tokenizer, model.config.backbone)
     if dataset is None:
-        return list(encode(tokenizer, [row.text for row in read_rows(SAMPLE, split="test")], limit))
+        return list(encode(tokenizer, [row.text for row in read_rows(SAMPLE, SAMPLE_TEXTS, split="test")], limit))
     examples = read_for(model.config, os.fspath(dataset), columns, split)
     rows = encode(tokenizer, examples.texts, limit)
     return [{**row, "labels": label} for row, label in zip(rows, examples.labels, strict=True)]

@@ -38,7 +38,7 @@ OPSET = 20
 DOMAIN = "offramp.steps"
 DEEPEST = 32  # `onnx` cannot parse more branches inside each other: protobuf ends at a depth of 100
 BESIDE_BYTES, PAGE = 1024, 4096  # smaller weights stay in the graph
-FLOAT, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ class Parts:
     shared: tuple[TensorProto, ...]
     functions: Mapping[str, FunctionProto]
     about: About
+
+
+def refuse_depth(exits: int) -> None:
+    """Raise InvalidInput where a graph cannot hold so many exits."""
+    if exits - 1 > DEEPEST:
+        raise InvalidInput(
+            f"{exits} exits: a graph holds at most {DEEPEST + 1}; train with exit_layers=, such as every second layer"
+        )
 
 
 def policy_key(policy: Mapping[str, Any]) -> str:
@@ -234,11 +242,7 @@ class _Assembly:
 
     def model(self, policy: Mapping[str, Any]) -> ModelProto:
         """The whole file."""
-        if self.exits - 1 > DEEPEST:
-            raise InvalidInput(
-                f"{self.exits} exits: a graph holds at most {DEEPEST + 1}; give the model exit_layers=, such as every "
-                "second one"
-            )
+        refuse_depth(self.exits)
         graph = GraphProto(name="offramp")
         graph.input.extend(self.parts.inputs)
         graph.input.append(helper.make_tensor_value_info("thresholds", FLOAT, ["rows", self.exits - 1]))
@@ -393,8 +397,8 @@ class _Assembly:
         told: list[tuple[str, int, list[str | int]]] = [
             ("logits", FLOAT, ["batch", outputs]),
             ("exit_layer", INT, ["batch"]),
+            ("logits_by_exit", FLOAT, ["batch", exits, outputs]),
         ]
-        told.append(("logits_by_exit", FLOAT, ["batch", exits, outputs]))
         if gate:
             _constant(graph, "said_columns", np.array([outputs, 1]))
             _add(graph, "Split", [every, "said_columns"], ["logits_by_exit", "certain"], axis=2)

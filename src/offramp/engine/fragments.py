@@ -25,7 +25,7 @@ from torch.export import Dim
 from offramp.engine.about import About, StepCall
 from offramp.engine.assemble import DOMAIN, OPSET, Fragment, Parts
 from offramp.errors import UnsupportedBackbone
-from offramp.policies.base import Policy, Step, stays
+from offramp.policies.base import Policy, Step, sound, stays
 from offramp.registry import load_policy
 from offramp.values import Carry, ExitOutput, Memory
 
@@ -294,7 +294,7 @@ def _told(step: _Step, answers: bool, _: None, *values: Tensor) -> tuple[Tensor,
     if step.last:
         return answer
     limit = values[1 + step.certainty]
-    return (stays(taken.score.float(), taken.logits, limit), *answer, *taken.memory)
+    return (stays(sound(taken.score.float(), taken.logits), limit), *answer, *taken.memory)
 
 
 def _function(model: ModelProto, reads: Sequence[str], writes: Sequence[str]) -> FunctionProto:

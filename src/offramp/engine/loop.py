@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from offramp.policies.base import Policy, failed, limits, stays
+from offramp.policies.base import Policy, limits, sound, stays
 from offramp.values import Answers, Carry, ExitOutput, Memory
 
 
@@ -92,8 +92,9 @@ def run(
         out = replace(segments.exit(number, carry), last=number == len(last_is_minus_infinity) - 1)
         step = policy.step(number, out, memory)
         memory = step.memory
-        gone, broken = ~stays(step.score, step.logits, limit), failed(step.score, step.logits)  # (B,), (B,)
-        now = Departure(gone, step.logits, broken, torch.full_like(rows, segments.layers[number]))
+        score = sound(step.score, step.logits)  # (B,)
+        layer = torch.full_like(rows, segments.layers[number])
+        now = Departure(~stays(score, limit), step.logits, score.isnan(), layer)
         unseen = now if unseen is None else unseen.then(now)
         if not (out.last or looks is None or number in looks):
             continue

@@ -64,9 +64,14 @@ def failed(score: Tensor, logits: Tensor) -> Tensor:
     return sound(score, logits).isnan()
 
 
-def stays(score: Tensor, logits: Tensor, limit: float | Tensor) -> Tensor:
-    """Who goes on, (B,) bool: whoever is below the limit. Who has failed is below nothing, and leaves at once."""
-    return sound(score, logits) < limit
+def stays(sound_score: Tensor, limit: float | Tensor) -> Tensor:
+    """Who goes on, (B,) bool: whoever is below the limit. Who has failed is below nothing, and leaves at once.
+
+    Args:
+        sound_score: (B,) as `sound` gives it.
+        limit: of all, or (B,).
+    """
+    return sound_score < limit
 
 
 def limits(thresholds: float | Sequence[float] | Tensor, exits: int) -> list[float]:
@@ -122,8 +127,9 @@ def replay(
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
     score, logits = unroll(policy, trace)  # (L, N), (L, N, C)
-    leave = torch.stack([~stays(score[m], logits[m], at) for m, at in enumerate(limits(threshold, trace.depth))])
+    checked = sound(score, logits)  # (L, N)
+    leave = torch.stack([~stays(checked[m], at) for m, at in enumerate(limits(threshold, trace.depth))])
     first = leave.to(torch.uint8).argmax(dim=0)  # (N,) the first exit that lets the sample go
     rows = torch.arange(len(trace))
     taken = logits[first, rows]  # (N, C)
-    return Answers(taken, torch.tensor(trace.layer_numbers)[first], failed(score[first, rows], taken))
+    return Answers(taken, torch.tensor(trace.layer_numbers)[first], checked[first, rows].isnan())
