@@ -481,6 +481,7 @@ def quiet() -> Iterator[None]:
     """The exporter and the quantizer tell of packages that are not installed, and of their own old ways."""
     loggers = [logging.getLogger(name) for name in (None, "torch.onnx._internal.exporter._registration", "onnxscript")]
     before = [logger.level for logger in loggers]
+    handlers = logging.root.handlers[:]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -490,3 +491,4 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+        logging.root.handlers[:] = handlers  # the quantizer's `logging.warning` gives the root one
