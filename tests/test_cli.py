@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from exported import copied
-from offramp.cli import HEADS as CLI_HEADS
 from offramp.cli import main
+from offramp.commands.train import HEADS as CLI_HEADS
 from offramp.engine.about import weights_digest
 from offramp.engine.runner import Graph
 from offramp.heads import HEADS
@@ -432,7 +432,7 @@ def test_export_refuses_what_makes_no_sense(folder: Path) -> None:
 def test_without_its_packages_export_says_how_to_get_them(
     absent: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.cli.find_spec", lambda name: None if name == absent else name)
+    monkeypatch.setattr("offramp.commands.export.find_spec", lambda name: None if name == absent else name)
     result = offramp("export", folder)
     assert result.exit_code == 1
     assert result.stderr == f"Error: export needs {absent}: pip install 'offramp[onnx]'\n"

@@ -1,0 +1,128 @@
+"""`offramp export` and `offramp bench`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from offramp.commands.options import (
+    FOLDER,
+    POLICY_PARAMETERS,
+    column_options,
+    columns_of,
+    json_option,
+    policy_options,
+    policy_words,
+    quiet,
+)
+from offramp.engine.about import ENGINES, GRAPHS, weights_digest
+from offramp.errors import InvalidInput
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--int8", is_flag=True, help="Write model.int8.onnx: the encoder's weights in 8 bits.")
+@click.option("--data", metavar="FILE", help="Labelled data to check the file on.  [default: the sample's texts]")
+@click.option("--split", default="validation", show_default=True, help="Of a named data set.")
+@policy_options
+@column_options
+@json_option
+def export(
+    folder: Path, int8: bool, data: str | None, split: str, policy: str | None, as_json: bool, **given: Any
+) -> None:
+    """Write the model as one ONNX graph that leaves early, checked against torch; its weights lie beside it (.data).
+
+    The policy is that of the operating point "default" unless another is asked for; a graph that is there already takes
+    another usual policy in seconds. Thresholds are an input of the graph.
+
+    \b
+    offramp export model
+    offramp export model --int8 --data validation.csv
+    offramp export model --policy entropy
+    """
+    _refuse_without_onnx()
+    parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
+    if parameters and policy is None:
+        raise click.UsageError("a policy's parameters need --policy")
+    asked = {"name": policy, **parameters} if policy else None
+    path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
+    if asked and data is None and path.exists():
+        from offramp.engine.assemble import switch_policy
+
+        if runs := switch_policy(path, weights_digest(folder), asked):
+            told = {"path": str(path), "policy": runs}
+            click.echo(json.dumps(told) if as_json else f"{path} runs {policy_words(runs)} now")
+            return
+    quiet()
+    from offramp.exporting import export as write
+
+    checked = write(folder, asked, int8=int8, dataset=data, columns=columns_of(given), split=split)
+    if as_json:
+        click.echo(json.dumps({**asdict(checked), "path": str(checked.path)}))
+        return
+    click.echo(f"{checked.path}: {checked.bytes / 1e6:.1f} MB in {checked.seconds:.0f} s")
+    click.echo(
+        f"runs {policy_words(checked.policy)}; holds {', '.join(policy_words(each) for each in checked.policies)}"
+    )
+    same = "" if checked.agreement is None else f"{checked.agreement:.2%} of the answers the same, "
+    click.echo(f"{checked.rows} rows at full depth against torch: {same}logits at most {checked.difference:.2g} off")
+    if checked.score is not None:
+        click.echo(f"{checked.metric} {checked.score:.4f}, torch {checked.torch_score:.4f}")
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--data", required=True, metavar="FILE", help="Texts; labels, where there are some, are scored.")
+@click.option("--split", default="test", show_default=True, help="Of a named data set.")
+@click.option("--batch-size", "sizes", default="1,8,32", show_default=True, metavar="1,8,32")
+@click.option("--engines", metavar=",".join(ENGINES), help="[default: torch, and the graphs that are there]")
+@click.option("--rows", type=click.IntRange(min=1), default=512, show_default=True, help="So many texts at most.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="All texts, so many times.")
+@column_options
+@json_option
+def bench(
+    folder: Path,
+    data: str,
+    split: str,
+    sizes: str,
+    engines: str | None,
+    rows: int,
+    rounds: int,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Time the saved operating points against the plain model, without exits, in every runtime there is.
+
+    It ends with whether early exit pays here. The machine should do nothing else meanwhile.
+
+    \b
+    offramp bench model --data test.csv
+    offramp bench model --data test.csv --batch-size 1,32 --engines onnx-int8
+    """
+    try:
+        batch_sizes = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        batch_sizes = [0]
+    if min(batch_sizes) < 1:
+        raise click.UsageError(f"--batch-size takes numbers of rows such as 1,8,32; got {sizes!r}")
+    quiet()
+    from offramp.contest import time_folder
+    from offramp.engines import check_name
+    from offramp.verdict import contest_text, verdict
+
+    names = engines.split(",") if engines else None
+    for name in names or ():
+        check_name(name)
+    columns = columns_of(given)
+    told = time_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, columns=columns, split=split)
+    click.echo(json.dumps({**asdict(told), "verdict": verdict(told)}) if as_json else contest_text(told))
+
+
+def _refuse_without_onnx() -> None:
+    if missing := [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]:
+        raise InvalidInput(f"export needs {', '.join(missing)}: pip install 'offramp[onnx]'")

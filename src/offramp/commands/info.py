@@ -1,0 +1,80 @@
+"""`offramp info`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from offramp.commands.options import FOLDER, json_option, policy_words, quiet
+from offramp.engine.about import GRAPHS, weights_digest
+
+if TYPE_CHECKING:
+    from offramp.values import OperatingPoint
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@json_option
+def info(folder: Path, as_json: bool) -> None:
+    """Say what a model is, and where it can leave.
+
+    \b
+    offramp info model
+    """
+    quiet()
+    from offramp.model import load_folder
+    from offramp.report import point_text
+
+    model, _ = load_folder(folder)
+    config = model.config
+    facts: dict[str, Any] = {
+        "backbone": config.backbone.model_type,
+        "layers": config.backbone.num_hidden_layers,
+        "exit_layers": model.layers,
+        "head": config.head,
+        "pooling": config.pooling,
+        "problem_type": config.problem_type,
+        "labels": [config.id2label[number] for number in range(config.num_labels)],
+        "parameters": model.num_parameters(),
+    }
+    for name in ("own_head", "bypass", "certainty", "memory", "token_exit"):
+        if value := getattr(config, name):
+            facts[name] = value
+    if graphs := _graphs(folder):
+        facts["graphs"] = graphs
+    points = {name: point.to_json() for name, point in model.operating_points.items()}
+    void = _void(folder, model.operating_points)
+    for name in void:
+        points[name]["certificate"]["void"] = "the weights changed"
+    if as_json:
+        click.echo(json.dumps({**facts, "operating_points": points}))
+        return
+    for name, fact in facts.items():
+        click.echo(f"{name:<14}{', '.join(map(str, fact)) if isinstance(fact, list) else fact}")
+    for name, point in model.operating_points.items():
+        click.echo(f"\noperating point {name!r}: {point_text(point)}")
+        if name in void:
+            click.echo("  void: the weights changed")
+
+
+def _void(folder: Path, points: Mapping[str, OperatingPoint]) -> list[str]:
+    """The points whose certificate is of other weights than these."""
+    certified = {name: point.certificate.weights for name, point in points.items() if point.certificate}
+    promised = {name: weights for name, weights in certified.items() if weights is not None}
+    now = weights_digest(folder) if promised else None
+    return [name for name, weights in promised.items() if weights != now]
+
+
+def _graphs(folder: Path) -> list[str]:
+    """The exported files of a folder, and the policy that each runs."""
+    files = [folder / name for name in GRAPHS.values() if (folder / name).exists()]
+    if not files or find_spec("onnxruntime") is None:
+        return [path.name for path in files]
+    from offramp.engine.runner import Graph
+
+    return [f"{path.name} ({policy_words(Graph.load(path).about.policy)})" for path in files]

@@ -1,0 +1,69 @@
+"""`offramp predict`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from offramp.commands.options import FILE, FOLDER, columns_of, quiet
+from offramp.engine.about import ENGINES
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("source", default="-", metavar="[FILE]")
+@click.option("-o", "--output", type=FILE, help="Where the answers go.  [default: standard output]")
+@click.option(
+    "--operating-point",
+    help='The name of a saved point, or "full".  [default: the point "default", if there is one]',
+)
+@click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--text-column", help="The text's column; guessed, and said, if not given.")
+@click.option("--pair-column", help="The second text's column.")
+def predict(
+    folder: Path,
+    source: str,
+    output: Path | None,
+    operating_point: str | None,
+    engine: str,
+    batch_size: int,
+    **given: Any,
+) -> None:
+    """Answer texts from a file or standard input: one JSON object a line, in the order of the input.
+
+    \b
+    offramp predict model texts.txt > answers.jsonl
+    echo "where is my parcel" | offramp predict model
+    """
+    quiet()
+    from tqdm import tqdm
+
+    from offramp.data import read_rows
+    from offramp.predictor import DEFAULT, Predictor
+
+    point = None if operating_point == "full" else operating_point or DEFAULT
+    predictor = Predictor.load(folder, engine, point)
+    rows = read_rows(source, columns_of(given), split="test", labelled=False)
+    answers = predictor.stream((row.text for row in rows), batch_size)
+    with _finished_only(output) as out:
+        for told in tqdm(answers, desc="predict", unit="text", disable=None if output else True):
+            out.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _finished_only(path: Path | None) -> Iterator[IO[str]]:
+    """A file that bears its name only once it is complete; None = standard output."""
+    if path is None:
+        yield sys.stdout
+        return
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        yield file
+    unfinished.replace(path)

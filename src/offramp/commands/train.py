@@ -1,0 +1,229 @@
+"""`offramp demo` and `offramp train`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from offramp.commands.options import FOLDER, Command, column_options, columns_of, json_option, quiet
+from offramp.commands.points import calibrated, save_point, tell
+from offramp.errors import CannotReach, InvalidInput
+from offramp.registry import OBJECTIVES
+
+HEADS = ("linear", "shared_pooler", "pooler", "attention")  # offramp.heads has them, with torch
+
+
+def exit_options(command: Command) -> Command:
+    """What the exits are like, and how they learn."""
+    rank = click.option("--bypass-rank", type=click.IntRange(min=1), help="Give exits bypasses of this rank (BADGE).")
+    leaving = "Share of the tokens that these layers keep (MPEE)."
+    for option in (
+        click.option("--token-exit", metavar="2:0.7,4:0.7", help=leaving),
+        click.option("--memory", type=click.FloatRange(0, 1, min_open=True), help="Let exits add up (MPEE's lambda)."),
+        rank,
+        click.option("--certainty", is_flag=True, help="Add a gate that learns how sure each exit is (BERxiT)."),
+        click.option(
+            "--exit-layers", metavar="2,4,6", help="Layers with an exit, the last among them.  [default: all]"
+        ),
+        click.option("--pooling", type=click.Choice(["first", "mean"]), default="mean", show_default=True),
+        click.option("--head", type=click.Choice(HEADS), default="linear", show_default=True),
+        click.option("--freeze", is_flag=True, help="Keep a fine-tuned model as it is; only the early exits learn."),
+        click.option("--objective", type=click.Choice(sorted(OBJECTIVES)), default="weighted", show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("-o", "--output", type=FOLDER, default=Path("offramp-demo"), show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=5, show_default=True)
+@json_option
+def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
+    """Train, calibrate and answer early on the built-in sample, in a few minutes.
+
+    \b
+    offramp demo
+    """
+    quiet()
+    from offramp.demo import main_job
+
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        figures = main_job(output, seed, epochs)
+    if as_json:
+        click.echo(json.dumps(figures))
+
+
+@click.command()
+@click.option(
+    "--train",
+    "train_source",
+    required=True,
+    metavar="FILE",
+    help="csv, tsv, jsonl, parquet, or a data set's name.",
+)
+@click.option("--validation", "validation_source", required=True, metavar="FILE", help="Chooses the threshold.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="The model's folder.")
+@click.option("--backbone", help="A hub name or a folder.  [default: the encoder that offramp[demo] brings]")
+@click.option("--layers", type=click.IntRange(min=1), help="Keep so many of the encoder's layers.  [default: all]")
+@click.option(
+    "--task",
+    type=click.Choice(["classification", "multi-label", "regression"]),
+    default="classification",
+    show_default=True,
+)
+@exit_options
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=5, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-4, show_default=True)
+@click.option("--max-length", type=click.IntRange(min=2), help="Tokens a text.  [default: what the encoder takes]")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Of the default operating point.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--bf16", is_flag=True, help="Train in bfloat16: faster where the processor has it.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@column_options
+@json_option
+def train(
+    train_source: str,
+    validation_source: str,
+    output: Path,
+    backbone: str | None,
+    task: str,
+    max_drop: float,
+    max_length: int | None,
+    objective: str,
+    freeze: bool,
+    resume: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Put exits on an encoder, train them, and choose where to leave.
+
+    \b
+    offramp train --train train.csv --validation validation.csv -o model
+    offramp train --train glue/sst2 --validation glue/sst2 --backbone bert-base-uncased -o model
+    offramp train --train helpdesk --validation helpdesk --label-column urgency --task regression -o model
+    offramp train --train train.csv --validation dev.csv --backbone FINE_TUNED --objective two-stage --freeze -o model
+    """
+    _refuse_to_overwrite(output, resume)
+    quiet()
+    from transformers import set_seed
+
+    from offramp.data import read_examples
+    from offramp.encoder import default_encoder
+    from offramp.loading import load_tokenizer
+    from offramp.registry import load_objective
+    from offramp.tracing import read_for
+    from offramp.tracing import record as record_trace
+    from offramp.training import fit
+
+    columns = columns_of(given)
+    rule = load_objective(objective, **({"freeze": True} if freeze else {}))
+    set_seed(given["seed"])
+    start = backbone or default_encoder()
+    if freeze:
+        model = _fine_tuned(start, given)
+        data, held_out = (
+            read_for(model.config, source, columns, split)
+            for source, split in ((train_source, "train"), (validation_source, "validation"))
+        )
+    else:
+        data = read_examples(train_source, columns, split="train", task=task)
+        names = data.label_names or None
+        held_out = read_examples(validation_source, columns, split="validation", task=task, label_names=names)
+        model = _new_model(start, data, given)
+    tokenizer = load_tokenizer(start)
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
+    fit(
+        model,
+        tokenizer,
+        output,
+        data,
+        held_out,
+        objective=rule,
+        resume=resume,
+        num_train_epochs=given["epochs"],
+        per_device_train_batch_size=given["batch_size"],
+        learning_rate=given["learning_rate"],
+        seed=given["seed"],
+        bf16=given["bf16"],
+    )
+    trace = record_trace(output, held_out)
+    trace = replace(trace, about={**trace.about, "data": Path(validation_source).name})
+    points = {}
+    try:
+        points["default"] = calibrated(trace, None, {}, {"max_drop": max_drop}, None)
+        save_point(output, "default", points["default"])
+    except (CannotReach, InvalidInput) as error:
+        click.echo(f"no default operating point, answers run at full depth: {error}", err=True)
+    tell(as_json, trace, points)
+
+
+def _refuse_to_overwrite(folder: Path, resume: bool) -> None:
+    if (folder / "config.json").exists():
+        raise InvalidInput(f"{folder}: there is a model already; choose another folder")
+    if (folder / "checkpoints").exists() and not resume:
+        raise InvalidInput(
+            f"{folder}: an unfinished run lies there; go on with it by --resume, or choose another folder"
+        )
+
+
+def _new_model(start: str, data: Any, given: Mapping[str, Any]) -> Any:
+    from offramp.backbones.depth import restack
+    from offramp.loading import load_encoder
+    from offramp.model import MultiExitModel
+
+    first = data.labels[0]
+    outputs = len(first) if isinstance(first, list) else 1
+    labels = {"id2label": dict(enumerate(data.label_names))} if data.label_names else {"num_labels": outputs}
+    kept = given["layers"]
+    encoder = restack(load_encoder(start), range(kept)) if kept else start
+    return MultiExitModel.from_backbone(encoder, problem_type=data.problem_type, **labels, **_exits(given))
+
+
+def _fine_tuned(start: str, given: Mapping[str, Any]) -> Any:
+    from offramp.model import MultiExitModel
+
+    if given["layers"]:
+        raise click.UsageError("--freeze keeps the whole fine-tuned model, --layers a part of it; choose one")
+    model = MultiExitModel.from_backbone(start, **_exits(given))
+    if model.config.own_head is None:
+        raise InvalidInput(f"{start}: --freeze keeps a fine-tuned classifier's head, and there is none to be kept")
+    return model
+
+
+def _exits(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options say of the exits, as arguments of `from_backbone`."""
+    from offramp.bypass import Bypass
+    from offramp.token_exit import TokenExit
+
+    asked, rank, leaving = given["exit_layers"], given["bypass_rank"], given["token_exit"]
+    try:
+        layers = [int(layer) for layer in asked.split(",")] if asked else None
+    except ValueError:
+        raise click.UsageError(f"--exit-layers takes numbers such as 2,4,6; got {asked!r}") from None
+    try:
+        pairs = [pair.split(":") for pair in leaving.split(",")] if leaving else []
+        keep = {int(layer): float(share) for layer, share in pairs}
+    except ValueError:
+        raise click.UsageError(f"--token-exit takes layers and shares such as 2:0.7,4:0.7; got {leaving!r}") from None
+    return {
+        **{name: given[name] for name in ("head", "pooling", "certainty", "memory")},
+        "bypass": Bypass(rank=rank) if rank else None,
+        "token_exit": TokenExit(keep_ratio=keep) if keep else None,
+        "exit_layers": layers,
+    }
