@@ -18,6 +18,8 @@ from offramp.choices import answer
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, layerwise, measure, metric_for
 from offramp.policies.base import Policy, failed, unroll
+from offramp.policies.ensemble import Ensemble
+from offramp.policies.per_exit import PerExit
 from offramp.registry import load_policy, policy_data
 from offramp.values import REGRESSION, ExitOutput, OperatingPoint, Target, Trace
 
@@ -111,7 +113,7 @@ def calibrate(
     target: Target,
     metric: str | None = None,
 ) -> OperatingPoint:
-    """The operating point that meets a target: one threshold for all exits.
+    """The operating point that meets a target: one threshold for all exits, of a policy with `lines` one for each.
 
     For `max_drop` and `agreement` it is the loosest threshold such that it and all stricter ones hold the target on
     this trace; for `speedup` the strictest one that is fast enough.
@@ -136,9 +138,22 @@ def calibrate(
     else:
         assert target.speedup is not None  # Target holds exactly one
         threshold = _for_speedup(trace, policy, target.speedup)
-    thresholds = (threshold,) * (trace.depth - 1)
+    policy, thresholds = as_run(policy, threshold, trace.depth)
     asked = {name: value for name, value in asdict(target).items() if value is not None}
     return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds, metric))
+
+
+def as_run(policy: Policy, threshold: float, exits: int) -> tuple[Policy, tuple[float, ...]]:
+    """A policy with a threshold, and how they run: with a threshold for each exit but the last.
+
+    Lines need not run (see `offramp.policies.per_exit`).
+    """
+    if isinstance(policy, Ensemble):
+        inner, thresholds = as_run(policy.policy, threshold, exits)
+        return Ensemble(inner, policy.members), thresholds
+    if isinstance(policy, PerExit):
+        return policy.policy, policy.thresholds(threshold)
+    return policy, (threshold,) * (exits - 1)
 
 
 def checked(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:

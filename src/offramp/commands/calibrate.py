@@ -21,11 +21,12 @@ from offramp.commands.options import (
     read_trace,
     scored_options,
 )
-from offramp.commands.points import calibrated, certified, save_point, saved_points, tell
+from offramp.commands.points import calibrated, certified, policy_for, save_point, saved_points, tell
 from offramp.errors import InvalidInput
 from offramp.registry import FITTED
 
 if TYPE_CHECKING:
+    from offramp.policies.base import Policy
     from offramp.values import Trace
 
 
@@ -72,6 +73,7 @@ def record(
     help="Promise --max-drop or --agreement with this probability, e.g. 0.95.",
 )
 @click.option("--name", default="default", show_default=True, help="Under which the point is saved with the model.")
+@click.option("--per-exit", is_flag=True, help="A threshold for each exit: a deep one's word counts for more.")
 @click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
 @policy_options
 @column_options
@@ -81,6 +83,7 @@ def calibrate(
     confidence: float | None,
     name: str,
     policy: str | None,
+    per_exit: bool,
     temperature: bool,
     as_json: bool,
     **given: Any,
@@ -91,12 +94,13 @@ def calibrate(
     least (1 - MAX_DROP) of the full model's, or AGREEMENT of the answers are its own. Where there are too few rows for
     that the point stays at full depth, and says how many are needed.
 
-    The policies consistency and gain, and temperatures, are fitted on a random half of the rows, and the threshold is
-    chosen on the other half.
+    The policies consistency and gain, temperatures, and with --confidence what --per-exit needs, are fitted on a random
+    half of the rows, and the threshold is chosen on the other half.
 
     \b
     offramp calibrate model --data validation.csv --max-drop 0.01
     offramp calibrate model --data validation.csv --max-drop 0.02 --confidence 0.95 --name sure
+    offramp calibrate model --data validation.csv --max-drop 0.01 --per-exit
     offramp calibrate model --data validation.csv --max-drop 0.01 --policy consistency
     offramp calibrate model --trace trace.safetensors --policy pcee --patience 2 --speedup 2 --name fast
     """
@@ -104,14 +108,19 @@ def calibrate(
     target = {key: given[key] for key in ("max_drop", "speedup", "agreement") if given[key] is not None}
     if len(target) != 1:
         raise click.UsageError("give exactly one of --max-drop, --speedup, --agreement")
-    if temperature and policy in FITTED:
-        raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature")
+    if (temperature or per_exit) and policy in FITTED:
+        raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature and --per-exit")
+    if temperature and per_exit:
+        raise click.UsageError("--temperature and --per-exit both put the exits on one scale; choose one")
     if confidence is not None and ("speedup" in target or given["metric"] not in (None, "accuracy")):
         raise click.UsageError("--confidence goes with --max-drop, which is then of accuracy, or with --agreement")
     trace = read_trace(folder, given)
     parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
     if temperature or policy in FITTED:
         fitted, trace = _fitted(trace, policy if policy in FITTED else None)
+        parameters |= fitted
+    if per_exit:
+        fitted, trace = _lines(trace, policy_for(trace, policy, parameters), apart=confidence is not None)
         parameters |= fitted
     if confidence is None:
         point = calibrated(trace, policy, parameters, target, given["metric"])
@@ -140,16 +149,29 @@ def evaluate(folder: Path, as_json: bool, **given: Any) -> None:
 
 def _fitted(trace: Trace, policy: str | None) -> tuple[dict[str, Any], Trace]:
     """Parameters fitted on a random half of the rows, of a policy or else temperatures, and the other half."""
-    import torch
-
     from offramp.fitting import fit_policy, fit_temperatures
     from offramp.registry import policy_data
+
+    ours, rest = _halves(trace, policy or "temperatures")
+    fitted = fit_temperatures(ours) if policy is None else policy_data(fit_policy(policy, ours))
+    return {key: value for key, value in fitted.items() if key != "name"}, rest
+
+
+def _lines(trace: Trace, policy: Policy, apart: bool) -> tuple[dict[str, Any], Trace]:
+    """What puts a policy's exits on one scale, and the rows that choose the threshold: the same or, apart, others."""
+    from offramp.fitting import fit_lines
+
+    ours, rest = _halves(trace, "thresholds for each exit") if apart else (trace, trace)
+    return fit_lines(policy, ours), rest
+
+
+def _halves(trace: Trace, what: str) -> tuple[Trace, Trace]:
+    """Two random halves of the rows: to fit, and to choose the threshold."""
+    import torch
 
     if len(trace) < 2:
         raise InvalidInput("one row cannot be halved, and rows that fit do not choose the threshold")
     order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(0))
     ours, rest = (trace.take(rows) for rows in order.tensor_split(2))
-    fitted = fit_temperatures(ours) if policy is None else policy_data(fit_policy(policy, ours))
-    what = policy or "temperatures"
     click.echo(f"{what} fitted on {len(ours)} rows, the threshold chosen on the other {len(rest)}", err=True)
-    return {key: value for key, value in fitted.items() if key != "name"}, rest
+    return ours, rest
