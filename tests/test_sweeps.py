@@ -174,7 +174,7 @@ def test_nobody_beats_the_oracle(problem_type: str) -> None:
     trace = random_trace(problem_type, layers=LAYERS)
     bound = oracle(trace)
     for data, kind in CASES:
-        if kind == problem_type and "ensemble" not in data and "temperatures" not in data:  # these change answers
+        if kind == problem_type and "ensemble" not in str(data):  # which gives answers that no exit gave
             seen = curve(trace, load_policy(data))
             best = np.interp(seen.mean_exits, bound.mean_exits.flip(0), bound.scores.flip(0))
             assert (seen.scores.numpy() <= best + 1e-9).all(), data
