@@ -16,7 +16,7 @@ from offramp.choices import answer
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, layerwise, metric_for
 from offramp.fitting import fit_policy, halves
-from offramp.policies.base import Policy, limits, replay
+from offramp.policies.base import Policy, replay
 from offramp.registry import FITTED, POLICIES, load_policy
 from offramp.thresholds import Curve, checked, layers_left, sweep
 from offramp.values import REGRESSION, SINGLE_LABEL, ExitOutput, Trace
@@ -155,7 +155,8 @@ def band(
     wanted = torch.linspace(mean_exits[0].item(), mean_exits[-1].item(), points, dtype=torch.float64)
     chosen = torch.unique(torch.searchsorted(-mean_exits, -wanted).clamp(max=len(mean_exits) - 1))
     thresholds = swept.thresholds[chosen]
-    exits = torch.stack([_exits(score, threshold) for threshold in thresholds.tolist()])  # (K, N)
+    reached = score[:-1].cummax(dim=0).values  # (L-1, N)
+    exits = torch.stack([(reached < threshold).sum(dim=0) for threshold in thresholds])  # (K, N)
     times = _times(len(trace), resamples, seed)
     if found.resampled is None:
         statistics = found.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels)
@@ -167,12 +168,6 @@ def band(
     tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     low, high = seen[:, 1:].quantile(tails, dim=-1)
     return Band(thresholds, mean_exits[chosen], seen[:, 0], low, high)
-
-
-def _exits(score: Tensor, threshold: float) -> Tensor:
-    """(N,) 0-based exits at which samples with scores (L, N) leave."""
-    at = torch.tensor(limits(threshold, len(score)), dtype=score.dtype).unsqueeze(-1)  # (L, 1)
-    return (score >= at).to(torch.uint8).argmax(dim=0)
 
 
 def _times(samples: int, resamples: int, seed: int) -> Tensor:
