@@ -1,7 +1,8 @@
 """Scores: of every exit, of an operating point.
 
 Every metric here is a closed form over per-sample statistics that only need to be summed. That is what lets calibration
-know the exact score at every threshold in one sweep, where a library would have to be called once for each.
+know the exact score at every threshold in one sweep, where a library would have to be called once for each. Spearman's
+correlation is one too, but its statistics are ranks, which hang on the other samples: it can be told, not swept.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ class Metric:
         statistics: (what exits say, logits (..., N, C); labels) -> (..., N, S) float64, to be summed over samples.
         value: sums (..., S) over N samples -> scores (...).
         problem_types: where it has a meaning; None = everywhere but in regression.
+        resampled: for statistics that hang on the other samples: (labels; how often each sample is there, (N, R)) ->
+            what makes sums (R, S) of what one exit says. None where these are weighted sums of `statistics`.
     """
 
     statistics: Callable[[ExitOutput, Tensor], Tensor]
     value: Callable[[Tensor, int], Tensor]
     problem_types: tuple[str, ...] | None = None
+    resampled: Callable[[Tensor, Tensor], Callable[[ExitOutput], Tensor]] | None = None
 
 
 def _right(out: ExitOutput, labels: Tensor) -> Tensor:
@@ -85,12 +89,49 @@ def _pearson(sums: Tensor, samples: int) -> Tensor:
     return torch.where(varies, (xy - x * y) / spread.clamp(min=1e-300).sqrt(), 0.0).mean(dim=-1)
 
 
+def _ranks(values: Tensor, times: Tensor) -> Tensor:
+    """Ranks (N, R), from 1, of values (N,) of which each is there so often (N, R); equal ones share their middle."""
+    distinct, place = torch.unique(values, return_inverse=True)
+    there = torch.zeros(len(distinct), times.shape[-1], dtype=torch.float64).index_add_(0, place, times)
+    return (there.cumsum(dim=0) - (there - 1) / 2)[place]
+
+
+def _rank_moments(out: ExitOutput, labels: Tensor) -> Tensor:
+    """`_moments` of the ranks among all samples."""
+    once = torch.ones(len(labels), 1, dtype=torch.float64)
+    given, wanted = (
+        torch.stack([_ranks(column, once).squeeze(-1) for column in columns.flatten(0, -2)]).view(columns.shape)
+        for columns in (out.logits.movedim(-1, -2), labels.view(len(labels), -1).movedim(-1, -2))  # (..., C, N)
+    )
+    return _moments(ExitOutput(given.movedim(-1, -2), problem_type=REGRESSION), wanted.movedim(-1, -2))
+
+
+def _rank_sums(labels: Tensor, times: Tensor) -> Callable[[ExitOutput], Tensor]:
+    """Sums (R, 5 C) of `_rank_moments`, over samples of which each is there so often (N, R)."""
+
+    def ranked(side: Tensor) -> Tensor:
+        """(C, N, R) around their mean, so that they add up to 0."""
+        return torch.stack([_ranks(column, times) for column in side.unbind(dim=-1)]) - (len(labels) + 1) / 2
+
+    y = ranked(labels.view(len(labels), -1))
+    yy = (times * y * y).sum(dim=1)  # (C, R)
+
+    def sums(out: ExitOutput) -> Tensor:
+        x = ranked(out.logits)
+        weighed = times * x
+        none = torch.zeros_like(yy)
+        return torch.cat((none, none, (weighed * x).sum(dim=1), yy, (weighed * y).sum(dim=1))).T
+
+    return sums
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_right, lambda sums, samples: sums[..., 0] / samples),
     "f1": Metric(_confusion, _f1, (SINGLE_LABEL,)),
     "macro-f1": Metric(_confusion, _macro_f1, (SINGLE_LABEL,)),
     "matthews": Metric(_confusion, _matthews, (SINGLE_LABEL,)),
     "pearson": Metric(_moments, _pearson, (REGRESSION,)),
+    "spearman": Metric(_rank_moments, _pearson, (REGRESSION,), _rank_sums),
 }
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from offramp.errors import InvalidInput
 from offramp.evaluate import layerwise, measure, metric_for
 from offramp.registry import brief, load_policy
-from offramp.thresholds import curve
+from offramp.sweeps import Band
+from offramp.thresholds import Curve, curve
 from offramp.values import REGRESSION, Measured, OperatingPoint, Trace
 
 CLASSIFICATION_POLICIES = ("entropy", "margin", "pcee", "patience")
@@ -95,36 +96,48 @@ def point_text(point: OperatingPoint) -> str:
     return "\n".join(lines)
 
 
-def draw_curve(
+def usual_curves(trace: Trace, metric: str | None = None) -> dict[str, Curve]:
+    """The curves of the best-known policies."""
+    names = REGRESSION_POLICIES if trace.problem_type == REGRESSION else CLASSIFICATION_POLICIES
+    return {name: curve(trace, load_policy(name), metric) for name in names}
+
+
+def draw_curves(
     trace: Trace,
+    lines: Mapping[str, Curve | Band],
     points: Mapping[str, OperatingPoint],
     path: str | os.PathLike[str],
     title: str,
     metric: str | None = None,
+    score_name: str | None = None,
 ) -> None:
     """Draw score against mean exit layer: a line for each policy, a mark for each operating point.
 
     Args:
         trace: with labels; not the one on which the points were chosen.
+        lines: by policy; a band's intervals are shaded.
         points: marks, measured on `trace`.
         path: .png, .svg or .pdf.
         title: over the picture.
         metric: a name of `offramp.evaluate.METRICS`.
+        score_name: beside the picture; None = the metric's name.
 
     Raises:
-        InvalidInput: matplotlib is not installed.
+        InvalidInput: matplotlib is not installed, or does not write such a file.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise InvalidInput("drawing needs matplotlib: pip install 'offramp[demo]'") from None
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name in REGRESSION_POLICIES if trace.problem_type == REGRESSION else CLASSIFICATION_POLICIES:
-        seen = curve(trace, load_policy(name), metric)
-        axes.plot(seen.mean_exits, seen.scores, label=name, linewidth=1.6)
+    for number, (name, seen) in enumerate(lines.items()):
+        color = f"C{number % 10}"
+        axes.plot(seen.mean_exits, seen.scores, label=name, linewidth=1.6, color=color)
+        if isinstance(seen, Band):
+            axes.fill_between(seen.mean_exits, seen.low, seen.high, color=color, alpha=0.07, linewidth=0)
     axes.plot(
         trace.layer_numbers,
         layerwise(trace, metric),
@@ -139,8 +152,11 @@ def draw_curve(
         axes.annotate(name, place, textcoords="offset points", xytext=(6, -13))
     axes.margins(x=0.08)  # room for the names
     axes.set_xlabel(f"mean exit layer (of {trace.layer_numbers[-1]})")
-    axes.set_ylabel(metric_for(trace, metric)[0])
+    axes.set_ylabel(score_name or metric_for(trace, metric)[0])
     axes.set_title(title)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=150)
+    figure.legend(frameon=False, loc="outside right upper")
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise InvalidInput(f"{os.fspath(path)}: {error}") from None

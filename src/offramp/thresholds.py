@@ -89,12 +89,14 @@ def curve(trace: Trace, policy: Policy, metric: str | None = None) -> Curve:
 
     Raises:
         InvalidInput: a trace without labels.
-        NotApplicable: policy or metric have no meaning for this kind of problem.
+        NotApplicable: policy or metric have no meaning for this kind of problem; a metric that no sweep can sum.
     """
-    _, found = metric_for(trace, metric)
+    name, found = metric_for(trace, metric)
+    if found.resampled is not None:
+        raise NotApplicable(f"{name} ranks all samples together, so it is not known at every threshold; pearson is")
     score, logits = unroll(policy, trace)
     statistics = found.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels_of(trace))
-    swept = sweep(score, torch.cat((_layers(trace), statistics), dim=-1))
+    swept = sweep(score, torch.cat((layers_left(trace), statistics), dim=-1))
     return Curve(
         swept.thresholds,
         swept.statistics[:, 0] / len(trace),
@@ -102,7 +104,7 @@ def curve(trace: Trace, policy: Policy, metric: str | None = None) -> Curve:
     )
 
 
-def _layers(trace: Trace) -> Tensor:
+def layers_left(trace: Trace) -> Tensor:
     """(L, N, 1) the layer at which a sample would leave."""
     return torch.tensor(trace.layer_numbers, dtype=torch.float64).view(-1, 1, 1).expand(-1, len(trace), 1)
 
@@ -193,7 +195,7 @@ def _for_agreement(trace: Trace, policy: Policy, agreement: float) -> float:
 
 
 def _for_speedup(trace: Trace, policy: Policy, speedup: float) -> float:
-    swept = sweep(unroll(policy, trace)[0], _layers(trace))
+    swept = sweep(unroll(policy, trace)[0], layers_left(trace))
     reached = trace.layer_numbers[-1] * len(trace) / swept.statistics[:, 0]  # (K,) rises as thresholds fall
     fast_enough = reached >= speedup * (1 - 1e-12)
     if not fast_enough.any():

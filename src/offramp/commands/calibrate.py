@@ -1,4 +1,4 @@
-"""`offramp record`, `offramp calibrate` and `offramp evaluate`."""
+"""`offramp record` and `offramp calibrate`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from offramp.commands.options import (
     read_trace,
     scored_options,
 )
-from offramp.commands.points import calibrated, certified, policy_for, save_point, saved_points, tell
-from offramp.errors import InvalidInput
+from offramp.commands.points import calibrated, certified, policy_for, save_point, tell
 from offramp.registry import FITTED
 
 if TYPE_CHECKING:
@@ -132,21 +131,6 @@ def calibrate(
         click.echo(f"\n{point.certificate.words()}")
 
 
-@click.command()
-@click.argument("folder", type=FOLDER)
-@scored_options("test")
-@column_options
-@json_option
-def evaluate(folder: Path, as_json: bool, **given: Any) -> None:
-    """Score every exit and every operating point of a model.
-
-    \b
-    offramp evaluate model --data test.csv
-    """
-    quiet()
-    tell(as_json, read_trace(folder, given), saved_points(folder), given["metric"])
-
-
 def _fitted(trace: Trace, policy: str | None) -> tuple[dict[str, Any], Trace]:
     """Parameters fitted on a random half of the rows, of a policy or else temperatures, and the other half."""
     from offramp.fitting import fit_policy, fit_temperatures
@@ -167,11 +151,8 @@ def _lines(trace: Trace, policy: Policy, apart: bool) -> tuple[dict[str, Any], T
 
 def _halves(trace: Trace, what: str) -> tuple[Trace, Trace]:
     """Two random halves of the rows: to fit, and to choose the threshold."""
-    import torch
+    from offramp.fitting import halves
 
-    if len(trace) < 2:
-        raise InvalidInput("one row cannot be halved, and rows that fit do not choose the threshold")
-    order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(0))
-    ours, rest = (trace.take(rows) for rows in order.tensor_split(2))
+    ours, rest = halves(trace)
     click.echo(f"{what} fitted on {len(ours)} rows, the threshold chosen on the other {len(rest)}", err=True)
     return ours, rest
