@@ -99,9 +99,7 @@ def point_text(point: OperatingPoint) -> str:
         where = ", ".join(f"{key} {told.about[key]}" for key in told.about if key not in ("weights", "timed"))
         lines.append(f"  {score}mean exit {told.mean_exit:.2f} of {told.depth} on {told.rows} rows ({where})")
         if told.expected_ms is not None:
-            lines.append(
-                f"  {told.expected_ms:.2f} ms a sample expected ({told.about.get('timed', 'who knows where')})"
-            )
+            lines.append(f"  {told.expected_ms:.2f} ms a sample expected ({told.about.get('timed', 'unknown')})")
     if point.certificate is not None:
         lines.append(f"  {point.certificate.words()}")
     return "\n".join(lines)

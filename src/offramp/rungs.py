@@ -1,8 +1,8 @@
 """A ladder of operating points, from full depth down: what a server under load steps down.
 
 All rungs have one policy and one threshold for all exits each, so whoever is lower has the looser threshold, and no
-sample leaves later there. A name is a promise that does not depend on the data: "keep-99" keeps 99 % of the full
-model's score, "2x" runs half of the layers.
+sample leaves later there. A name says what was asked for, whatever the data: "keep-99" keeps 99 % of the full model's
+score, "2x" runs half of the layers.
 """
 
 from __future__ import annotations
