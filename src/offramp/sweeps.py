@@ -15,7 +15,7 @@ from torch import Tensor
 from offramp.choices import answer
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, layerwise, metric_for
-from offramp.fitting import fit_policy, halves
+from offramp.fitting import fit_lines, fit_policy, halves
 from offramp.policies.base import Policy, replay
 from offramp.registry import FITTED, POLICIES, load_policy
 from offramp.thresholds import Curve, at_exits, checked, sweep
@@ -92,7 +92,8 @@ def compare(trace: Trace, metric: str | None = None, seed: int = 0) -> Compariso
 def comparison(trace: Trace, seed: int = 0) -> tuple[dict[str, Policy], Trace]:
     """Every policy of the table that has a meaning for a trace, with its usual parameters, and the rows to compare on.
 
-    Consistency and gain are fitted on a random half of the rows; the other half is for all. Gain needs labels.
+    And margin with a threshold for each exit. Consistency, gain and what that needs are fitted on a random half of the
+    rows; the other half is for all. Gain needs labels.
 
     Raises:
         InvalidInput: fewer than two rows; rows whose logits are not finite.
@@ -108,6 +109,8 @@ def comparison(trace: Trace, seed: int = 0) -> tuple[dict[str, Policy], Trace]:
         except NotApplicable:
             continue
         found[name] = policy
+    if "margin" in found:
+        found["margin, per exit"] = load_policy("margin", **fit_lines("margin", ours))
     return found, rest
 
 
