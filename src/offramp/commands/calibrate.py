@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,7 @@ def record(
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="For --latency-ms: rows at once.  [default: 1]")
 @click.option("--name", help="Under which the point is saved with the model.  [default: default]")
+@click.option("--hold-back", metavar="safe:0.2", help="Classes that leave later, by so much of the score.")
 @click.option("--per-exit", is_flag=True, help="A threshold for each exit: a deep one's word counts for more.")
 @click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
 @policy_options
@@ -101,6 +103,7 @@ def calibrate(
     policy: str | None,
     per_exit: bool,
     temperature: bool,
+    hold_back: str | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -127,6 +130,7 @@ def calibrate(
     offramp calibrate model --data validation.csv --ladder
     offramp calibrate model --data validation.csv --max-drop 0.01 --per-exit
     offramp calibrate model --data validation.csv --max-drop 0.01 --policy consistency
+    offramp calibrate model --data validation.csv --agreement 0.99 --hold-back safe:0.2
     offramp calibrate model --trace trace.safetensors --policy pcee --patience 2 --speedup 2 --name fast
     """
     target = _target(ladder, confidence, name, given)
@@ -137,6 +141,8 @@ def calibrate(
     quiet()
     trace = read_trace(folder, given)
     parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
+    if hold_back is not None:
+        parameters["held_back"] = _held_back(folder, hold_back)
     if temperature or policy in FITTED:
         fitted, trace = _fitted(trace, policy if policy in FITTED else None)
         parameters |= fitted
@@ -200,6 +206,27 @@ def _tell_promises(points: Mapping[str, OperatingPoint], confidence: float | Non
         click.echo(f"\n{words}" if len(points) == 1 else f"\n{name}: {words}")
     if len(promised) > 1:
         click.echo(f"\nall of these at once with {confidence:.4g} confidence")
+
+
+def _held_back(folder: Path, told: str) -> tuple[float, ...]:
+    """What each class of the model in a folder is held back by, from "safe:0.2,other:0.1"."""
+    from offramp.loading import load_config
+
+    config = load_config(folder)
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    numbers = dict.fromkeys(names, 0.0)
+    for pair in told.split(","):
+        name, colon, number = pair.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not colon or not math.isfinite(value):
+            raise click.UsageError(f"--hold-back takes classes and numbers such as safe:0.2; got {pair!r}")
+        if name not in numbers:
+            raise click.UsageError(f"--hold-back: the model has no class {name!r}; it has: {', '.join(names)}")
+        numbers[name] = value
+    return tuple(numbers.values())
 
 
 def _fitted(trace: Trace, policy: str | None) -> tuple[dict[str, Any], Trace]:
