@@ -223,7 +223,7 @@ def test_replay_is_the_plain_loop_over_samples(data: dict[str, Any], problem_typ
     said = replace(trace, logits=torch.stack(tempered))
     plain = plain_scores(said, data)
     seen = torch.tensor(plain).float()
-    noise = 1e-4 if "lines" in data else 1e-5  # log-odds near 0 and 1 blow rounding up
+    noise = 1e-3 if "lines" in data else 1e-5  # log-odds near 0 and 1 blow rounding up
     torch.testing.assert_close(scores(policy, trace), seen, rtol=0, atol=noise)
     settings = [[threshold_between(seen[:-1], quantile)] * 5 for quantile in (0.0, 0.3, 0.6, 0.9)]
     settings += [[threshold_between(score, quantile) for score in seen[:-1]] for quantile in (0.5, 0.9)]
