@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from helpers import random_trace
@@ -23,6 +23,9 @@ ELSEWHERE: dict[str, Callable[[Any, Any], float]] = {  # (truth, given) -> score
     "macro-f1": lambda truth, given: f1_score(truth, given, average="macro", zero_division=0),
     "matthews": matthews_corrcoef,
     "pearson": lambda truth, given: np.mean(pearsonr(truth, given, axis=0).statistic),
+    "spearman": lambda truth, given: np.mean(
+        [spearmanr(*pair).statistic for pair in zip(truth.T.reshape(-1, len(truth)), given.T, strict=True)]
+    ),
 }
 CASES = [
     *[(name, SINGLE_LABEL, 2) for name in ("accuracy", "f1", "macro-f1", "matthews")],
@@ -30,6 +33,8 @@ CASES = [
     ("accuracy", MULTI_LABEL, 3),
     ("pearson", REGRESSION, 1),
     ("pearson", REGRESSION, 3),
+    ("spearman", REGRESSION, 1),
+    ("spearman", REGRESSION, 3),
 ]
 
 
@@ -152,7 +157,9 @@ def test_a_metric_without_a_meaning_is_refused(problem_type: str, outputs: int, 
 
 
 def test_an_unknown_metric_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownName, match="unknown metric 'recall'; known: accuracy, f1, macro-f1, matthews, pearson"):
+    with pytest.raises(
+        UnknownName, match="unknown metric 'recall'; known: accuracy, f1, macro-f1, matthews, pearson, s"
+    ):
         layerwise(random_trace(SINGLE_LABEL), "recall")
 
 

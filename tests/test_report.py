@@ -5,7 +5,7 @@ import torch
 
 from helpers import random_trace
 from offramp.bench import interleaved, median
-from offramp.report import draw_curve, point_text, scores_data, scores_text, table
+from offramp.report import draw_curves, point_text, scores_data, scores_text, table, usual_curves
 from offramp.thresholds import calibrate
 from offramp.values import REGRESSION, SINGLE_LABEL, OperatingPoint, Target, Trace
 
@@ -36,7 +36,7 @@ def test_the_curve_is_a_picture(problem_type: str, tmp_path: Path) -> None:
     trace = random_trace(problem_type, outputs=1 if problem_type == REGRESSION else 3)
     policy = "stability" if problem_type == REGRESSION else "entropy"
     points = {"half": calibrate(trace, policy, Target(speedup=1.2))}
-    draw_curve(trace, points, tmp_path / "curve.png", "a title")
+    draw_curves(trace, usual_curves(trace), points, tmp_path / "curve.png", "a title")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 

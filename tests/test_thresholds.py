@@ -383,7 +383,7 @@ def test_a_regression_has_no_agreement() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "exactly one of max_drop, speedup, agreement; got none"),
+        ({}, "exactly one of max_drop, speedup, agreement, latency_ms; got none"),
         ({"max_drop": 0.1, "speedup": 2.0}, "exactly one of"),
         ({"max_drop": -0.1}, "max_drop must be from 0 to 1, got -0.1"),
         ({"max_drop": 1.1}, "max_drop must be from 0 to 1, got 1.1"),
@@ -404,7 +404,7 @@ def test_a_target_is_one_number_in_its_range(given: dict[str, float], message: s
 
 def metrics_for(trace: Trace) -> Iterator[str]:
     for name, metric in METRICS.items():
-        if trace.problem_type in (metric.problem_types or (SINGLE_LABEL, MULTI_LABEL)):
+        if trace.problem_type in (metric.problem_types or (SINGLE_LABEL, MULTI_LABEL)) and not metric.resampled:
             yield name
 
 
@@ -425,3 +425,14 @@ def test_the_curve_runs_from_full_depth_to_the_first_exit() -> None:
     found = curve(random_trace(SINGLE_LABEL), Entropy())
     assert (found.thresholds[0], found.mean_exits[0], found.mean_exits[-1]) == (math.inf, 6, 1)
     assert found.mean_exits.diff().lt(0).all()
+
+
+def test_ranks_are_not_swept_and_the_refusal_says_what_is() -> None:
+    trace = random_trace(REGRESSION, outputs=1)
+    for refused in (
+        lambda: curve(trace, Stability(), "spearman"),
+        lambda: calibrate(trace, Stability(), Target(max_drop=0.1), "spearman"),
+    ):
+        with pytest.raises(NotApplicable, match="spearman ranks all samples together"):
+            refused()
+    assert calibrate(trace, Stability(), Target(speedup=1.2), "spearman").measured.metric == "spearman"

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from offramp import __version__
-from offramp.commands.calibrate import calibrate, evaluate, record
+from offramp.commands.calibrate import calibrate, record
+from offramp.commands.evaluate import evaluate
 from offramp.commands.export import bench, export
 from offramp.commands.info import info
 from offramp.commands.predict import predict

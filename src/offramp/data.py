@@ -103,6 +103,23 @@ def read_rows(source: str, columns: Columns = GUESSED, *, split: str = "train", 
         yield Row((texts[0], texts[1]) if chosen.pair else texts[0], label, place)
 
 
+def read_column(source: str, column: str, *, split: str) -> list[str]:
+    """One column of a source as text, for every row; a source is as in `read_rows`.
+
+    Raises:
+        DataError: there is no such column, or the source cannot be read, or not twice.
+    """
+    name = name_of(source)
+    if source == "-":
+        raise DataError(f'{name} is read once, for the texts; give a file to read its column "{column}" too')
+    values = []
+    for place, record in records(source, split):
+        if column not in record:
+            raise DataError(f'{place}: no column "{column}"; {_columns_of(record)}')
+        values.append(str(record[column]))
+    return values
+
+
 def read_examples(
     source: str,
     columns: Columns = GUESSED,
@@ -145,7 +162,7 @@ def read_examples(
 
 def _choose(asked: Columns, record: Mapping[str, Any], name: str, labelled: bool) -> Columns:
     """Take the columns asked for; guess the others from the first record."""
-    have = "the columns are " + ", ".join(f'"{column}"' for column in record)
+    have = _columns_of(record)
     for column in (asked.text, asked.pair, asked.label):
         if column is not None and column not in record:
             raise DataError(f'{name}: no column "{column}"; {have}')
@@ -165,6 +182,10 @@ def _choose(asked: Columns, record: Mapping[str, Any], name: str, labelled: bool
         parts = {"text": text, "pair": pair, "label": label}.items()
         log.info("%s: %s", name, ", ".join(f'{part} from "{column}"' for part, column in parts if column))
     return Columns(text, pair, label)
+
+
+def _columns_of(record: Mapping[str, Any]) -> str:
+    return "the columns are " + ", ".join(f'"{column}"' for column in record)
 
 
 def _first(names: Sequence[str], columns: Iterable[str]) -> str | None:

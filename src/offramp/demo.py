@@ -20,7 +20,7 @@ from offramp.evaluate import layerwise
 from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel, load_folder
 from offramp.predictor import DEFAULT, Predictor
-from offramp.report import draw_curve, measure_all, point_table, scores_text
+from offramp.report import draw_curves, measure_all, point_table, scores_text, usual_curves
 from offramp.sources import SAMPLE
 from offramp.thresholds import calibrate
 from offramp.tracing import read_for, record
@@ -53,7 +53,7 @@ def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
     told = measure_all(trace, points)
     ms = {size: milliseconds(folder, test, size, calls) for size, calls in CALLS.items()}
     scores = layerwise(trace)
-    draw_curve(trace, points, folder / "curve.png", f"{SAMPLE}, test split")
+    draw_curves(trace, usual_curves(trace), points, folder / "curve.png", f"{SAMPLE}, test split")
     print("\n" + scores_text(trace, {}))
     print(f"\nOperating points: chosen on {len(validation)} validation messages, measured on the test messages")
     timed = {

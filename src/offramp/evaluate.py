@@ -1,13 +1,14 @@
 """Scores: of every exit, of an operating point.
 
 Every metric here is a closed form over per-sample statistics that only need to be summed. That is what lets calibration
-know the exact score at every threshold in one sweep, where a library would have to be called once for each.
+know the exact score at every threshold in one sweep, where a library would have to be called once for each. Spearman's
+correlation is one too, but its statistics are ranks, which hang on the other samples: it can be told, not swept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from offramp.choices import answer, choices
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
+from offramp.latency import CostTable
 from offramp.policies.base import Policy, replay
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput, Measured, Trace
 
@@ -28,11 +30,14 @@ class Metric:
         statistics: (what exits say, logits (..., N, C); labels) -> (..., N, S) float64, to be summed over samples.
         value: sums (..., S) over N samples -> scores (...).
         problem_types: where it has a meaning; None = everywhere but in regression.
+        resampled: for statistics that hang on the other samples: (labels; how often each sample is there, (N, R)) ->
+            what makes sums (R, S) of what one exit says. None where these are weighted sums of `statistics`.
     """
 
     statistics: Callable[[ExitOutput, Tensor], Tensor]
     value: Callable[[Tensor, int], Tensor]
     problem_types: tuple[str, ...] | None = None
+    resampled: Callable[[Tensor, Tensor], Callable[[ExitOutput], Tensor]] | None = None
 
 
 def _right(out: ExitOutput, labels: Tensor) -> Tensor:
@@ -85,12 +90,49 @@ def _pearson(sums: Tensor, samples: int) -> Tensor:
     return torch.where(varies, (xy - x * y) / spread.clamp(min=1e-300).sqrt(), 0.0).mean(dim=-1)
 
 
+def _ranks(values: Tensor, times: Tensor) -> Tensor:
+    """Ranks (N, R), from 1, of values (N,) of which each is there so often (N, R); equal ones share their middle."""
+    distinct, place = torch.unique(values, return_inverse=True)
+    there = torch.zeros(len(distinct), times.shape[-1], dtype=torch.float64).index_add_(0, place, times)
+    return (there.cumsum(dim=0) - (there - 1) / 2)[place]
+
+
+def _rank_moments(out: ExitOutput, labels: Tensor) -> Tensor:
+    """`_moments` of the ranks among all samples."""
+    once = torch.ones(len(labels), 1, dtype=torch.float64)
+    given, wanted = (
+        torch.stack([_ranks(column, once).squeeze(-1) for column in columns.flatten(0, -2)]).view(columns.shape)
+        for columns in (out.logits.movedim(-1, -2), labels.view(len(labels), -1).movedim(-1, -2))  # (..., C, N)
+    )
+    return _moments(ExitOutput(given.movedim(-1, -2), problem_type=REGRESSION), wanted.movedim(-1, -2))
+
+
+def _rank_sums(labels: Tensor, times: Tensor) -> Callable[[ExitOutput], Tensor]:
+    """Sums (R, 5 C) of `_rank_moments`, over samples of which each is there so often (N, R)."""
+
+    def ranked(side: Tensor) -> Tensor:
+        """(C, N, R) around their mean, so that they add up to 0."""
+        return torch.stack([_ranks(column, times) for column in side.unbind(dim=-1)]) - (len(labels) + 1) / 2
+
+    y = ranked(labels.view(len(labels), -1))
+    yy = (times * y * y).sum(dim=1)  # (C, R)
+
+    def sums(out: ExitOutput) -> Tensor:
+        x = ranked(out.logits)
+        weighed = times * x
+        none = torch.zeros_like(yy)
+        return torch.cat((none, none, (weighed * x).sum(dim=1), yy, (weighed * y).sum(dim=1))).T
+
+    return sums
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_right, lambda sums, samples: sums[..., 0] / samples),
     "f1": Metric(_confusion, _f1, (SINGLE_LABEL,)),
     "macro-f1": Metric(_confusion, _macro_f1, (SINGLE_LABEL,)),
     "matthews": Metric(_confusion, _matthews, (SINGLE_LABEL,)),
     "pearson": Metric(_moments, _pearson, (REGRESSION,)),
+    "spearman": Metric(_rank_moments, _pearson, (REGRESSION,), _rank_sums),
 }
 
 
@@ -167,6 +209,7 @@ def measure(
     policy: Policy | Mapping[str, Any],
     thresholds: float | Sequence[float] | Tensor,
     metric: str | None = None,
+    cost: CostTable | None = None,
 ) -> Measured:
     """What a policy with these thresholds does on a trace.
 
@@ -175,9 +218,10 @@ def measure(
         policy: a policy, or a policy as data.
         thresholds: one number, or one for each exit but the last.
         metric: a name of METRICS; None = the usual one.
+        cost: of the exits of the trace; None = no time is told.
 
     Raises:
-        InvalidInput: samples without a finite answer.
+        InvalidInput: samples without a finite answer; a table of other exits.
     """
     answers = replay(trace, policy, thresholds)
     if broken := int((answers.failed | ~trace.logits[-1].isfinite().all(dim=-1)).sum()):
@@ -191,4 +235,9 @@ def measure(
     if trace.problem_type != REGRESSION:
         agreement = (answer(early) == answer(full)).all(dim=-1).double().mean().item()
     depth, mean_exit = trace.layer_numbers[-1], answers.exit_layers.double().mean().item()
-    return Measured(name, got, whole, agreement, mean_exit, depth, len(trace), trace.about)
+    told = Measured(name, got, whole, agreement, mean_exit, depth, len(trace), trace.about)
+    if cost is None:
+        return told
+    cost.check(trace.layer_numbers)
+    about = {**trace.about, "timed": cost.words()}
+    return replace(told, about=about, expected_ms=cost.mean_ms(answers.exit_layers))

@@ -28,6 +28,19 @@ NARROWEST = 0.01  # a feature that varies less is not blown up: rounding would g
 TEMPERATURES = (0.05, 20.0)  # searched between these
 
 
+def halves(trace: Trace, seed: int = 0) -> tuple[Trace, Trace]:
+    """Two random halves of the rows: one to fit on, one to choose or compare on.
+
+    Raises:
+        InvalidInput: fewer than two rows.
+    """
+    if len(trace) < 2:
+        raise InvalidInput("one row cannot be halved, and rows that fit choose no threshold and compare no policies")
+    order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+    ours, rest = (trace.take(rows) for rows in order.tensor_split(2))
+    return ours, rest
+
+
 def fit_policy(name: str, trace: Trace) -> Policy:
     """A policy with numbers that are fitted on a trace.
 

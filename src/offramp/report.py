@@ -10,8 +10,10 @@ from typing import Any
 
 from offramp.errors import InvalidInput
 from offramp.evaluate import layerwise, measure, metric_for
+from offramp.latency import CostTable
 from offramp.registry import brief, load_policy
-from offramp.thresholds import curve
+from offramp.sweeps import Band
+from offramp.thresholds import Curve, curve
 from offramp.values import REGRESSION, Measured, OperatingPoint, Trace
 
 CLASSIFICATION_POLICIES = ("entropy", "margin", "pcee", "patience")
@@ -40,17 +42,20 @@ def point_table(points: Mapping[str, Measured], more: Mapping[str, Mapping[str, 
     """
     more = more or {}
     metric = next((told.metric for told in points.values()), None)
-    head = ["operating point", metric or "agreement", "mean exit", "layers saved", *more]
+    if timed := {name: f"{told.expected_ms:.2f}" for name, told in points.items() if told.expected_ms is not None}:
+        more = {"ms a sample": timed, **more}
     rows = []
     for name, told in points.items():
         score = told.agreement if told.score is None else told.score
         shown = "" if score is None else f"{score:.4f}"
         layers = f"{told.mean_exit:.2f} of {told.depth}"
         rows.append([name, shown, layers, f"{told.saving:.0%}", *(cells[name] for cells in more.values())])
-    return table(head, rows)
+    return table(["operating point", metric or "agreement", "mean exit", "layers saved", *more], rows)
 
 
-def scores_text(trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None) -> str:
+def scores_text(
+    trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None, cost: CostTable | None = None
+) -> str:
     """Scores of every exit, where there are labels, and of operating points, on one trace."""
     parts = []
     if trace.labels is not None:
@@ -58,13 +63,15 @@ def scores_text(trace: Trace, points: Mapping[str, OperatingPoint], metric: str 
         head = [f"layer {layer}" for layer in trace.layer_numbers]
         parts.append(f"{metric_for(trace, metric)[0]} of every exit, on {len(trace)} rows\n{table(head, shown)}")
     if points:
-        parts.append(point_table(measure_all(trace, points, metric)))
+        parts.append(point_table(measure_all(trace, points, metric, cost)))
     return "\n\n".join(parts)
 
 
-def scores_data(trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None) -> dict[str, Any]:
+def scores_data(
+    trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None, cost: CostTable | None = None
+) -> dict[str, Any]:
     """What `scores_text` says, as data for JSON."""
-    found = measure_all(trace, points, metric)
+    found = measure_all(trace, points, metric, cost)
     told = {name: {**asdict(value), "speedup": value.speedup, "saving": value.saving} for name, value in found.items()}
     return {
         "metric": metric_for(trace, metric)[0],
@@ -74,9 +81,11 @@ def scores_data(trace: Trace, points: Mapping[str, OperatingPoint], metric: str 
     }
 
 
-def measure_all(trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None) -> dict[str, Measured]:
+def measure_all(
+    trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None, cost: CostTable | None = None
+) -> dict[str, Measured]:
     """What every operating point does on a trace."""
-    return {name: measure(trace, point.policy, point.thresholds, metric) for name, point in points.items()}
+    return {name: measure(trace, point.policy, point.thresholds, metric, cost) for name, point in points.items()}
 
 
 def point_text(point: OperatingPoint) -> str:
@@ -88,43 +97,57 @@ def point_text(point: OperatingPoint) -> str:
     told = point.measured
     if told is not None:
         score = "" if told.score is None else f"{told.metric} {told.score:.4f} (full model {told.full_score:.4f}), "
-        where = ", ".join(f"{key} {value}" for key, value in told.about.items() if key != "weights")
+        where = ", ".join(f"{key} {told.about[key]}" for key in told.about if key not in ("weights", "timed"))
         lines.append(f"  {score}mean exit {told.mean_exit:.2f} of {told.depth} on {told.rows} rows ({where})")
+        if told.expected_ms is not None:
+            lines.append(f"  {told.expected_ms:.2f} ms a sample expected ({told.about.get('timed', 'unknown')})")
     if point.certificate is not None:
         lines.append(f"  {point.certificate.words()}")
     return "\n".join(lines)
 
 
-def draw_curve(
+def usual_curves(trace: Trace, metric: str | None = None) -> dict[str, Curve]:
+    """The curves of the best-known policies."""
+    names = REGRESSION_POLICIES if trace.problem_type == REGRESSION else CLASSIFICATION_POLICIES
+    return {name: curve(trace, load_policy(name), metric) for name in names}
+
+
+def draw_curves(
     trace: Trace,
+    lines: Mapping[str, Curve | Band],
     points: Mapping[str, OperatingPoint],
     path: str | os.PathLike[str],
     title: str,
     metric: str | None = None,
+    score_name: str | None = None,
 ) -> None:
     """Draw score against mean exit layer: a line for each policy, a mark for each operating point.
 
     Args:
         trace: with labels; not the one on which the points were chosen.
+        lines: by policy; a band's intervals are shaded.
         points: marks, measured on `trace`.
         path: .png, .svg or .pdf.
         title: over the picture.
         metric: a name of `offramp.evaluate.METRICS`.
+        score_name: beside the picture; None = the metric's name.
 
     Raises:
-        InvalidInput: matplotlib is not installed.
+        InvalidInput: matplotlib is not installed, or does not write such a file.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise InvalidInput("drawing needs matplotlib: pip install 'offramp[demo]'") from None
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name in REGRESSION_POLICIES if trace.problem_type == REGRESSION else CLASSIFICATION_POLICIES:
-        seen = curve(trace, load_policy(name), metric)
-        axes.plot(seen.mean_exits, seen.scores, label=name, linewidth=1.6)
+    for number, (name, seen) in enumerate(lines.items()):
+        color = f"C{number % 10}"
+        axes.plot(seen.mean_exits, seen.scores, label=name, linewidth=1.6, color=color)
+        if isinstance(seen, Band):
+            axes.fill_between(seen.mean_exits, seen.low, seen.high, color=color, alpha=0.07, linewidth=0)
     axes.plot(
         trace.layer_numbers,
         layerwise(trace, metric),
@@ -139,8 +162,11 @@ def draw_curve(
         axes.annotate(name, place, textcoords="offset points", xytext=(6, -13))
     axes.margins(x=0.08)  # room for the names
     axes.set_xlabel(f"mean exit layer (of {trace.layer_numbers[-1]})")
-    axes.set_ylabel(metric_for(trace, metric)[0])
+    axes.set_ylabel(score_name or metric_for(trace, metric)[0])
     axes.set_title(title)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=150)
+    figure.legend(frameon=False, loc="outside right upper")
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise InvalidInput(f"{os.fspath(path)}: {error}") from None

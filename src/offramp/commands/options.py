@@ -42,7 +42,7 @@ def scored_options(split: str) -> Callable[[Command], Command]:
     """--data or --trace, --split and --metric, for commands that score a model."""
 
     def add(command: Command) -> Command:
-        command = click.option("--metric", help="accuracy, f1, macro-f1, matthews or pearson.")(command)
+        command = click.option("--metric", help="accuracy, f1, macro-f1, matthews, pearson or spearman.")(command)
         command = click.option("--split", default=split, show_default=True, help="Of a named data set.")(command)
         command = engine_option(command)
         command = click.option("--trace", type=FILE, help="In place of --data: what `offramp record` wrote.")(command)

@@ -1,0 +1,94 @@
+"""Trade-off curves in a number: read at a budget, the area under one, the area between two, the ELUE score.
+
+A curve is points joined by straight lines. A point between two thresholds is what drawing one of the two for each
+sample gives, so it is no invention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.errors import InvalidInput
+from offramp.sweeps import Band
+from offramp.thresholds import Curve
+
+Numbers = NDArray[np.float64]
+
+
+def read(mean_exits: Tensor, values: Tensor, mean_exit: float) -> float | None:
+    """A curve's score, or an end of its interval, (K,) each, at a mean exit layer; None where it does not reach."""
+    if not mean_exits.min() - 1e-9 <= mean_exit <= mean_exits.max() + 1e-9:
+        return None
+    return float(np.interp(mean_exit, _rising(mean_exits), _rising(values)))
+
+
+def area(seen: Curve | Band, low: float | None = None, high: float | None = None) -> float:
+    """The mean score over all mean exits from `low` to `high`: the area under the curve, over the share of layers.
+
+    Args:
+        seen: the curve. Two curves can be compared only over the same stretch.
+        low: a mean exit layer; None = the curve's earliest.
+        high: likewise; None = the curve's last.
+
+    Raises:
+        InvalidInput: the curve does not reach so far, or there is nothing between `low` and `high`.
+    """
+    at, scores = _rising(seen.mean_exits), _rising(seen.scores)
+    low, high = float(at[0]) if low is None else low, float(at[-1]) if high is None else high
+    if low < at[0] - 1e-9 or high > at[-1] + 1e-9 or low >= high:
+        raise InvalidInput(f"no area from {low:.4g} to {high:.4g}: the curve reaches from {at[0]:.4g} to {at[-1]:.4g}")
+    knots = np.concatenate(([low], at[(at > low) & (at < high)], [high]))
+    heights = np.interp(knots, at, scores)
+    return float((np.diff(knots) * (heights[:-1] + heights[1:]) / 2).sum() / (high - low))
+
+
+def area_above(one: Curve | Band, other: Curve | Band) -> float:
+    """How far the first curve lies above the second, where it does: the area, in the score's unit times layers.
+
+    Xin et al., "BERxiT", EACL 2021, section 5.3; with scores in percent, as there, it is 100 times this.
+
+    Raises:
+        InvalidInput: there are no mean exits that both reach.
+    """
+    lines = [(_rising(seen.mean_exits), _rising(seen.scores)) for seen in (one, other)]
+    low, high = max(at[0] for at, _ in lines), min(at[-1] for at, _ in lines)
+    if low >= high:
+        raise InvalidInput("the two curves share no mean exits")
+    knots = np.unique(np.clip(np.concatenate([at for at, _ in lines]), low, high))
+    apart = np.interp(knots, *lines[0]) - np.interp(knots, *lines[1])
+    start, end = apart[:-1], apart[1:]
+    above = np.maximum(start, 0) + np.maximum(end, 0)
+    crosses = start * end < 0  # then what is above is a triangle over a share of the way
+    share = np.where(crosses, above / np.where(crosses, np.abs(start) + np.abs(end), 1), 1)
+    return float((np.diff(knots) * share * above / 2).sum())
+
+
+def elue_score(points: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]]) -> float:
+    """How far points lie above a reference curve, on average; (cost, score) each, costs in one unit.
+
+    Liu et al., "Towards Efficient NLP: A Standard Evaluation and A Strong Baseline" (ELUE), NAACL 2022, whose reference
+    is ElasticBERT-base over its 12 layers, in FLOPs. With another reference it is another score.
+
+    Args:
+        points: of the method.
+        reference: joined by straight lines; level beyond its dearest point, since it need not spend more.
+
+    Raises:
+        InvalidInput: no points or no reference; a point that is cheaper than all of the reference.
+    """
+    if not points or not reference:
+        raise InvalidInput("an ELUE score needs points and a reference")
+    costs, scores = np.array(sorted(reference), dtype=np.float64).T
+    at, reached = np.array(points, dtype=np.float64).T
+    if at.min() < costs[0]:
+        raise InvalidInput(f"the reference begins at a cost of {costs[0]:.4g}, and a point costs {at.min():.4g}")
+    return float((reached - np.interp(at, costs, scores)).mean())
+
+
+def _rising(values: Tensor) -> Numbers:
+    """A curve's values (K,) from the first exit to full depth."""
+    return np.asarray(values.flip(0).double().numpy())
