@@ -243,9 +243,9 @@ def test_evaluate_compares_every_policy_beside_what_it_always_said(place: Path, 
     assert (tmp_path / "policies.png").read_bytes().startswith(b"\x89PNG")
     told = json.loads(offramp("evaluate", place / "model", *data, "--json").stdout)
     assert {"metric", "layers", "layerwise", "points", "comparison"} == set(told)
-    wanted = set(POLICIES) - {"certainty", "stability"}
+    wanted = {*POLICIES, "margin, per exit"} - {"certainty", "stability"}
     assert set(told["comparison"]["policies"]) == wanted
-    assert {line.split()[0] for line in policies.splitlines()[3:]} == {*wanted, "oracle"}
+    assert {line.split("  ")[0] for line in policies.splitlines()[3:]} == {*wanted, "oracle"}
     refused = offramp("evaluate", place / "model", *data, "--picture", tmp_path / "policies.xyz")
     assert refused.exit_code == 1
     assert "policies.xyz" in refused.stderr.splitlines()[-1]

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from helpers import random_trace
 from offramp.cli import main
 from offramp.errors import InvalidInput, NotApplicable
+from offramp.fitting import fit_usual
 from offramp.policies.base import replay
 from offramp.predictor import Predictor
 from offramp.risk import binomial, certify
@@ -170,7 +171,8 @@ def test_a_ladder_is_saved_beside_other_points_in_one_write(folder: Path, data: 
     outcome = offramp("calibrate", folder, "--data", data, "--ladder")
     assert outcome.exit_code == 0, outcome.output
     saved = read_points(folder / POINTS_FILE)
-    found = ladder(record(folder, data), "margin")
+    trace = record(folder, data)
+    found = ladder(trace, fit_usual(trace)[0])
     assert list(saved) == ["default", *found]
     assert {name: point.thresholds for name, point in saved.items() if name != "default"} == {
         name: point.thresholds for name, point in found.items()

@@ -17,6 +17,7 @@ from offramp.card import save_points
 from offramp.data import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
 from offramp.evaluate import layerwise
+from offramp.fitting import fit_usual
 from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel, load_folder
 from offramp.predictor import DEFAULT, Predictor
@@ -27,7 +28,6 @@ from offramp.tracing import read_for, record
 from offramp.training import fit
 from offramp.values import OperatingPoint, Target, Trace
 
-POLICY = "margin"  # with many classes it leaves earlier than entropy at the same accuracy
 COLUMNS = Columns(text="text", label="intent")
 FULL = "full"
 TARGETS = {DEFAULT: Target(max_drop=0.01), "twice-as-fast": Target(speedup=2.0)}
@@ -84,8 +84,9 @@ def train(folder: Path, seed: int, epochs: float) -> MultiExitModel:
 
 def choose(trace: Trace) -> dict[str, OperatingPoint]:
     """Full depth, and what the targets give on a trace."""
-    full = OperatingPoint({"name": POLICY}, (math.inf,) * (trace.depth - 1))
-    return {FULL: full, **{name: calibrate(trace, POLICY, target) for name, target in TARGETS.items()}}
+    policy, rows = fit_usual(trace)
+    found = {name: calibrate(rows, policy, target) for name, target in TARGETS.items()}
+    return {FULL: OperatingPoint(found[DEFAULT].policy, (math.inf,) * (trace.depth - 1)), **found}
 
 
 def milliseconds(folder: Path, examples: Examples, batch_size: int, calls: int) -> dict[str, float]:

@@ -41,6 +41,21 @@ def halves(trace: Trace, seed: int = 0) -> tuple[Trace, Trace]:
     return ours, rest
 
 
+def fit_usual(trace: Trace) -> tuple[Policy, Trace]:
+    """The policy where none is asked for, with its numbers, and the rows that are left to choose a threshold on.
+
+    For classes margin with a threshold for each exit, and all rows; for values consistency, fitted on a random half of
+    the rows, and the other half.
+
+    Raises:
+        InvalidInput: rows whose logits are not finite; a single one, for values.
+    """
+    if trace.problem_type == REGRESSION:
+        ours, rest = halves(trace)
+        return fit_policy("consistency", ours), rest
+    return load_policy("margin", **fit_lines("margin", trace)), trace
+
+
 def fit_policy(name: str, trace: Trace) -> Policy:
     """A policy with numbers that are fitted on a trace.
 

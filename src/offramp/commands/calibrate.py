@@ -29,7 +29,6 @@ from offramp.commands.points import (
     calibrated,
     certified,
     laddered,
-    policy_for,
     tell,
 )
 from offramp.registry import FITTED
@@ -120,8 +119,9 @@ def calibrate(
     layers), from slow to fast, without those that are no faster than another. With --confidence the keep-... hold all
     at once.
 
-    The policies consistency and gain, temperatures, and with --confidence what --per-exit needs, are fitted on a random
-    half of the rows, and the threshold is chosen on the other half.
+    Where nothing is said of the policy and no confidence asked for, classes get a threshold for each exit (--per-exit),
+    and a regression gets the policy consistency. The policies consistency and gain, temperatures, and with --confidence
+    what --per-exit needs, are fitted on a random half of the rows, and the threshold is chosen on the other half.
 
     \b
     offramp calibrate model --data validation.csv --max-drop 0.01
@@ -139,23 +139,23 @@ def calibrate(
     if temperature and per_exit:
         raise click.UsageError("--temperature and --per-exit both put the exits on one scale; choose one")
     quiet()
+    from offramp.fitting import fit_usual
+
     trace = read_trace(folder, given)
     parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
     if hold_back is not None:
         parameters["held_back"] = _held_back(folder, hold_back)
-    if temperature or policy in FITTED:
-        fitted, trace = _fitted(trace, policy if policy in FITTED else None)
-        parameters |= fitted
-    if per_exit:
-        fitted, trace = _lines(trace, policy_for(trace, policy, parameters), apart=confidence is not None)
-        parameters |= fitted
+    if not (policy or parameters or temperature or per_exit or confidence):
+        rule, trace = fit_usual(trace)
+    else:
+        rule, trace = _asked(trace, policy, parameters, temperature, per_exit, apart=confidence is not None)
     cost = _timed(folder, given) if "latency_ms" in target else None
     if ladder:
-        points = laddered(folder, trace, policy, parameters, given["metric"], confidence)
+        points = laddered(folder, trace, rule, given["metric"], confidence)
     elif confidence is None:
-        points = {name or DEFAULT: calibrated(trace, policy, parameters, target, given["metric"], cost)}
+        points = {name or DEFAULT: calibrated(trace, rule, target, given["metric"], cost)}
     else:
-        points = {name or DEFAULT: certified(folder, trace, policy, parameters, target, confidence)}
+        points = {name or DEFAULT: certified(folder, trace, rule, target, confidence)}
     (add_ladder if ladder else add_points)(folder, points)
     tell(as_json, trace, points, given["metric"], cost)
     if not as_json:
@@ -229,22 +229,28 @@ def _held_back(folder: Path, told: str) -> tuple[float, ...]:
     return tuple(numbers.values())
 
 
-def _fitted(trace: Trace, policy: str | None) -> tuple[dict[str, Any], Trace]:
-    """Parameters fitted on a random half of the rows, of a policy or else temperatures, and the other half."""
-    from offramp.fitting import fit_policy, fit_temperatures
-    from offramp.registry import policy_data
+def _asked(
+    trace: Trace, policy: str | None, parameters: dict[str, Any], temperature: bool, per_exit: bool, apart: bool
+) -> tuple[Policy, Trace]:
+    """The policy that was asked for, with its numbers, and the rows to choose its threshold on.
 
-    ours, rest = _halves(trace, policy or "temperatures")
-    fitted = fit_temperatures(ours) if policy is None else policy_data(fit_policy(policy, ours))
-    return {key: value for key, value in fitted.items() if key != "name"}, rest
+    Numbers are fitted on a random half of the rows, the lines of --per-exit on all, unless `apart`.
+    """
+    from offramp.fitting import fit_lines, fit_policy, fit_temperatures
+    from offramp.registry import load_policy, policy_data, usual_policy
 
-
-def _lines(trace: Trace, policy: Policy, apart: bool) -> tuple[dict[str, Any], Trace]:
-    """What puts a policy's exits on one scale, and the rows that choose the threshold: the same or, apart, others."""
-    from offramp.fitting import fit_lines
-
-    ours, rest = _halves(trace, "thresholds for each exit") if apart else (trace, trace)
-    return fit_lines(policy, ours), rest
+    name = policy or usual_policy(str(trace.problem_type))
+    if name in FITTED:
+        ours, trace = _halves(trace, name)
+        parameters = {**policy_data(fit_policy(name, ours)), **parameters}
+        return load_policy(parameters), trace
+    if temperature:
+        ours, trace = _halves(trace, "temperatures")
+        parameters |= fit_temperatures(ours)
+    if per_exit:
+        ours, trace = _halves(trace, "thresholds for each exit") if apart else (trace, trace)
+        parameters |= fit_lines(name, ours)
+    return load_policy(name, **parameters), trace
 
 
 def _halves(trace: Trace, what: str) -> tuple[Trace, Trace]:

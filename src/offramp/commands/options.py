@@ -53,6 +53,7 @@ def scored_options(split: str) -> Callable[[Command], Command]:
 
 def policy_options(command: Command) -> Command:
     """--policy and its parameters."""
+    usual = "[default: margin, to calibrate with a threshold for each exit; for regression, consistency]"
     names = click.Choice(sorted(POLICIES))
     ensemble = "Answer with the mean of the exits that were ready or agreed, or of all so far."
     command = click.option("--ensemble", type=click.Choice(["run", "all"]), help=ensemble)(command)
@@ -63,7 +64,7 @@ def policy_options(command: Command) -> Command:
     patience = "For pcee, stability and divergence."
     command = click.option("--patience", type=click.IntRange(min=1), help=patience)(command)
     command = click.option("--measure", type=names, help="For pcee: which score must hold.")(command)
-    return click.option("--policy", type=names, help="[default: margin; for regression, stability]")(command)
+    return click.option("--policy", type=names, help=usual)(command)
 
 
 def quiet() -> None:

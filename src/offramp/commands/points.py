@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from offramp.engine.about import weights_digest
 from offramp.errors import InvalidInput
-from offramp.registry import load_policy, usual_policy
 
 if TYPE_CHECKING:
     from offramp.latency import CostTable
@@ -19,31 +18,24 @@ if TYPE_CHECKING:
     from offramp.values import OperatingPoint, Trace
 
 
-def policy_for(trace: Trace, name: str | None, parameters: Mapping[str, Any]) -> Policy:
-    """The policy asked for, or the usual one for the trace's kind of problem."""
-    return load_policy(name or usual_policy(str(trace.problem_type)), **parameters)
-
-
 def calibrated(
     trace: Trace,
-    policy: str | None,
-    parameters: Mapping[str, Any],
+    policy: Policy,
     target: Mapping[str, float],
-    metric: str | None,
+    metric: str | None = None,
     cost: CostTable | None = None,
 ) -> OperatingPoint:
     """The point that meets a target on a trace."""
     from offramp.thresholds import calibrate
     from offramp.values import Target
 
-    return calibrate(trace, policy_for(trace, policy, parameters), Target(**target), metric, cost)
+    return calibrate(trace, policy, Target(**target), metric, cost)
 
 
 def certified(
     folder: Path,
     trace: Trace,
-    policy: str | None,
-    parameters: Mapping[str, Any],
+    policy: Policy,
     target: Mapping[str, float],
     confidence: float,
 ) -> OperatingPoint:
@@ -51,27 +43,24 @@ def certified(
     from offramp.risk import certify
 
     _refuse_other_weights(folder, trace)
-    rule = policy_for(trace, policy, parameters)
     risk, level = ("drop", target["max_drop"]) if "max_drop" in target else ("agreement", 1 - target["agreement"])
-    return certify(trace, rule, risk, round(level, 12), round(1 - confidence, 12))
+    return certify(trace, policy, risk, round(level, 12), round(1 - confidence, 12))
 
 
 def laddered(
     folder: Path,
     trace: Trace,
-    policy: str | None,
-    parameters: Mapping[str, Any],
+    policy: Policy,
     metric: str | None,
     confidence: float | None,
 ) -> dict[str, OperatingPoint]:
     """The rungs of a ladder; with a confidence, of a trace of the weights in the folder."""
     from offramp.rungs import ladder
 
-    rule = policy_for(trace, policy, parameters)
     if confidence is None:
-        return ladder(trace, rule, metric)
+        return ladder(trace, policy, metric)
     _refuse_other_weights(folder, trace)
-    return ladder(trace, rule, delta=round(1 - confidence, 12))
+    return ladder(trace, policy, delta=round(1 - confidence, 12))
 
 
 def _refuse_other_weights(folder: Path, trace: Trace) -> None:

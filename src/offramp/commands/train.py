@@ -124,6 +124,7 @@ def train(
 
     from offramp.data import read_examples
     from offramp.encoder import default_encoder
+    from offramp.fitting import fit_usual
     from offramp.loading import load_tokenizer
     from offramp.registry import load_objective
     from offramp.tracing import read_for
@@ -166,7 +167,8 @@ def train(
     trace = replace(trace, about={**trace.about, "data": Path(validation_source).name})
     points = {}
     try:
-        points["default"] = calibrated(trace, None, {}, {"max_drop": max_drop}, None)
+        policy, chosen_on = fit_usual(trace)
+        points["default"] = calibrated(chosen_on, policy, {"max_drop": max_drop})
         add_points(output, points)
     except (CannotReach, InvalidInput) as error:
         click.echo(f"no default operating point, answers run at full depth: {error}", err=True)
