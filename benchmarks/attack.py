@@ -27,21 +27,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import attack_report
-from attack_models import TASKS, examples, validation_trace
+from attack_models import TASKS, deployed, examples, validation_trace
 from attack_search import Fool, Found, Goal, Slow, Told, Words, read_synonyms, search
 from offramp.batches import collate, encode, length_sorted
 from offramp.data import Text
 from offramp.encoder import default_encoder
 from offramp.engines import Eager
 from offramp.loading import load_encoder, load_tokenizer
-from offramp.model import load_model
 from offramp.policies.base import replay
 from offramp.registry import load_policy
 from offramp.thresholds import calibrate
 from offramp.values import OperatingPoint, Target, Trace, write_points
 
 SPEEDUP = 1.5
-LEAST_SIMILARITY = 0.7  # TextFooler's number, though for another encoder's angles
+LEAST_SIMILARITY = 0.8
 POLICIES = {
     "max-prob": load_policy("max-prob"),
     "patience": load_policy("patience"),
@@ -89,7 +88,7 @@ def all_exits(engine: Eager, batch: dict[str, Tensor]) -> Tensor:
 @torch.inference_mode()
 def meaning(encoder: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     """Mean of the last hidden states at length 1, (B, D)."""
-    hidden = encoder(**batch).last_hidden_state  # (B, T, D)
+    hidden = encoder(**batch).last_hidden_state.float()  # (B, T, D)
     total = (hidden * batch["attention_mask"].unsqueeze(-1)).sum(dim=1)
     return torch.nn.functional.normalize(total, dim=-1)
 
@@ -181,9 +180,9 @@ def attacker(task: str, data: Path, folder: Path) -> Attacker:
     """Everything that an attack needs, read and chosen."""
     points = systems(validation_trace(TASKS[task], data, folder))
     write_points(points, folder / "points.json")
-    tokenizer, encoder = load_tokenizer(folder), load_encoder(default_encoder()).eval()
+    tokenizer, encoder = load_tokenizer(folder), load_encoder(default_encoder()).to(torch.bfloat16).eval()
     limit = TASKS[task].max_length
-    exits = partial(in_batches, partial(all_exits, Eager(load_model(folder))), tokenizer, limit)
+    exits = partial(in_batches, partial(all_exits, deployed(folder)), tokenizer, limit)
     meanings = partial(in_batches, partial(meaning, encoder), tokenizer, limit)
     synonyms = read_synonyms(data / "word_lists", frozenset(ENGLISH_STOP_WORDS))
     return Attacker(points, Known(exits), Known(meanings), synonyms)

@@ -11,16 +11,19 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import set_seed
 
 from offramp.data import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
+from offramp.engines import Eager
 from offramp.evaluate import layerwise
 from offramp.loading import load_tokenizer
-from offramp.model import MultiExitModel
+from offramp.model import MultiExitModel, load_model
 from offramp.tracing import record
-from offramp.training import fit
+from offramp.training import fit, token_rows
 from offramp.values import Trace
+from training import drawn
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Task:
         attacked: the file of TextFooler's rows.
         columns: of both; of a pair the second text is attacked, as in TextFooler.
         names: the classes in the order of the label numbers.
+        rows: of the train split, drawn once; all of them where there are no more.
         max_length: tokens a text or pair.
     """
 
@@ -39,6 +43,7 @@ class Task:
     attacked: str
     columns: Columns
     names: tuple[str, ...]
+    rows: int
     max_length: int
     epochs: int
     batch_size: int
@@ -47,11 +52,11 @@ class Task:
 TASKS = {
     "ag": Task(
         *("ag_news", "textfooler_1k/ag.jsonl.gz", Columns("sentence1", None, "label_text")),
-        *(("World", "Sports", "Business", "Sci/Tech"), 96, 1, 16),
+        *(("World", "Sports", "Business", "Sci/Tech"), 4000, 96, 1, 16),
     ),
     "snli": Task(
         *("snli", "textfooler_1k/snli.jsonl.gz", Columns("sentence1", "sentence2", "label_text")),
-        *(("entailment", "neutral", "contradiction"), 64, 3, 16),
+        *(("entailment", "neutral", "contradiction"), 9000, 64, 3, 16),
     ),
 }
 LEARNING_RATE = 1e-4
@@ -78,16 +83,22 @@ def train(task: Task, data: Path, folder: Path, seed: int) -> None:
         "bf16": True,
         "seed": seed,
     }
-    schedule = {"save_strategy": "steps", "save_steps": 100, "save_total_limit": 1}
-    rows = examples(task, data / task.folder / "train.jsonl.gz")
+    schedule = {"save_strategy": "steps", "save_steps": 25, "save_total_limit": 1}
+    rows = drawn(examples(task, data / task.folder / "train.jsonl.gz"), task.rows)
     fit(model, tokenizer, folder, rows, resume=True, **recipe, **schedule)
 
 
+def deployed(folder: Path) -> Eager:
+    """The model as it is attacked: in bfloat16."""
+    return Eager(load_model(folder).to(torch.bfloat16))
+
+
 def validation_trace(task: Task, data: Path, folder: Path) -> Trace:
-    """What every exit says of the validation rows; thresholds are chosen here."""
+    """What every exit of the deployed model says of the validation rows; thresholds are chosen here."""
     kept = folder / "validation.safetensors"
     if not kept.exists():
-        record(folder, examples(task, data / task.folder / "validation.jsonl.gz")).save(kept)
+        rows = examples(task, data / task.folder / "validation.jsonl.gz")
+        record(deployed(folder), token_rows(rows, load_tokenizer(folder), task.max_length)).save(kept)
     return Trace.load(kept)
 
 

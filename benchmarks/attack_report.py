@@ -214,20 +214,22 @@ def tables(told: Numbers) -> list[str]:
     return lines
 
 
-SETTING = """The default encoder (6 layers, width 384), `weighted` objective, trained by `attack_models.py`. Rows are
-the first of TextFooler's. Accuracies and shares in per cent, in brackets the middle 95 % of bootstrap draws of rows
-(with all their models). Thresholds: the strictest with a speed-up of {speedup:g} on validation rows. "One layer" has no
-rule: everybody leaves at the layer that costs as much. Of SNLI the second sentence is attacked, as in TextFooler.
+SETTING = """\
+The default encoder (6 layers, width 384), `weighted` objective, trained by `attack_models.py`, run in bfloat16.
+Rows are the first of TextFooler's. Accuracies and shares in per cent, in brackets the middle 95 % of bootstrap
+draws of rows (with all their models). Thresholds: the strictest with a speed-up of {speedup:g} on validation rows.
+"One layer" has no rule: everybody leaves at the layer that costs as much. Of SNLI the second sentence is attacked,
+as in TextFooler.
 
-*After attack*: right before, and not fooled. *Under all texts found*: right before, and fooled by none of the texts
-that the searches against any of the five systems ended at. *Queries* are means over the rows attacked, which are those
-answered right, or not yet at full depth; *words changed* is of those fooled, or of all slowed. Candidates must keep a
-cosine of {least_similarity:g} to the original, mean pooling of the encoder that the models were trained from: a
-stand-in for TextFooler's Universal Sentence Encoder, and closer to the models than that would be. Parts of speech are
-not checked. So no figure here can be held against a published one; what can be compared is the systems. The attack on
-time sees the answer, its probability and the exit taken, and keeps the answer: without a budget it costs no accuracy.
-With a depth budget whoever comes to that layer is answered there (thresholds of -inf from it on); the slowed texts are
-those found without a budget."""
+*After attack*: right before, and not fooled. *Under all texts found*: right before, and fooled by none of the
+texts that the searches against any of the five systems ended at. *Queries* are means over the rows attacked, which
+are those answered right, or not yet at full depth; *words changed* is of those fooled, or of all slowed.
+Candidates must keep a cosine of {least_similarity:g} to the original, mean pooling of the encoder that the models
+were trained from: a stand-in for TextFooler's Universal Sentence Encoder, and closer to the models than that would
+be. Parts of speech are not checked. So no figure here can be held against a published one; what can be compared is
+the systems. The attack on time sees the answer, its probability and the exit taken, and keeps the answer: without
+a budget it costs no accuracy. With a depth budget whoever comes to that layer is answered there (thresholds of
+-inf from it on); the slowed texts are those found without a budget."""
 
 
 def page(found: Numbers) -> str:
