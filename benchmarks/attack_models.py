@@ -52,7 +52,7 @@ class Task:
 TASKS = {
     "ag": Task(
         *("ag_news", "textfooler_1k/ag.jsonl.gz", Columns("sentence1", None, "label_text")),
-        *(("World", "Sports", "Business", "Sci/Tech"), 4000, 96, 1, 16),
+        *(("World", "Sports", "Business", "Sci/Tech"), 2000, 96, 1, 16),
     ),
     "snli": Task(
         *("snli", "textfooler_1k/snli.jsonl.gz", Columns("sentence1", "sentence2", "label_text")),
