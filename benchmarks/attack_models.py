@@ -56,7 +56,7 @@ TASKS = {
     ),
     "snli": Task(
         *("snli", "textfooler_1k/snli.jsonl.gz", Columns("sentence1", "sentence2", "label_text")),
-        *(("entailment", "neutral", "contradiction"), 9000, 64, 3, 16),
+        *(("entailment", "neutral", "contradiction"), 9000, 64, 2, 16),
     ),
 }
 LEARNING_RATE = 1e-4
