@@ -22,7 +22,15 @@ BUDGETS = (4, 5)
 DRAWS = 2000
 TITLES = {"ag": "AG News", "snli": "SNLI"}
 FOOL_COLUMNS = (
-    *("system", "speed-up on validation", "accuracy", "after attack", "less full depth's", "under all texts found"),
+    *(
+        "system",
+        "speed-up on validation",
+        "accuracy",
+        "after attack",
+        "less full depth's",
+        "less one layer's",
+        "under all texts found",
+    ),
     *("queries", "words changed", "mean exit before", "after"),
 )
 SLOW_COLUMNS = (
@@ -184,7 +192,7 @@ def tables(told: Numbers) -> list[str]:
     fool = [
         (
             *(name, ", ".join(f"{each:.2f}" for each in one["validation_speedup"]) or "-"),
-            *(share(one[key]) for key in ("accuracy", "after", "less_full", "all_texts")),
+            *(share(one[key]) for key in ("accuracy", "after", "less_full", "less_one_layer", "all_texts")),
             *(f"{one['queries'][0]:.1f}", f"{100 * one['changed'][0]:.1f} %"),
             *(f"{one[key][0]:.2f}" for key in ("exit", "exit_after")),
         )
