@@ -213,7 +213,7 @@ def check() -> None:
     def similar(texts: Sequence[Words]) -> Tensor:
         return torch.tensor([0.0 if "d" in words else 1.0 for words in texts])
 
-    words, synonyms = ("A", "stays", "a"), {"a": ["b", "d", "c"], "x": ["y"]}
+    words, synonyms = ("A", "stays", "a"), {"a": ["c", "d", "b"], "x": ["y"]}
     first = ask([words])
     fooled = search(words, Fool(0, first.probabilities[0]), ask, similar, synonyms, least=0.5)
     assert fooled == Found(("c", "stays", "a"), True, 1 + 2 + 3, 1), fooled  # itself, two deletions, three synonyms
