@@ -1,0 +1,213 @@
+"""What the page of a model says, as data: a pure function of a trace, operating points and texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from offramp.errors import CannotReach, InvalidInput
+from offramp.evaluate import labels_of, layerwise, measure, metric_for
+from offramp.hashes import digest
+from offramp.page.decision import Case, Decision, decide, policy_name, promise
+from offramp.page.examples import Group, groups
+from offramp.page.exits import ExitRow, exit_rows
+from offramp.policies.base import replay
+from offramp.registry import usual_policy
+from offramp.slices import Slice, by_label, by_length
+from offramp.sweeps import Comparison, compare
+from offramp.thresholds import calibrate
+from offramp.values import REGRESSION, Answers, ExitOutput, Measured, OperatingPoint, Target, Trace
+
+DEFAULT = "default"
+USUAL_DROP = 0.01
+"""What a point would be allowed to lose where none is saved."""
+RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the rows of a trace were.
+
+    Attributes:
+        texts: N texts or pairs.
+        names: of the C classes; () for regression.
+    """
+
+    texts: Sequence[str | tuple[str, str]]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page says.
+
+    Attributes:
+        title: over it.
+        decision: on top.
+        metric: the name of the score.
+        rows: how many rows there are.
+        shown: the point whose exits and texts are shown; "" where none is saved.
+        policy: the name of its policy.
+        points: saved points -> what they do here.
+        policies: of the saved points, in words.
+        comparison: of all policies, on a part of the rows.
+        marks: what the saved points do on that part.
+        one_exit: score of everybody at one exit, on that part.
+        exits: of all rows.
+        groups: texts.
+        slices: by what -> what the point does on each group of rows.
+        certificates: saved points -> what is promised of them.
+        environment: what made this, on what, of what.
+    """
+
+    title: str
+    decision: Decision
+    metric: str
+    rows: int
+    shown: str
+    policy: str
+    points: Mapping[str, Measured]
+    policies: Mapping[str, str]
+    comparison: Comparison
+    marks: Mapping[str, Measured]
+    one_exit: Sequence[float]
+    exits: Sequence[ExitRow]
+    groups: Sequence[Group]
+    slices: Mapping[str, Sequence[Slice]]
+    certificates: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+def page(
+    title: str,
+    trace: Trace,
+    texts: Texts,
+    points: Mapping[str, OperatingPoint],
+    *,
+    name: str | None = None,
+    metric: str | None = None,
+    environment: Mapping[str, str],
+) -> Page:
+    """What is to be said of a model's early exit on one trace.
+
+    Args:
+        title: over the page.
+        trace: with labels.
+        texts: of its rows.
+        points: the saved ones.
+        name: the one that the page is about; None = the default one, or else the first.
+        metric: a name of `offramp.evaluate.METRICS`; None = the usual one.
+        environment: what made this.
+
+    Raises:
+        InvalidInput: no such point; a single exit; samples whose answers are not finite.
+        NotApplicable: the metric has no meaning for this kind of problem.
+    """
+    case = _case(trace, points, name, metric)
+    answers = replay(trace, case.point.policy, case.point.thresholds)
+    seen = compare(trace, metric)
+    return Page(
+        title=title,
+        decision=decide(case),
+        metric=metric_for(trace, metric)[0],
+        rows=len(trace),
+        shown=case.name,
+        policy=case.point.policy["name"],
+        points=_measured(trace, points, metric),
+        policies={each: policy_name(point) for each, point in points.items()},
+        comparison=seen,
+        marks=_measured(seen.trace, points, metric),
+        one_exit=layerwise(seen.trace, metric),
+        exits=exit_rows(trace, answers, metric),
+        groups=groups(trace, answers, texts.texts, texts.names),
+        slices=_slices(trace, case.point, texts.names, metric),
+        certificates={
+            each: promise(point.certificate, _void(trace, point)) for each, point in points.items() if point.certificate
+        },
+        environment=environment,
+    )
+
+
+def _case(trace: Trace, points: Mapping[str, OperatingPoint], name: str | None, metric: str | None) -> Case:
+    if name is not None and name not in points:
+        raise InvalidInput(f"no saved operating point {name!r}; there are: {', '.join(points) or 'none'}")
+    name = name or (DEFAULT if DEFAULT in points else next(iter(points), None))
+    point = _found_here(trace, metric) if name is None else points[name]
+    told = measure(trace, point.policy, point.thresholds, metric)
+    loss = loss_interval(trace, replay(trace, point.policy, point.thresholds), metric)
+    seen = name is None or _chosen_here(trace, point)
+    return Case(name or "", point, told, loss, saved=name is not None, seen=seen, void=_void(trace, point))
+
+
+def _found_here(trace: Trace, metric: str | None) -> OperatingPoint:
+    """The point that would be saved if these rows chose it."""
+    policy = usual_policy(str(trace.problem_type))
+    try:
+        return calibrate(trace, policy, Target(max_drop=USUAL_DROP), metric)
+    except CannotReach:
+        return OperatingPoint({"name": policy}, (math.inf,) * (trace.depth - 1))
+
+
+def _chosen_here(trace: Trace, point: OperatingPoint) -> bool:
+    """Whether the rows are those that a point was chosen on, as far as names and numbers tell."""
+    if point.certificate is not None:
+        return point.certificate.data == digest(trace)
+    there = point.measured
+    return there is not None and there.rows == len(trace) and there.about.get("data") == trace.about.get("data")
+
+
+def _void(trace: Trace, point: OperatingPoint) -> str:
+    """Of what else a certificate is than of what was run; "" where there is none."""
+    promised = point.certificate
+    if promised is None:
+        return ""
+    if promised.weights is not None and promised.weights != trace.about.get("weights"):
+        return "other weights"
+    if promised.engine is not None and promised.engine != trace.about.get("engine"):
+        return f"another engine, {promised.engine}"
+    return ""
+
+
+def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> tuple[float, float]:
+    """95 % interval of the full model's score minus the early one, by a paired bootstrap over the rows.
+
+    Args:
+        trace: with labels, N rows.
+        answers: the early ones, of the same rows.
+        metric: a name of `offramp.evaluate.METRICS`; None = the usual one.
+    """
+    _, found = metric_for(trace, metric)
+    drawn = torch.randint(len(trace), (RESAMPLES, len(trace)), generator=torch.Generator().manual_seed(0))
+    times = torch.zeros(drawn.shape, dtype=torch.float64)
+    times.scatter_add_(1, drawn, torch.ones_like(times))  # (R, N) how often each row was drawn
+
+    def scores(logits: Tensor) -> Tensor:
+        out = ExitOutput(logits, problem_type=trace.problem_type)
+        if found.resampled is not None:
+            return found.value(found.resampled(out, labels_of(trace), times.T), len(trace))
+        return found.value(times @ found.statistics(out, labels_of(trace)), len(trace))  # (R,)
+
+    lost = scores(trace.logits[-1]) - scores(answers.logits)
+    low, high = lost.quantile(torch.tensor([0.025, 0.975], dtype=lost.dtype)).tolist()
+    return low, high
+
+
+def _measured(trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None) -> dict[str, Measured]:
+    return {name: measure(trace, point.policy, point.thresholds, metric) for name, point in points.items()}
+
+
+def _slices(
+    trace: Trace, point: OperatingPoint, names: Sequence[str], metric: str | None
+) -> dict[str, Sequence[Slice]]:
+    """By label, of a regression not, and by length, where that is known; in one slice is nothing to compare."""
+    found: dict[str, Sequence[Slice]] = {}
+    if trace.problem_type != REGRESSION:
+        metric = "accuracy"  # the others have no meaning among rows of one label
+        found["label"] = by_label(trace, point, metric, names)
+    if trace.tokens is not None:
+        found["length"] = by_length(trace, point, metric)
+    return {by: slices for by, slices in found.items() if len(slices) > 1}
