@@ -86,7 +86,7 @@ def _marks(points: Mapping[str, Measured]) -> list[dict[str, Any]]:
 def _lines(bands: Mapping[str, Band], across: alt.X, up: alt.Y, chosen: alt.Parameter, metric: str) -> list[alt.Chart]:
     rows = [place for name, band in bands.items() for place in places(name, band)]
     colour = alt.Color("policy:N", scale=alt.Scale(domain=list(bands), range=list(SERIES[: len(bands)])))
-    near = alt.selection_point(name="near", on="pointerover", nearest=True, empty=False, clear="pointerout")
+    near = alt.selection_point(name="near", on="pointerover", empty=False, clear="pointerout")
     hover = [
         *(alt.Tooltip("policy:N"), alt.Tooltip("threshold:N"), alt.Tooltip("score:Q", format=".4f")),
         alt.Tooltip("mean_exit:Q", format=".2f", title="mean exit"),
@@ -95,11 +95,11 @@ def _lines(bands: Mapping[str, Band], across: alt.X, up: alt.Y, chosen: alt.Para
     base = alt.Chart(alt.Data(values=rows)).encode(across, colour)
     span = base.mark_area(opacity=0.18).encode(alt.Y("low:Q", title=metric), alt.Y2("high:Q"))
     width = alt.condition(chosen, alt.value(3.5), alt.value(1.5))
-    shown = alt.condition(near, alt.value(1), alt.value(0))
+    shown = alt.condition(near, alt.value(0.6), alt.value(0))
     return [
         span.transform_filter(chosen),
         base.mark_line().encode(up, strokeWidth=width),
-        base.mark_circle(size=60).encode(up, opacity=shown, tooltip=hover).add_params(near),
+        base.mark_circle(size=220).encode(up, opacity=shown, tooltip=hover).add_params(near),
     ]
 
 
