@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from offramp.areas import read
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluate import labels_of, layerwise, measure, metric_for
 from offramp.hashes import digest
@@ -107,9 +108,9 @@ def page(
         InvalidInput: no such point; a single exit; samples whose answers are not finite.
         NotApplicable: the metric has no meaning for this kind of problem.
     """
-    case = _case(trace, points, name, metric)
-    answers = replay(trace, case.point.policy, case.point.thresholds)
     seen = compare(trace, metric)
+    case = _case(trace, seen, points, name, metric)
+    answers = replay(trace, case.point.policy, case.point.thresholds)
     return Page(
         title=title,
         decision=decide(case),
@@ -132,15 +133,50 @@ def page(
     )
 
 
-def _case(trace: Trace, points: Mapping[str, OperatingPoint], name: str | None, metric: str | None) -> Case:
+def _case(
+    trace: Trace, seen: Comparison, points: Mapping[str, OperatingPoint], name: str | None, metric: str | None
+) -> Case:
     if name is not None and name not in points:
         raise InvalidInput(f"no saved operating point {name!r}; there are: {', '.join(points) or 'none'}")
     name = name or (DEFAULT if DEFAULT in points else next(iter(points), None))
     point = _found_here(trace, metric) if name is None else points[name]
-    told = measure(trace, point.policy, point.thresholds, metric)
-    loss = loss_interval(trace, replay(trace, point.policy, point.thresholds), metric)
-    seen = name is None or _chosen_here(trace, point)
-    return Case(name or "", point, told, loss, saved=name is not None, seen=seen, void=_void(trace, point))
+    return Case(
+        name=name or "",
+        point=point,
+        told=measure(trace, point.policy, point.thresholds, metric),
+        rivals=rivals(seen, point.policy["name"], measure(seen.trace, point.policy, point.thresholds, metric)),
+        loss=loss_interval(trace, replay(trace, point.policy, point.thresholds), metric),
+        saved=name is not None,
+        seen=name is None or _chosen_here(trace, point),
+        void=_void(trace, point),
+    )
+
+
+def rivals(seen: Comparison, policy: str, told: Measured) -> str:
+    """Whether another policy would do better at a point's mean exit, in words.
+
+    Args:
+        seen: all policies on some rows.
+        policy: the name of the point's.
+        told: what the point does on these rows.
+    """
+    found = {
+        name: [read(band.mean_exits, values, told.mean_exit) for values in (band.scores, band.low, band.high)]
+        for name, band in seen.bands.items()
+        if name != policy
+    }
+    there = {name: [value for value in values if value is not None] for name, values in found.items()}
+    there = {name: values for name, values in there.items() if values}
+    if not there:
+        return "No other reaches this mean exit."
+    best = max(there, key=lambda name: there[name][0])
+    score, low, high = there[best]
+    own = told.score or 0.0
+    word = "Yes" if low > own else "Not clearly" if score > own else "No"
+    return (
+        f"{word}: at this mean exit the best of the others, {best}, has {seen.metric} {score:.4f} "
+        f"({low:.3f} to {high:.3f}) where {policy} has {own:.4f}, on {len(seen.trace)} rows."
+    )
 
 
 def _found_here(trace: Trace, metric: str | None) -> OperatingPoint:

@@ -45,6 +45,7 @@ class Case:
         name: the point's.
         point: what was asked for, and what is promised.
         told: what it does on rows with labels.
+        rivals: how the other policies do at its mean exit, in words.
         loss: 95% interval of the full model's score minus the point's, over draws of these rows.
         saved: whether the point lies in the model's folder; else it was chosen on these rows.
         seen: whether the point was chosen on these rows.
@@ -54,6 +55,7 @@ class Case:
     name: str
     point: OperatingPoint
     told: Measured
+    rivals: str
     loss: tuple[float, float]
     saved: bool = True
     seen: bool = False
@@ -79,6 +81,7 @@ def decide(case: Case) -> Decision:
         ("What it saves", _saves(case.told)),
         ("What it loses", _loses(case)),
         ("What is guaranteed", promise(case.point.certificate, case.void)),
+        ("Would another policy do better?", case.rivals),
     )
     return Decision(case.verdict, _headline(case), facts)
 
