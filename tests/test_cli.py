@@ -18,6 +18,7 @@ from offramp.heads import HEADS
 from offramp.model import MultiExitModel
 from offramp.policies.divergence import Divergence
 from offramp.predictor import Predictor
+from offramp.registry import POLICIES
 from offramp.values import POINTS_FILE, Trace
 from tiny import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, tiny_tokenizer
 
@@ -229,6 +230,61 @@ def test_record_writes_a_trace_that_calibrate_and_evaluate_take(place: Path) -> 
     for source in (("--trace", trace), data):
         told = offramp("evaluate", place / "model", *source, "--json").stdout
         assert json.loads(told)["layerwise"] == json.loads((place / "told.json").read_text())["layerwise"]
+
+
+def test_evaluate_compares_every_policy_beside_what_it_always_said(place: Path, tmp_path: Path) -> None:
+    data = ("--data", place / "validation.jsonl")
+    result = offramp("evaluate", place / "model", *data, "--picture", tmp_path / "policies.png")
+    assert result.exit_code == 0, result.output
+    exits, points, policies = result.stdout.split("\n\n")
+    assert exits.startswith("accuracy of every exit, on 48 rows")
+    assert points.startswith("operating point")
+    assert policies.startswith("accuracy of every policy, on 24 rows")
+    assert (tmp_path / "policies.png").read_bytes().startswith(b"\x89PNG")
+    told = json.loads(offramp("evaluate", place / "model", *data, "--json").stdout)
+    assert {"metric", "layers", "layerwise", "points", "comparison"} == set(told)
+    wanted = set(POLICIES) - {"certainty", "stability"}
+    assert set(told["comparison"]["policies"]) == wanted
+    assert {line.split()[0] for line in policies.splitlines()[3:]} == {*wanted, "oracle"}
+    refused = offramp("evaluate", place / "model", *data, "--picture", tmp_path / "policies.xyz")
+    assert refused.exit_code == 1
+    assert "policies.xyz" in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("by", "names"), [("label", ["bad", "good"]), ("words", None), ("length", None)])
+def test_evaluate_tells_slices_of_the_default_point(place: Path, by: str, names: list[str] | None) -> None:
+    arguments = ("evaluate", place / "model", "--data", place / "validation.jsonl", "--slice-by", by)
+    told = json.loads(offramp(*arguments, "--json").stdout)
+    slices = told["slices"]["slices"]
+    assert (told["slices"]["by"], told["slices"]["point"]) == (by, "default")
+    assert sum(each["rows"] for each in slices) == 48
+    right = sum(each["rows"] * each["score"] for each in slices)
+    assert right / 48 == pytest.approx(told["points"]["default"]["measured"]["score"])
+    if names is not None:
+        assert [each["name"] for each in slices] == names
+    shown = offramp(*arguments).stdout.split("\n\n")[-1].splitlines()
+    assert [line.split("  ")[0] for line in shown[2:]] == [each["name"] for each in slices]
+
+
+def test_evaluate_works_without_labels_and_says_what_a_trace_has_not(place: Path, tmp_path: Path) -> None:
+    assert offramp("record", place / "model", "--data", place / "validation.jsonl", "-o", tmp_path / "t").exit_code == 0
+    whole = Trace.load(tmp_path / "t")
+    Trace(whole.logits, tokens=whole.tokens).save(tmp_path / "bare")
+    result = offramp("evaluate", place / "model", "--trace", tmp_path / "bare", "--slice-by", "length")
+    assert result.exit_code == 0, result.output
+    assert "agreement of every policy, on 24 rows" in result.stdout
+    for by, said in (("words", "a trace has no columns; give --data"), ("label", "needs labels")):
+        refused = offramp("evaluate", place / "model", "--trace", tmp_path / "bare", "--slice-by", by)
+        assert refused.exit_code == 1
+        assert said in refused.stderr.splitlines()[-1]
+    whole.take(torch.tensor([0])).save(tmp_path / "one")
+    assert "no policies to compare" in offramp("evaluate", place / "model", "--trace", tmp_path / "one").stdout
+    save_folder(tmp_path / "model", tiny_model())
+    refused = offramp("evaluate", tmp_path / "model", "--trace", tmp_path / "t", "--slice-by", "length")
+    assert "no operating point 'default' to slice" in refused.stderr.splitlines()[-1]
+    missing = ("--data", place / "validation.jsonl", "--slice-by", "site")
+    refused = offramp("evaluate", place / "model", *missing)
+    assert refused.stderr.splitlines()[-1].endswith('no column "site"; the columns are "text", "label", "words"')
 
 
 def test_calibrate_saves_the_point_beside_the_others(place: Path) -> None:

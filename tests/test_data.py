@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from offramp.data import GUESSED, Columns, Row, Text, read_examples, read_rows
+from offramp.data import GUESSED, Columns, Row, Text, read_column, read_examples, read_rows
 from offramp.errors import DataError, UnknownName
 
 Write = Callable[[list[Any]], str]
@@ -46,6 +46,15 @@ def test_empty_standard_input_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=[]))
     with pytest.raises(DataError, match="standard input: there are no rows"):
         next(read_rows("-"))
+
+
+def test_a_column_is_read_for_every_row(write: Write) -> None:
+    source = write([{"text": "again", "site": "a"}, {"text": "never", "site": 7}])
+    assert read_column(source, "site", split="test") == ["a", "7"]
+    with pytest.raises(DataError, match=r'a\.jsonl, line 1: no column "sight"; the columns are "text", "site"'):
+        read_column(source, "sight", split="test")
+    with pytest.raises(DataError, match="standard input is read once"):
+        read_column("-", "site", split="test")
 
 
 # From a record to a row

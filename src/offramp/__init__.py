@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from offramp.registry import load_objective as load_objective
     from offramp.registry import load_policy as load_policy
     from offramp.risk import certify as certify
+    from offramp.sweeps import compare as compare
     from offramp.thresholds import calibrate as calibrate
     from offramp.token_exit import TokenExit as TokenExit
     from offramp.tracing import record as record
@@ -52,6 +53,7 @@ _HOMES = {
     "predictor": ("Predictor",),
     "registry": ("load_objective", "load_policy"),
     "risk": ("certify",),
+    "sweeps": ("compare",),
     "thresholds": ("calibrate",),
     "token_exit": ("TokenExit",),
     "tracing": ("record",),

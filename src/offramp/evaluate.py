@@ -29,14 +29,14 @@ class Metric:
         statistics: (what exits say, logits (..., N, C); labels) -> (..., N, S) float64, to be summed over samples.
         value: sums (..., S) over N samples -> scores (...).
         problem_types: where it has a meaning; None = everywhere but in regression.
-        resampled: for statistics that hang on the other samples: (what one exit says, (N, C); labels; how often each
-            sample is there, (N, R)) -> sums (R, S). None where these are the weighted sums of `statistics`.
+        resampled: for statistics that hang on the other samples: (labels; how often each sample is there, (N, R)) ->
+            what makes sums (R, S) of what one exit says. None where these are weighted sums of `statistics`.
     """
 
     statistics: Callable[[ExitOutput, Tensor], Tensor]
     value: Callable[[Tensor, int], Tensor]
     problem_types: tuple[str, ...] | None = None
-    resampled: Callable[[ExitOutput, Tensor, Tensor], Tensor] | None = None
+    resampled: Callable[[Tensor, Tensor], Callable[[ExitOutput], Tensor]] | None = None
 
 
 def _right(out: ExitOutput, labels: Tensor) -> Tensor:
@@ -106,14 +106,23 @@ def _rank_moments(out: ExitOutput, labels: Tensor) -> Tensor:
     return _moments(ExitOutput(given.movedim(-1, -2), problem_type=REGRESSION), wanted.movedim(-1, -2))
 
 
-def _rank_sums(out: ExitOutput, labels: Tensor, times: Tensor) -> Tensor:
-    """Sums (R, 5 C) of `_rank_moments` over samples of which each is there so often (N, R)."""
-    middle = (len(labels) + 1) / 2
-    x, y = (
-        torch.stack([_ranks(column, times) - middle for column in side.unbind(dim=-1)])  # (C, N, R)
-        for side in (out.logits, labels.view(len(labels), -1))
-    )
-    return torch.cat([torch.einsum("cnr,nr->rc", each, times) for each in (x, y, x * x, y * y, x * y)], dim=-1)
+def _rank_sums(labels: Tensor, times: Tensor) -> Callable[[ExitOutput], Tensor]:
+    """Sums (R, 5 C) of `_rank_moments`, over samples of which each is there so often (N, R)."""
+
+    def ranked(side: Tensor) -> Tensor:
+        """(C, N, R) around their mean, so that they add up to 0."""
+        return torch.stack([_ranks(column, times) for column in side.unbind(dim=-1)]) - (len(labels) + 1) / 2
+
+    y = ranked(labels.view(len(labels), -1))
+    yy = (times * y * y).sum(dim=1)  # (C, R)
+
+    def sums(out: ExitOutput) -> Tensor:
+        x = ranked(out.logits)
+        weighed = times * x
+        none = torch.zeros_like(yy)
+        return torch.cat((none, none, (weighed * x).sum(dim=1), yy, (weighed * y).sum(dim=1))).T
+
+    return sums
 
 
 METRICS: dict[str, Metric] = {

@@ -5,7 +5,7 @@ Every policy is swept exactly (`offramp.thresholds`), read at evenly spread mean
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from offramp.choices import answer
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.evaluate import Metric, labels_of, layerwise, metric_for
+from offramp.evaluate import labels_of, layerwise, metric_for
 from offramp.fitting import fit_policy, halves
-from offramp.policies.base import Policy, limits, replay
+from offramp.policies.base import Policy, replay
 from offramp.registry import FITTED, POLICIES, load_policy
 from offramp.thresholds import Curve, checked, layers_left, sweep
 from offramp.values import REGRESSION, SINGLE_LABEL, ExitOutput, Trace
@@ -148,29 +148,26 @@ def band(
         NotApplicable: policy or metric have no meaning for this kind of problem.
     """
     _, found = metric_for(trace, metric)
-    labels_of(trace)
+    labels = labels_of(trace)
     score, logits = checked(trace, policy)
     swept = sweep(score, layers_left(trace))
     mean_exits = swept.statistics[:, 0] / len(trace)
     wanted = torch.linspace(mean_exits[0].item(), mean_exits[-1].item(), points, dtype=torch.float64)
     chosen = torch.unique(torch.searchsorted(-mean_exits, -wanted).clamp(max=len(mean_exits) - 1))
     thresholds = swept.thresholds[chosen]
-    exits = torch.stack([_exits(score, threshold) for threshold in thresholds.tolist()])  # (K, N)
+    reached = score[:-1].cummax(dim=0).values  # (L-1, N)
+    exits = torch.stack([(reached < threshold).sum(dim=0) for threshold in thresholds])  # (K, N)
     times = _times(len(trace), resamples, seed)
-    seen = (
-        _by_ranks(found, trace, logits, exits, times)
-        if found.resampled
-        else _by_sums(found, trace, logits, exits, times)
-    )
+    if found.resampled is None:
+        statistics = found.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels)
+        sums = _summed(statistics, exits, times)
+    else:
+        rows, summed = torch.arange(len(trace)), found.resampled(labels, times)
+        sums = (summed(ExitOutput(logits[now, rows], problem_type=trace.problem_type)) for now in exits)
+    seen = torch.stack([found.value(each, len(trace)) for each in sums])  # (K, 1 + R)
     tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     low, high = seen[:, 1:].quantile(tails, dim=-1)
     return Band(thresholds, mean_exits[chosen], seen[:, 0], low, high)
-
-
-def _exits(score: Tensor, threshold: float) -> Tensor:
-    """(N,) 0-based exits at which samples with scores (L, N) leave."""
-    at = torch.tensor(limits(threshold, len(score)), dtype=score.dtype).unsqueeze(-1)  # (L, 1)
-    return (score >= at).to(torch.uint8).argmax(dim=0)
 
 
 def _times(samples: int, resamples: int, seed: int) -> Tensor:
@@ -181,25 +178,14 @@ def _times(samples: int, resamples: int, seed: int) -> Tensor:
     return torch.cat((torch.ones(samples, 1, dtype=torch.float64), times), dim=-1)
 
 
-def _by_sums(metric: Metric, trace: Trace, logits: Tensor, exits: Tensor, times: Tensor) -> Tensor:
-    """Scores (K, 1 + R) where samples leave at exits (K, N), with so many of each (N, 1 + R)."""
-    statistics = metric.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels_of(trace))  # (L, N, S)
-    rows = torch.arange(len(trace))
-    sums = times.T @ statistics[exits[0], rows]  # (1 + R, S)
-    seen = [metric.value(sums, len(trace))]
+def _summed(statistics: Tensor, exits: Tensor, times: Tensor) -> Iterator[Tensor]:
+    """Sums (1 + R, S) of statistics (L, N, S), with so many of each sample (N, 1 + R), for each row of exits (K, N)."""
+    sums = times.T @ statistics[exits[0], torch.arange(exits.shape[1])]
+    yield sums
     for before, now in pairwise(exits):
         moved = (before != now).nonzero().squeeze(-1)
         sums = sums + times[moved].T @ (statistics[now[moved], moved] - statistics[before[moved], moved])
-        seen.append(metric.value(sums, len(trace)))
-    return torch.stack(seen)
-
-
-def _by_ranks(metric: Metric, trace: Trace, logits: Tensor, exits: Tensor, times: Tensor) -> Tensor:
-    """The same for a metric whose statistics hang on all samples."""
-    assert metric.resampled is not None
-    rows = torch.arange(len(trace))
-    outs = (ExitOutput(logits[now, rows], problem_type=trace.problem_type) for now in exits)
-    return torch.stack([metric.value(metric.resampled(out, labels_of(trace), times), len(trace)) for out in outs])
+        yield sums
 
 
 def oracle(trace: Trace, metric: str | None = None) -> Curve:

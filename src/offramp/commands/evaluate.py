@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from offramp.values import OperatingPoint, Trace
 
 
+KNOWN = ("label", "length")  # what a trace can be sliced by
+
+
 @click.command()
 @click.argument("folder", type=FOLDER)
 @scored_options("test")
@@ -44,8 +47,9 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     from offramp.report import scores_data, scores_text
     from offramp.sweeps import compare
 
+    groups = _groups(slice_by, given)  # before the model runs: a wrong name is told at once
     trace, points, metric = read_trace(folder, given), saved_points(folder), given["metric"]
-    slices = None if slice_by is None else _slices(folder, trace, points, slice_by, given)
+    slices = None if slice_by is None else _slices(folder, trace, points, slice_by, groups, metric)
     found = compare(trace, metric) if trace.depth > 1 and len(trace) > 1 else None
     if picture is not None:
         _draw(found, points, picture, metric)
@@ -63,26 +67,38 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     click.echo("\n\n".join(part for part in parts if part))
 
 
-def _slices(
-    folder: Path, trace: Trace, points: Mapping[str, OperatingPoint], by: str, given: Mapping[str, Any]
-) -> tuple[Slice, ...]:
-    """Slices of the default point, by label, by length or by a column of the data."""
+def _groups(by: str | None, given: Mapping[str, Any]) -> list[str]:
+    """The group of each row, where a column of the data says it."""
     from offramp.data import read_column
+
+    if by in (None, *KNOWN) or (given["data"] is None and given["trace"] is None):
+        return []
+    if given["data"] is None:
+        raise InvalidInput(f"a trace has no columns; give --data to slice by {by!r}, or slice by label or length")
+    return read_column(given["data"], str(by), split=given["split"])
+
+
+def _slices(
+    folder: Path,
+    trace: Trace,
+    points: Mapping[str, OperatingPoint],
+    by: str,
+    groups: list[str],
+    metric: str | None,
+) -> tuple[Slice, ...]:
+    """Slices of the default point."""
     from offramp.loading import load_config
     from offramp.predictor import DEFAULT
     from offramp.slices import by_groups, by_label, by_length
 
     if DEFAULT not in points:
         raise InvalidInput(f"{folder} has no operating point {DEFAULT!r} to slice; `offramp calibrate` makes one")
-    point, metric = points[DEFAULT], given["metric"]
     if by == "label":
         config = load_config(folder)
-        return by_label(trace, point, metric, [config.id2label[number] for number in range(config.num_labels)])
+        return by_label(trace, points[DEFAULT], metric, [config.id2label[k] for k in range(config.num_labels)])
     if by == "length":
-        return by_length(trace, point, metric)
-    if given["data"] is None:
-        raise InvalidInput(f"a trace has no columns; give --data to slice by {by!r}, or slice by label or length")
-    return by_groups(trace, point, read_column(given["data"], by, split=given["split"]), metric)
+        return by_length(trace, points[DEFAULT], metric)
+    return by_groups(trace, points[DEFAULT], groups, metric)
 
 
 def _draw(found: Comparison | None, points: Mapping[str, OperatingPoint], picture: Path, metric: str | None) -> None:
