@@ -35,6 +35,20 @@ CHOICES: dict[str, dict[str, Any]] = {
         "pooling": "mean",
         "token_exit": HALVES,
     },
+    "gate alone": {"certainty": True},
+    "gate behind attention": {"head": "attention", "certainty": True},
+    "memory": {"memory": 0.9, "head": "pooler", "pooling": "mean"},
+    "memory and gate behind attention": {"memory": 0.9, "certainty": True, "head": "attention", "pooling": "mean"},
+    "bypass alone": {"bypass": Bypass(rank=3)},
+    "everything": {
+        "head": "pooler",
+        "pooling": "mean",
+        "certainty": True,
+        "memory": 0.9,
+        "exit_layers": [1, 3, 4],
+        "bypass": Bypass(rank=2),
+        "token_exit": HALVES,
+    },
     "fewer exits": {"head": "shared_pooler", "exit_layers": [2, 4], "token_exit": HALVES},
 }
 
@@ -149,10 +163,13 @@ def test_pytorch_counts_the_same(family: str, choice: str) -> None:
         assert macs(model.config, [length])[:, 0].tolist() == counted(model, padded(model, [row]))
 
 
-@pytest.mark.parametrize("head", ["linear", "pooler"])
-def test_a_fine_tuned_models_own_head_counts(head: str) -> None:
-    config = encoder_config()
-    model = MultiExitModel(MultiExitConfig(config, head, "mean", own_head="tanh", num_labels=3)).train()
+@pytest.mark.parametrize(
+    ("head", "certainty"),
+    [("linear", False), ("linear", True), ("pooler", False), ("pooler", True), ("attention", False)],
+)
+def test_a_fine_tuned_models_own_head_counts(head: str, certainty: bool) -> None:
+    config = MultiExitConfig(encoder_config(), head, "mean", own_head="tanh", certainty=certainty, num_labels=3)
+    model = MultiExitModel(config).train()
     row = {"input_ids": [6] * 5, "attention_mask": [1] * 5}
     assert macs(model.config, [5])[:, 0].tolist() == counted(model, padded(model, [row]))
 

@@ -383,7 +383,7 @@ def test_a_regression_has_no_agreement() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "exactly one of max_drop, speedup, agreement; got none"),
+        ({}, "exactly one of max_drop, speedup, agreement, latency_ms; got none"),
         ({"max_drop": 0.1, "speedup": 2.0}, "exactly one of"),
         ({"max_drop": -0.1}, "max_drop must be from 0 to 1, got -0.1"),
         ({"max_drop": 1.1}, "max_drop must be from 0 to 1, got 1.1"),

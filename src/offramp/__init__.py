@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from offramp.errors import OfframpError as OfframpError
     from offramp.fitting import fit_policy as fit_policy
     from offramp.fitting import fit_temperatures as fit_temperatures
+    from offramp.latency import CostTable as CostTable
     from offramp.model import MultiExitModel as MultiExitModel
     from offramp.policies.base import Policy as Policy
     from offramp.policies.base import Step as Step
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from offramp.registry import load_objective as load_objective
     from offramp.registry import load_policy as load_policy
     from offramp.risk import certify as certify
+    from offramp.rungs import ladder as ladder
     from offramp.sweeps import compare as compare
     from offramp.thresholds import calibrate as calibrate
+    from offramp.timing import measure_costs as measure_costs
     from offramp.token_exit import TokenExit as TokenExit
     from offramp.tracing import record as record
     from offramp.training import ExitTrainer as ExitTrainer
@@ -48,13 +51,16 @@ _HOMES = {
     "data": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
     "fitting": ("fit_policy", "fit_temperatures"),
+    "latency": ("CostTable",),
     "model": ("MultiExitModel",),
     "policies.base": ("Policy", "Step", "replay", "scores"),
     "predictor": ("Predictor",),
     "registry": ("load_objective", "load_policy"),
     "risk": ("certify",),
+    "rungs": ("ladder",),
     "sweeps": ("compare",),
     "thresholds": ("calibrate",),
+    "timing": ("measure_costs",),
     "token_exit": ("TokenExit",),
     "tracing": ("record",),
     "training": ("ExitTrainer",),

@@ -281,6 +281,8 @@ def _points(key: str, engine: Engine, folder: str | os.PathLike[str]) -> dict[st
     """The saved points that an engine can run."""
     points = {}
     for name, point in load_points(folder).items():
+        if name == FULL:  # everybody runs it anyhow
+            continue
         try:
             engine.check(point)
             points[name] = point

@@ -8,7 +8,7 @@ correlation is one too, but its statistics are ranks, which hang on the other sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from offramp.choices import answer, choices
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
+from offramp.latency import CostTable
 from offramp.policies.base import Policy, replay
 from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput, Measured, Trace
 
@@ -208,6 +209,7 @@ def measure(
     policy: Policy | Mapping[str, Any],
     thresholds: float | Sequence[float] | Tensor,
     metric: str | None = None,
+    cost: CostTable | None = None,
 ) -> Measured:
     """What a policy with these thresholds does on a trace.
 
@@ -216,9 +218,10 @@ def measure(
         policy: a policy, or a policy as data.
         thresholds: one number, or one for each exit but the last.
         metric: a name of METRICS; None = the usual one.
+        cost: of the exits of the trace; None = no time is told.
 
     Raises:
-        InvalidInput: samples without a finite answer.
+        InvalidInput: samples without a finite answer; a table of other exits.
     """
     answers = replay(trace, policy, thresholds)
     if broken := int((answers.failed | ~trace.logits[-1].isfinite().all(dim=-1)).sum()):
@@ -232,4 +235,9 @@ def measure(
     if trace.problem_type != REGRESSION:
         agreement = (answer(early) == answer(full)).all(dim=-1).double().mean().item()
     depth, mean_exit = trace.layer_numbers[-1], answers.exit_layers.double().mean().item()
-    return Measured(name, got, whole, agreement, mean_exit, depth, len(trace), trace.about)
+    told = Measured(name, got, whole, agreement, mean_exit, depth, len(trace), trace.about)
+    if cost is None:
+        return told
+    cost.check(trace.layer_numbers)
+    about = {**trace.about, "timed": cost.words()}
+    return replace(told, about=about, expected_ms=cost.mean_ms(answers.exit_layers))

@@ -10,6 +10,7 @@ from typing import Any
 
 from offramp.errors import InvalidInput
 from offramp.evaluate import layerwise, measure, metric_for
+from offramp.latency import CostTable
 from offramp.registry import brief, load_policy
 from offramp.sweeps import Band
 from offramp.thresholds import Curve, curve
@@ -41,17 +42,20 @@ def point_table(points: Mapping[str, Measured], more: Mapping[str, Mapping[str, 
     """
     more = more or {}
     metric = next((told.metric for told in points.values()), None)
-    head = ["operating point", metric or "agreement", "mean exit", "layers saved", *more]
+    if timed := {name: f"{told.expected_ms:.2f}" for name, told in points.items() if told.expected_ms is not None}:
+        more = {"ms a sample": timed, **more}
     rows = []
     for name, told in points.items():
         score = told.agreement if told.score is None else told.score
         shown = "" if score is None else f"{score:.4f}"
         layers = f"{told.mean_exit:.2f} of {told.depth}"
         rows.append([name, shown, layers, f"{told.saving:.0%}", *(cells[name] for cells in more.values())])
-    return table(head, rows)
+    return table(["operating point", metric or "agreement", "mean exit", "layers saved", *more], rows)
 
 
-def scores_text(trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None) -> str:
+def scores_text(
+    trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None, cost: CostTable | None = None
+) -> str:
     """Scores of every exit, where there are labels, and of operating points, on one trace."""
     parts = []
     if trace.labels is not None:
@@ -59,13 +63,15 @@ def scores_text(trace: Trace, points: Mapping[str, OperatingPoint], metric: str 
         head = [f"layer {layer}" for layer in trace.layer_numbers]
         parts.append(f"{metric_for(trace, metric)[0]} of every exit, on {len(trace)} rows\n{table(head, shown)}")
     if points:
-        parts.append(point_table(measure_all(trace, points, metric)))
+        parts.append(point_table(measure_all(trace, points, metric, cost)))
     return "\n\n".join(parts)
 
 
-def scores_data(trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None) -> dict[str, Any]:
+def scores_data(
+    trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None, cost: CostTable | None = None
+) -> dict[str, Any]:
     """What `scores_text` says, as data for JSON."""
-    found = measure_all(trace, points, metric)
+    found = measure_all(trace, points, metric, cost)
     told = {name: {**asdict(value), "speedup": value.speedup, "saving": value.saving} for name, value in found.items()}
     return {
         "metric": metric_for(trace, metric)[0],
@@ -75,9 +81,11 @@ def scores_data(trace: Trace, points: Mapping[str, OperatingPoint], metric: str 
     }
 
 
-def measure_all(trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None) -> dict[str, Measured]:
+def measure_all(
+    trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None, cost: CostTable | None = None
+) -> dict[str, Measured]:
     """What every operating point does on a trace."""
-    return {name: measure(trace, point.policy, point.thresholds, metric) for name, point in points.items()}
+    return {name: measure(trace, point.policy, point.thresholds, metric, cost) for name, point in points.items()}
 
 
 def point_text(point: OperatingPoint) -> str:
@@ -89,8 +97,10 @@ def point_text(point: OperatingPoint) -> str:
     told = point.measured
     if told is not None:
         score = "" if told.score is None else f"{told.metric} {told.score:.4f} (full model {told.full_score:.4f}), "
-        where = ", ".join(f"{key} {value}" for key, value in told.about.items() if key != "weights")
+        where = ", ".join(f"{key} {told.about[key]}" for key in told.about if key not in ("weights", "timed"))
         lines.append(f"  {score}mean exit {told.mean_exit:.2f} of {told.depth} on {told.rows} rows ({where})")
+        if told.expected_ms is not None:
+            lines.append(f"  {told.expected_ms:.2f} ms a sample expected ({told.about.get('timed', 'unknown')})")
     if point.certificate is not None:
         lines.append(f"  {point.certificate.words()}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ seen, so the answer is exact, and it lies midway between two neighbouring scores
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from offramp.choices import answer
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, layerwise, measure, metric_for
+from offramp.latency import CostTable
 from offramp.policies.base import Policy, failed, unroll
 from offramp.registry import load_policy, policy_data
 from offramp.values import REGRESSION, ExitOutput, OperatingPoint, Target, Trace
@@ -104,7 +105,12 @@ def curve(trace: Trace, policy: Policy, metric: str | None = None) -> Curve:
 
 def layers_left(trace: Trace) -> Tensor:
     """(L, N, 1) the layer at which a sample would leave."""
-    return torch.tensor(trace.layer_numbers, dtype=torch.float64).view(-1, 1, 1).expand(-1, len(trace), 1)
+    return at_exits(trace, trace.layer_numbers)
+
+
+def at_exits(trace: Trace, values: Sequence[float]) -> Tensor:
+    """(L, N, 1) what a sample counts if it leaves at each exit, from (L,) values."""
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).expand(-1, len(trace), 1)
 
 
 def calibrate(
@@ -112,35 +118,47 @@ def calibrate(
     policy: Policy | Mapping[str, Any] | str,
     target: Target,
     metric: str | None = None,
+    cost: CostTable | None = None,
 ) -> OperatingPoint:
     """The operating point that meets a target: one threshold for all exits.
 
     For `max_drop` and `agreement` it is the loosest threshold such that it and all stricter ones hold the target on
-    this trace; for `speedup` the strictest one that is fast enough.
+    this trace; for `speedup` and `latency_ms` the strictest one that is fast enough.
 
     Args:
         trace: a full-depth pass over data that is neither trained on nor reported on; labels for `max_drop`.
         policy: a policy, its name, or its data form.
         target: what to hold.
         metric: a name of `offramp.evaluate.METRICS`; None = the usual one of the problem.
+        cost: what each exit takes (`offramp.measure_costs`), for `latency_ms` and for nothing else.
 
     Raises:
         CannotReach: no threshold meets the target; the message names the best.
-        InvalidInput: no labels where they are needed; samples without a finite answer; a single exit.
+        InvalidInput: no labels where they are needed; samples without a finite answer; a single exit; `latency_ms`
+            without a cost table, a table without it, or one of other exits.
         NotApplicable: policy, metric or target have no meaning for this kind of problem.
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
+    if (target.latency_ms is None) != (cost is None):
+        raise InvalidInput(
+            "a cost table is for the target latency_ms alone; leave out cost="
+            if cost
+            else "latency_ms needs to know what each exit takes: cost=offramp.measure_costs(folder, texts)"
+        )
     checked(trace, policy)
     if target.max_drop is not None:
         threshold = _for_quality(trace, policy, target.max_drop, metric)
     elif target.agreement is not None:
         threshold = _for_agreement(trace, policy, target.agreement)
-    else:
-        assert target.speedup is not None  # Target holds exactly one
+    elif target.speedup is not None:
         threshold = _for_speedup(trace, policy, target.speedup)
+    else:
+        assert target.latency_ms is not None  # Target holds exactly one
+        assert cost is not None
+        threshold = _for_latency(trace, policy, target.latency_ms, cost)
     thresholds = (threshold,) * (trace.depth - 1)
     asked = {name: value for name, value in asdict(target).items() if value is not None}
-    return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds, metric))
+    return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds, metric, cost))
 
 
 def checked(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:
@@ -186,6 +204,17 @@ def _for_speedup(trace: Trace, policy: Policy, speedup: float) -> float:
     if not fast_enough.any():
         best = f"the best is {reached[-1]:.4g}"
         raise CannotReach(f"{policy} cannot reach a speed-up of {speedup:g} here; {best}")
+    return swept.thresholds[fast_enough.long().argmax()].item()
+
+
+def _for_latency(trace: Trace, policy: Policy, latency_ms: float, cost: CostTable) -> float:
+    cost.check(trace.layer_numbers)
+    swept = sweep(unroll(policy, trace)[0], at_exits(trace, cost.ms))
+    means = swept.statistics[:, 0] / len(trace)  # (K,) never rises as thresholds fall
+    fast_enough = means <= latency_ms * (1 + 1e-12)
+    if not fast_enough.any():
+        best = f"the best is {means[-1]:.4g}"
+        raise CannotReach(f"{policy} cannot answer in {latency_ms:g} ms a sample here; {best}")
     return swept.thresholds[fast_enough.long().argmax()].item()
 
 

@@ -52,21 +52,21 @@ def record(
     """
     if batch_size < 1:
         raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
-    running, tokenizer = _running(model, engine, of_texts=isinstance(dataset, (str, os.PathLike, Examples)))
-    about = {"engine": running.name}
+    runs, tokenizer = running(model, engine, of_texts=isinstance(dataset, (str, os.PathLike, Examples)))
+    about = {"engine": runs.name}
     if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
         about["weights"] = weights_digest(model)
     if isinstance(dataset, (str, os.PathLike)):
         about["data"] = Path(dataset).name if Path(dataset).exists() else f"{os.fspath(dataset)} ({split})"
-        dataset = read_for(running.config, os.fspath(dataset), columns, split)
-    rows, labels = _token_rows(running.config, tokenizer, dataset)
-    logits, certainty = _all_exits(running, rows, batch_size)
-    layers = torch.tensor(running.config.exit_layers)
+        dataset = read_for(runs.config, os.fspath(dataset), columns, split)
+    rows, labels = _token_rows(runs.config, tokenizer, dataset)
+    logits, certainty = _all_exits(runs, rows, batch_size)
+    layers = torch.tensor(runs.config.exit_layers)
     tokens = torch.tensor([_length(row) for row in rows]) if "input_ids" in rows[0] else None
-    return Trace(logits, labels, certainty, layers, running.config.problem_type, about, tokens)
+    return Trace(logits, labels, certainty, layers, runs.config.problem_type, about, tokens)
 
 
-def _running(
+def running(
     model: MultiExitModel | Eager | Exported | str | os.PathLike[str], engine: str, of_texts: bool
 ) -> tuple[Engine, PreTrainedTokenizerBase | None]:
     """What runs the model, and its tokenizer where texts are to be read."""

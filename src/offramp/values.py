@@ -247,6 +247,7 @@ class Target:
         max_drop: keep at least (1 - max_drop) of the full model's score, 0..1.
         speedup: layers of the full model over mean exit layer, at least 1.
         agreement: share of samples that get the full model's answer, 0..1.
+        latency_ms: mean time of a sample in milliseconds, above 0 (see `offramp.latency`).
 
     Raises:
         InvalidInput: none or several are given, or one is out of range.
@@ -255,14 +256,21 @@ class Target:
     max_drop: float | None = None
     speedup: float | None = None
     agreement: float | None = None
+    latency_ms: float | None = None
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in asdict(self).items() if value is not None}
         if len(given) != 1:
-            raise InvalidInput(f"a target is exactly one of max_drop, speedup, agreement; got {given or 'none'}")
+            raise InvalidInput(f"a target is exactly one of {', '.join(asdict(self))}; got {given or 'none'}")
         ((name, value),) = given.items()
-        if not (1 <= value < math.inf if name == "speedup" else 0 <= value <= 1):
-            raise InvalidInput(f"{name} must be {'at least 1' if name == 'speedup' else 'from 0 to 1'}, got {value}")
+        if name == "speedup":
+            fits, range_ = 1 <= value < math.inf, "at least 1"
+        elif name == "latency_ms":
+            fits, range_ = 0 < value < math.inf, "above 0"
+        else:
+            fits, range_ = 0 <= value <= 1, "from 0 to 1"
+        if not fits:
+            raise InvalidInput(f"{name} must be {range_}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -277,7 +285,8 @@ class Measured:
         mean_exit: mean exit layer.
         depth: layers of the full model.
         rows: how many samples.
-        about: which data, which engine (see `Trace.about`).
+        about: which data, which engine (see `Trace.about`); "timed": what the cost table was measured with.
+        expected_ms: mean time of a sample by a cost table, in milliseconds; None where there was no table.
     """
 
     metric: str | None
@@ -288,6 +297,7 @@ class Measured:
     depth: int
     rows: int
     about: Mapping[str, str] = field(default_factory=dict)
+    expected_ms: float | None = None
 
     @property
     def speedup(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,15 @@ from offramp.commands.options import (
     read_trace,
     scored_options,
 )
-from offramp.commands.points import calibrated, certified, save_point, tell
+from offramp.commands.points import add_ladder, add_points, calibrated, certified, laddered, tell
 from offramp.registry import FITTED
 
 if TYPE_CHECKING:
-    from offramp.values import Trace
+    from offramp.latency import CostTable
+    from offramp.values import OperatingPoint, Trace
+
+DEFAULT = "default"
+TARGETS = ("max_drop", "speedup", "agreement", "latency_ms")
 
 
 @click.command()
@@ -65,20 +70,24 @@ def record(
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="Keep at least (1 - this) of the full model's score.")
 @click.option("--speedup", type=click.FloatRange(min=1), help="Layers of the full model over mean exit layer.")
 @click.option("--agreement", type=click.FloatRange(0, 1), help="Share of rows with the full model's answer.")
+@click.option("--latency-ms", type=click.FloatRange(0, min_open=True), help="Mean time of a row, on this machine.")
+@click.option("--ladder", is_flag=True, help="Several points, from full depth down to 4x; see below.")
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Promise --max-drop or --agreement with this probability, e.g. 0.95.",
+    help="Promise --max-drop, --agreement or a ladder with this probability, e.g. 0.95.",
 )
-@click.option("--name", default="default", show_default=True, help="Under which the point is saved with the model.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="For --latency-ms: rows at once.  [default: 1]")
+@click.option("--name", help="Under which the point is saved with the model.  [default: default]")
 @click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
 @policy_options
 @column_options
 @json_option
 def calibrate(
     folder: Path,
+    ladder: bool,
     confidence: float | None,
-    name: str,
+    name: str | None,
     policy: str | None,
     temperature: bool,
     as_json: bool,
@@ -90,36 +99,90 @@ def calibrate(
     least (1 - MAX_DROP) of the full model's, or AGREEMENT of the answers are its own. Where there are too few rows for
     that the point stays at full depth, and says how many are needed.
 
+    --latency-ms times every exit with the engine, on the texts of --data and on this machine. In batches a run takes
+    longer than that says, because who stays makes small ones.
+
+    --ladder saves the points full, keep-99.5, keep-99, keep-98 (percent of the full model's score), 2x and 4x (fewer
+    layers), from slow to fast, without those that are no faster than another. With --confidence the keep-... hold all
+    at once.
+
     The policies consistency and gain, and temperatures, are fitted on a random half of the rows, and the threshold is
     chosen on the other half.
 
     \b
     offramp calibrate model --data validation.csv --max-drop 0.01
     offramp calibrate model --data validation.csv --max-drop 0.02 --confidence 0.95 --name sure
+    offramp calibrate model --data validation.csv --latency-ms 5 --engine onnx --name quick
+    offramp calibrate model --data validation.csv --ladder
     offramp calibrate model --data validation.csv --max-drop 0.01 --policy consistency
     offramp calibrate model --trace trace.safetensors --policy pcee --patience 2 --speedup 2 --name fast
     """
-    quiet()
-    target = {key: given[key] for key in ("max_drop", "speedup", "agreement") if given[key] is not None}
-    if len(target) != 1:
-        raise click.UsageError("give exactly one of --max-drop, --speedup, --agreement")
+    target = _target(ladder, confidence, name, given)
     if temperature and policy in FITTED:
         raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature")
-    if confidence is not None and ("speedup" in target or given["metric"] not in (None, "accuracy")):
-        raise click.UsageError("--confidence goes with --max-drop, which is then of accuracy, or with --agreement")
+    quiet()
     trace = read_trace(folder, given)
     parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
     if temperature or policy in FITTED:
         fitted, trace = _fitted(trace, policy if policy in FITTED else None)
         parameters |= fitted
-    if confidence is None:
-        point = calibrated(trace, policy, parameters, target, given["metric"])
+    cost = _timed(folder, given) if "latency_ms" in target else None
+    if ladder:
+        points = laddered(folder, trace, policy, parameters, given["metric"], confidence)
+    elif confidence is None:
+        points = {name or DEFAULT: calibrated(trace, policy, parameters, target, given["metric"], cost)}
     else:
-        point = certified(folder, trace, policy, parameters, target, confidence)
-    save_point(folder, name, point)
-    tell(as_json, trace, {name: point}, given["metric"])
-    if point.certificate is not None and not as_json:
-        click.echo(f"\n{point.certificate.words()}")
+        points = {name or DEFAULT: certified(folder, trace, policy, parameters, target, confidence)}
+    (add_ladder if ladder else add_points)(folder, points)
+    tell(as_json, trace, points, given["metric"], cost)
+    if not as_json:
+        _tell_promises(points, confidence)
+
+
+def _target(ladder: bool, confidence: float | None, name: str | None, given: Mapping[str, Any]) -> dict[str, float]:
+    """What is asked for: one target, or none for a ladder.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
+    target = {key: given[key] for key in TARGETS if given[key] is not None}
+    asked = ", ".join(f"--{key.replace('_', '-')}" for key in TARGETS)
+    if ladder and (target or name is not None):
+        raise click.UsageError(f"--ladder has targets and names of its own; leave out {asked} and --name")
+    if not ladder and len(target) != 1:
+        raise click.UsageError(f"give exactly one of {asked}, or --ladder")
+    promised = ladder or not {"speedup", "latency_ms"} & set(target)
+    if confidence is not None and not (promised and given["metric"] in (None, "accuracy")):
+        raise click.UsageError(
+            "--confidence goes with --max-drop and --ladder, which are then of accuracy, or with --agreement"
+        )
+    if "latency_ms" in target and given["data"] is None:
+        raise click.UsageError("--latency-ms times the texts of --data; a trace has none")
+    if "latency_ms" not in target and given["batch_size"] is not None:
+        raise click.UsageError("--batch-size goes with --latency-ms alone")
+    return target
+
+
+def _timed(folder: Path, given: Mapping[str, Any]) -> CostTable:
+    """What each exit takes on the texts of --data."""
+    from offramp.data import read_rows
+    from offramp.timing import measure_costs
+
+    rows = read_rows(given["data"], columns_of(given), split=given["split"], labelled=False)
+    cost = measure_costs(folder, [row.text for row in rows], given["engine"], batch_size=given["batch_size"] or 1)
+    click.echo(f"timed: {cost.words()}", err=True)
+    each = ", ".join(f"{layer}: {ms:.2f}" for layer, ms in zip(cost.layers, cost.ms, strict=True))
+    click.echo(f"ms a sample that leaves behind layer {each}", err=True)
+    return cost
+
+
+def _tell_promises(points: Mapping[str, OperatingPoint], confidence: float | None) -> None:
+    """The certificates in words, with names where there are several."""
+    promised = {name: point.certificate.words() for name, point in points.items() if point.certificate is not None}
+    for name, words in promised.items():
+        click.echo(f"\n{words}" if len(points) == 1 else f"\n{name}: {words}")
+    if len(promised) > 1:
+        click.echo(f"\nall of these at once with {confidence:.4g} confidence")
 
 
 def _fitted(trace: Trace, policy: str | None) -> tuple[dict[str, Any], Trace]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from offramp.errors import InvalidInput
 from offramp.registry import load_policy, usual_policy
 
 if TYPE_CHECKING:
+    from offramp.latency import CostTable
     from offramp.policies.base import Policy
     from offramp.values import OperatingPoint, Trace
 
@@ -29,12 +30,13 @@ def calibrated(
     parameters: Mapping[str, Any],
     target: Mapping[str, float],
     metric: str | None,
+    cost: CostTable | None = None,
 ) -> OperatingPoint:
     """The point that meets a target on a trace."""
     from offramp.thresholds import calibrate
     from offramp.values import Target
 
-    return calibrate(trace, policy_for(trace, policy, parameters), Target(**target), metric)
+    return calibrate(trace, policy_for(trace, policy, parameters), Target(**target), metric, cost)
 
 
 def certified(
@@ -48,13 +50,35 @@ def certified(
     """The point that meets a target with a confidence, of a trace of the weights in the folder."""
     from offramp.risk import certify
 
+    _refuse_other_weights(folder, trace)
+    rule = policy_for(trace, policy, parameters)
+    risk, level = ("drop", target["max_drop"]) if "max_drop" in target else ("agreement", 1 - target["agreement"])
+    return certify(trace, rule, risk, round(level, 12), round(1 - confidence, 12))
+
+
+def laddered(
+    folder: Path,
+    trace: Trace,
+    policy: str | None,
+    parameters: Mapping[str, Any],
+    metric: str | None,
+    confidence: float | None,
+) -> dict[str, OperatingPoint]:
+    """The rungs of a ladder; with a confidence, of a trace of the weights in the folder."""
+    from offramp.rungs import ladder
+
+    rule = policy_for(trace, policy, parameters)
+    if confidence is None:
+        return ladder(trace, rule, metric)
+    _refuse_other_weights(folder, trace)
+    return ladder(trace, rule, delta=round(1 - confidence, 12))
+
+
+def _refuse_other_weights(folder: Path, trace: Trace) -> None:
     if trace.about.get("weights") != weights_digest(folder):
         raise InvalidInput(
             f"the trace was not recorded with the weights in {folder}, so it can promise nothing of them"
         )
-    rule = policy_for(trace, policy, parameters)
-    risk, level = ("drop", target["max_drop"]) if "max_drop" in target else ("agreement", 1 - target["agreement"])
-    return certify(trace, rule, risk, round(level, 12), round(1 - confidence, 12))
 
 
 def saved_points(folder: Path) -> dict[str, OperatingPoint]:
@@ -65,20 +89,37 @@ def saved_points(folder: Path) -> dict[str, OperatingPoint]:
     return read_points(path) if path.exists() else {}
 
 
-def save_point(folder: Path, name: str, point: OperatingPoint) -> None:
-    """Add a point to those of a folder, if its model has so many exits."""
+def add_points(folder: Path, points: Mapping[str, OperatingPoint], instead_of: Collection[str] = ()) -> None:
+    """Add points to those of a folder, if its model has so many exits; those of the names `instead_of` go."""
     from offramp.card import save_points
 
     exits = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("exit_layers")
     if exits is None:
         raise InvalidInput(f"{folder}: a model without exits; `offramp train` puts exits on it")
-    if len(point.thresholds) != len(exits) - 1:
-        raise InvalidInput(f"{folder} has {len(exits)} exits, but the trace has {len(point.thresholds) + 1}")
-    save_points({**saved_points(folder), name: point}, folder)
+    for point in points.values():
+        if len(point.thresholds) != len(exits) - 1:
+            raise InvalidInput(f"{folder} has {len(exits)} exits, but the trace has {len(point.thresholds) + 1}")
+    others = {name: point for name, point in saved_points(folder).items() if name not in instead_of}
+    save_points({**others, **points}, folder)
 
 
-def tell(as_json: bool, trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None) -> None:
-    """Scores of the exits and of the points, on one trace."""
+def add_ladder(folder: Path, points: Mapping[str, OperatingPoint]) -> None:
+    """Save a ladder with a folder's points, in place of the one before."""
+    from offramp.rungs import RUNGS
+
+    add_points(folder, points, RUNGS)
+
+
+def tell(
+    as_json: bool,
+    trace: Trace,
+    points: Mapping[str, OperatingPoint],
+    metric: str | None = None,
+    cost: CostTable | None = None,
+) -> None:
+    """Scores of the exits and of the points, on one trace; expected times, where there is a cost table."""
     from offramp.report import scores_data, scores_text
 
-    click.echo(json.dumps(scores_data(trace, points, metric)) if as_json else scores_text(trace, points, metric))
+    made = scores_data if as_json else scores_text
+    told = made(trace, points, metric, cost)
+    click.echo(json.dumps(told) if as_json else told)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from offramp.commands.options import FOLDER, Command, column_options, columns_of, json_option, quiet
-from offramp.commands.points import calibrated, save_point, tell
+from offramp.commands.points import add_points, calibrated, tell
 from offramp.errors import CannotReach, InvalidInput
 from offramp.registry import OBJECTIVES
 
@@ -167,7 +167,7 @@ def train(
     points = {}
     try:
         points["default"] = calibrated(trace, None, {}, {"max_drop": max_drop}, None)
-        save_point(output, "default", points["default"])
+        add_points(output, points)
     except (CannotReach, InvalidInput) as error:
         click.echo(f"no default operating point, answers run at full depth: {error}", err=True)
     tell(as_json, trace, points)

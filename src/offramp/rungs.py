@@ -1,0 +1,91 @@
+"""A ladder of operating points, from full depth down: what a server under load steps down.
+
+All rungs have one policy and one threshold for all exits each, so whoever is lower has the looser threshold, and no
+sample leaves later there. A name says what was asked for, whatever the data: "keep-99" keeps 99 % of the full model's
+score, "2x" runs half of the layers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from offramp.errors import CannotReach
+from offramp.evaluate import measure
+from offramp.policies.base import Policy
+from offramp.registry import load_policy, policy_data
+from offramp.risk import certify
+from offramp.thresholds import calibrate, checked
+from offramp.values import OperatingPoint, Target, Trace
+
+log = logging.getLogger("offramp")
+
+DROPS = {"keep-99.5": 0.005, "keep-99": 0.01, "keep-98": 0.02}
+SPEEDUPS = {"2x": 2.0, "4x": 4.0}
+RUNGS = ("full", *DROPS, *SPEEDUPS)
+
+
+def ladder(
+    trace: Trace,
+    policy: Policy | Mapping[str, Any] | str,
+    metric: str | None = None,
+    *,
+    delta: float | None = None,
+) -> dict[str, OperatingPoint]:
+    """Operating points by name, names of RUNGS, each with a lower mean exit than the one before.
+
+    A rung that is no faster than one before it changes nothing and is left out, as is one that cannot be reached; the
+    log says so. Where "keep-99" runs fewer than half of the layers, "2x" comes before it.
+
+    With `delta` the rungs of DROPS are certified (`offramp.certify`, risk "drop"), each at delta / 3. Each alone would
+    hold at the full delta: for it the thresholds are tested in a fixed order. But rungs are tested at levels of their
+    own, and go wrong at thresholds of their own, on rows that one of them has lost and another not; nothing orders
+    these tests, so only the sum of their chances bounds that any rung is wrong. What is certified is the whole ladder:
+    all its promises hold at once, except for a share delta of the draws of rows, whichever rung the load may choose.
+
+    Args:
+        trace: a full-depth pass over data that is neither trained on nor reported on, with labels.
+        policy: a policy, its name, or its data form.
+        metric: of which DROPS keep a share, where nothing is certified; None = the usual one of the problem.
+        delta: above 0, below 1; None = nothing is certified.
+
+    Raises:
+        InvalidInput: no labels; samples without a finite answer; a single exit; as `certify`, where delta is given.
+        NotApplicable: policy or metric have no meaning for this kind of problem; certificates for a regression.
+    """
+    policy = policy if isinstance(policy, Policy) else load_policy(policy)
+    checked(trace, policy)
+    never = (math.inf,) * (trace.depth - 1)
+    found = {"full": OperatingPoint(policy_data(policy), never, measured=measure(trace, policy, never, metric))}
+    makes = {name: partial(calibrate, trace, policy, Target(max_drop=drop), metric) for name, drop in DROPS.items()}
+    if delta is not None:
+        each = delta / len(DROPS)
+        makes = {name: partial(certify, trace, policy, "drop", drop, each) for name, drop in DROPS.items()}
+    makes |= {name: partial(calibrate, trace, policy, Target(speedup=by), metric) for name, by in SPEEDUPS.items()}
+    for name, make in makes.items():
+        try:
+            found[name] = make()
+        except CannotReach as error:
+            log.info("without %s: %s", name, error)
+    return _falling(found)
+
+
+def _falling(points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:
+    """By threshold, without those that leave where one before them does."""
+    kept: dict[str, OperatingPoint] = {}
+    last = math.inf
+    for name in sorted(points, key=lambda name: -_mean_exit(points[name])):  # equal ones stay in order
+        if kept and _mean_exit(points[name]) >= last:
+            certificate = points[name].certificate
+            why = f" ({certificate.note})" if certificate and certificate.note else ""
+            log.info("without %s: no faster than %s%s", name, next(reversed(kept)), why)
+            continue
+        kept[name], last = points[name], _mean_exit(points[name])
+    return kept
+
+
+def _mean_exit(point: OperatingPoint) -> float:
+    return math.inf if point.measured is None else point.measured.mean_exit
