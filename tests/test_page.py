@@ -51,7 +51,7 @@ CERTIFICATE = Certificate("drop", 0.02, 0.05, 0.02, 0.0125, 400, "binomial", "to
 def case(score: float, mean_exit: float = 3.0, loss: tuple[float, float] = (0.0, 0.02), **more: Any) -> Case:
     point = OperatingPoint({"name": "margin"}, (0.5,) * 5, {"max_drop": 0.01})
     told = Measured("accuracy", score, 0.8, 0.95, mean_exit, 6, 200)
-    return Case("fast", point, told, "No.", loss, **more)
+    return Case("fast", point, told, None, "No.", loss, **more)
 
 
 @pytest.mark.parametrize(

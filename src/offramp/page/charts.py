@@ -16,6 +16,8 @@ from offramp.values import Measured
 
 MOST_PLACES = 90
 """Places of a curve that are drawn."""
+MOST_NAMES = 4
+"""Saved points that are named in the picture."""
 SERIES = tuple(f"var(--series-{number})" for number in range(1, 10))
 INK, LINE, MUTED = "var(--ink)", "var(--line)", "var(--muted)"
 CONFIG: dict[str, Any] = {  # of all charts, handed to what draws them
@@ -55,7 +57,8 @@ def curves(page: Page) -> dict[str, Any]:
     title = f"mean exit layer (of {layers[-1]})"
     across = alt.X("mean_exit:Q", title=title, scale=scale, axis=alt.Axis(values=layers, format="d"))
     up = alt.Y("score:Q", title=seen.metric, scale=alt.Scale(zero=False))
-    lines = _lines({name: seen.bands[name] for name in names}, across, up, chosen, seen.metric)
+    rows = {name: places(name, seen.bands[name], page.ms.get(name)) for name in names}
+    lines = _lines(rows, across, up, chosen, seen.metric)
     single = [
         {"mean_exit": layer, "score": score, "what": f"everybody at exit {layer}"}
         for layer, score in zip(layers, page.one_exit, strict=True)
@@ -67,32 +70,36 @@ def curves(page: Page) -> dict[str, Any]:
     if marks:
         points = _plain(marks, across, up)
         more.append(points.mark_point(shape="diamond", size=130, filled=True, color=INK, opacity=1))
-        more.append(points.mark_text(dx=9, dy=12, align="left", color=INK, fontSize=12).encode(text="name:N"))
+        more.append(points.mark_text(dx=9, dy=12, align="left", color=INK, fontSize=12).encode(text="label:N"))
     words = f"{seen.metric} against mean exit layer: {', '.join(names)}; the table below has the numbers"
     return _finished(alt.layer(*lines, *more).add_params(chosen), 380, words)
 
 
 def _marks(points: Mapping[str, Measured]) -> list[dict[str, Any]]:
-    """A mark for each place; points that do the same share one."""
+    """A mark for each place, since points may do the same; where there are many, names are seen on hovering alone."""
     there: dict[tuple[float, float | None], list[str]] = {}
     for name, told in points.items():
         there.setdefault((told.mean_exit, told.score), []).append(name)
-    return [
-        {"mean_exit": mean_exit, "score": score, "name": ", ".join(names), "what": f"saved: {', '.join(names)}"}
-        for (mean_exit, score), names in there.items()
-    ]
+    found = []
+    for (mean_exit, score), names in there.items():
+        label = ", ".join(names) if len(there) <= MOST_NAMES else ""
+        found.append({"mean_exit": mean_exit, "score": score, "label": label, "what": f"saved: {', '.join(names)}"})
+    return found
 
 
-def _lines(bands: Mapping[str, Band], across: alt.X, up: alt.Y, chosen: alt.Parameter, metric: str) -> list[alt.Chart]:
-    rows = [place for name, band in bands.items() for place in places(name, band)]
-    colour = alt.Color("policy:N", scale=alt.Scale(domain=list(bands), range=list(SERIES[: len(bands)])))
+def _lines(
+    rows: Mapping[str, list[dict[str, Any]]], across: alt.X, up: alt.Y, chosen: alt.Parameter, metric: str
+) -> list[alt.Chart]:
+    values = [place for places in rows.values() for place in places]
+    colour = alt.Color("policy:N", scale=alt.Scale(domain=list(rows), range=list(SERIES[: len(rows)])))
     near = alt.selection_point(name="near", on="pointerover", empty=False, clear="pointerout")
     hover = [
         *(alt.Tooltip("policy:N"), alt.Tooltip("threshold:N"), alt.Tooltip("score:Q", format=".4f")),
-        alt.Tooltip("mean_exit:Q", format=".2f", title="mean exit"),
         *(alt.Tooltip("low:Q", format=".4f", title="95% from"), alt.Tooltip("high:Q", format=".4f", title="to")),
+        alt.Tooltip("mean_exit:Q", format=".2f", title="mean exit"),
+        *([alt.Tooltip("ms:Q", format=".2f", title="ms a row")] if "ms" in values[0] else []),
     ]
-    base = alt.Chart(alt.Data(values=rows)).encode(across, colour)
+    base = alt.Chart(alt.Data(values=values)).encode(across, colour)
     span = base.mark_area(opacity=0.18).encode(alt.Y("low:Q", title=metric), alt.Y2("high:Q"))
     width = alt.condition(chosen, alt.value(3.5), alt.value(1.5))
     shown = alt.condition(near, alt.value(0.6), alt.value(0))
@@ -103,8 +110,8 @@ def _lines(bands: Mapping[str, Band], across: alt.X, up: alt.Y, chosen: alt.Para
     ]
 
 
-def places(policy: str, band: Band) -> list[dict[str, Any]]:
-    """What is drawn of a curve: at most about MOST_PLACES of its thresholds, evenly over the mean exits."""
+def places(policy: str, band: Band, ms: Tensor | None = None) -> list[dict[str, Any]]:
+    """What is drawn of a curve: at most about MOST_PLACES of its thresholds, evenly over the mean exits; ms: (K,)."""
     exits = band.mean_exits.tolist()  # they fall
     step = (exits[0] - exits[-1]) / MOST_PLACES
     found: list[dict[str, Any]] = []
@@ -113,7 +120,8 @@ def places(policy: str, band: Band) -> list[dict[str, Any]]:
             continue
         score, low, high = (round(part[number].item(), 4) for part in (band.scores, band.low, band.high))
         place = {"mean_exit": round(mean_exit, 4), "score": score, "low": low, "high": high}
-        found.append({"policy": policy, "threshold": _threshold(band.thresholds[number].item()), **place})
+        time = {} if ms is None else {"ms": round(ms[number].item(), 3)}
+        found.append({"policy": policy, "threshold": _threshold(band.thresholds[number].item()), **place, **time})
     return found
 
 
@@ -123,8 +131,7 @@ def _threshold(value: float) -> str:
 
 def _plain(rows: Sequence[Mapping[str, Any]], across: alt.X, up: alt.Y) -> alt.Chart:
     hover = [
-        alt.Tooltip("what:N", title=" "),
-        alt.Tooltip("score:Q", format=".4f"),
+        *(alt.Tooltip("what:N", title=" "), alt.Tooltip("score:Q", format=".4f")),
         alt.Tooltip("mean_exit:Q", format=".2f", title="mean exit"),
     ]
     return alt.Chart(alt.Data(values=list(rows))).encode(across, up, tooltip=hover)

@@ -13,14 +13,16 @@ from offramp.areas import read
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluate import labels_of, layerwise, measure, metric_for
 from offramp.hashes import digest
+from offramp.latency import CostTable
 from offramp.page.decision import Case, Decision, decide, policy_name, promise
 from offramp.page.examples import Group, groups
 from offramp.page.exits import ExitRow, exit_rows
-from offramp.policies.base import replay
+from offramp.policies.base import replay, scores
 from offramp.registry import usual_policy
+from offramp.report import measure_all
 from offramp.slices import Slice, by_label, by_length
 from offramp.sweeps import Comparison, compare
-from offramp.thresholds import calibrate
+from offramp.thresholds import at_exits, calibrate, sweep
 from offramp.values import REGRESSION, Answers, ExitOutput, Measured, OperatingPoint, Target, Trace
 
 DEFAULT = "default"
@@ -57,6 +59,7 @@ class Page:
         policies: of the saved points, in words.
         comparison: of all policies, on a part of the rows.
         marks: what the saved points do on that part.
+        ms: policy -> mean time of a row, (K,) at the thresholds of its band; empty where nothing was timed.
         one_exit: score of everybody at one exit, on that part.
         exits: of all rows.
         groups: texts.
@@ -75,6 +78,7 @@ class Page:
     policies: Mapping[str, str]
     comparison: Comparison
     marks: Mapping[str, Measured]
+    ms: Mapping[str, Tensor]
     one_exit: Sequence[float]
     exits: Sequence[ExitRow]
     groups: Sequence[Group]
@@ -91,6 +95,7 @@ def page(
     *,
     name: str | None = None,
     metric: str | None = None,
+    cost: CostTable | None = None,
     environment: Mapping[str, str],
 ) -> Page:
     """What is to be said of a model's early exit on one trace.
@@ -102,14 +107,15 @@ def page(
         points: the saved ones.
         name: the one that the page is about; None = the default one, or else the first.
         metric: a name of `offramp.evaluate.METRICS`; None = the usual one.
+        cost: of the exits of the trace; None = no time is told.
         environment: what made this.
 
     Raises:
-        InvalidInput: no such point; a single exit; samples whose answers are not finite.
+        InvalidInput: no such point; a table of other exits; a single exit; samples whose answers are not finite.
         NotApplicable: the metric has no meaning for this kind of problem.
     """
     seen = compare(trace, metric)
-    case = _case(trace, seen, points, name, metric)
+    case = _case(trace, seen, points, name, metric, cost)
     answers = replay(trace, case.point.policy, case.point.thresholds)
     return Page(
         title=title,
@@ -118,10 +124,11 @@ def page(
         rows=len(trace),
         shown=case.name,
         policy=case.point.policy["name"],
-        points=_measured(trace, points, metric),
+        points=measure_all(trace, points, metric, cost),
         policies={each: policy_name(point) for each, point in points.items()},
         comparison=seen,
-        marks=_measured(seen.trace, points, metric),
+        marks=measure_all(seen.trace, points, metric, cost),
+        ms={} if cost is None else times(seen, cost),
         one_exit=layerwise(seen.trace, metric),
         exits=exit_rows(trace, answers, metric),
         groups=groups(trace, answers, texts.texts, texts.names),
@@ -134,7 +141,12 @@ def page(
 
 
 def _case(
-    trace: Trace, seen: Comparison, points: Mapping[str, OperatingPoint], name: str | None, metric: str | None
+    trace: Trace,
+    seen: Comparison,
+    points: Mapping[str, OperatingPoint],
+    name: str | None,
+    metric: str | None,
+    cost: CostTable | None,
 ) -> Case:
     if name is not None and name not in points:
         raise InvalidInput(f"no saved operating point {name!r}; there are: {', '.join(points) or 'none'}")
@@ -143,7 +155,8 @@ def _case(
     return Case(
         name=name or "",
         point=point,
-        told=measure(trace, point.policy, point.thresholds, metric),
+        told=measure(trace, point.policy, point.thresholds, metric, cost),
+        full_ms=None if cost is None else cost.ms[-1],
         rivals=rivals(seen, point.policy["name"], measure(seen.trace, point.policy, point.thresholds, metric)),
         loss=loss_interval(trace, replay(trace, point.policy, point.thresholds), metric),
         saved=name is not None,
@@ -221,19 +234,25 @@ def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> 
     times = torch.zeros(drawn.shape, dtype=torch.float64)
     times.scatter_add_(1, drawn, torch.ones_like(times))  # (R, N) how often each row was drawn
 
-    def scores(logits: Tensor) -> Tensor:
+    def resampled(logits: Tensor) -> Tensor:
         out = ExitOutput(logits, problem_type=trace.problem_type)
         if found.resampled is not None:
             return found.value(found.resampled(out, labels_of(trace), times.T), len(trace))
         return found.value(times @ found.statistics(out, labels_of(trace)), len(trace))  # (R,)
 
-    lost = scores(trace.logits[-1]) - scores(answers.logits)
+    lost = resampled(trace.logits[-1]) - resampled(answers.logits)
     low, high = lost.quantile(torch.tensor([0.025, 0.975], dtype=lost.dtype)).tolist()
     return low, high
 
 
-def _measured(trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None) -> dict[str, Measured]:
-    return {name: measure(trace, point.policy, point.thresholds, metric) for name, point in points.items()}
+def times(seen: Comparison, cost: CostTable) -> dict[str, Tensor]:
+    """Mean time of a row in milliseconds, (K,) at the thresholds of each policy's band."""
+    found = {}
+    for name, policy in seen.policies.items():
+        swept = sweep(scores(policy, seen.trace), at_exits(seen.trace, cost.ms))
+        at = torch.searchsorted(-swept.thresholds, -seen.bands[name].thresholds)  # both fall
+        found[name] = swept.statistics[at, 0] / len(seen.trace)
+    return found
 
 
 def _slices(

@@ -45,6 +45,7 @@ class Case:
         name: the point's.
         point: what was asked for, and what is promised.
         told: what it does on rows with labels.
+        full_ms: mean time of a row at full depth, as `told.expected_ms`; None where it was not measured.
         rivals: how the other policies do at its mean exit, in words.
         loss: 95% interval of the full model's score minus the point's, over draws of these rows.
         saved: whether the point lies in the model's folder; else it was chosen on these rows.
@@ -55,6 +56,7 @@ class Case:
     name: str
     point: OperatingPoint
     told: Measured
+    full_ms: float | None
     rivals: str
     loss: tuple[float, float]
     saved: bool = True
@@ -78,7 +80,7 @@ def decide(case: Case) -> Decision:
     """Whether a point pays, in words."""
     facts = (
         ("Operating point", _where(case)),
-        ("What it saves", _saves(case.told)),
+        ("What it saves", _saves(case.told, case.full_ms)),
         ("What it loses", _loses(case)),
         ("What is guaranteed", promise(case.point.certificate, case.void)),
         ("Would another policy do better?", case.rivals),
@@ -93,6 +95,7 @@ def held(point: OperatingPoint, told: Measured) -> bool:
         "max_drop": (1 - score / full if full > 0 else math.inf) - point.target.get("max_drop", 0),
         "speedup": point.target.get("speedup", 0) - told.speedup,
         "agreement": point.target.get("agreement", 0) - (told.agreement or 0.0),
+        "latency_ms": (told.expected_ms or 0.0) - point.target.get("latency_ms", 0),
     }
     return all(over[key] <= 1e-12 for key in point.target if key in over)
 
@@ -147,7 +150,8 @@ def asked_text(point: OperatingPoint) -> str:
         "level": "at most {} lost, for sure",
     }
     told = [words[key].format(percent(value)) for key, value in point.target.items() if key in words]
-    told += [f"{value:g} times fewer layers" for key, value in point.target.items() if key == "speedup"]
+    plain = {"speedup": "{:g} times fewer layers", "latency_ms": "{:g} ms a row"}
+    told += [plain[key].format(value) for key, value in point.target.items() if key in plain]
     return ", ".join(told) or "nothing"
 
 
@@ -179,10 +183,14 @@ def _where(case: Case) -> str:
     return f"{name}{policy_name(point)}, threshold {thresholds_text(point)}{asked}.{more}"
 
 
-def _saves(told: Measured) -> str:
+def _saves(told: Measured, full_ms: float | None) -> str:
+    where = f"layer {told.mean_exit:.2f} of {told.depth}"
+    layers = f"{percent(told.saving)} of the layers: on average a row leaves after {where}"
+    if told.expected_ms is None or full_ms is None:
+        return f"{layers}. Milliseconds were not measured; `offramp bench` measures them."
     return (
-        f"{percent(told.saving)} of the layers: on average a row leaves after layer {told.mean_exit:.2f} of "
-        f"{told.depth}. Milliseconds were not measured here; `offramp bench` measures them."
+        f"{layers}, in {told.expected_ms:.2f} ms where all layers take {full_ms:.2f} ms ({told.about['timed']}). "
+        "`offramp bench` compares that with the plain model in every engine."
     )
 
 
