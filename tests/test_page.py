@@ -17,15 +17,17 @@ import pytest
 import torch
 
 from helpers import random_trace
+from offramp.areas import read
 from offramp.errors import InvalidInput
-from offramp.page.content import Page, Texts, loss_interval, page
+from offramp.latency import CostTable
+from offramp.page.content import Page, Texts, loss_interval, page, rivals, times
 from offramp.page.decision import Case, decide, percent, promise
 from offramp.page.examples import LONGEST, groups, shortened
 from offramp.page.exits import exit_rows
 from offramp.page.render import code, in_script, render, worst
 from offramp.policies.base import replay
 from offramp.slices import Slice
-from offramp.sweeps import Band
+from offramp.sweeps import Band, compare
 from offramp.thresholds import calibrate
 from offramp.values import (
     MULTI_LABEL,
@@ -82,6 +84,24 @@ def test_the_facts_say_what_it_saves_and_loses_and_whether_the_rows_chose_it() -
     assert "0.0 to 2.0 points" in facts["What it loses"]
     assert "very rows" not in facts["What it loses"]
     assert "very rows" in dict(decide(case(0.79, seen=True)).facts)["What it loses"]
+
+
+def test_time_is_told_where_it_was_measured() -> None:
+    timed = case(0.792)
+    timed = replace(timed, told=replace(timed.told, expected_ms=12.0, about={"timed": "torch, 2 cores"}), full_ms=20.0)
+    told = decide(timed)
+    assert "saves 50% of the layers, 40% of the time, and loses" in told.headline
+    assert "in 12 ms where all layers take 20 ms (torch, 2 cores)" in dict(told.facts)["What it saves"]
+    assert "Milliseconds were not measured" in dict(decide(case(0.792)).facts)["What it saves"]
+
+
+def test_what_was_asked_in_time_and_speed_is_held_or_not() -> None:
+    given = case(0.7, loss=(0.05, 0.15))
+    for target, verdict in (({"speedup": 2.0}, "pays"), ({"speedup": 2.1}, "costs"), ({"agreement": 0.96}, "costs")):
+        assert replace(given, point=replace(given.point, target=target)).verdict == verdict
+    slow = replace(given, point=replace(given.point, target={"latency_ms": 3.0}), full_ms=8.0)
+    assert replace(slow, told=replace(slow.told, expected_ms=3.5)).verdict == "costs"
+    assert replace(slow, told=replace(slow.told, expected_ms=2.5)).verdict == "pays"
 
 
 def test_a_promise_is_told_in_plain_words() -> None:
@@ -167,6 +187,28 @@ def test_the_loss_has_the_interval_of_a_mean_of_zeros_and_ones() -> None:
     assert high == pytest.approx(0.25 + 0.042, abs=0.012)
 
 
+def test_another_policy_is_better_where_its_interval_is_above() -> None:
+    trace = random_trace(SINGLE_LABEL)
+    seen = compare(trace)
+    at = float(seen.bands["entropy"].mean_exits.median())
+    best = max(read(band.mean_exits, band.scores, at) or 0 for name, band in seen.bands.items() if name != "entropy")
+    for own, word in ((0.0, "Yes: "), (best - 0.001, "Not clearly: "), (best, "No: ")):
+        told = rivals(seen, "entropy", Measured("accuracy", own, 1.0, None, at, 6, 25))
+        assert told.startswith(word)
+        assert f"{best:.4f}" in told
+
+
+def test_times_of_a_policy_are_those_of_a_replay() -> None:
+    seen = compare(random_trace(SINGLE_LABEL))
+    cost = CostTable((1, 2, 3, 4, 5, 6), (2.0, 3.0, 5.0, 8.0, 13.0, 21.0), 1.0, "torch", 1, None, "a machine")
+    found = times(seen, cost)
+    assert set(found) == set(seen.bands)
+    for name in ("entropy", "patience", "fixed"):
+        for number in (0, len(found[name]) // 2, -1):
+            answers = replay(seen.trace, seen.policies[name], seen.bands[name].thresholds[number].item())
+            assert found[name][number].item() == pytest.approx(cost.mean_ms(answers.exit_layers))
+
+
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +228,12 @@ def a_page(problem_type: str = SINGLE_LABEL, points: bool = True, **more: Any) -
     }
     names = () if problem_type == REGRESSION else (NASTY, "b", "c")
     texts = Texts([f"{NASTY} {number}" for number in range(len(trace))], names)
-    return page(f"of {NASTY}", trace, texts, saved if points else {}, environment={"data": NASTY}, **more)
+    cost = (
+        CostTable((1, 2, 3, 4, 5, 6), (2.0, 3.0, 5.0, 8.0, 13.0, 21.0), 1.0, "torch", 1, None, NASTY)
+        if points
+        else None
+    )
+    return page(f"of {NASTY}", trace, texts, saved if points else {}, cost=cost, environment={"data": NASTY}, **more)
 
 
 class Seen(HTMLParser):

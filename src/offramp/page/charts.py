@@ -97,7 +97,7 @@ def _lines(
         *(alt.Tooltip("policy:N"), alt.Tooltip("threshold:N"), alt.Tooltip("score:Q", format=".4f")),
         *(alt.Tooltip("low:Q", format=".4f", title="95% from"), alt.Tooltip("high:Q", format=".4f", title="to")),
         alt.Tooltip("mean_exit:Q", format=".2f", title="mean exit"),
-        *([alt.Tooltip("ms:Q", format=".2f", title="ms a row")] if "ms" in values[0] else []),
+        *([alt.Tooltip("ms:Q", format=".3", title="ms a row")] if "ms" in values[0] else []),
     ]
     base = alt.Chart(alt.Data(values=values)).encode(across, colour)
     span = base.mark_area(opacity=0.18).encode(alt.Y("low:Q", title=metric), alt.Y2("high:Q"))

@@ -157,7 +157,8 @@ def asked_text(point: OperatingPoint) -> str:
 
 def _headline(case: Case) -> str:
     told, point = case.told, f"the point “{case.name}”"
-    saves = f"saves {percent(told.saving)} of the layers and {_change(told)}"
+    time = "" if told.expected_ms is None or case.full_ms is None else _time_saved(told.expected_ms, case.full_ms)
+    saves = f"saves {percent(told.saving)} of the layers{time} and {_change(told)}"
     return {
         "idle": f"Early exit does not pay here: at {point} every row runs all {told.depth} layers.",
         "open": f"No operating point is saved yet; {case.point.policy['name']} {saves} on these rows.",
@@ -166,6 +167,10 @@ def _headline(case: Case) -> str:
         "it may be chance.",
         "costs": f"Early exit does not pay as asked: {point} {saves}, and {asked_text(case.point)} was asked for.",
     }[case.verdict]
+
+
+def _time_saved(expected_ms: float, full_ms: float) -> str:
+    return f", {percent(1 - expected_ms / full_ms)} of the time,"
 
 
 def _change(told: Measured) -> str:
@@ -189,7 +194,7 @@ def _saves(told: Measured, full_ms: float | None) -> str:
     if told.expected_ms is None or full_ms is None:
         return f"{layers}. Milliseconds were not measured; `offramp bench` measures them."
     return (
-        f"{layers}, in {told.expected_ms:.2f} ms where all layers take {full_ms:.2f} ms ({told.about['timed']}). "
+        f"{layers}, in {told.expected_ms:.3g} ms where all layers take {full_ms:.3g} ms ({told.about['timed']}). "
         "`offramp bench` compares that with the plain model in every engine."
     )
 
