@@ -166,7 +166,7 @@ def test_texts_are_grouped_by_when_they_left_and_by_what_that_cost() -> None:
 
 def test_texts_are_one_line_of_limited_length() -> None:
     assert shortened("a\n\tb  c") == "a b c"
-    assert len(shortened("word " * 100)) <= LONGEST
+    assert len(shortened("x" * 400)) == LONGEST
     assert shortened("word " * 100).endswith("word…")
 
 
@@ -300,6 +300,12 @@ def test_the_page_is_about_the_point_that_was_named() -> None:
     assert a_page(name=NASTY).decision.verdict == "idle"
     with pytest.raises(InvalidInput, match="no saved operating point 'slow'; there are: default"):
         a_page(name="slow")
+
+
+def test_a_metric_of_ranks_is_told_too() -> None:
+    told = a_page(REGRESSION, metric="spearman")
+    assert told.metric == told.comparison.metric == "spearman"
+    assert "spearman" in dict(told.decision.facts)["What it loses"]
 
 
 def test_where_no_point_is_saved_one_is_found_on_these_rows() -> None:

@@ -234,11 +234,12 @@ def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> 
     times = torch.zeros(drawn.shape, dtype=torch.float64)
     times.scatter_add_(1, drawn, torch.ones_like(times))  # (R, N) how often each row was drawn
 
+    ranked = None if found.resampled is None else found.resampled(labels_of(trace), times.T)
+
     def resampled(logits: Tensor) -> Tensor:
         out = ExitOutput(logits, problem_type=trace.problem_type)
-        if found.resampled is not None:
-            return found.value(found.resampled(out, labels_of(trace), times.T), len(trace))
-        return found.value(times @ found.statistics(out, labels_of(trace)), len(trace))  # (R,)
+        sums = times @ found.statistics(out, labels_of(trace)) if ranked is None else ranked(out)  # (R, S)
+        return found.value(sums, len(trace))
 
     lost = resampled(trace.logits[-1]) - resampled(answers.logits)
     low, high = lost.quantile(torch.tensor([0.025, 0.975], dtype=lost.dtype)).tolist()
