@@ -34,8 +34,10 @@ class Timed:
         self.eager = Eager(model or tiny_model(exit_layers=list(seconds)))
         self.name, self.config = "fake-float32", self.eager.config
         self.batches: list[tuple[int, int]] = []
+        self.policies: set[str] = set()
 
     def answer(self, inputs: Any, point: Any) -> Answers:
+        self.policies.add(point.policy["name"])
         answers = self.eager.answer(inputs, point)
         self.batches.append((len(answers.logits), int(answers.exit_layers[0])))
         self.clock.now += sum(self.seconds[layer] for layer in answers.exit_layers.tolist())
@@ -84,6 +86,14 @@ def test_many_rows_are_thinned_evenly_over_their_lengths(clock: Clock) -> None:
 
 def test_a_batch_is_no_larger_than_there_are_rows(clock: Clock) -> None:
     assert measure_costs(Timed(clock, {2: 1, 4: 2}), token_rows(3), batch_size=32).batch_size == 3
+
+
+@pytest.mark.parametrize(("outputs", "policy"), [(3, "margin"), (1, "stability")])
+def test_exits_are_scored_on_the_way_as_usual(outputs: int, policy: str, clock: Clock) -> None:
+    model = tiny_model(num_labels=outputs)
+    engine = Timed(clock, {layer: float(layer) for layer in model.layers}, model)
+    assert measure_costs(engine, token_rows(3)).ms == pytest.approx((1000, 2000, 3000, 4000))
+    assert engine.policies == {policy}
 
 
 def test_images_have_no_tokens(clock: Clock) -> None:
