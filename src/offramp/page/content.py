@@ -18,6 +18,7 @@ from offramp.page.decision import Case, Decision, decide, policy_name, promise
 from offramp.page.examples import Group, groups
 from offramp.page.exits import ExitRow, exit_rows
 from offramp.policies.base import replay, scores
+from offramp.predictor import DEFAULT
 from offramp.registry import usual_policy
 from offramp.report import measure_all
 from offramp.slices import Slice, by_label, by_length
@@ -25,7 +26,6 @@ from offramp.sweeps import Comparison, compare
 from offramp.thresholds import at_exits, calibrate, sweep
 from offramp.values import REGRESSION, Answers, ExitOutput, Measured, OperatingPoint, Target, Trace
 
-DEFAULT = "default"
 USUAL_DROP = 0.01
 """What a point would be allowed to lose where none is saved."""
 RESAMPLES = 500
@@ -222,7 +222,7 @@ def _void(trace: Trace, point: OperatingPoint) -> str:
 
 
 def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> tuple[float, float]:
-    """95 % interval of the full model's score minus the early one, by a paired bootstrap over the rows.
+    """95% interval of the full model's score minus the early one, by a paired bootstrap over the rows.
 
     Args:
         trace: with labels, N rows.
@@ -233,7 +233,6 @@ def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> 
     drawn = torch.randint(len(trace), (RESAMPLES, len(trace)), generator=torch.Generator().manual_seed(0))
     times = torch.zeros(drawn.shape, dtype=torch.float64)
     times.scatter_add_(1, drawn, torch.ones_like(times))  # (R, N) how often each row was drawn
-
     ranked = None if found.resampled is None else found.resampled(labels_of(trace), times.T)
 
     def resampled(logits: Tensor) -> Tensor:
