@@ -37,6 +37,7 @@ from offramp.data import Columns, read_examples
 from offramp.engine.about import GRAPHS, WEIGHTS
 from offramp.engines import load_engine
 from offramp.exporting import export
+from offramp.fitting import fit_lines
 from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel, load_model
 from offramp.policies.base import scores
@@ -47,7 +48,7 @@ from offramp.tracing import record
 from offramp.values import Answers, OperatingPoint, Target, Trace
 
 NAMES, COLUMNS, MAX_LENGTH = ("negative", "positive"), Columns(text="sentence1", label="label"), 128
-POLICY = load_policy("margin")
+POLICY = load_policy("max-prob")  # with a threshold for each exit, see `sst2_points`
 TARGETS = {
     "lose at most 1 %": Target(max_drop=0.01),
     "25 % saved": Target(speedup=4 / 3),
@@ -107,7 +108,8 @@ def halves(folder: Path, sentences: Path) -> tuple[Tensor, Tensor]:
 def sst2_points(folder: Path, sentences: Path, engine: str) -> dict[str, OperatingPoint]:
     """Chosen on one half, of a trace of the same engine."""
     trace = record(folder, sentences, engine, columns=COLUMNS).take(halves(folder, sentences)[0])
-    return {name: calibrate(trace, POLICY, target) for name, target in TARGETS.items()}
+    policy = load_policy(policy_data(POLICY), **fit_lines(POLICY, trace))
+    return {name: calibrate(trace, policy, target) for name, target in TARGETS.items()}
 
 
 def sst2_rows(folder: Path, sentences: Path) -> tuple[Rows, Tensor]:
@@ -184,8 +186,7 @@ def papers_loop(model: MultiExitModel, point: OperatingPoint, inputs: dict[str, 
     for number, layer in enumerate(encoder.encoder.layer):
         hidden = layer(hidden, hide)
         logits = model.heads(number, hidden, mask)
-        first, second = logits.softmax(dim=-1).topk(2).values[0]
-        if number == len(point.thresholds) or first - second >= point.thresholds[number]:
+        if number == len(point.thresholds) or logits.softmax(dim=-1).max() >= point.thresholds[number]:
             break
     return Answers(logits, torch.tensor([number + 1]), torch.zeros(1, dtype=torch.bool))
 

@@ -20,7 +20,7 @@ import torch
 
 from machine import as_lines, provenance
 from offramp.evaluate import calibration_error, layerwise, measure
-from offramp.fitting import fit_policy, fit_temperatures
+from offramp.fitting import fit_lines, fit_policy, fit_temperatures
 from offramp.policies.base import Policy, unroll
 from offramp.policies.fixed import Fixed
 from offramp.registry import load_policy
@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 READING = RESULTS / "lookahead_reading.md"
 BUDGETS = (0.25, 1 / 3, 0.5, 2 / 3)  # of the layers
 SHARES = np.linspace(0.25, 1, 226)
-OURS = ("consistency", "gain", "margin, tempered")
+OURS = ("consistency", "gain", "margin, tempered", "margin, per exit", "max-prob, per exit")
 CLASSES = {
     "everybody at one exit": {"name": "fixed"},
     "entropy": {"name": "entropy"},
@@ -58,6 +58,8 @@ def policies(half: Trace) -> dict[str, Policy]:
         }
     fitted = {name: fit_policy(name, half) for name in ("consistency", "gain")}
     fitted["margin, tempered"] = load_policy("margin", **fit_temperatures(half))
+    for name in ("margin", "max-prob"):
+        fitted[f"{name}, per exit"] = load_policy(name, **fit_lines(name, half))
     return {name: load_policy(data) for name, data in CLASSES.items()} | fitted
 
 
@@ -223,9 +225,14 @@ def draw(results: Told, path: Path) -> None:
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 3).flatten()
-    styles = {"consistency": ("C3", 2.2), "gain": ("C1", 1.8), "everybody at one exit": ("0.6", 1.2)}
+    styles = {
+        "consistency": ("C3", 2.2),
+        "gain": ("C1", 1.8),
+        "margin, per exit": ("C0", 2.2),
+        "everybody at one exit": ("0.6", 1.2),
+    }
     colours = {
-        "margin": "C0",
+        "margin": "C6",
         "patience": "C2",
         "pcee 2": "C4",
         "divergence": "C5",

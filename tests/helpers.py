@@ -60,10 +60,13 @@ def example(name: str) -> dict[str, Any]:
 
 def first_exits(data: Mapping[str, Any], exits: int) -> dict[str, Any]:
     """A policy's data, its fitted numbers cut to a model of so few exits."""
-    return {key: value[:exits] if key in ("weights", "temperatures") else value for key, value in data.items()}
+    return {key: value[:exits] if key in ("weights", "temperatures", "lines") else value for key, value in data.items()}
 
 
 TEMPERATURES = (2.0, 0.5, 1.5, 1.25, 0.75, 1.0)  # the last one leaves the full model's answer as it is
+
+LINES = ((0.5, 1.0), (-1.0, 2.0), (0.0, 0.5), (1.5, 0.75), (-0.5, 1.25), (0.25, 1.5))
+HELD_BACK = (0.0, 0.25, -0.5)
 
 
 def _variants() -> list[dict[str, Any]]:
@@ -89,6 +92,10 @@ def _variants() -> list[dict[str, Any]]:
         fitted("consistency", REGRESSION),
         {"name": "margin", "temperatures": TEMPERATURES},
         {"name": "divergence", "divergence": "kl", "patience": 2, "temperatures": TEMPERATURES},
+        *({"name": name, "lines": LINES} for name in ("certainty", "entropy", "margin")),
+        {"name": "max-prob", "lines": LINES, "ensemble": "run"},
+        {"name": "patience", "held_back": HELD_BACK},
+        {"name": "margin", "lines": LINES, "held_back": HELD_BACK, "ensemble": "run"},
         {"name": "pcee", "patience": 2, "temperatures": TEMPERATURES, "ensemble": "run"},
     ]
     return [example(name) for name in sorted(POLICIES)] + more
@@ -150,6 +157,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     **{name: fitted(name, exits=LAYERS) for name in FITTED},
     "consistency of values": fitted("consistency", REGRESSION, LAYERS),
     "margin, tempered": {"name": "margin", "temperatures": (2.0, 0.5, 1.5, 1.0)},
+    "margin, per exit": {"name": "margin", "lines": LINES[:LAYERS]},
+    "entropy, by class": {"name": "entropy", "held_back": HELD_BACK},
     "divergence, js in a row": {"name": "divergence", "divergence": "js", "patience": 2, "window": "consecutive"},
     "entropy, all": {"name": "entropy", "ensemble": "all"},
     "patience, run": {"name": "patience", "ensemble": "run"},

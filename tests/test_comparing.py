@@ -31,7 +31,7 @@ def test_a_comparison_as_text_says_where_a_policy_does_not_reach() -> None:
     about, head, _, *lines = comparison_text(found).splitlines()
     assert about.startswith("accuracy of every policy, on 100 rows")
     assert head.split("  ")[0] == "policy"
-    assert [line.split()[0] for line in lines] == [*comparison_data(found)["policies"], "oracle"]
+    assert [line.split("  ")[0] for line in lines] == [*comparison_data(found)["policies"], "oracle"]
     (pcee,) = (line.split() for line in lines if line.startswith("pcee"))
     assert pcee[1] == "-"  # a quarter of 6 layers is 1.5, and it compares two exits
     at_half = read(found.bands["pcee"].mean_exits, found.bands["pcee"].scores, 3)

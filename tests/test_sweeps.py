@@ -101,7 +101,11 @@ def test_a_band_needs_labels_exits_and_finite_answers() -> None:
 def test_every_policy_that_has_a_meaning_is_compared(problem_type: str, missing: set[str] | None) -> None:
     trace = random_trace(problem_type)
     found, rows = comparison(trace)
-    wanted = {"certainty", "consistency", "fixed", "stability"} if missing is None else set(POLICIES) - missing
+    wanted = (
+        {"certainty", "consistency", "fixed", "stability"}
+        if missing is None
+        else {*POLICIES, "margin, per exit"} - missing
+    )
     assert set(found) == wanted
     assert len(rows) == 25
     bare = Trace(trace.logits, problem_type=problem_type)
@@ -112,7 +116,7 @@ def test_no_row_that_fitted_a_policy_is_compared_on() -> None:
     trace = random_trace(SINGLE_LABEL)
     for seed in (0, 1):
         found, rows = comparison(trace, seed)
-        for name in ("consistency", "gain"):
+        for name in ("consistency", "gain", "margin, per exit"):
             fitted_on = set(found[name].fitted_on)
             assert fitted_on | set(row_hashes(rows)) == set(row_hashes(trace))
             assert not fitted_on & set(row_hashes(rows))

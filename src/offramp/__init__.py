@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from offramp.errors import CannotReach as CannotReach
     from offramp.errors import InvalidInput as InvalidInput
     from offramp.errors import OfframpError as OfframpError
+    from offramp.fitting import fit_lines as fit_lines
     from offramp.fitting import fit_policy as fit_policy
     from offramp.fitting import fit_temperatures as fit_temperatures
     from offramp.latency import CostTable as CostTable
@@ -50,7 +51,7 @@ _HOMES = {
     "config": ("MultiExitConfig",),
     "data": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
-    "fitting": ("fit_policy", "fit_temperatures"),
+    "fitting": ("fit_lines", "fit_policy", "fit_temperatures"),
     "latency": ("CostTable",),
     "model": ("MultiExitModel",),
     "policies.base": ("Policy", "Step", "replay", "scores"),

@@ -16,12 +16,14 @@ from offramp.choices import answer, choices
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of
 from offramp.hashes import row_hashes
-from offramp.policies.base import Policy
+from offramp.policies.base import Policy, unroll
 from offramp.policies.consistency import Consistency, Gain, features
-from offramp.registry import FITTED
+from offramp.policies.per_exit import PerExit
+from offramp.registry import FITTED, load_policy
 from offramp.values import REGRESSION, ExitOutput, Memory, Trace
 
 PENALTY = 1.0  # of the squared weights of standardised features, as scikit-learn's C = 1
+FLATTEST = 1e-3  # an exit's line rises at least so much, also where its score tells nothing
 NARROWEST = 0.01  # a feature that varies less is not blown up: rounding would grow with it
 TEMPERATURES = (0.05, 20.0)  # searched between these
 
@@ -66,7 +68,7 @@ def fit_policy(name: str, trace: Trace) -> Policy:
         slopes = fitted[1:] / spread
         weights.append((float(fitted[0] - slopes @ middle), *slopes.tolist()))
     found = Consistency if name == "consistency" else Gain
-    return found(tuple(weights), tuple(sorted(set(row_hashes(trace)))))
+    return found(tuple(weights), _rows(trace))
 
 
 def fit_temperatures(trace: Trace) -> dict[str, Any]:
@@ -93,13 +95,46 @@ def fit_temperatures(trace: Trace) -> dict[str, Any]:
     found = ((low + high) / 2).exp().tolist()
     return {
         "temperatures": tuple(round(value, 4) for value in found),
-        "fitted_on": tuple(sorted(set(row_hashes(trace)))),
+        "fitted_on": _rows(trace),
     }
+
+
+def fit_lines(policy: Policy | str, trace: Trace) -> dict[str, Any]:
+    """Lines that put a policy's scores on one scale: `load_policy("margin", **this)` (see `offramp.policies.per_exit`).
+
+    Args:
+        policy: has a score in 0..1.
+        trace: labels are not used. Two numbers an exit are little to fit, so that the rows may be those on which a
+            threshold is chosen, but not those on which one is certified.
+
+    Returns:
+        `lines`, a constant and a slope for each exit, and `fitted_on`, the hashes of the rows.
+
+    Raises:
+        InvalidInput: rows whose logits are not finite; a policy with another kind of score.
+        NotApplicable: a regression, whose exits never agree.
+    """
+    _refuse_broken(trace)
+    rule = PerExit(policy if isinstance(policy, Policy) else load_policy(policy), ((0.0, 1.0),) * trace.depth)
+    odds, logits = (each.double() for each in unroll(rule, trace))  # (L, N), (L, N, C)
+    given = answer(ExitOutput(logits.float(), problem_type=trace.problem_type))  # (L, N, G)
+    same = (given == given[-1]).all(dim=-1)
+    lines = []
+    for here, agrees in zip(odds, same, strict=True):
+        middle, spread = here.mean(), here.std(correction=0).clamp(min=NARROWEST)
+        constant, slope = _fitted(((here - middle) / spread).unsqueeze(-1), agrees).tolist()
+        slope = max(slope / spread.item(), FLATTEST)
+        lines.append((constant - slope * middle.item(), slope))
+    return {"lines": tuple(lines), "fitted_on": _rows(trace)}
 
 
 def _refuse_broken(trace: Trace) -> None:
     if broken := int((~trace.logits.isfinite()).any(dim=-1).any(dim=0).sum()):
         raise InvalidInput(f"{broken} of {len(trace)} samples have logits that are not finite; leave them out first")
+
+
+def _rows(trace: Trace) -> tuple[str, ...]:
+    return tuple(sorted(set(row_hashes(trace))))
 
 
 def _wanted(name: str, trace: Trace, number: int) -> Tensor:

@@ -31,7 +31,7 @@ from offramp.evaluate import labels_of, measure
 from offramp.hashes import digest, row_hashes
 from offramp.policies.base import Policy
 from offramp.registry import load_policy, policy_data
-from offramp.thresholds import Sweep, checked, splits, sweep
+from offramp.thresholds import Sweep, as_run, checked, splits, sweep
 from offramp.values import REGRESSION, RISKS, Certificate, ExitOutput, OperatingPoint, Trace
 
 MOST_ROWS = 1 << 20
@@ -46,7 +46,9 @@ def certify(
     delta: float = 0.05,
     method: str = "hoeffding-bentkus",
 ) -> OperatingPoint:
-    """The operating point with the loosest threshold, one for all exits, that is sure to keep a risk low.
+    """The operating point with the loosest threshold that is sure to keep a risk low.
+
+    One threshold for all exits, of a policy with `lines` one for each.
 
     The risk is a mean over rows. "quality": of 1[early answer wrong and full answer right], so accuracy falls by at
     most `level`. "agreement": of 1[early answer differs from the full answer]. "drop": as "quality", but over the
@@ -104,7 +106,7 @@ def certify(
         weights=trace.about.get("weights"),
         note=_note(score, loss, counted, level, delta, method) if full_depth else "",
     )
-    thresholds = (threshold,) * (trace.depth - 1)
+    policy, thresholds = as_run(policy, threshold, trace.depth)
     asked = {"level": level} if method == "conformal" else {"level": level, "delta": delta}
     return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds), certificate)
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from offramp.choices import answer
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, layerwise, metric_for
-from offramp.fitting import fit_policy, halves
+from offramp.fitting import fit_lines, fit_policy, halves
 from offramp.policies.base import Policy, replay
 from offramp.registry import FITTED, POLICIES, load_policy
-from offramp.thresholds import Curve, checked, layers_left, sweep
+from offramp.thresholds import Curve, at_exits, checked, sweep
 from offramp.values import REGRESSION, SINGLE_LABEL, ExitOutput, Trace
 
 POINTS = 200
@@ -92,7 +92,8 @@ def compare(trace: Trace, metric: str | None = None, seed: int = 0) -> Compariso
 def comparison(trace: Trace, seed: int = 0) -> tuple[dict[str, Policy], Trace]:
     """Every policy of the table that has a meaning for a trace, with its usual parameters, and the rows to compare on.
 
-    Consistency and gain are fitted on a random half of the rows; the other half is for all. Gain needs labels.
+    And margin with a threshold for each exit. Consistency, gain and what that needs are fitted on a random half of the
+    rows; the other half is for all. Gain needs labels.
 
     Raises:
         InvalidInput: fewer than two rows; rows whose logits are not finite.
@@ -108,6 +109,8 @@ def comparison(trace: Trace, seed: int = 0) -> tuple[dict[str, Policy], Trace]:
         except NotApplicable:
             continue
         found[name] = policy
+    if "margin" in found:
+        found["margin, per exit"] = load_policy("margin", **fit_lines("margin", ours))
     return found, rest
 
 
@@ -150,7 +153,7 @@ def band(
     _, found = metric_for(trace, metric)
     labels = labels_of(trace)
     score, logits = checked(trace, policy)
-    swept = sweep(score, layers_left(trace))
+    swept = sweep(score, at_exits(trace, trace.layer_numbers))
     mean_exits = swept.statistics[:, 0] / len(trace)
     wanted = torch.linspace(mean_exits[0].item(), mean_exits[-1].item(), points, dtype=torch.float64)
     chosen = torch.unique(torch.searchsorted(-mean_exits, -wanted).clamp(max=len(mean_exits) - 1))
@@ -213,7 +216,9 @@ def oracle(trace: Trace, metric: str | None = None) -> Curve:
     out, labels = ExitOutput(trace.logits, problem_type=trace.problem_type), labels_of(trace)
     right = (answer(out) == labels.long().view(len(trace), -1)).all(dim=-1)  # (L, N)
     first, ever = right.to(torch.uint8).argmax(dim=0), right.any(dim=0)  # (N,)
-    statistics = torch.cat((layers_left(trace), found.statistics(out, labels)), dim=-1)  # (L, N, 1 + S)
+    statistics = torch.cat(
+        (at_exits(trace, trace.layer_numbers), found.statistics(out, labels)), dim=-1
+    )  # (L, N, 1 + S)
     number, rows = torch.arange(trace.depth).flip(0).unsqueeze(-1), torch.arange(len(trace))
     leave = torch.where(ever & (first <= number), first, 0)  # (L, N)
     sums = statistics[leave, rows].sum(dim=1)  # (L, 1 + S)

@@ -19,6 +19,8 @@ from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, layerwise, measure, metric_for
 from offramp.latency import CostTable
 from offramp.policies.base import Policy, failed, unroll
+from offramp.policies.ensemble import Ensemble
+from offramp.policies.per_exit import PerExit
 from offramp.registry import load_policy, policy_data
 from offramp.values import REGRESSION, ExitOutput, OperatingPoint, Target, Trace
 
@@ -95,17 +97,12 @@ def curve(trace: Trace, policy: Policy, metric: str | None = None) -> Curve:
         raise NotApplicable(f"{name} ranks all samples together, so it is not known at every threshold; pearson is")
     score, logits = unroll(policy, trace)
     statistics = found.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels_of(trace))
-    swept = sweep(score, torch.cat((layers_left(trace), statistics), dim=-1))
+    swept = sweep(score, torch.cat((at_exits(trace, trace.layer_numbers), statistics), dim=-1))
     return Curve(
         swept.thresholds,
         swept.statistics[:, 0] / len(trace),
         found.value(swept.statistics[:, 1:], len(trace)),
     )
-
-
-def layers_left(trace: Trace) -> Tensor:
-    """(L, N, 1) the layer at which a sample would leave."""
-    return at_exits(trace, trace.layer_numbers)
 
 
 def at_exits(trace: Trace, values: Sequence[float]) -> Tensor:
@@ -120,7 +117,7 @@ def calibrate(
     metric: str | None = None,
     cost: CostTable | None = None,
 ) -> OperatingPoint:
-    """The operating point that meets a target: one threshold for all exits.
+    """The operating point that meets a target: one threshold for all exits, of a policy with `lines` one for each.
 
     For `max_drop` and `agreement` it is the loosest threshold such that it and all stricter ones hold the target on
     this trace; for `speedup` and `latency_ms` the strictest one that is fast enough.
@@ -156,9 +153,22 @@ def calibrate(
         assert target.latency_ms is not None  # Target holds exactly one
         assert cost is not None
         threshold = _for_latency(trace, policy, target.latency_ms, cost)
-    thresholds = (threshold,) * (trace.depth - 1)
+    policy, thresholds = as_run(policy, threshold, trace.depth)
     asked = {name: value for name, value in asdict(target).items() if value is not None}
     return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds, metric, cost))
+
+
+def as_run(policy: Policy, threshold: float, exits: int) -> tuple[Policy, tuple[float, ...]]:
+    """A policy with a threshold, and how they run: with a threshold for each exit but the last.
+
+    Lines need not run (see `offramp.policies.per_exit`).
+    """
+    if isinstance(policy, Ensemble):
+        inner, thresholds = as_run(policy.policy, threshold, exits)
+        return Ensemble(inner, policy.members), thresholds
+    if isinstance(policy, PerExit):
+        return policy.policy, policy.thresholds(threshold)
+    return policy, (threshold,) * (exits - 1)
 
 
 def checked(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:
@@ -198,7 +208,7 @@ def _for_agreement(trace: Trace, policy: Policy, agreement: float) -> float:
 
 
 def _for_speedup(trace: Trace, policy: Policy, speedup: float) -> float:
-    swept = sweep(unroll(policy, trace)[0], layers_left(trace))
+    swept = sweep(unroll(policy, trace)[0], at_exits(trace, trace.layer_numbers))
     reached = trace.layer_numbers[-1] * len(trace) / swept.statistics[:, 0]  # (K,) rises as thresholds fall
     fast_enough = reached >= speedup * (1 - 1e-12)
     if not fast_enough.any():

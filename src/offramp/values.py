@@ -61,33 +61,37 @@ class Carry:
 
     def take(self, rows: Tensor) -> Carry:
         """The given rows alone, (K,), cut to the columns that some of them still use; their exit has read."""
-        recalled = None if self.recalled is None else self.recalled[rows]
-        scores = None if self.token_scores is None else self.token_scores[rows]
+        recalled, scores = (None if each is None else _rows(each, rows) for each in (self.recalled, self.token_scores))
         if self.mask is None:
-            return Carry(self.hidden[rows], recalled=recalled, token_scores=scores)
-        mask = self.mask[rows]  # (K, T)
+            return Carry(_rows(self.hidden, rows), recalled=recalled, token_scores=scores)
+        mask = _rows(self.mask, rows)  # (K, T)
         least = 2 if torch.compiler.is_exporting() else 1  # ONNX Runtime fails where none but the first is left
         used = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max().clamp(min=least).item()
         torch._check(used <= mask.shape[1])  # type: ignore[no-untyped-call]  # `torch.export` cannot know it
         attention = self.attention
         if attention is not None:
-            attention = attention[rows][..., :used]
+            attention = _rows(attention, rows)[..., :used]
             if attention.dim() == 4 and attention.shape[-2] > 1:
                 attention = attention[..., :used, :]
         scores = None if scores is None else scores[:, : used - 1]
         pairs, places = (
-            each if each is None or len(each) < len(self.mask) else each[rows] for each in (self.pairs, self.places)
+            each if each is None or len(each) < len(self.mask) else _rows(each, rows)
+            for each in (self.pairs, self.places)
         )
         return Carry(
-            self.hidden[rows, :used],
+            _rows(self.hidden, rows)[:, :used],  # rows first: those who leave are not copied
             mask[:, :used],
             attention,
-            None if self.shares is None else self.shares[rows][..., :used],
+            None if self.shares is None else _rows(self.shares, rows)[..., :used],
             recalled=recalled,
             token_scores=scores,
             pairs=None if pairs is None else pairs[..., :used, :used],
             places=None if places is None else places[:, :used],
         )
+
+
+def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    return tensor.index_select(0, rows)  # in ONNX one `Gather`; indexing is slower there
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,20 @@ from offramp.commands.options import (
     read_trace,
     scored_options,
 )
-from offramp.commands.points import add_ladder, add_points, calibrated, certified, laddered, tell
+from offramp.commands.points import (
+    add_ladder,
+    add_points,
+    calibrated,
+    certified,
+    laddered,
+    policy_for,
+    tell,
+)
 from offramp.registry import FITTED
 
 if TYPE_CHECKING:
     from offramp.latency import CostTable
+    from offramp.policies.base import Policy
     from offramp.values import OperatingPoint, Trace
 
 DEFAULT = "default"
@@ -79,6 +89,8 @@ def record(
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="For --latency-ms: rows at once.  [default: 1]")
 @click.option("--name", help="Under which the point is saved with the model.  [default: default]")
+@click.option("--hold-back", metavar="safe:0.2", help="Classes that leave later, by so much of the score.")
+@click.option("--per-exit", is_flag=True, help="A threshold for each exit: a deep one's word counts for more.")
 @click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
 @policy_options
 @column_options
@@ -89,7 +101,9 @@ def calibrate(
     confidence: float | None,
     name: str | None,
     policy: str | None,
+    per_exit: bool,
     temperature: bool,
+    hold_back: str | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -106,25 +120,34 @@ def calibrate(
     layers), from slow to fast, without those that are no faster than another. With --confidence the keep-... hold all
     at once.
 
-    The policies consistency and gain, and temperatures, are fitted on a random half of the rows, and the threshold is
-    chosen on the other half.
+    The policies consistency and gain, temperatures, and with --confidence what --per-exit needs, are fitted on a random
+    half of the rows, and the threshold is chosen on the other half.
 
     \b
     offramp calibrate model --data validation.csv --max-drop 0.01
     offramp calibrate model --data validation.csv --max-drop 0.02 --confidence 0.95 --name sure
     offramp calibrate model --data validation.csv --latency-ms 5 --engine onnx --name quick
     offramp calibrate model --data validation.csv --ladder
+    offramp calibrate model --data validation.csv --max-drop 0.01 --per-exit
     offramp calibrate model --data validation.csv --max-drop 0.01 --policy consistency
+    offramp calibrate model --data validation.csv --agreement 0.99 --hold-back safe:0.2
     offramp calibrate model --trace trace.safetensors --policy pcee --patience 2 --speedup 2 --name fast
     """
     target = _target(ladder, confidence, name, given)
-    if temperature and policy in FITTED:
-        raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature")
+    if (temperature or per_exit) and policy in FITTED:
+        raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature and --per-exit")
+    if temperature and per_exit:
+        raise click.UsageError("--temperature and --per-exit both put the exits on one scale; choose one")
     quiet()
     trace = read_trace(folder, given)
     parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
+    if hold_back is not None:
+        parameters["held_back"] = _held_back(folder, hold_back)
     if temperature or policy in FITTED:
         fitted, trace = _fitted(trace, policy if policy in FITTED else None)
+        parameters |= fitted
+    if per_exit:
+        fitted, trace = _lines(trace, policy_for(trace, policy, parameters), apart=confidence is not None)
         parameters |= fitted
     cost = _timed(folder, given) if "latency_ms" in target else None
     if ladder:
@@ -185,13 +208,49 @@ def _tell_promises(points: Mapping[str, OperatingPoint], confidence: float | Non
         click.echo(f"\nall of these at once with {confidence:.4g} confidence")
 
 
+def _held_back(folder: Path, told: str) -> tuple[float, ...]:
+    """What each class of the model in a folder is held back by, from "safe:0.2,other:0.1"."""
+    from offramp.loading import load_config
+
+    config = load_config(folder)
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    numbers = dict.fromkeys(names, 0.0)
+    for pair in told.split(","):
+        name, colon, number = pair.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not colon or not math.isfinite(value):
+            raise click.UsageError(f"--hold-back takes classes and numbers such as safe:0.2; got {pair!r}")
+        if name not in numbers:
+            raise click.UsageError(f"--hold-back: the model has no class {name!r}; it has: {', '.join(names)}")
+        numbers[name] = value
+    return tuple(numbers.values())
+
+
 def _fitted(trace: Trace, policy: str | None) -> tuple[dict[str, Any], Trace]:
     """Parameters fitted on a random half of the rows, of a policy or else temperatures, and the other half."""
-    from offramp.fitting import fit_policy, fit_temperatures, halves
+    from offramp.fitting import fit_policy, fit_temperatures
     from offramp.registry import policy_data
 
-    ours, rest = halves(trace)
+    ours, rest = _halves(trace, policy or "temperatures")
     fitted = fit_temperatures(ours) if policy is None else policy_data(fit_policy(policy, ours))
-    what = policy or "temperatures"
-    click.echo(f"{what} fitted on {len(ours)} rows, the threshold chosen on the other {len(rest)}", err=True)
     return {key: value for key, value in fitted.items() if key != "name"}, rest
+
+
+def _lines(trace: Trace, policy: Policy, apart: bool) -> tuple[dict[str, Any], Trace]:
+    """What puts a policy's exits on one scale, and the rows that choose the threshold: the same or, apart, others."""
+    from offramp.fitting import fit_lines
+
+    ours, rest = _halves(trace, "thresholds for each exit") if apart else (trace, trace)
+    return fit_lines(policy, ours), rest
+
+
+def _halves(trace: Trace, what: str) -> tuple[Trace, Trace]:
+    """Two random halves of the rows: to fit, and to choose the threshold."""
+    from offramp.fitting import halves
+
+    ours, rest = halves(trace)
+    click.echo(f"{what} fitted on {len(ours)} rows, the threshold chosen on the other {len(rest)}", err=True)
+    return ours, rest

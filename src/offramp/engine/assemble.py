@@ -1,7 +1,7 @@
 """Pieces of a model -> one ONNX graph that leaves early: the loop of `engine/loop.py`, unrolled. No torch in here.
 
     embed, block 1, exit 1, step 1
-    If anybody stays:  If not all stay: write the answers of those who leave, cut the batch
+    If anybody stays:  If not all stay: write the answers of all who are left, cut the batch
                        block 2, exit 2, step 2
                        If anybody stays: ...
     else:              write the answers of all who are left
@@ -13,8 +13,9 @@ block i (0-based) is `carry{i}.FIELD`, what has left it `seen{i}.FIELD`, what it
 policies, so another one is a matter of other calls.
 
 Along with the carry go the table of answers, a row a sample, and each sample's state: its row number, its thresholds
-and what exits have said so far. Who leaves writes state, answer and layer into the table; what exits behind that one
-would have said is a filler there, which becomes NaN at the end.
+and what exits have said so far. Where somebody leaves, all write state, answer and layer into the table, and who stays
+writes over them later: that is less to do than to tell them apart. What exits behind that one would have said is a
+filler there, which becomes NaN at the end.
 """
 
 from __future__ import annotations
@@ -302,22 +303,18 @@ class _Assembly:
         leave.output.append(_info(f"all{i}.table", FLOAT))
         _add(graph, "If", [f"anybody{i}"], [f"table{i}"], f"go_on{i}", then_branch=self._deeper(i), else_branch=leave)
 
-    def _write(self, graph: GraphProto, i: int, table: str, who: str | None = None) -> None:
-        """Write the table's rows of those who leave at exit i: of all who are there, or of the numbers `who` (K,)."""
+    def _write(self, graph: GraphProto, i: int, table: str) -> None:
+        """Write the table's rows of all who are at exit i: who stays writes over them again further up."""
         silent = self._columns(self.exits) - self._columns(i + 1)
         _constant(graph, f"{table}.silent", np.array([0, silent, 0, 1]))
         _constant(graph, f"{table}.layer", np.array(self.about.layers[i], dtype=np.float32))
         answer = f"answer{i}" if self.calls[i].answers else f"logits{i}"
         _add(graph, "Pad", [answer, f"{table}.silent", f"{table}.layer"], [f"{table}.answer"])
         _add(graph, "Concat", [f"seen{i}.state", f"{table}.answer"], [f"{table}.all"], axis=1)
-        record = f"{table}.all"
-        if who is not None:
-            record = f"{table}.some"
-            _add(graph, "Gather", [f"{table}.all", who], [record], axis=0)
         _constant(graph, f"{table}.first", np.array([0]))
-        _add(graph, "Gather", [record, f"{table}.first"], [f"{table}.number"], axis=1)  # (K, 1)
+        _add(graph, "Gather", [f"carry{i}.state", f"{table}.first"], [f"{table}.number"], axis=1)  # (K, 1)
         _add(graph, "Cast", [f"{table}.number"], [f"{table}.row"], to=INT)
-        _add(graph, "ScatterND", [f"carry{i}.table", f"{table}.row", record], [table])
+        _add(graph, "ScatterND", [f"carry{i}.table", f"{table}.row", f"{table}.all"], [table])
 
     def _step(self, graph: GraphProto, i: int, call: StepCall, last: bool) -> None:
         if call.function is None:
@@ -353,13 +350,11 @@ class _Assembly:
         return graph
 
     def _cut(self, i: int, brought: Mapping[str, int]) -> GraphProto:
-        """Write the answers of those who leave, and take the rows of those who stay."""
+        """Write answers, and take the rows of those who stay."""
         graph = GraphProto(name=f"fewer{i}")
-        _add(graph, "Not", [f"stays{i}"], [f"leaves{i}"])
-        for who, name in ((f"stays{i}", f"row{i}"), (f"leaves{i}", f"gone{i}")):
-            _add(graph, "NonZero", [who], [f"{name}.found"])  # (1, K)
-            _add(graph, "Reshape", [f"{name}.found", "flat"], [name])  # (K,)
-        self._write(graph, i, f"cut{i}.table", f"gone{i}")
+        _add(graph, "NonZero", [f"stays{i}"], [f"row{i}.found"])  # (1, K)
+        _add(graph, "Reshape", [f"row{i}.found", "flat"], [f"row{i}"])  # (K,)
+        self._write(graph, i, f"cut{i}.table")
         graph.initializer.extend(self.parts.cuts[i].weights)
         graph.node.extend(self.parts.cuts[i].nodes)
         for name, kind in brought.items():

@@ -1,0 +1,50 @@
+"""By class: another policy, which lets some answers go later than others.
+
+A guard model that says "safe" too early costs more than one that says "unsafe" too early, so "safe" is held back: its
+score counts for less. One threshold then stands for one a class, and all that works on a threshold works on it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from offramp.choices import answer
+from offramp.errors import InvalidInput, NotApplicable
+from offramp.policies.base import Policy, Step
+from offramp.policies.ensemble import Ensemble
+from offramp.values import SINGLE_LABEL, ExitOutput, Memory
+
+
+@final
+@dataclass(frozen=True)
+class ByClass(Policy):
+    """Score: the other policy's, minus what the class that the exit answers is held back by.
+
+    Attributes:
+        policy: says when to leave; an ensemble goes around this, not into it.
+        held_back: one number for each class, in the unit of the score; 0 = as before.
+    """
+
+    policy: Policy
+    held_back: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policy, Policy) or isinstance(self.policy, (ByClass, Ensemble)):
+            raise InvalidInput(f"classes are held back of a policy that is no ensemble, got {self.policy!r}")
+        numbers = tuple(float(value) for value in self.held_back)
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise InvalidInput(f"classes are held back by a finite number each; got {numbers}")
+        object.__setattr__(self, "held_back", numbers)
+
+    def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
+        """See `Policy.step`."""
+        if out.problem_type != SINGLE_LABEL:
+            raise NotApplicable("classes are held back where an answer is one of them")
+        if len(self.held_back) != out.logits.shape[-1]:
+            raise InvalidInput(f"{len(self.held_back)} classes are held back, and the model has {out.logits.shape[-1]}")
+        step = self.policy.step(exit, out, memory)
+        numbers = torch.tensor(self.held_back, device=out.logits.device)
+        score = step.score.float() - numbers[answer(out).squeeze(-1)]
+        return Step(score, step.logits, step.memory, step.run)
