@@ -18,7 +18,7 @@ MOST_PLACES = 90
 """Places of a curve that are drawn."""
 MOST_NAMES = 4
 """Saved points that are named in the picture."""
-SERIES = tuple(f"var(--series-{number})" for number in range(1, 10))
+SERIES = tuple(f"var(--series-{number})" for number in range(1, 11))
 INK, LINE, MUTED = "var(--ink)", "var(--line)", "var(--muted)"
 CONFIG: dict[str, Any] = {  # of all charts, handed to what draws them
     "background": "transparent",
@@ -91,7 +91,10 @@ def _lines(
     rows: Mapping[str, list[dict[str, Any]]], across: alt.X, up: alt.Y, chosen: alt.Parameter, metric: str
 ) -> list[alt.Chart]:
     values = [place for places in rows.values() for place in places]
-    colour = alt.Color("policy:N", scale=alt.Scale(domain=list(rows), range=list(SERIES[: len(rows)])))
+    colour = alt.Color(
+        "policy:N",
+        scale=alt.Scale(domain=list(rows), range=[SERIES[number % len(SERIES)] for number in range(len(rows))]),
+    )
     near = alt.selection_point(name="near", on="pointerover", empty=False, clear="pointerout")
     hover = [
         *(alt.Tooltip("policy:N"), alt.Tooltip("threshold:N"), alt.Tooltip("score:Q", format=".4f")),
