@@ -12,6 +12,7 @@ from offramp.commands.calibrate import calibrate, evaluate, record
 from offramp.commands.export import bench, export
 from offramp.commands.info import info
 from offramp.commands.predict import predict
+from offramp.commands.study import study
 from offramp.commands.train import demo, train
 from offramp.errors import OfframpError
 
@@ -43,5 +44,5 @@ def main() -> None:
     logger.setLevel(logging.INFO)
 
 
-for command in (demo, train, record, calibrate, evaluate, predict, export, bench, info):
+for command in (demo, train, record, calibrate, evaluate, predict, export, bench, info, study):
     main.add_command(command)
