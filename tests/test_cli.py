@@ -21,7 +21,7 @@ from offramp.predictor import Predictor
 from offramp.values import POINTS_FILE, Trace
 from tiny import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, tiny_tokenizer
 
-COMMANDS = ("bench", "calibrate", "demo", "evaluate", "export", "info", "predict", "record", "train")
+COMMANDS = ("bench", "calibrate", "demo", "evaluate", "export", "info", "predict", "record", "study", "train")
 
 
 def offramp(*arguments: Any, given: str | None = None) -> Result:

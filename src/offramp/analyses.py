@@ -161,4 +161,4 @@ def _similarity(hidden: Tensor, mask: Tensor) -> Tensor:
     count = real.sum(dim=(1, 2))
     together: Tensor = unit.sum(dim=1).square().sum(dim=-1)  # every token with every token, itself too
     mean: Tensor = (together - count) / (count * (count - 1))
-    return mean.double().cpu()
+    return torch.where(count > 1, mean, math.nan).double().cpu()
