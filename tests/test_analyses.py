@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from helpers import random_trace
-from offramp.analyses import bleu, bleu_confidence, certainty_quartiles, overthinking, reach, token_similarity
+from offramp.analyses import bleu, bleu_confidence, certainty_quartiles, overthinking, token_similarity
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.policies.base import replay
-from offramp.policies.patience import Patience
-from offramp.registry import load_policy
-from offramp.values import REGRESSION, SINGLE_LABEL, Trace
+from offramp.values import REGRESSION, Trace
 from tiny import LAYERS, padded, tiny_model, token_rows
 
 needs_sacrebleu = pytest.mark.skipif(importlib.util.find_spec("sacrebleu") is None, reason="sacrebleu is not installed")
@@ -46,15 +43,6 @@ def test_quartiles_of_certainty() -> None:
     assert certainty_quartiles(trace)[1].tolist() == [0, 1, 1, 1, 1]
     with pytest.raises(InvalidInput, match="no gate"):
         certainty_quartiles(Trace(torch.zeros(2, 5, 2)))
-
-
-def test_a_policy_reaches_what_its_thresholds_give() -> None:
-    trace = random_trace(SINGLE_LABEL)
-    by_patience = [replay(trace, Patience(), t).exit_layers.double().mean().item() for t in range(trace.depth)]
-    assert reach(trace, Patience()).tolist() == pytest.approx(sorted({*by_patience, trace.depth}))
-    reached = reach(trace, load_policy("entropy"))
-    assert (reached[0], reached[-1]) == (1, trace.depth)
-    assert reached.diff().max() <= (trace.depth - 1) / len(trace) + 1e-6  # one row at a time
 
 
 @needs_sacrebleu

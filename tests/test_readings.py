@@ -1,6 +1,7 @@
 """Thresholds for what is asked and what they do elsewhere: by hand."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,8 +47,9 @@ def test_the_score_is_the_mean_over_metrics() -> None:
 
 
 def test_what_is_read_is_what_was_counted() -> None:
-    for option in options(PRICED, [MAX_PROB, {"name": "patience"}]):
-        told = read(PRICED, option, 0.5)
+    part = replace(PRICED, metrics=("accuracy", "f1"))
+    for option in options(part, [MAX_PROB, {"name": "patience"}]):
+        told = read(part, option, 0.5)
         assert told.pop("relative") == pytest.approx(option.figures["score"] / 0.5)
         assert told == pytest.approx(option.figures)
 
@@ -67,7 +69,7 @@ def asked(ask: Any, part: Part = PART, plain: float = 1.0) -> float:
 
 def test_the_threshold_for_each_ask() -> None:
     assert asked(Saving(0.25)) == 10 / 4  # 1/6 is nearer than 5/12
-    assert asked(Saving(0.9)) == 1
+    assert asked(Saving(0.75)) == 1
     assert asked(Between(1.3, 3)) == 7 / 4  # the best score of .75, .5, .25
     assert asked(Keeps(0.75)) == 7 / 4
     assert asked(Keeps(0.75), plain=1.2) == 10 / 4  # .9 of the score is wanted
@@ -76,6 +78,8 @@ def test_the_threshold_for_each_ask() -> None:
 
 def test_what_cannot_be_had_is_none() -> None:
     assert math.isnan(asked(Between(3.5, 4)))
+    assert math.isnan(asked(Saving(0.9)))  # 2/3 is the most
+    assert math.isnan(asked(Cheaper(5), PRICED))
     assert math.isnan(asked(Keeps(1.0), plain=1.1))
 
 
@@ -93,6 +97,10 @@ def test_of_policies_that_come_as_near_the_better_one_is_picked() -> None:
     option = pick(Saving(0.5), found, 1.0)
     assert option is not None
     assert option.policy["name"] == "b"
+
+
+def test_patience_0_is_no_option() -> None:
+    assert [option.threshold for option in options(PART, [{"name": "patience"}])] == [math.inf, 0.5]
 
 
 def test_what_is_lost_was_right_at_the_last_exit() -> None:

@@ -10,6 +10,7 @@ from offramp import runs
 from offramp.data import Examples
 from offramp.errors import InvalidInput
 from offramp.loading import load_encoder
+from offramp.registry import STUDIES, load_study
 from offramp.runs import Setting, Trained, all_kept, build_model, of_depth
 from offramp.studies.base import Training
 from tiny import LAYERS, encoder_config, texts, tiny_tokenizer
@@ -42,6 +43,13 @@ def test_a_model_is_built_as_the_training_says(setting: Setting) -> None:
     assert tokens.config.token_exit["keep_ratio"] == {2: 0.7}
     assert (tokens.layers, tokens.config.memory) == ([1, 2, 3, 4], 0.9)
     assert build_model(Training("bypass", exits={"bypass": {"rank": 3}}), setting).config.bypass["rank"] == 3
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_every_training_of_a_study_can_be_built(name: str, setting: Setting) -> None:
+    for training in load_study(name).all_trainings(False):
+        model = build_model(training, setting)
+        assert model.layers[-1] == model.config.backbone.num_hidden_layers == max(1, round(training.kept * LAYERS))
 
 
 def test_an_encoder_of_another_depth(setting: Setting) -> None:

@@ -15,8 +15,6 @@ from offramp.choices import answer, choices
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of
 from offramp.model import MultiExitModel
-from offramp.policies.base import Policy
-from offramp.thresholds import checked, sweep
 from offramp.values import SINGLE_LABEL, ExitOutput, Trace
 
 QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -64,15 +62,6 @@ def certainty_quartiles(trace: Trace) -> Tensor:
     if trace.certainty is None:
         raise InvalidInput("the trace has no certainty: its model has no gate")
     return trace.certainty.double().quantile(torch.tensor(QUARTILES, dtype=torch.float64), dim=-1).T
-
-
-def reach(trace: Trace, policy: Policy) -> Tensor:
-    """The mean exit layers that a policy can be set to, (K,) rising (PCEE-BERT, table 1 and figure 8).
-
-    The paper tries 100 thresholds; here are all that differ.
-    """
-    layers = torch.tensor(trace.layer_numbers, dtype=torch.float64).view(-1, 1, 1).expand(-1, len(trace), 1)
-    return sweep(checked(trace, policy)[0], layers).statistics[:, 0].flip(0) / len(trace)
 
 
 def bleu(pairs: Sequence[tuple[str, str]]) -> Tensor:

@@ -27,9 +27,12 @@ from offramp.values import ExitOutput, Trace
 
 NEAR = 0.02
 """Policies that come as near to what is asked for, in share of the cost, are as good: the score decides."""
+FAR = 0.125
+"""What is farther from what is asked for, in share of the cost, is no answer."""
 
 Figures = dict[str, float]
-"""score and relative (1 = the plain model's), mean_exit, saving, speedup; macs_ratio where it is asked for."""
+"""score, mean_exit, saving, speedup; macs_ratio where it is asked for; relative to the plain model's score, 1 = as good,
+where that is above 0."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,11 @@ class Option:
     threshold: float
     figures: Figures
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; never is written as a word."""
+        threshold = "never" if self.threshold == math.inf else self.threshold
+        return {"policy": dict(self.policy), "threshold": threshold, "figures": self.figures}
+
 
 @dataclass(frozen=True)
 class Model:
@@ -112,6 +120,10 @@ class Reading:
 
     option: Option | None
     figures: Figures
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"option": self.option and self.option.to_json(), "figures": self.figures}
 
 
 def halves(trace: Trace) -> tuple[Trace, Trace]:
@@ -154,7 +166,10 @@ def trained_depth(trained: Trained) -> int:
 
 
 def options(part: Part, policies: Sequence[Mapping[str, Any]]) -> list[Option]:
-    """Every threshold of every policy on some rows, each policy's from strictest to loosest."""
+    """Every threshold of every policy on some rows, each policy's from strictest to loosest.
+
+    But not patience 0, which is no patience: everybody leaves at the first exit.
+    """
     found = []
     for data in policies:
         seen, logits = checked(part.trace, load_policy(data))  # (L, N), (L, N, C)
@@ -167,7 +182,11 @@ def options(part: Part, policies: Sequence[Mapping[str, Any]]) -> list[Option]:
             [metric.value(each, len(part.trace)) for metric, each in zip(metrics, sums, strict=True)]
         ).mean(dim=0)  # (K,)
         rows = zip(swept.thresholds.tolist(), values.tolist(), swept.statistics[:, :2].tolist(), strict=True)
-        found += [Option(data, threshold, part.told(value, *spent)) for threshold, value, spent in rows]
+        found += [
+            Option(data, threshold, part.told(value, *spent))
+            for threshold, value, spent in rows
+            if threshold > 0 or data["name"] != "patience"
+        ]
     return found
 
 
@@ -191,8 +210,8 @@ def pick(ask: Ask, found: Sequence[Option], plain_score: float) -> Option | None
     return max(fits, key=lambda option: (option.figures["score"], option.figures["saving"]), default=None)
 
 
-def _nearest(found: Sequence[Option], distance: Callable[[Option], float]) -> Option:
-    """Of each policy the nearest option; of those about as near the one that scores best."""
+def _nearest(found: Sequence[Option], distance: Callable[[Option], float]) -> Option | None:
+    """Of each policy the nearest option; of those about as near the one that scores best, if it is not far."""
     nearest: dict[str, Option] = {}
     for option in found:
         name = str(option.policy)
@@ -200,7 +219,8 @@ def _nearest(found: Sequence[Option], distance: Callable[[Option], float]) -> Op
             nearest[name] = option
     least = min(map(distance, nearest.values()))
     near = [option for option in nearest.values() if distance(option) <= least + NEAR]
-    return max(near, key=lambda option: option.figures["score"])
+    best = max(near, key=lambda option: option.figures["score"])
+    return best if distance(best) <= FAR else None
 
 
 def _keeping(found: Sequence[Option], wanted: float) -> list[Option]:
@@ -224,7 +244,8 @@ def read(part: Part, option: Option | None, plain_score: float) -> Figures:
     at = torch.searchsorted(torch.tensor(part.trace.layer_numbers), answers.exit_layers)  # (N,)
     layers, spent = part.spent().gather(0, at.view(1, -1, 1).expand(1, -1, 2))[0].sum(dim=0).tolist()
     value = part.value(answers.logits)
-    return {**part.told(value, layers, spent), "relative": value / plain_score if plain_score else math.nan}
+    relative = {"relative": value / plain_score} if plain_score > 0 else {}
+    return {**part.told(value, layers, spent), **relative}
 
 
 def lost(trace: Trace, option: Option) -> float:

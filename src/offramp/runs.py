@@ -18,14 +18,17 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from offramp.backbones.depth import restack
 from offramp.batches import token_limit
+from offramp.bypass import Bypass
 from offramp.config import MultiExitConfig
 from offramp.data import Examples
+from offramp.encoder import encoder_name
 from offramp.errors import InvalidInput
 from offramp.loading import load_encoder, load_tokenizer
 from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective
 from offramp.registry import load_objective
 from offramp.studies.base import Training
+from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.training import fit, token_rows
 from offramp.values import SINGLE_LABEL, Trace
@@ -117,7 +120,7 @@ class Setting:
     def told(self) -> dict[str, Any]:
         """The setting as data, rows by their number."""
         return {
-            "backbone": Path(self.backbone).name if Path(self.backbone).exists() else self.backbone,
+            "backbone": encoder_name(self.backbone),
             "layers": self.layers,
             "pooling": self.pooling,
             "max_length": self.max_length,
@@ -198,7 +201,7 @@ def build_model(training: Training, setting: Setting) -> MultiExitModel:
     names = setting.train.label_names
     first = setting.train.labels[0]
     outputs = len(first) if isinstance(first, list) else 1
-    config = MultiExitModel.from_backbone(
+    return MultiExitModel.from_backbone(
         encoder,
         **({"id2label": dict(enumerate(names))} if names else {"num_labels": outputs}),
         problem_type=setting.train.problem_type,
@@ -206,13 +209,9 @@ def build_model(training: Training, setting: Setting) -> MultiExitModel:
         exit_layers=[depth] if training.alone else None,
         **_exits(training, depth),
     )
-    return config
 
 
 def _exits(training: Training, depth: int) -> dict[str, Any]:
-    from offramp.bypass import Bypass
-    from offramp.token_exit import TokenExit
-
     exits = dict(training.exits)
     if "bypass" in exits:
         exits["bypass"] = Bypass(**exits["bypass"])

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from offramp.analyses import bleu_confidence, certainty_quartiles, overthinking, reach
+from offramp.analyses import bleu_confidence, certainty_quartiles, overthinking
 from offramp.errors import CannotReach
 from offramp.evaluate import metric_for
 from offramp.readings import Figures, Model, Option, Reading, lost, model_of, options, pick, read
-from offramp.registry import load_policy
 from offramp.risk import certify
 from offramp.runs import Trained
 from offramp.studies.base import AS_IT_IS, Ask, Saving, Study, System, Training
@@ -50,9 +50,15 @@ class Told:
 
     def __post_init__(self) -> None:
         found = [reading.figures for reading in self.readings if reading is not None]
-        names = found[0] if found else ()
+        names = [name for name in (found[0] if found else ()) if all(name in each for each in found)]
         for spread, take in (("middle", median), ("low", min), ("high", max)):
             object.__setattr__(self, spread, {name: take([each[name] for each in found]) for name in names})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        readings = [reading and reading.to_json() for reading in self.readings]
+        spread = {"middle": self.middle, "low": self.low, "high": self.high}
+        return {"system": self.system, "ask": self.ask, "readings": readings, **spread}
 
 
 def examine(
@@ -87,7 +93,7 @@ def examine(
         "depth": models[study.plain.name, seeds[0]].reports.depth,
         "metrics": [metric_for(models[study.plain.name, seeds[0]].reports.trace, metric)[0] for metric in metrics],
         "exits": [_exits(training, models, seeds) for training in study.all_trainings(regression)],
-        "rows": [asdict(Told(each[0][0], each[0][1], tuple(reading for *_, reading in each))) for each in rows],
+        "rows": [Told(each[0][0], each[0][1], tuple(reading for *_, reading in each)).to_json() for each in rows],
         "reached": [
             _reached(system, models, seeds)
             for system in systems
@@ -199,14 +205,17 @@ def _promise(system: System, models: Mapping[tuple[str, int], Model], seeds: Seq
 
 
 def _reached(system: System, models: Mapping[tuple[str, int], Model], seeds: Sequence[int]) -> dict[str, Any]:
-    """The mean exit layers that a system can be set to, on the rows that choose: ends, number and widest gap."""
+    """The mean exit layers that a system can be set to, on the rows that choose: ends, number and widest gap.
+
+    PCEE-BERT's figure 8 has them at 100 thresholds a patience; here are all that differ.
+    """
     found = []
     for seed in seeds:
         model = models[system.training.name, seed]
-        each = [reach(model.chooses.trace, load_policy(policy)) for policy in _policies(system, model)]
-        exits = torch.unique(torch.cat(each))
-        gap = exits.diff().max().item() if len(exits) > 1 else 0.0
-        found.append({"least": exits[0].item(), "most": exits[-1].item(), "settings": len(exits), "widest_gap": gap})
+        seen = options(model.chooses, _policies(system, model))
+        exits = sorted({option.figures["mean_exit"] for option in seen})
+        gap = max((high - low for low, high in pairwise(exits)), default=0.0)
+        found.append({"least": exits[0], "most": exits[-1], "settings": len(exits), "widest_gap": gap})
     return {"system": system.name, **{name: median([each[name] for each in found]) for name in found[0]}}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from offramp.readings import FAR
 from offramp.studies.base import EXITS, Published, Study
 
 TITLES = {
@@ -67,16 +68,19 @@ def page(study: Study, found: Mapping[str, Any], data: str | None) -> str:
 
 
 def _setting(found: Mapping[str, Any]) -> list[str]:
-    setting, rows = found["setting"], found["setting"]["rows"]
-    recipe = ", ".join(f"{name} {value}" for name, value in setting["recipe"].items())
-    depth = f"{found['depth']} layers"
-    chosen = f"{found['rows_that_choose']} rows choose thresholds, {found['rows_reported']} are reported"
-    told = (
-        f"Trained on {rows['train']} rows with {setting['backbone']}, {depth}, {setting['pooling']} pooling ({recipe})."
-    )
-    seeds = len(found["seeds"])
+    setting, rows, seeds = found["setting"], found["setting"]["rows"], len(found["seeds"])
+    recipe = setting["recipe"]
+    where = f"{setting['backbone']}, {found['depth']} layers, {setting['pooling']} pooling"
+    many = f"{recipe['num_train_epochs']:g} epochs, batches of {recipe['per_device_train_batch_size']}"
+    cut = f", texts cut to {setting['max_length']} tokens" if setting["max_length"] else ""
+    narrow = ", bfloat16" if recipe["bf16"] else ""
     spread = f"Median of {seeds} seeds, with the lowest and the highest." if seeds > 1 else "One seed."
-    return [told, f"{chosen}. Score: {' and '.join(found['metrics'])}, times 100. {spread}"]
+    return [
+        f"{where}; trained on {rows['train']} rows:",
+        f"{many}, learning rate {recipe['learning_rate']:g}{narrow}{cut}.",
+        f"{found['rows_that_choose']} rows choose thresholds, {found['rows_reported']} others are reported.",
+        f"Score: {' and '.join(found['metrics'])}, times 100. {spread}",
+    ]
 
 
 def _comparison(study: Study, found: Mapping[str, Any], data: str | None) -> list[str]:
@@ -121,7 +125,9 @@ def _remarks(study: Study, found: Mapping[str, Any]) -> list[str]:
     tests = "a test set" if "test" in found["setting"]["rows"] else "the other half of the validation rows"
     usual = [f"Thresholds come from rows that are not reported; those reported are {tests}."]
     if any(None in row["readings"] for row in found["rows"]):
-        usual.append('"none": no threshold does what is asked on the rows that choose.')
+        usual.append(
+            f'"none": no threshold does what is asked on the rows that choose, or comes within {FAR:.1%} of the cost.'
+        )
     return [f"- {note}" for note in (*usual, *study.notes)]
 
 

@@ -62,7 +62,7 @@ STUDY = Study(
     trainings=(TWO_STAGE, JOINT, ATTENTION, EQUILIBRIUM, ALTERNATING, BYPASS),
     pace="Patience",
     notes=(
-        "Figure 2 compares the policies as curves without numbers; they are read at PABEE's savings.",
+        "Figure 2 compares the policies as curves without numbers; here they are read at Patience's savings.",
         "Left out: single exits (a model for each layer), Global Past-Future, the learned gate, and the paper's own "
         "three data sets, which are not public.",
     ),

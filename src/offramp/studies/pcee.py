@@ -56,7 +56,7 @@ STUDY = Study(
     pace="PABEE",
     notes=(
         "As in the paper the others are brought to the savings that PABEE can have, which come in steps; Budgeted has "
-        "steps of its own.",
+        'steps of its own. Where PABEE is far off ("none"), they are brought to what is asked.',
         "BERxiT's gate needs a training of its own, as in the paper. The paper prints 0.1232 for it on CoLA at 50%.",
         "PCEE-BERT-v1 is section 4.6.1 (no figures printed), DGE is BADGE's policy on the same model.",
         "With two classes BranchyNet and Shallow-Deep are one policy, and so are PCEE-BERT and PCEE-BERT-v1.",
