@@ -31,8 +31,8 @@ FAR = 0.125
 """What is farther from what is asked for, in share of the cost, is no answer."""
 
 Figures = dict[str, float]
-"""score, mean_exit, saving, speedup; macs_ratio where it is asked for; relative to the plain model's score, 1 = as good,
-where that is above 0."""
+"""score, mean_exit, saving, speedup; relative (1 = as good as the plain model), where that scores above 0; macs_ratio,
+where it is asked for."""
 
 
 @dataclass(frozen=True)
