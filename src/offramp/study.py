@@ -24,6 +24,9 @@ from offramp.runs import Trained
 from offramp.studies.base import AS_IT_IS, Ask, Saving, Study, System, Training
 from offramp.values import REGRESSION
 
+Models = Mapping[tuple[str, int], Model]
+"""By training and seed."""
+
 LEVEL, DELTA = 0.05, 0.05
 """Of the promise that is asked of every policy."""
 
@@ -77,75 +80,52 @@ def examine(
         metrics: the score is their mean; None = the usual one.
         pairs: the texts of the validation rows, to hold confidence against BLEU; None = do not.
     """
-    regression = _kind(study, runs, seeds[0]) == REGRESSION
-    models = {key: _model(study, runs, key, metrics) for key in _keys(study, seeds, regression)}
-    systems = study.systems_for(regression)
-    rows = [
-        row for each in zip(*(_seed(study, systems, models, seed) for seed in seeds), strict=True) for row in [each]
-    ]
+    plain = runs[study.plain.name, seeds[0]]
+    regression = plain.traces["validation"].problem_type == REGRESSION
+    systems, trainings = study.systems_for(regression), study.all_trainings(regression)
+    priced = "macs_ratio" in study.shows
+    models = {
+        (training.name, seed): model_of(runs[training.name, seed], runs[study.plain.name, seed], metrics, priced)
+        for training in trainings
+        for seed in seeds
+    }
+    one = models[study.plain.name, seeds[0]]
+    rows = zip(*(_seed(study, systems, models, seed) for seed in seeds), strict=True)
     return {
         "study": study.name,
         "source": study.source,
         "seeds": list(seeds),
         "shows": list(study.shows),
-        "rows_that_choose": len(models[study.plain.name, seeds[0]].chooses.trace),
-        "rows_reported": len(models[study.plain.name, seeds[0]].reports.trace),
-        "depth": models[study.plain.name, seeds[0]].reports.depth,
-        "metrics": [metric_for(models[study.plain.name, seeds[0]].reports.trace, metric)[0] for metric in metrics],
-        "exits": [_exits(training, models, seeds) for training in study.all_trainings(regression)],
+        "rows_that_choose": len(one.chooses.trace),
+        "rows_reported": len(one.reports.trace),
+        "depth": one.reports.depth,
+        "metrics": [metric_for(one.reports.trace, metric)[0] for metric in metrics],
+        "exits": [_exits(training, models, seeds) for training in trainings],
         "rows": [Told(each[0][0], each[0][1], tuple(reading for *_, reading in each)).to_json() for each in rows],
-        "reached": [
-            _reached(system, models, seeds)
-            for system in systems
-            if _policies(system, models[study.plain.name, seeds[0]])
-        ],
-        "analyses": [
-            _analysis(training, runs, seeds, pairs)
-            for training in study.all_trainings(regression)
-            if not training.alone
-        ],
+        "reached": [_reached(system, models, seeds) for system in systems if _policies(system, one)],
+        "analyses": [_analysis(training, runs, seeds, pairs) for training in trainings if not training.alone],
         "promises": [] if regression else [_promise(system, models, seeds) for system in systems if _leaves(system)],
     }
 
 
-def _kind(study: Study, runs: Mapping[tuple[str, int], Trained], seed: int) -> str:
-    return str(runs[study.plain.name, seed].traces["validation"].problem_type)
-
-
-def _keys(study: Study, seeds: Sequence[int], regression: bool) -> list[tuple[str, int]]:
-    return [(training.name, seed) for training in study.all_trainings(regression) for seed in seeds]
-
-
-def _model(
-    study: Study, runs: Mapping[tuple[str, int], Trained], key: tuple[str, int], metrics: tuple[str | None, ...]
-) -> Model:
-    return model_of(runs[key], runs[study.plain.name, key[1]], metrics, "macs_ratio" in study.shows)
-
-
-def _seed(
-    study: Study, systems: Sequence[System], models: Mapping[tuple[str, int], Model], seed: int
-) -> list[tuple[str, str, Reading | None]]:
+def _seed(study: Study, systems: Sequence[System], models: Models, seed: int) -> list[tuple[str, str, Reading | None]]:
     """System, label of the ask, and what came of it, for one seed."""
     plain = models[study.plain.name, seed]
-    scores = {
-        part: plain_part.exits()[-1] for part, plain_part in (("chooses", plain.chooses), ("reports", plain.reports))
-    }
+    wanted, whole = plain.chooses.exits()[-1], plain.reports.exits()[-1]
     found, paces = [], _paces(study, systems, models, seed)
     for system in systems:
         model = models[system.training.name, seed]
         policies = _policies(system, model)
         seen = options(model.chooses, policies) if policies else []
         for ask in study.asks if policies else (None,):
-            option = None if ask is None else pick(paces.get(ask, ask), seen, scores["chooses"])
+            option = None if ask is None else pick(paces.get(ask, ask), seen, wanted)
             missing = ask is not None and option is None
-            reading = None if missing else Reading(option, read(model.reports, option, scores["reports"]))
+            reading = None if missing else Reading(option, read(model.reports, option, whole))
             found.append((system.name, AS_IT_IS if ask is None else ask.label, reading))
     return found
 
 
-def _paces(
-    study: Study, systems: Sequence[System], models: Mapping[tuple[str, int], Model], seed: int
-) -> dict[Ask, Ask]:
+def _paces(study: Study, systems: Sequence[System], models: Models, seed: int) -> dict[Ask, Ask]:
     """What each ask for savings becomes where one system sets the pace."""
     leader = next((system for system in systems if system.name == study.pace), None)
     if leader is None:
@@ -162,7 +142,7 @@ def _policies(system: System, model: Model) -> tuple[Mapping[str, Any], ...]:
     return system.policies
 
 
-def _exits(training: Training, models: Mapping[tuple[str, int], Model], seeds: Sequence[int]) -> dict[str, Any]:
+def _exits(training: Training, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
     scores = [models[training.name, seed].reports.exits() for seed in seeds]
     averages, bests = [sum(each) / len(each) for each in scores], [max(each) for each in scores]
     return {
@@ -181,7 +161,7 @@ def _leaves(system: System) -> bool:
     return bool(system.policies) and system.policies[0]["name"] != "fixed"
 
 
-def _promise(system: System, models: Mapping[tuple[str, int], Model], seeds: Sequence[int]) -> dict[str, Any]:
+def _promise(system: System, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
     """Where a guarantee puts a system's first policy: on the rows that choose, then what it does on the others."""
     found = []
     for seed in seeds:
@@ -204,7 +184,7 @@ def _promise(system: System, models: Mapping[tuple[str, int], Model], seeds: Seq
     }
 
 
-def _reached(system: System, models: Mapping[tuple[str, int], Model], seeds: Sequence[int]) -> dict[str, Any]:
+def _reached(system: System, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
     """The mean exit layers that a system can be set to, on the rows that choose: ends, number and widest gap.
 
     PCEE-BERT's figure 8 has them at 100 thresholds a patience; here are all that differ.
