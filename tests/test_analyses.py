@@ -60,15 +60,16 @@ def test_confidence_against_bleu() -> None:
     overlap = bleu(pairs)
     assert (overlap[:4].diff() > 0).all()
     rising = overlap[:4].float() / 100
-    logits = torch.stack((torch.cat((torch.zeros(4), rising)), torch.cat((rising, torch.zeros(4)))), dim=-1)
-    # exit 1: rows 0 to 3 are answered 1, surer with BLEU, and 4 to 7 likewise 0; exit 2: all are answered 1
+    logits = torch.stack((torch.cat((torch.zeros(4), rising.flip(0))), torch.cat((rising, torch.zeros(4)))), dim=-1)
+    # exit 1: rows 0 to 3 are answered 1, surer with BLEU, and 4 to 7 are answered 0, less sure; exit 2: all 1
     trace = Trace(torch.stack((logits, torch.tensor([0.0, 1.0]).expand(8, 2))))
 
     zero, one = bleu_confidence(trace, pairs)[0].tolist()
 
     sure = rising.double().sigmoid()
-    wanted = torch.corrcoef(torch.stack((overlap[:4], sure)))[0, 1].item()
-    assert (zero, one) == pytest.approx((wanted, wanted))
+    wanted = [torch.corrcoef(torch.stack((overlap[:4], each)))[0, 1].item() for each in (sure.flip(0), sure)]
+    assert (zero, one) == pytest.approx(wanted)
+    assert zero < 0 < one
     assert bleu_confidence(trace, pairs)[1].isnan().all()  # nobody is answered 0, and confidence does not vary
 
 
