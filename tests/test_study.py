@@ -93,6 +93,9 @@ def test_the_pace_is_that_of_one_system() -> None:
     for ask in asks:
         pace, other = (readings[name, ask]["option"]["figures"]["saving"] for name in ("PABEE", "PCEE-BERT"))
         assert other == pytest.approx(pace, abs=0.02)
+        ours, theirs = (readings[name, ask]["figures"]["score"] for name in ("PCEE-BERT", "PABEE"))
+        (ahead,) = (row for row in found["ahead"] if (row["system"], row["ask"]) == ("PCEE-BERT", ask))
+        assert ahead["seeds"] == [ahead["middle"]] == [pytest.approx(ours - theirs)]
     free = examine(replace(study, pace=None), runs, [0])
     savings = [row["readings"][0] for row in free["rows"] if (row["system"], row["ask"]) == ("PCEE-BERT", "25% saved")]
     assert savings[0]["option"]["figures"]["saving"] == pytest.approx(0.25, abs=0.02)

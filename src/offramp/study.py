@@ -90,7 +90,8 @@ def examine(
         for seed in seeds
     }
     one = models[study.plain.name, seeds[0]]
-    rows = zip(*(_seed(study, systems, models, seed) for seed in seeds), strict=True)
+    by_seed = zip(*(_seed(study, systems, models, seed) for seed in seeds), strict=True)
+    rows = [Told(each[0][0], each[0][1], tuple(reading for *_, reading in each)) for each in by_seed]
     return {
         "study": study.name,
         "source": study.source,
@@ -101,7 +102,8 @@ def examine(
         "depth": one.reports.depth,
         "metrics": [metric_for(one.reports.trace, metric)[0] for metric in metrics],
         "exits": [_exits(training, models, seeds) for training in trainings],
-        "rows": [Told(each[0][0], each[0][1], tuple(reading for *_, reading in each)).to_json() for each in rows],
+        "rows": [row.to_json() for row in rows],
+        "ahead": _ahead(study, rows),
         "reached": [_reached(system, models, seeds) for system in systems if _policies(system, one)],
         "analyses": [_analysis(training, runs, seeds, pairs) for training in trainings if not training.alone],
         "promises": [] if regression else [_promise(system, models, seeds) for system in systems if _leaves(system)],
@@ -122,6 +124,18 @@ def _seed(study: Study, systems: Sequence[System], models: Models, seed: int) ->
             missing = ask is not None and option is None
             reading = None if missing else Reading(option, read(model.reports, option, whole))
             found.append((system.name, AS_IT_IS if ask is None else ask.label, reading))
+    return found
+
+
+def _ahead(study: Study, rows: Sequence[Told]) -> list[dict[str, Any]]:
+    """How much each system's score is above that of the one that sets the pace, for each seed that has both."""
+    leader = {row.ask: row.readings for row in rows if row.system == study.pace}
+    found = []
+    for row in rows:
+        pairs = zip(row.readings, leader.get(row.ask, ()), strict=False)
+        ahead = [one.figures["score"] - other.figures["score"] for one, other in pairs if one and other]
+        if ahead and row.system != study.pace:
+            found.append({"system": row.system, "ask": row.ask, "seeds": ahead, "middle": median(ahead)})
     return found
 
 

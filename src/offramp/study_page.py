@@ -58,6 +58,7 @@ def page(study: Study, found: Mapping[str, Any], data: str | None) -> str:
         [f"# {study.name}: the paper's comparison on {found['setting']['data'].get('train', 'these rows')}", ""],
         [f"{study.source}.", "", *_setting(found), ""],
         ["## The comparison", "", *_comparison(study, found, data), "", *_remarks(study, found), ""],
+        [f"## Ahead of {study.pace}, seed by seed", "", *_ahead(study, found), ""] if found["ahead"] else [],
         ["## Every exit", "", *_exits(study, found, data), ""],
         ["## What policies can be set to", "", *_reached(found), ""] if found["reached"] else [],
         ["## With a guarantee", "", *_promises(found), ""] if found["promises"] else [],
@@ -71,7 +72,7 @@ def _setting(found: Mapping[str, Any]) -> list[str]:
     setting, rows, seeds = found["setting"], found["setting"]["rows"], len(found["seeds"])
     recipe = setting["recipe"]
     where = f"{setting['backbone']}, {found['depth']} layers, {setting['pooling']} pooling"
-    many = f"{recipe['num_train_epochs']:g} epochs, batches of {recipe['per_device_train_batch_size']}"
+    many = f"epochs {recipe['num_train_epochs']:g}, batches of {recipe['per_device_train_batch_size']}"
     cut = f", texts cut to {setting['max_length']} tokens" if setting["max_length"] else ""
     narrow = ", bfloat16" if recipe["bf16"] else ""
     spread = f"Median of {seeds} seeds, with the lowest and the highest." if seeds > 1 else "One seed."
@@ -129,6 +130,18 @@ def _remarks(study: Study, found: Mapping[str, Any]) -> list[str]:
             f'"none": no threshold does what is asked on the rows that choose, or comes within {FAR:.1%} of the cost.'
         )
     return [f"- {note}" for note in (*usual, *study.notes)]
+
+
+def _ahead(study: Study, found: Mapping[str, Any]) -> list[str]:
+    labels = list(dict.fromkeys(row["ask"] for row in found["ahead"]))
+    cells = {
+        (row["system"], row["ask"]): " ".join(f"{100 * each:+.1f}" for each in row["seeds"]) for row in found["ahead"]
+    }
+    lines = [
+        [system, *(cells.get((system, label), "none") for label in labels)]
+        for system in dict.fromkeys(row["system"] for row in found["ahead"])
+    ]
+    return [*_table(["system", *labels], lines), "", "Points of the score, on the same rows; each at its own savings."]
 
 
 def _exits(study: Study, found: Mapping[str, Any], data: str | None) -> list[str]:
