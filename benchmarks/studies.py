@@ -1,19 +1,22 @@
 """The comparisons of PABEE and PCEE-BERT with the default encoder: `offramp study` on the runs of `training.py`.
 
     python benchmarks/training.py --tasks sst2,mrpc,cola,clinc150,sick --objectives weighted --depths 6
-    python benchmarks/training.py --tasks sick --objectives weighted --depths 6 --single
+    python benchmarks/training.py --tasks sst2 --objectives weighted --depths 12 --seeds 0
+    python benchmarks/training.py --tasks sst2,clinc150 --objectives weighted-gate --depths 6
+    python benchmarks/training.py --tasks sst2,sick --objectives single-3,single-4,single-6 --depths 6
     python benchmarks/studies.py
 
 Nothing is trained here: what `offramp study` would train is taken from the runs that `training.py` left, a study's
-training by the objective that does the same (`TRAININGS`; exits are linear, as the papers write). A case takes the
-seeds whose runs are there. Pages go to `benchmarks/results/study_*.md`, with their figures beside them as JSON. Two
-minutes on one core.
+training by the objective that does the same (`TRAININGS`; exits are linear, as the papers write). What has no runs is
+left out, and said. Pages go to `benchmarks/results/study_*.md`, with their figures beside them as JSON; what is to be
+made of them is in `studies_reading.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +26,26 @@ from offramp.config import MultiExitConfig
 from offramp.encoder import default_encoder, encoder_name
 from offramp.registry import load_study
 from offramp.runs import Trained
-from offramp.studies.base import Study, System, Training
+from offramp.studies.base import Study, Training
 from offramp.studies.pabee import NINE, SIX, WEIGHTED, WHOLE
+from offramp.studies.pcee import GATED
 from offramp.study import examine
 from offramp.study_page import data_set_of, page
 from offramp.values import Trace
-from training import TASKS, Cell, examples_of
+from training import REGRESSIONS, TASKS, Cell, examples_of
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
-TRAININGS = {WEIGHTED.name: "weighted", WHOLE.name: "single-6", NINE.name: "single-4", SIX.name: "single-3"}
+TRAININGS = {
+    WEIGHTED.name: "weighted",
+    GATED.name: "weighted-gate",
+    WHOLE.name: "single-6",
+    NINE.name: "single-4",
+    SIX.name: "single-3",
+}
 """A study's training -> the objective of `training.py`."""
-LAST_EXIT = "The full model is the last exit of the weighted training; no model was trained for it alone"
-LINEAR = "Exits are linear, as the paper writes, and not poolers, as in its code. Left out for lack of runs: "
+LAST_EXIT = "The full model is the last exit of the weighted training; no model was trained for it alone."
+LINEAR = "Exits are linear, as the paper writes, and not poolers as in its code."
 
 
 @dataclass(frozen=True)
@@ -46,38 +56,17 @@ class Case:
         task: a name of `training.TASKS`.
         depth: layers; 12 = the default encoder's six, each twice.
         studies: names.
-        alone: whether there are models with one exit, whole and cut; else those systems are left out.
         pairs: whether confidence is held against BLEU.
     """
 
     task: str
     depth: int
     studies: tuple[str, ...]
-    alone: bool = False
     pairs: bool = False
 
-    def load(self, name: str) -> Study:
-        """A study as far as there are runs for it, its trainings called like the runs."""
-        study = load_study(name)
-        systems = [each for each in study.systems if self.has(each)]
-        left = [each.name for each in study.systems if each not in systems]
-        plain, notes = study.plain, (LINEAR + (", ".join(left) or "nothing"),)
-        if not self.alone:
-            systems[0], plain, notes = replace(systems[0], training=WEIGHTED), WEIGHTED, (LAST_EXIT, *notes)
-        called = tuple(replace(each, training=as_run(each.training)) for each in systems)
-        return replace(
-            study, systems=called, plain=as_run(plain), notes=(*study.notes, *(f"{note}." for note in notes))
-        )
-
-    def has(self, system: System) -> bool:
-        """Whether there are runs for a system; the full model comes first, and can be had from the last exit."""
-        name = system.training.name
-        return name in TRAININGS and (self.alone or name not in (NINE.name, SIX.name))
-
-
-def as_run(training: Training) -> Training:
-    """What a study's training is in `training.py`."""
-    return replace(training, name=TRAININGS[training.name], exits={})
+    def cell(self, training: Training, seed: int) -> Cell:
+        """The run of `training.py`."""
+        return Cell(self.task, training.name, self.depth, seed)
 
 
 CASES = {
@@ -85,15 +74,41 @@ CASES = {
     "mrpc": Case("mrpc", 6, ("pcee",), pairs=True),
     "cola": Case("cola", 6, ("pcee",)),
     "clinc150": Case("clinc150", 6, ("pcee",)),
-    "sick": Case("sick", 6, ("pabee",), alone=True),
+    "sick": Case("sick", 6, ("pabee",)),
     "sst2-12": Case("sst2", 12, ("pcee",)),
 }
 
 
-def cells(case: Case, study: Study, seed: int) -> dict[str, Cell]:
-    """The runs of `training.py` that a study needs, by the name of its training."""
-    needed = study.all_trainings(TASKS[case.task].metrics == ("pearson",))
-    return {each.name: Cell(case.task, each.name, case.depth, seed) for each in needed}
+def as_run(training: Training) -> Training:
+    """What a study's training is in `training.py`."""
+    return replace(training, name=TRAININGS[training.name], exits={})
+
+
+DEPTH_WEIGHTED = as_run(WEIGHTED)
+
+
+def load(case: Case, name: str, seeds: Sequence[int], runs: Path) -> Study:
+    """A study as far as there are runs for it."""
+    study = load_study(name)
+    known = [replace(each, training=as_run(each.training)) for each in study.systems]
+    systems = [each for each in known if there(case, each.training, seeds, runs)]
+    left = [each.name for each in known[1:] if each not in systems]
+    notes = (*study.notes, LINEAR, *([f"Left out for lack of runs: {', '.join(left)}."] if left else []))
+    if known[0] in systems:
+        return replace(study, systems=tuple(systems), plain=as_run(study.plain), notes=notes)
+    first = replace(known[0], training=DEPTH_WEIGHTED)
+    return replace(study, systems=(first, *systems), plain=DEPTH_WEIGHTED, notes=(*notes, LAST_EXIT))
+
+
+def there(case: Case, training: Training, seeds: Sequence[int], runs: Path) -> bool:
+    """Whether a training has been run with all seeds."""
+    return all(case.cell(training, seed).file(runs).exists() for seed in seeds)
+
+
+def trained(case: Case, training: Training, seed: int, runs: Path) -> Trained:
+    """What `training.py` left of a run."""
+    trace = Trace.load(case.cell(training, seed).file(runs).with_suffix(".safetensors"))
+    return Trained({"validation": trace}, MultiExitConfig(), 0.0, 0.0)
 
 
 def setting(case: Case, cell: Cell, runs: Path) -> dict[str, Any]:
@@ -111,21 +126,13 @@ def setting(case: Case, cell: Cell, runs: Path) -> dict[str, Any]:
     }
 
 
-def report(name: str, case: Case, study: Study, given: argparse.Namespace) -> None:
+def report(name: str, case: Case, study_name: str, given: argparse.Namespace) -> None:
     """Write a page, with the seeds that are there."""
-    wanted = {seed: cells(case, study, seed) for seed in SEEDS}
-    seeds = [seed for seed, each in wanted.items() if all(cell.file(given.runs).exists() for cell in each.values())]
-    if not seeds:
-        print(f"{study.name} on {name}: no seed has all the runs {', '.join(wanted[SEEDS[0]])}")
-        return
-    runs = {
-        (training, seed): Trained(
-            {"validation": Trace.load(cell.file(given.runs).with_suffix(".safetensors"))}, MultiExitConfig(), 0.0, 0.0
-        )
-        for seed in seeds
-        for training, cell in wanted[seed].items()
-    }
-    cell = wanted[seeds[0]][TRAININGS[WEIGHTED.name]]
+    seeds = [seed for seed in SEEDS if case.cell(DEPTH_WEIGHTED, seed).file(given.runs).exists()]
+    study = load(case, study_name, seeds, given.runs)
+    trainings = study.all_trainings(TASKS[case.task].metrics == REGRESSIONS)
+    runs = {(each.name, seed): trained(case, each, seed, given.runs) for each in trainings for seed in seeds}
+    cell = case.cell(DEPTH_WEIGHTED, seeds[0])
     pairs = examples_of(cell, given.data, None)[1].texts if case.pairs else None
     found = examine(study, runs, seeds, TASKS[case.task].metrics, pairs)
     found |= {"setting": setting(case, cell, given.runs), "about": provenance()}
@@ -144,7 +151,7 @@ def main() -> None:
     given = parser.parse_args()
     for name in given.cases:
         for study in CASES[name].studies:
-            report(name, CASES[name], CASES[name].load(study), given)
+            report(name, CASES[name], study, given)
 
 
 if __name__ == "__main__":
