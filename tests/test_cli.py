@@ -22,7 +22,19 @@ from offramp.registry import POLICIES
 from offramp.values import POINTS_FILE, Trace
 from tiny import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, tiny_tokenizer
 
-COMMANDS = ("bench", "calibrate", "demo", "evaluate", "export", "info", "predict", "record", "report", "train")
+COMMANDS = (
+    "bench",
+    "calibrate",
+    "demo",
+    "evaluate",
+    "export",
+    "info",
+    "predict",
+    "record",
+    "report",
+    "study",
+    "train",
+)
 
 
 def offramp(*arguments: Any, given: str | None = None) -> Result:

@@ -14,6 +14,7 @@ from offramp.commands.export import bench, export
 from offramp.commands.info import info
 from offramp.commands.predict import predict
 from offramp.commands.report import report
+from offramp.commands.study import study
 from offramp.commands.train import demo, train
 from offramp.errors import OfframpError
 
@@ -45,5 +46,5 @@ def main() -> None:
     logger.setLevel(logging.INFO)
 
 
-for command in (demo, train, record, calibrate, evaluate, predict, export, bench, report, info):
+for command in (demo, train, record, calibrate, evaluate, predict, export, bench, report, study, info):
     main.add_command(command)

@@ -12,6 +12,7 @@ from torch import Tensor
 from offramp.areas import read
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluate import labels_of, layerwise, measure, metric_for
+from offramp.fitting import fit_usual
 from offramp.hashes import digest
 from offramp.latency import CostTable
 from offramp.page.decision import Case, Decision, decide, policy_name, promise
@@ -176,7 +177,7 @@ def rivals(seen: Comparison, policy: str, told: Measured) -> str:
     found = {
         name: [read(band.mean_exits, values, told.mean_exit) for values in (band.scores, band.low, band.high)]
         for name, band in seen.bands.items()
-        if name != policy
+        if name.split(",")[0] != policy
     }
     there = {name: [value for value in values if value is not None] for name, values in found.items()}
     there = {name: values for name, values in there.items() if values}
@@ -194,11 +195,11 @@ def rivals(seen: Comparison, policy: str, told: Measured) -> str:
 
 def _found_here(trace: Trace, metric: str | None) -> OperatingPoint:
     """The point that would be saved if these rows chose it."""
-    policy = usual_policy(str(trace.problem_type))
+    policy, rows = fit_usual(trace)
     try:
-        return calibrate(trace, policy, Target(max_drop=USUAL_DROP), metric)
+        return calibrate(rows, policy, Target(max_drop=USUAL_DROP), metric)
     except CannotReach:
-        return OperatingPoint({"name": policy}, (math.inf,) * (trace.depth - 1))
+        return OperatingPoint({"name": usual_policy(str(trace.problem_type))}, (math.inf,) * (trace.depth - 1))
 
 
 def _chosen_here(trace: Trace, point: OperatingPoint) -> bool:
