@@ -17,9 +17,6 @@ import dataclasses
 import fcntl
 import json
 import math
-import random
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +25,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import offramp
 import training_report
@@ -40,8 +37,7 @@ from offramp.loading import load_encoder, load_tokenizer
 from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective
 from offramp.registry import load_objective
-from offramp.tracing import record
-from offramp.training import fit, token_rows
+from offramp.runs import drawn, train_and_record
 from offramp.values import Trace
 
 
@@ -84,6 +80,8 @@ BYPASSES = {  # the paper's, and those of its ablation of rank and placement
     "bypass-64": offramp.Bypass(rank=64),
     "bypass-ffn": offramp.Bypass(rank=16, placement="ffn"),
 }
+GATED = "weighted-gate"
+"""Weighted with BERxiT's gate: for `studies.py`."""
 DEEP_OBJECTIVES = ("weighted", "alternating", "two-stage")
 LEARNING_RATE = 1e-4
 REGRESSIONS = ("pearson",)
@@ -126,6 +124,8 @@ def ingredients(cell: Cell) -> tuple[Objective, dict[str, Any], int]:
         return load_objective("last"), {"exit_layers": [int(layer)]}, int(layer)
     if name in BYPASSES:
         return load_objective("joint"), {"bypass": BYPASSES[name]}, cell.depth
+    if name == GATED:
+        return load_objective("weighted"), {"certainty": True}, cell.depth
     return load_objective(name), {}, cell.depth
 
 
@@ -158,26 +158,17 @@ def scaled(examples: Examples, middle: float, spread: float) -> Examples:
     return dataclasses.replace(examples, labels=[(value - middle) / spread for value in examples.labels])
 
 
-def drawn(examples: Examples, count: int) -> Examples:
-    """So many rows at random, the same ones each time; all of them, as they are, where there are no more."""
-    if count >= len(examples):
-        return examples
-    rows = random.Random(0).sample(range(len(examples)), count)
-    return dataclasses.replace(
-        examples, texts=[examples.texts[row] for row in rows], labels=[examples.labels[row] for row in rows]
-    )
-
-
 def train(cell: Cell, given: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> None:
     """Train one model, score its exits, keep scores and trace, forget the weights."""
     task = TASKS[cell.task]
     tokenizer.model_max_length = task.max_length
     learn, held_out = examples_of(cell, given.data, given.limit)
-    set_seed(cell.seed)
     objective, shape, kept = ingredients(cell)
-    outputs = len(learn.label_names) or 1
-    encoder = encoder_of(cell.depth, kept)
-    model = MultiExitModel.from_backbone(encoder, outputs, problem_type=learn.problem_type, pooling="mean", **shape)
+
+    def build() -> MultiExitModel:
+        encoder, outputs = encoder_of(cell.depth, kept), len(learn.label_names) or 1
+        return MultiExitModel.from_backbone(encoder, outputs, problem_type=learn.problem_type, pooling="mean", **shape)
+
     recipe = {
         "num_train_epochs": task.epochs,
         "per_device_train_batch_size": task.batch_size,
@@ -185,33 +176,29 @@ def train(cell: Cell, given: argparse.Namespace, tokenizer: PreTrainedTokenizerB
         "bf16": True,
     }
     target = cell.file(given.runs)
-    scratch = target.with_suffix(".scratch")
-    started, started_cpu = time.perf_counter(), time.process_time()
-    fit(model, tokenizer, scratch, learn, objective=objective, seed=cell.seed, save_strategy="no", **recipe)
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
-    shutil.rmtree(scratch)
-    trace = record(model, token_rows(held_out, tokenizer, task.max_length))
+    scratch, rows = target.with_suffix(".scratch"), {"validation": held_out}
+    whole = {**recipe, "save_strategy": "no"}
+    trained = train_and_record(build, tokenizer, scratch, learn, rows, objective, cell.seed, whole)
+    trace = trained.traces["validation"]
     trace.save(target.with_suffix(".safetensors"))
     found = {
         **dataclasses.asdict(cell),
-        "layers": model.layers,
+        "layers": trace.layer_numbers,
         "scores": scores(trace, task.metrics),
         "metrics": task.metrics,
         "rows": len(learn),
         "reported_rows": len(held_out),
         "stages": len(objective.stages),
         "steps": len(objective.stages) * task.epochs * math.ceil(len(learn) / task.batch_size),
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
+        "seconds": trained.seconds,
+        "cpu_seconds": trained.cpu_seconds,
         "recipe": {**recipe, "exit_learning_rate": 1e-3, "max_length": task.max_length, "pooling": "mean"},
     }
     unfinished = target.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(found, indent=2) + "\n")
     unfinished.replace(target)
-    print(
-        f"{cell.task} {target.stem}: {' '.join(f'{score:.3f}' for score in found['scores'])}  {cpu_seconds:.0f} s",
-        flush=True,
-    )
+    shown = " ".join(f"{score:.3f}" for score in found["scores"])
+    print(f"{cell.task} {target.stem}: {shown}  {trained.cpu_seconds:.0f} s", flush=True)
 
 
 def scores(trace: Trace, metrics: tuple[str, ...]) -> list[float]:

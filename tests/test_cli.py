@@ -22,7 +22,19 @@ from offramp.registry import POLICIES
 from offramp.values import POINTS_FILE, Trace
 from tiny import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, tiny_tokenizer
 
-COMMANDS = ("bench", "calibrate", "demo", "evaluate", "export", "info", "predict", "record", "train")
+COMMANDS = (
+    "bench",
+    "calibrate",
+    "demo",
+    "evaluate",
+    "export",
+    "info",
+    "predict",
+    "record",
+    "report",
+    "study",
+    "train",
+)
 
 
 def offramp(*arguments: Any, given: str | None = None) -> Result:
@@ -526,3 +538,21 @@ def test_record_calibrate_and_evaluate_take_an_engine(folder: Path, tmp_path: Pa
         scores = json.loads(offramp("evaluate", folder, *data, "--engine", engine, "--json").stdout)
         assert scores == json.loads(offramp("evaluate", folder, "--trace", trace, "--json").stdout)
     assert Predictor.load(folder).engine.name == "onnx-int8"  # what the point was measured with
+
+
+def test_report_writes_one_page_and_says_the_decision(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("altair", reason="the page's charts need offramp[report]")
+    page = tmp_path / "report.html"
+    asked = ("report", place / "model", "--data", place / "validation.jsonl", "-o", page)
+    told = json.loads(offramp(*asked, "--json").stdout)
+    assert told["page"] == str(page)
+    html = page.read_text(encoding="utf-8")
+    assert told["decision"]["headline"] in html
+    assert "ms where all layers take" in html
+    assert weights_digest(place / "model") in html
+    page.unlink()
+    result = offramp(*asked, "--no-timing", "--operating-point", "slow")
+    assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
+    assert "no saved operating point 'slow'" in result.output
+    assert offramp(*asked, "--no-timing").output.splitlines()[-1] == str(page)
+    assert "Milliseconds were not measured" in page.read_text(encoding="utf-8")

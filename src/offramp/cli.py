@@ -13,6 +13,8 @@ from offramp.commands.evaluate import evaluate
 from offramp.commands.export import bench, export
 from offramp.commands.info import info
 from offramp.commands.predict import predict
+from offramp.commands.report import report
+from offramp.commands.study import study
 from offramp.commands.train import demo, train
 from offramp.errors import OfframpError
 
@@ -44,5 +46,5 @@ def main() -> None:
     logger.setLevel(logging.INFO)
 
 
-for command in (demo, train, record, calibrate, evaluate, predict, export, bench, info):
+for command in (demo, train, record, calibrate, evaluate, predict, export, bench, report, study, info):
     main.add_command(command)

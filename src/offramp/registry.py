@@ -16,6 +16,7 @@ from offramp.errors import InvalidInput, UnknownName, UnsupportedBackbone
 if TYPE_CHECKING:
     from offramp.objectives.base import Objective
     from offramp.policies.base import Policy
+    from offramp.studies.base import Study
 
 POLICIES = {
     "certainty": "offramp.policies.certainty:Certainty",
@@ -49,6 +50,14 @@ OBJECTIVES = {
     "self-distillation": "offramp.objectives.distillation:SelfDistillation",
     "two-stage": "offramp.objectives.staged:TwoStage",
     "weighted": "offramp.objectives.joint:Weighted",
+}
+
+STUDIES = {
+    "badge": "offramp.studies.badge:STUDY",
+    "berxit": "offramp.studies.berxit:STUDY",
+    "mpee": "offramp.studies.mpee:STUDY",
+    "pabee": "offramp.studies.pabee:STUDY",
+    "pcee": "offramp.studies.pcee:STUDY",
 }
 
 BACKBONES = {  # transformers' model_type -> the class that cuts it at its layers
@@ -143,6 +152,17 @@ def load_objective(name: str, **parameters: Any) -> Objective:
     """
     objective: Objective = _build(OBJECTIVES, name, parameters)
     return objective
+
+
+def load_study(name: str) -> Study:
+    """A paper's comparison by name, e.g. "pcee".
+
+    Raises:
+        UnknownName: no such study.
+    """
+    found: Any = load(STUDIES, name)
+    study: Study = found
+    return study
 
 
 def policy_data(policy: Policy) -> dict[str, Any]:

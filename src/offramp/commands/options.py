@@ -32,6 +32,34 @@ def column_options(command: Command) -> Command:
     return command
 
 
+def learning_options(command: Command) -> Command:
+    """What is learnt from, and how: data, encoder and recipe, of commands that train."""
+    above_zero = click.FloatRange(min=0, min_open=True)
+    tasks = click.Choice(["classification", "multi-label", "regression"])
+    encoder = "A hub name or a folder.  [default: the encoder that offramp[demo] brings]"
+    length = "Tokens a text.  [default: what the encoder takes]"
+    for option in (
+        click.option("--bf16", is_flag=True, help="Train in bfloat16: faster where the processor has it."),
+        click.option("--max-length", type=click.IntRange(min=2), help=length),
+        click.option("--learning-rate", type=above_zero, default=1e-4, show_default=True),
+        click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
+        click.option("--epochs", type=above_zero, default=5, show_default=True),
+        click.option("--pooling", type=click.Choice(["first", "mean"]), default="mean", show_default=True),
+        click.option("--task", type=tasks, default="classification", show_default=True),
+        click.option("--backbone", help=encoder),
+        click.option("--validation", "validation_source", required=True, metavar="FILE", help="Chooses thresholds."),
+        click.option(
+            "--train",
+            "train_source",
+            required=True,
+            metavar="FILE",
+            help="csv, tsv, jsonl, parquet, or a data set's name.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def engine_option(command: Command) -> Command:
     """--engine, of commands that record."""
     told = "What runs the model; the others run what `offramp export` wrote."

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from offramp.commands.options import FILE, FOLDER, columns_of, quiet
+from offramp.commands.output import finished_only
 from offramp.engine.about import ENGINES
 
 
@@ -52,18 +50,6 @@ def predict(
     predictor = Predictor.load(folder, engine, point)
     rows = read_rows(source, columns_of(given), split="test", labelled=False)
     answers = predictor.stream((row.text for row in rows), batch_size)
-    with _finished_only(output) as out:
+    with finished_only(output) as out:
         for told in tqdm(answers, desc="predict", unit="text", disable=None if output else True):
             out.write(json.dumps(told, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _finished_only(path: Path | None) -> Iterator[IO[str]]:
-    """A file that bears its name only once it is complete; None = standard output."""
-    if path is None:
-        yield sys.stdout
-        return
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        yield file
-    unfinished.replace(path)

@@ -12,7 +12,15 @@ from typing import Any
 
 import click
 
-from offramp.commands.options import FOLDER, Command, column_options, columns_of, json_option, quiet
+from offramp.commands.options import (
+    FOLDER,
+    Command,
+    column_options,
+    columns_of,
+    json_option,
+    learning_options,
+    quiet,
+)
 from offramp.commands.points import add_points, calibrated, tell
 from offramp.errors import CannotReach, InvalidInput
 from offramp.registry import OBJECTIVES
@@ -32,7 +40,6 @@ def exit_options(command: Command) -> Command:
         click.option(
             "--exit-layers", metavar="2,4,6", help="Layers with an exit, the last among them.  [default: all]"
         ),
-        click.option("--pooling", type=click.Choice(["first", "mean"]), default="mean", show_default=True),
         click.option("--head", type=click.Choice(HEADS), default="linear", show_default=True),
         click.option("--freeze", is_flag=True, help="Keep a fine-tuned model as it is; only the early exits learn."),
         click.option("--objective", type=click.Choice(sorted(OBJECTIVES)), default="weighted", show_default=True),
@@ -62,28 +69,10 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
 
 
 @click.command()
-@click.option(
-    "--train",
-    "train_source",
-    required=True,
-    metavar="FILE",
-    help="csv, tsv, jsonl, parquet, or a data set's name.",
-)
-@click.option("--validation", "validation_source", required=True, metavar="FILE", help="Chooses the threshold.")
+@learning_options
 @click.option("-o", "--output", type=FOLDER, required=True, help="The model's folder.")
-@click.option("--backbone", help="A hub name or a folder.  [default: the encoder that offramp[demo] brings]")
 @click.option("--layers", type=click.IntRange(min=1), help="Keep so many of the encoder's layers.  [default: all]")
-@click.option(
-    "--task",
-    type=click.Choice(["classification", "multi-label", "regression"]),
-    default="classification",
-    show_default=True,
-)
 @exit_options
-@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=5, show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-4, show_default=True)
-@click.option("--max-length", type=click.IntRange(min=2), help="Tokens a text.  [default: what the encoder takes]")
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 1),
@@ -92,7 +81,6 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
     help="Of the default operating point.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--bf16", is_flag=True, help="Train in bfloat16: faster where the processor has it.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @column_options
 @json_option

@@ -1,0 +1,153 @@
+"""What the papers say of their models besides speed, as functions of a trace; one needs texts, and one a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.batches import collate, length_sorted
+from offramp.choices import answer, choices
+from offramp.errors import InvalidInput, NotApplicable
+from offramp.evaluate import labels_of
+from offramp.model import MultiExitModel
+from offramp.values import SINGLE_LABEL, ExitOutput, Trace
+
+QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Overthinking:
+    """How sure and how wrong exits are, (L,) each (PABEE, figure 2b).
+
+    Attributes:
+        entropy: mean entropy of the answers in nats, by exit.
+        error: share of the rows answered wrong, by exit.
+        spoilt: share of all rows that some earlier exit answers right and the last one wrong.
+    """
+
+    entropy: Tensor
+    error: Tensor
+    spoilt: float
+
+
+def overthinking(trace: Trace) -> Overthinking:
+    """Whether deeper exits are surer without being right more often.
+
+    Raises:
+        InvalidInput: a trace without labels.
+        NotApplicable: a regression.
+
+    Source: Zhou et al., "BERT Loses Patience", NeurIPS 2020, section 3.1; the word is from Kaya et al., ICML 2019.
+    """
+    out = ExitOutput(trace.logits, problem_type=trace.problem_type)
+    log_p = choices(out)  # (L, N, G, K)
+    entropy = -(log_p.exp() * log_p).sum(dim=(-2, -1)).mean(dim=-1)
+    wanted = labels_of(trace).long().view(1, len(trace), -1)
+    right = (answer(out) == wanted).all(dim=-1)  # (L, N)
+    spoilt = right[:-1].any(dim=0) & ~right[-1]
+    return Overthinking(entropy, 1 - right.double().mean(dim=-1), spoilt.double().mean().item())
+
+
+def certainty_quartiles(trace: Trace) -> Tensor:
+    """Least, quartiles and largest of the learned certainty, (L, 5) (BERxiT, figure 7).
+
+    Raises:
+        InvalidInput: a trace of a model without a gate.
+    """
+    if trace.certainty is None:
+        raise InvalidInput("the trace has no certainty: its model has no gate")
+    return trace.certainty.double().quantile(torch.tensor(QUARTILES, dtype=torch.float64), dim=-1).T
+
+
+def bleu(pairs: Sequence[tuple[str, str]]) -> Tensor:
+    """BLEU-4 of the second text of each pair against the first, (N,) in 0..100, short texts by the orders they have.
+
+    Raises:
+        InvalidInput: sacrebleu is not installed.
+    """
+    try:
+        from sacrebleu import sentence_bleu
+    except ImportError:
+        raise InvalidInput("BLEU needs sacrebleu: pip install 'offramp[study]'") from None
+    return torch.tensor([sentence_bleu(second, [first]).score for first, second in pairs], dtype=torch.float64)
+
+
+def bleu_confidence(trace: Trace, pairs: Sequence[tuple[str, str]]) -> Tensor:
+    """Pearson's correlation of BLEU and confidence, (L, 2), of the rows answered 0 and of those answered 1.
+
+    NaN where an exit gives an answer to fewer than three rows, or where either side does not vary.
+
+    Args:
+        trace: of a choice between two.
+        pairs: its texts, in its order.
+
+    Raises:
+        InvalidInput: another number of pairs than rows.
+        NotApplicable: another kind of problem.
+
+    Source: Xin et al., "BERxiT", EACL 2021, section 5.5.
+    """
+    if trace.problem_type != SINGLE_LABEL or trace.logits.shape[-1] != 2:
+        raise NotApplicable("BLEU against confidence is for a choice between two classes")
+    if len(pairs) != len(trace):
+        raise InvalidInput(f"{len(trace)} rows need as many pairs of texts, got {len(pairs)}")
+    overlap = bleu(pairs)
+    sure, given = trace.logits.double().softmax(dim=-1).max(dim=-1)  # (L, N)
+    rows = [
+        [_pearson(overlap[given[exit] == kind], sure[exit][given[exit] == kind]) for kind in (0, 1)]
+        for exit in range(trace.depth)
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _pearson(one: Tensor, other: Tensor) -> float:
+    if len(one) < 3 or one.std() == 0 or other.std() == 0:
+        return math.nan
+    return torch.corrcoef(torch.stack((one, other)))[0, 1].item()
+
+
+@torch.inference_mode()
+def token_similarity(model: MultiExitModel, rows: Sequence[Mapping[str, Any]], batch_size: int = 32) -> Tensor:
+    """Mean cosine between two tokens of a text, behind each block that an exit follows, (L,) (MPEE, figure 1).
+
+    Every text counts alike; those of one token do not count.
+
+    Args:
+        model: left in the mode that it is in.
+        rows: tokenized, as `offramp.record` takes them.
+        batch_size: rows at once; it does not change the result.
+
+    Raises:
+        InvalidInput: no text has two tokens.
+    """
+    was_training = model.training
+    model.eval()
+    total, texts = torch.zeros(2, len(model.layers), dtype=torch.float64)
+    for numbers in length_sorted(rows, batch_size):
+        inputs = collate([rows[number] for number in numbers], model.config.pad_token_id)
+        carry = model.embed({name: value.to(model.device) for name, value in inputs.items() if name != "labels"})
+        for exit in range(len(model.layers)):
+            carry = model.block(exit, carry)
+            mask = carry.mask if carry.mask is not None else torch.ones(carry.hidden.shape[:2], device=model.device)
+            found = _similarity(carry.hidden, mask)
+            total[exit] += found.nansum().item()
+            texts[exit] += found.isfinite().sum().item()
+    model.train(was_training)
+    if not texts[0]:
+        raise InvalidInput("no text has two tokens to be compared")
+    return torch.div(total, texts)
+
+
+def _similarity(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B,) mean cosine over all pairs of real tokens of hidden (B, T, D); NaN where there is one token."""
+    real = mask.to(hidden.dtype).unsqueeze(-1)
+    unit = torch.nn.functional.normalize(hidden, dim=-1) * real
+    count = real.sum(dim=(1, 2))
+    together: Tensor = unit.sum(dim=1).square().sum(dim=-1)  # every token with every token, itself too
+    mean: Tensor = (together - count) / (count * (count - 1))
+    return torch.where(count > 1, mean, math.nan).double().cpu()

@@ -1,0 +1,75 @@
+"""Exit by exit: scores, who leaves there, how sure it is and whether it may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from offramp.choices import answer, choices
+from offramp.evaluate import calibration_error, labels_of, layerwise
+from offramp.values import REGRESSION, Answers, ExitOutput, Trace
+
+
+@dataclass(frozen=True)
+class ExitRow:
+    """One exit.
+
+    Attributes:
+        layer: its layer number.
+        score: if everybody left here.
+        leaving: how many rows leave here at the point.
+        right: share of those that are answered right; None where nobody leaves, or for regression.
+        confidence: largest probability over all rows: 10th percentile, mean, 90th; None for regression.
+        accuracy: share of all choices that are right here; None for regression.
+        calibration_error: in 0..1; None for regression.
+    """
+
+    layer: int
+    score: float
+    leaving: int
+    right: float | None
+    confidence: tuple[float, float, float] | None
+    accuracy: float | None
+    calibration_error: float | None
+
+
+def exit_rows(trace: Trace, answers: Answers, metric: str | None = None) -> tuple[ExitRow, ...]:
+    """Every exit of a trace, and who leaves there."""
+    scores = layerwise(trace, metric)
+    leaving = [answers.exit_layers == layer for layer in trace.layer_numbers]
+    if trace.problem_type == REGRESSION:
+        return tuple(
+            ExitRow(layer, scores[number], int(leaving[number].sum()), None, None, None, None)
+            for number, layer in enumerate(trace.layer_numbers)
+        )
+    sure, right = _choices(trace)  # (L, N G) each
+    errors = calibration_error(trace).tolist()
+    spread = sure.quantile(torch.tensor([0.1, 0.9], dtype=sure.dtype), dim=1).T.tolist()  # (L, 2)
+    ours = right_rows(trace, answers.logits)
+    return tuple(
+        ExitRow(
+            layer,
+            scores[number],
+            int(here.sum()),
+            ours[here].double().mean().item() if here.any() else None,
+            (spread[number][0], sure[number].mean().item(), spread[number][1]),
+            right[number].mean().item(),
+            errors[number],
+        )
+        for number, (layer, here) in enumerate(zip(trace.layer_numbers, leaving, strict=True))
+    )
+
+
+def _choices(trace: Trace) -> tuple[Tensor, Tensor]:
+    """How sure each exit is of each choice, and whether the choice is right; (L, N G) float64 each."""
+    log_p = choices(ExitOutput(trace.logits, problem_type=trace.problem_type))  # (L, N, G, K)
+    sure, given = (part.flatten(1) for part in log_p.max(dim=-1))
+    return sure.exp().double(), (given == labels_of(trace).long().view(1, -1)).double()
+
+
+def right_rows(trace: Trace, logits: Tensor) -> Tensor:
+    """(N,) bool: which rows are answered right by logits (N, C); all labels of a row must be."""
+    given = answer(ExitOutput(logits, problem_type=trace.problem_type))  # (N, G)
+    return (given == labels_of(trace).long().view(len(trace), -1)).all(dim=-1)

@@ -1,0 +1,69 @@
+"""BADGE: bypasses and divergence."""
+
+from offramp.studies.base import AS_IT_IS, EXITS, PLAIN, Saving, Study, System, Training, printed
+from offramp.studies.pabee import ENTROPY, LARGEST, PATIENCE
+
+TWO_STAGE = Training("two-stage", "two-stage")
+JOINT = Training("joint", "joint")
+ATTENTION = Training("joint-attention", "joint", {"head": "attention"})
+EQUILIBRIUM = Training("gradient-equilibrium", "gradient-equilibrium")
+ALTERNATING = Training("alternating", "alternating")
+BYPASS = Training("joint-bypass", "joint", {"bypass": {"rank": 16}})
+DIVERGENCE = tuple({"name": "divergence", "patience": patience} for patience in (1, 2, 3))
+
+TABLE_1 = f"""
+ | | rte | mrpc | mnli
+{TWO_STAGE.name} | {EXITS} | 68.9 77.6 | 83.0 89.1 | 76.2 83.7
+{JOINT.name} | {EXITS} | 66.8 72.5 | 84.4 87.9 | 76.0 83.8
+{ATTENTION.name} | {EXITS} | 67.5 75.9 | 84.8 87.9 | 76.8 83.2
+{EQUILIBRIUM.name} | {EXITS} | 67.3 77.4 | 84.2 88.4 | 76.5 83.6
+{ALTERNATING.name} | {EXITS} | 68.5 77.8 | 84.6 88.3 | 76.6 82.9
+{BYPASS.name} | {EXITS} | 70.2 77.9 | 86.0 89.6 | 77.8 83.8
+"""
+WHOLE = f"""
+ | | rte | mrpc | mnli
+ALBERT | {AS_IT_IS} | 77.6 | 89.1 | 83.7
+"""
+ELASTIC_BERT = f"""
+ | | rte
+{JOINT.name} | {EXITS} | 62.3 70.7
+{ALTERNATING.name} | {EXITS} | 63.1 70.9
+{BYPASS.name} | {EXITS} | 64.5 72.3
+"""
+BERT = f"""
+ | | rte
+{JOINT.name} | {EXITS} | 61.5 68.9
+{ALTERNATING.name} | {EXITS} | 61.9 69.3
+{BYPASS.name} | {EXITS} | 62.7 70.5
+"""
+
+STUDY = Study(
+    name="badge",
+    source=(
+        'Zhu et al., "BADGE: Speeding Up BERT Inference after Deployment via Block-wise Bypasses and '
+        'Divergence-based Early Exiting", ACL 2023 (industry track), tables 1 and 6, figure 2'
+    ),
+    systems=(
+        System("ALBERT", PLAIN, regression=()),
+        System("Entropy", BYPASS, (ENTROPY,)),
+        System("Maxprob", BYPASS, (LARGEST,)),
+        System("Patience", BYPASS, (PATIENCE,)),
+        System("DGE", BYPASS, DIVERGENCE),
+        System("JT+Patience", JOINT, (PATIENCE,)),
+    ),
+    asks=(Saving(0.75), Saving(0.50), Saving(0.25)),
+    shows=("score", "saving"),
+    published=(
+        *printed("table 1", "ALBERT-base", ("score",), WHOLE),
+        *printed("table 1", "ALBERT-base", ("average", "best"), TABLE_1),
+        *printed("table 6", "ElasticBERT-base", ("average", "best"), ELASTIC_BERT),
+        *printed("table 6", "BERT-base", ("average", "best"), BERT),
+    ),
+    trainings=(TWO_STAGE, JOINT, ATTENTION, EQUILIBRIUM, ALTERNATING, BYPASS),
+    pace="Patience",
+    notes=(
+        "Figure 2 compares the policies as curves without numbers; here they are read at Patience's savings.",
+        "Left out: single exits (a model for each layer), Global Past-Future, the learned gate, and the paper's own "
+        "three data sets, which are not public.",
+    ),
+)

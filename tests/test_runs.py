@@ -1,0 +1,94 @@
+"""Training runs: as they are asked for, kept, and not run again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertModel
+
+from offramp import runs
+from offramp.data import Examples
+from offramp.errors import InvalidInput
+from offramp.loading import load_encoder
+from offramp.registry import STUDIES, load_study
+from offramp.runs import Setting, Trained, all_kept, build_model, of_depth
+from offramp.studies.base import Training
+from tiny import LAYERS, encoder_config, texts, tiny_tokenizer
+
+
+def labelled(count: int, seed: int) -> Examples:
+    rows = texts(count, seed=seed)
+    return Examples(list(rows), [int("good" in text) for text in rows], ("bad", "good"), "single_label_classification")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "encoder"
+    torch.manual_seed(0)
+    BertModel(encoder_config()).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def setting(encoder: Path) -> Setting:
+    recipe = {"num_train_epochs": 1, "per_device_train_batch_size": 16}
+    return Setting(str(encoder), labelled(32, 1), {"validation": labelled(20, 2)}, recipe=recipe)
+
+
+def test_a_model_is_built_as_the_training_says(setting: Setting) -> None:
+    half = build_model(Training("half", "last", {"head": "pooler"}, kept=0.5, alone=True), setting)
+    assert (half.layers, half.config.head, half.config.backbone.num_hidden_layers) == ([2], "pooler", 2)
+    tokens = build_model(Training("tokens", exits={"memory": 0.9}, tokens={0.5: 0.7}), setting)
+    assert tokens.config.token_exit["keep_ratio"] == {2: 0.7}
+    assert (tokens.layers, tokens.config.memory) == ([1, 2, 3, 4], 0.9)
+    assert build_model(Training("bypass", exits={"bypass": {"rank": 3}}), setting).config.bypass["rank"] == 3
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_every_training_of_a_study_can_be_built(name: str, setting: Setting) -> None:
+    for training in load_study(name).all_trainings(False):
+        model = build_model(training, setting)
+        assert model.layers[-1] == model.config.backbone.num_hidden_layers == max(1, round(training.kept * LAYERS))
+
+
+def test_an_encoder_of_another_depth(setting: Setting) -> None:
+    encoder = load_encoder(setting.backbone)
+    assert of_depth(encoder, 3).config.num_hidden_layers == 3
+    deep = of_depth(encoder, 2 * LAYERS)
+    first, second, third = (deep.encoder.layer[place].attention.self.query.weight for place in range(3))
+    assert torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+
+def test_a_run_that_is_kept_is_not_run_again(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[str, int]] = []
+
+    def counted(folder: Path, training: Training, seed: int, setting: Setting) -> Trained:
+        trained.append((training.name, seed))
+        return run(folder, training, seed, setting)
+
+    run = runs._run
+    monkeypatch.setattr(runs, "_run", counted)
+    trainings = (Training("weighted"), Training("last", "last", alone=True))
+    first = all_kept(tmp_path, trainings, [0], setting)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last-0", "setting.json", "weighted-0"]
+    assert not list(tmp_path.rglob("model.safetensors"))
+    (tmp_path / "weighted-1.unfinished").mkdir()  # what a kill leaves
+
+    again = all_kept(tmp_path, trainings, [0, 1], setting)
+
+    assert trained == [("weighted", 0), ("last", 0), ("weighted", 1), ("last", 1)]
+    kept = (first["weighted", 0], again["weighted", 0], again["weighted", 1])
+    one, same, other = (found.traces["validation"].logits for found in kept)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert again["weighted", 0].cpu_seconds == first["weighted", 0].cpu_seconds
+    assert again["last", 0].config.exit_layers == [LAYERS]
+
+
+def test_runs_of_another_setting_are_refused(setting: Setting, encoder: Path, tmp_path: Path) -> None:
+    all_kept(tmp_path, (), [0], setting)
+    other = Setting(str(encoder), setting.train, setting.held_out, pooling="first", recipe=setting.recipe)
+    with pytest.raises(InvalidInput, match="other pooling; choose another folder"):
+        all_kept(tmp_path, (), [0], other)
