@@ -2,7 +2,7 @@
 
     python benchmarks/training.py --tasks sst2,mrpc,cola,clinc150,sick --objectives weighted --depths 6
     python benchmarks/training.py --tasks sst2 --objectives weighted --depths 12 --seeds 0
-    python benchmarks/training.py --tasks sst2,clinc150 --objectives weighted-gate --depths 6
+    python benchmarks/training.py --tasks sst2 --objectives weighted-gate --depths 6
     python benchmarks/training.py --tasks sst2,sick --objectives single-3,single-4,single-6 --depths 6
     python benchmarks/studies.py
 

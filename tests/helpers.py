@@ -66,7 +66,7 @@ def first_exits(data: Mapping[str, Any], exits: int) -> dict[str, Any]:
 TEMPERATURES = (2.0, 0.5, 1.5, 1.25, 0.75, 1.0)  # the last one leaves the full model's answer as it is
 
 LINES = ((0.5, 1.0), (-1.0, 2.0), (0.0, 0.5), (1.5, 0.75), (-0.5, 1.25), (0.25, 1.5))
-HELD_BACK = (0.0, 0.25, -0.5)
+OFFSETS = (0.0, 0.25, -0.5)
 
 
 def _variants() -> list[dict[str, Any]]:
@@ -94,8 +94,8 @@ def _variants() -> list[dict[str, Any]]:
         {"name": "divergence", "divergence": "kl", "patience": 2, "temperatures": TEMPERATURES},
         *({"name": name, "lines": LINES} for name in ("certainty", "entropy", "margin")),
         {"name": "max-prob", "lines": LINES, "ensemble": "run"},
-        {"name": "patience", "held_back": HELD_BACK},
-        {"name": "margin", "lines": LINES, "held_back": HELD_BACK, "ensemble": "run"},
+        {"name": "patience", "offsets": OFFSETS},
+        {"name": "margin", "lines": LINES, "offsets": OFFSETS, "ensemble": "run"},
         {"name": "pcee", "patience": 2, "temperatures": TEMPERATURES, "ensemble": "run"},
     ]
     return [example(name) for name in sorted(POLICIES)] + more
@@ -158,7 +158,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "consistency of values": fitted("consistency", REGRESSION, LAYERS),
     "margin, tempered": {"name": "margin", "temperatures": (2.0, 0.5, 1.5, 1.0)},
     "margin, per exit": {"name": "margin", "lines": LINES[:LAYERS]},
-    "entropy, by class": {"name": "entropy", "held_back": HELD_BACK},
+    "entropy, by class": {"name": "entropy", "offsets": OFFSETS},
     "divergence, js in a row": {"name": "divergence", "divergence": "js", "patience": 2, "window": "consecutive"},
     "entropy, all": {"name": "entropy", "ensemble": "all"},
     "patience, run": {"name": "patience", "ensemble": "run"},

@@ -156,8 +156,8 @@ def plain_score(past: Past, data: dict[str, Any]) -> float:
         constant, slope = data["lines"][len(past) - 1]
         odds = max(score, 1e-9) / (1 - score)
         score = constant + slope * math.log(min(max(odds, 1e-5), 1e5))
-    if "held_back" in data:
-        score -= data["held_back"][past[-1].logits.index(max(past[-1].logits))]
+    if "offsets" in data:
+        score -= data["offsets"][past[-1].logits.index(max(past[-1].logits))]
     return score
 
 

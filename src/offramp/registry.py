@@ -37,7 +37,7 @@ FITTED = ("consistency", "gain")  # names that need numbers from a trace first: 
 WRAPPERS = {  # a parameter that any policy takes -> what goes around it: (policy, parameter, more); inner ones first
     "temperatures": "offramp.policies.tempered:Tempered",
     "lines": "offramp.policies.per_exit:PerExit",
-    "held_back": "offramp.policies.by_class:ByClass",
+    "offsets": "offramp.policies.by_class:ByClass",
     "ensemble": "offramp.policies.ensemble:Ensemble",
 }
 
@@ -112,7 +112,7 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
     Args:
         name: a name of the table ("entropy"), or its data form `{"name": "pcee", "measure": "entropy", "patience": 2}`.
         parameters: the policy's own, e.g. `patience=2`; a policy inside a policy is a name or data again. Every policy
-            takes `ensemble="run"` or `"all"` (see `offramp.policies.ensemble`) and, of classes, `held_back=(...)` (see
+            takes `ensemble="run"` or `"all"` (see `offramp.policies.ensemble`) and, of classes, `offsets=(...)` (see
             `offramp.policies.by_class`), every one that is not fitted
             `temperatures=(...)` (see `offramp.policies.tempered`), and one whose score is in 0..1 `lines=(...)` (see
             `offramp.policies.per_exit`).

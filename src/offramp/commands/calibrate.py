@@ -144,7 +144,7 @@ def calibrate(
     trace = read_trace(folder, given)
     parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
     if hold_back is not None:
-        parameters["held_back"] = _held_back(folder, hold_back)
+        parameters["offsets"] = _offsets_of(folder, hold_back)
     if not (policy or parameters or temperature or per_exit or confidence):
         rule, trace = fit_usual(trace)
     else:
@@ -208,7 +208,7 @@ def _tell_promises(points: Mapping[str, OperatingPoint], confidence: float | Non
         click.echo(f"\nall of these at once with {confidence:.4g} confidence")
 
 
-def _held_back(folder: Path, told: str) -> tuple[float, ...]:
+def _offsets_of(folder: Path, told: str) -> tuple[float, ...]:
     """What each class of the model in a folder is held back by, from "safe:0.2,other:0.1"."""
     from offramp.loading import load_config
 

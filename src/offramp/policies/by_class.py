@@ -24,27 +24,27 @@ class ByClass(Policy):
 
     Attributes:
         policy: says when to leave; an ensemble goes around this, not into it.
-        held_back: one number for each class, in the unit of the score; 0 = as before.
+        offsets: one number for each class, in the unit of the score; 0 = as before.
     """
 
     policy: Policy
-    held_back: tuple[float, ...]
+    offsets: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, Policy) or isinstance(self.policy, (ByClass, Ensemble)):
             raise InvalidInput(f"classes are held back of a policy that is no ensemble, got {self.policy!r}")
-        numbers = tuple(float(value) for value in self.held_back)
+        numbers = tuple(float(value) for value in self.offsets)
         if not numbers or not all(map(math.isfinite, numbers)):
             raise InvalidInput(f"classes are held back by a finite number each; got {numbers}")
-        object.__setattr__(self, "held_back", numbers)
+        object.__setattr__(self, "offsets", numbers)
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """See `Policy.step`."""
         if out.problem_type != SINGLE_LABEL:
             raise NotApplicable("classes are held back where an answer is one of them")
-        if len(self.held_back) != out.logits.shape[-1]:
-            raise InvalidInput(f"{len(self.held_back)} classes are held back, and the model has {out.logits.shape[-1]}")
+        if len(self.offsets) != out.logits.shape[-1]:
+            raise InvalidInput(f"{len(self.offsets)} classes are held back, and the model has {out.logits.shape[-1]}")
         step = self.policy.step(exit, out, memory)
-        numbers = torch.tensor(self.held_back, device=out.logits.device)
+        numbers = torch.tensor(self.offsets, device=out.logits.device)
         score = step.score.float() - numbers[answer(out).squeeze(-1)]
         return Step(score, step.logits, step.memory, step.run)
