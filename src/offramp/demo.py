@@ -46,7 +46,7 @@ def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
     began = time.perf_counter()
     print(f"Training a 6-layer encoder, an exit after every layer, on the sample {SAMPLE!r} ...", flush=True)
     model = train(folder, seed, epochs)
-    validation, test = (read_for(model, SAMPLE, COLUMNS, split) for split in ("validation", "test"))
+    validation, test = (read_for(model.config, SAMPLE, COLUMNS, split) for split in ("validation", "test"))
     points = choose(record(folder, validation))
     save_points(points, folder)
     trace = record(folder, test)
