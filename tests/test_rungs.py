@@ -174,6 +174,7 @@ def test_a_ladder_is_saved_beside_other_points_in_one_write(folder: Path, data: 
     trace = record(folder, data)
     found = ladder(trace, fit_usual(trace)[0])
     assert list(saved) == ["default", *found]
+    assert {point.policy["name"]: set(point.policy) for point in saved.values()} == {"margin": {"name"}}
     assert {name: point.thresholds for name, point in saved.items() if name != "default"} == {
         name: point.thresholds for name, point in found.items()
     }

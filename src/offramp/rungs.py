@@ -1,8 +1,8 @@
 """A ladder of operating points, from full depth down: what a server under load steps down.
 
-All rungs have one policy and one threshold for all exits each, so whoever is lower has the looser threshold, and no
-sample leaves later there. A name says what was asked for, whatever the data: "keep-99" keeps 99 % of the full model's
-score, "2x" runs half of the layers.
+All rungs have one policy and one number each (with `lines` it stands for a threshold at each exit), so whoever is lower
+has the looser thresholds, and no sample leaves later there. A name says what was asked for, whatever the data: "keep-99"
+keeps 99 % of the full model's score, "2x" runs half of the layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from offramp.evaluate import measure
 from offramp.policies.base import Policy
 from offramp.registry import load_policy, policy_data
 from offramp.risk import certify
-from offramp.thresholds import calibrate, checked
+from offramp.thresholds import as_run, calibrate, checked
 from offramp.values import OperatingPoint, Target, Trace
 
 log = logging.getLogger("offramp")
@@ -58,8 +58,8 @@ def ladder(
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
     checked(trace, policy)
-    never = (math.inf,) * (trace.depth - 1)
-    found = {"full": OperatingPoint(policy_data(policy), never, measured=measure(trace, policy, never, metric))}
+    runs, never = as_run(policy, math.inf, trace.depth)
+    found = {"full": OperatingPoint(policy_data(runs), never, measured=measure(trace, runs, never, metric))}
     makes = {name: partial(calibrate, trace, policy, Target(max_drop=drop), metric) for name, drop in DROPS.items()}
     if delta is not None:
         each = delta / len(DROPS)
