@@ -1,8 +1,8 @@
 """A ladder of operating points, from full depth down: what a server under load steps down.
 
 All rungs have one policy and one number each (with `lines` it stands for a threshold at each exit), so whoever is lower
-has the looser thresholds, and no sample leaves later there. A name says what was asked for, whatever the data: "keep-99"
-keeps 99 % of the full model's score, "2x" runs half of the layers.
+has the looser thresholds, and no sample leaves later there. A name says what was asked for, whatever the data:
+"keep-99" keeps 99 % of the full model's score, "2x" runs half of the layers.
 """
 
 from __future__ import annotations
