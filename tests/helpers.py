@@ -63,6 +63,11 @@ def first_exits(data: Mapping[str, Any], exits: int) -> dict[str, Any]:
     return {key: value[:exits] if key in ("weights", "temperatures", "lines") else value for key, value in data.items()}
 
 
+def first_classes(data: Mapping[str, Any], outputs: int) -> dict[str, Any]:
+    """A policy's data, what classes are held back by cut to so many classes."""
+    return {key: value[:outputs] if key == "offsets" else value for key, value in data.items()}
+
+
 TEMPERATURES = (2.0, 0.5, 1.5, 1.25, 0.75, 1.0)  # the last one leaves the full model's answer as it is
 
 LINES = ((0.5, 1.0), (-1.0, 2.0), (0.0, 0.5), (1.5, 0.75), (-0.5, 1.25), (0.25, 1.5))

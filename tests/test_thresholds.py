@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score
 
-from helpers import CASE_IDS, CASES, random_trace
+from helpers import CASE_IDS, CASES, first_classes, random_trace
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.evaluate import METRICS, measure
 from offramp.policies.base import Policy, replay, scores
@@ -412,7 +412,7 @@ def metrics_for(trace: Trace) -> Iterator[str]:
 def test_the_curve_is_what_is_measured_at_each_threshold(data: dict[str, Any], problem_type: str) -> None:
     outputs = {REGRESSION: 1, SINGLE_LABEL: 2, MULTI_LABEL: 3}[problem_type]
     trace = random_trace(problem_type, samples=12, outputs=outputs, layers=torch.tensor([1, 2, 4, 6, 7, 9]))
-    policy = load_policy(data)
+    policy = load_policy(first_classes(data, outputs))
     for metric in metrics_for(trace):
         found = curve(trace, policy, metric)
         points = [measure(trace, policy, threshold, metric) for threshold in found.thresholds.tolist()]

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from offramp import __version__
 from offramp.values import Trace
 
-PACKAGES = ("torch", "transformers", "onnxruntime")
+PACKAGES = ("offramp", "torch", "transformers", "onnxruntime")
 
 
 def environment(folder: Path, data: str, trace: Trace, command: str) -> dict[str, str]:
@@ -34,7 +33,7 @@ def environment(folder: Path, data: str, trace: Trace, command: str) -> dict[str
         "data": f"{about.get('data', data)}, {len(trace)} rows",
         "data, SHA-256": hashlib.sha256(Path(data).read_bytes()).hexdigest() if Path(data).is_file() else "",
         "engine": about.get("engine", ""),
-        "versions": ", ".join([f"offramp {__version__}", f"Python {platform.python_version()}", *_versions()]),
+        "versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} used",
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
