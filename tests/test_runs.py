@@ -1,14 +1,15 @@
 """Training runs: as they are asked for, kept, and not run again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertModel
+from transformers import BertModel, ModernBertModel
 
 from offramp import runs
 from offramp.data import Examples
-from offramp.errors import InvalidInput
+from offramp.errors import InvalidInput, OfframpError
 from offramp.loading import load_encoder
 from offramp.registry import STUDIES, load_study
 from offramp.runs import Setting, Trained, all_kept, build_model, of_depth
@@ -92,3 +93,13 @@ def test_runs_of_another_setting_are_refused(setting: Setting, encoder: Path, tm
     other = Setting(str(encoder), setting.train, setting.held_out, pooling="first", recipe=setting.recipe)
     with pytest.raises(InvalidInput, match="other pooling; choose another folder"):
         all_kept(tmp_path, (), [0], other)
+
+
+def test_what_cannot_be_built_is_refused_before_anything_is_trained(setting: Setting, tmp_path: Path) -> None:
+    ModernBertModel(encoder_config("modernbert")).save_pretrained(tmp_path / "encoder")
+    tiny_tokenizer().save_pretrained(tmp_path / "encoder")
+    other = replace(setting, backbone=str(tmp_path / "encoder"))
+    trainings = (Training("weighted"), Training("tokens", tokens={0.5: 0.7}))
+    with pytest.raises(OfframpError, match="token"):
+        all_kept(tmp_path / "runs", trainings, [0], other)
+    assert not (tmp_path / "runs").exists()

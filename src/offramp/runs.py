@@ -166,6 +166,8 @@ def all_kept(
 ) -> dict[tuple[str, int], Trained]:
     """Every training with every seed, by name and seed; see `kept`."""
     wanted = [(training, seed) for seed in seeds for training in trainings]
+    for training in {training.name: training for training, _ in wanted}.values():
+        build_model(training, setting)  # what cannot be built is refused before hours of training
     claim(folder, setting)
     found = {}
     for training, seed in tqdm(wanted, desc="runs", unit="run", disable=None):

@@ -42,13 +42,16 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     offramp study pabee --train train.csv --validation dev.csv --test test.csv --seeds 5 -o study
     """
     quiet()
-    from offramp.runs import all_kept
+    from offramp.cost import plain_macs
+    from offramp.runs import all_kept, build_model
     from offramp.study import examine
     from offramp.study_page import data_set_of, page
     from offramp.values import REGRESSION
 
     chosen, setting = load_study(name), _setting(given)
     trainings = chosen.all_trainings(setting.train.problem_type == REGRESSION)
+    if "macs_ratio" in chosen.shows:
+        plain_macs(build_model(chosen.plain, setting).config, [1])  # refuses layers that have no price
     runs = all_kept(output, trainings, range(seeds), setting)
     found = examine(chosen, runs, range(seeds), metrics or (None,), setting.pairs())
     found["setting"] = setting.told()
