@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from torch import Tensor
 
+from command import offramp
 from offramp import bench, rivals
 from offramp.bench import Line, Ratio, Times, interleaved, median, plain, turns
 from offramp.card import save_points
-from offramp.cli import main
 from offramp.contest import Contest, compare, leave_at
 from offramp.contest import Result as Row
 from offramp.engines import Eager
@@ -194,13 +193,6 @@ def test_a_comparison_scores_what_was_answered_at_that_batch_size(clock: Clock) 
     assert early.speedup.median == pytest.approx(4 / (1 + mean_exit))
     assert early.against_best == early.speedup
     assert early.per_second == pytest.approx(1 / (1 + mean_exit))
-
-
-def offramp(*arguments: Any) -> Result:
-    outcome = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-        raise outcome.exception
-    return outcome
 
 
 @pytest.fixture(scope="module")

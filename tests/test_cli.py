@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from transformers import AutoModelForSequenceClassification, BertModel
 
+from command import offramp
 from exported import copied
-from offramp.cli import main
 from offramp.commands.train import HEADS as CLI_HEADS
 from offramp.engine.about import weights_digest
 from offramp.engine.runner import Graph
@@ -35,14 +35,6 @@ COMMANDS = (
     "study",
     "train",
 )
-
-
-def offramp(*arguments: Any, given: str | None = None) -> Result:
-    """Run a command in this process; a traceback is a failure of the test."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=given)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def labelled(path: Path, count: int, seed: int = 0) -> Path:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, binom
 from torch import Tensor
 
+from command import offramp
 from helpers import random_trace
 from offramp import registry
 from offramp.card import save_points
@@ -565,13 +566,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps({"text": text, "label": label}) for text, label in zip(rows.splitlines(), labels, strict=True)]
     (folder.parent / "rows.jsonl").write_text("\n".join(lines) + "\n")
     return folder.parent
-
-
-def offramp(*arguments: Any) -> Any:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def test_calibrate_with_confidence_saves_a_certificate_that_other_weights_make_void(place: Path) -> None:

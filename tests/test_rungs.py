@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner, Result
 
+from command import offramp
 from helpers import random_trace
-from offramp.cli import main
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.fitting import fit_usual
 from offramp.policies.base import replay
@@ -133,13 +132,6 @@ def test_rungs_at_the_full_delta_would_break_one_promise_too_often() -> None:
 
 
 # --- on the command line ----------------------------------------------------------------------------------------------
-
-
-def offramp(*arguments: Any) -> Result:
-    outcome = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-        raise outcome.exception
-    return outcome
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from transformers import BertModel
 
+from command import offramp
 from helpers import random_trace
-from offramp.cli import main
 from offramp.config import MultiExitConfig
 from offramp.readings import Reading
 from offramp.registry import STUDIES, load_study
@@ -136,13 +135,6 @@ def test_a_page_of_data_that_is_in_no_paper_has_all_that_was_printed() -> None:
 )
 def test_the_papers_data_set_is_known_by_its_name(source: str, data: str | None) -> None:
     assert data_set_of(load_study("pcee"), source) == data
-
-
-def offramp(*arguments: Any) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")

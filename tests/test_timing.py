@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
+from command import offramp
 from offramp import bench
-from offramp.cli import main
 from offramp.engines import Eager
 from offramp.errors import InvalidInput
 from offramp.timing import TIMED, measure_costs
@@ -130,13 +129,6 @@ def test_a_model_of_one_exit_is_refused() -> None:
 
 
 # --- on the command line ----------------------------------------------------------------------------------------------
-
-
-def offramp(*arguments: Any) -> Result:
-    outcome = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-        raise outcome.exception
-    return outcome
 
 
 @pytest.fixture(scope="module")

@@ -185,12 +185,22 @@ def calibration_error(trace: Trace, bins: int = 15) -> Tensor:
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 5.
     """
-    log_p = choices(ExitOutput(trace.logits, problem_type=trace.problem_type))  # (L, N, G, K)
-    sure, given = (part.flatten(1) for part in log_p.max(dim=-1))  # (L, N G)
-    sure, right = sure.exp().double(), (given == labels_of(trace).long().view(1, -1)).double()
+    sure, right = confidences(trace)
     place = (sure * bins).ceil().long().clamp(1, bins) - 1  # bins are open below
     gaps = torch.zeros(trace.depth, bins, dtype=torch.float64).scatter_add_(1, place, sure - right)
     return gaps.abs().sum(dim=-1) / sure.shape[-1]
+
+
+def confidences(trace: Trace) -> tuple[Tensor, Tensor]:
+    """How sure each exit is of each choice, in 0..1, and whether the choice is right; (L, N G) float64 each.
+
+    Raises:
+        InvalidInput: a trace without labels.
+        NotApplicable: a regression has no probabilities.
+    """
+    log_p = choices(ExitOutput(trace.logits, problem_type=trace.problem_type))  # (L, N, G, K)
+    sure, given = (part.flatten(1) for part in log_p.max(dim=-1))
+    return sure.exp().double(), (given == labels_of(trace).long().view(1, -1)).double()
 
 
 def labels_of(trace: Trace) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.choices import answer, choices
-from offramp.evaluate import calibration_error, labels_of, layerwise
+from offramp.choices import answer
+from offramp.evaluate import calibration_error, confidences, labels_of, layerwise
 from offramp.values import REGRESSION, Answers, ExitOutput, Trace
 
 
@@ -44,7 +44,7 @@ def exit_rows(trace: Trace, answers: Answers, metric: str | None = None) -> tupl
             ExitRow(layer, scores[number], int(leaving[number].sum()), None, None, None, None)
             for number, layer in enumerate(trace.layer_numbers)
         )
-    sure, right = _choices(trace)  # (L, N G) each
+    sure, right = confidences(trace)  # (L, N G) each
     errors = calibration_error(trace).tolist()
     spread = sure.quantile(torch.tensor([0.1, 0.9], dtype=sure.dtype), dim=1).T.tolist()  # (L, 2)
     ours = right_rows(trace, answers.logits)
@@ -60,13 +60,6 @@ def exit_rows(trace: Trace, answers: Answers, metric: str | None = None) -> tupl
         )
         for number, (layer, here) in enumerate(zip(trace.layer_numbers, leaving, strict=True))
     )
-
-
-def _choices(trace: Trace) -> tuple[Tensor, Tensor]:
-    """How sure each exit is of each choice, and whether the choice is right; (L, N G) float64 each."""
-    log_p = choices(ExitOutput(trace.logits, problem_type=trace.problem_type))  # (L, N, G, K)
-    sure, given = (part.flatten(1) for part in log_p.max(dim=-1))
-    return sure.exp().double(), (given == labels_of(trace).long().view(1, -1)).double()
 
 
 def right_rows(trace: Trace, logits: Tensor) -> Tensor:
