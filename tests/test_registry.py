@@ -118,23 +118,35 @@ def test_there_is_no_import_cycle() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize(
-    ("module", "knows_nothing_of"),
-    [
-        ("values", ("policies", "engine", "model", "thresholds", "registry")),
-        ("policies", ("engine", "model", "thresholds", "evaluate", "backbones", "objectives")),
-        ("objectives", ("engine", "model", "thresholds", "policies", "backbones")),
-        ("backbones", ("engine", "model", "thresholds", "policies", "objectives")),
-        ("engine", ("model", "thresholds", "evaluate", "tracing", "predictor")),
-        ("evaluate", ("engine", "model", "thresholds", "tracing", "predictor")),
-        ("thresholds", ("engine", "model", "tracing", "predictor", "training", "backbones")),
-    ],
+LAYERS = (
+    ("errors",),
+    ("registry",),
+    ("types", "data"),
+    ("policies",),
+    ("early_exit", "evaluation"),
+    ("calibration", "model"),
+    ("training", "inference"),
+    ("report", "studies"),
+    ("bench",),
+    ("cli",),
 )
-def test_nothing_on_the_left_knows_anything_on_the_right(module: str, knows_nothing_of: tuple[str, ...]) -> None:
-    ours = [imported for name, imported in GRAPH.items() if name.split(".")[1:2] == [module]]
-    assert ours
-    rooms = {name.split(".")[1] for imported in ours for name in imported}
-    assert not rooms & set(knows_nothing_of)
+LAYER_OF = {package: number for number, packages in enumerate(LAYERS) for package in packages}
+
+
+def all_imports(path: Path) -> set[str]:
+    """The modules of offramp that a module names in any import, those of functions and for types alone too."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name for name in names if name.startswith("offramp.")}
+
+
+@pytest.mark.parametrize("package", [package for package in LAYER_OF if (ROOT / package).is_dir()])
+def test_a_package_imports_only_from_layers_above_its_own(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        others = {name.split(".")[1] for name in all_imports(path)} - {package}
+        wrong = {other for other in others if LAYER_OF.get(other, 0) >= LAYER_OF[package]}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
 
 
 @pytest.mark.parametrize("heavy", ["torch", "transformers", "datasets", "numpy"])
