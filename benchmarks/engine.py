@@ -86,7 +86,7 @@ def with_graphs(folder: Path, checked_on: Rows | None) -> Path:
     """The folder, with all exports, ours and the plain model's."""
     for engine, file in GRAPHS.items():
         if not (folder / (file + WEIGHTS)).exists():
-            export(folder, POLICY, int8=engine == "onnx-int8", dataset=checked_on)
+            export(folder, POLICY, policies=["patience"], int8=engine == "onnx-int8", dataset=checked_on)
     plain_exports(load_model(folder), folder)
     return folder
 

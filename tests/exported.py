@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import offramp.exporting
-from offramp.engine.assemble import Parts, assemble, policy_key
-from offramp.engine.fragments import Prepare, export_parts, export_steps
+from offramp.engine.assemble import Parts, assemble
+from offramp.engine.fragments import Prepare, export_parts
 from offramp.engine.runner import Graph
+from offramp.exporting import with_steps
 from offramp.model import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.registry import policy_data
@@ -63,14 +64,9 @@ def parts_of(model: MultiExitModel, digest: str, precision: str = "float32", pre
 
 
 def with_policies(parts: Parts, policies: Sequence[Policy]) -> Parts:
-    """The pieces with the steps of these policies and of no others."""
-    about, calls, functions = parts.about, {}, {}
+    """`with_steps` without making the exporter's table anew."""
     with one_registry():
-        for policy in policies:
-            key = policy_key(policy_data(policy))
-            calls[key], more = export_steps(key, about.layers, about.outputs, about.problem_type, about.certainty)
-            functions |= more
-    return replace(parts, functions=functions, about=replace(about, policies=calls))
+        return with_steps(parts, policies)
 
 
 def graph_of(model: MultiExitModel, policy: Policy) -> Graph:
@@ -95,11 +91,11 @@ def weights_in(model: onnx.ModelProto) -> list[TensorProto]:
 
 
 def exported_folder(folder: Path) -> Path:
-    """The gated model with a point called "default", and both files beside it."""
+    """The gated model with a point called "default", and both files beside it; they hold entropy, margin and pcee."""
     save_folder(folder, gated())
     write_points({"default": DEFAULT}, folder / "operating_points.json")
-    offramp.exporting.export(folder)
-    offramp.exporting.export(folder, int8=True)
+    for int8 in (False, True):
+        offramp.exporting.export(folder, policies=["pcee"], int8=int8)
     return folder
 
 

@@ -136,7 +136,7 @@ def test_steps_that_a_file_does_not_hold_leave_it_as_it_was(asked: dict[str, obj
 def test_a_file_of_other_weights_is_not_switched(folder: Path) -> None:
     path = folder / "model.onnx"
     before = path.read_bytes()
-    assert switch_policy(path, "0" * 64, {"name": "patience"}) is None
+    assert switch_policy(path, "0" * 64, {"name": "margin"}) is None
     assert path.read_bytes() == before
 
 

@@ -415,9 +415,7 @@ def test_export_writes_a_file_and_says_what_was_found(folder: Path) -> None:
     first, second, third = result.stdout.splitlines()
     size = sum(file.stat().st_size for file in folder.glob("model.onnx*")) / 1e6
     assert first.startswith(f"{folder / 'model.onnx'}: {size:.1f} MB in ")
-    assert second.startswith(
-        "runs entropy; holds entropy, certainty, divergence (divergence ce, patience 1, window all)"
-    )
+    assert second == "runs entropy; holds entropy, margin"
     assert "rows at full depth against torch: 100.00% of the answers the same, logits at most" in third
     assert Graph.load(folder / "model.onnx").about.precision == "float32"
     assert not (folder / "model.int8.onnx").exists()
@@ -453,9 +451,9 @@ def test_another_policy_of_a_file_that_is_there_is_no_export(folder: Path, monke
     assert result.stdout == f"{path} runs pcee (measure entropy, patience 2) now\n"
     assert Graph.load(path).about.policy == {"name": "pcee", "measure": "entropy", "patience": 2}
     assert (folder / "model.int8.onnx").read_bytes() == other
-    result = offramp("export", folder, "--policy", "patience", "--int8", "--json")
-    assert json.loads(result.stdout) == {"path": str(folder / "model.int8.onnx"), "policy": {"name": "patience"}}
-    assert Graph.load(folder / "model.int8.onnx").about.policy == {"name": "patience"}
+    result = offramp("export", folder, "--policy", "margin", "--int8", "--json")
+    assert json.loads(result.stdout) == {"path": str(folder / "model.int8.onnx"), "policy": {"name": "margin"}}
+    assert Graph.load(folder / "model.int8.onnx").about.policy == {"name": "margin"}
 
 
 def test_a_policy_that_the_file_does_not_hold_is_exported(folder: Path) -> None:
@@ -530,6 +528,21 @@ def test_record_calibrate_and_evaluate_take_an_engine(folder: Path, tmp_path: Pa
         scores = json.loads(offramp("evaluate", folder, *data, "--engine", engine, "--json").stdout)
         assert scores == json.loads(offramp("evaluate", folder, "--trace", trace, "--json").stdout)
     assert Predictor.load(folder).engine.name == "onnx-int8"  # what the point was measured with
+
+
+def test_calibrate_names_the_command_where_the_graph_does_not_run_the_new_policy(folder: Path, tmp_path: Path) -> None:
+    asked = ("--data", classes(tmp_path / "data.jsonl"), "--agreement", 0.9, "--engine", "onnx", "--policy")
+    assert "cannot run it yet" not in offramp("calibrate", folder, *asked, "entropy").stderr
+    lines = {
+        "margin": "`offramp export FOLDER --policy margin` lets the graph run it",
+        "patience": "the file does not hold its steps: save the point, and `offramp export FOLDER` writes them",
+    }
+    for policy, words in lines.items():
+        result = offramp("calibrate", folder, *asked, policy)
+        assert result.exit_code == 0, result.output
+        (line,) = [each for each in result.stderr.splitlines() if "cannot run it yet" in each]
+        assert line.startswith("onnx cannot run it yet: the graph runs the policy {'name': 'entropy'}, ")
+        assert line.endswith(words)
 
 
 def test_report_writes_one_page_and_says_the_decision(place: Path, tmp_path: Path) -> None:

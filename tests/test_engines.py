@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from exported import DEFAULT, arrays, copied, gated, graph_of
 from helpers import threshold_between
+from offramp.engine.assemble import policy_key
 from offramp.engines import Eager, Exported, load_engine
 from offramp.errors import InvalidInput, UnknownName
 from offramp.exporting import export
@@ -147,15 +148,28 @@ def test_auto_falls_back_to_torch_and_says_why_if_the_point_is_for_another_polic
     assert isinstance(predictor.engine, Eager)
     (warning,) = told
     assert warning.startswith("torch runs this model: the graph runs the policy {'name': 'entropy'}, ")
-    assert "the operating point is for {'name': 'patience'}; `offramp export` makes a graph for it" in warning
+    assert "the operating point is for {'name': 'patience'}; the file does not hold its steps: " in warning
+    assert warning.endswith("save the point, and `offramp export FOLDER` writes them")
     assert len(predictor(texts(3))) == 3
 
 
 def test_a_graph_that_was_asked_for_refuses_a_point_of_another_policy_or_depth(exported: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"the graph runs the policy .*`offramp export` makes a graph for it"):
+    with pytest.raises(InvalidInput, match=r"the graph runs the policy .*`offramp export FOLDER` writes them"):
         Predictor.load(exported, "onnx", OperatingPoint({"name": "patience"}, (1.5,) * 3))
+    held = OperatingPoint({"name": "margin"}, (0.5,) * 3)
+    with pytest.raises(InvalidInput, match=r"`offramp export FOLDER --int8 --policy margin` lets the graph run it"):
+        Predictor.load(exported, "onnx-int8", held)
     with pytest.raises(InvalidInput, match="4 exits take 1 or 3 thresholds"):
         Predictor.load(exported, "onnx", OperatingPoint({"name": "entropy"}, (0.5,) * 2))
+
+
+def test_a_policy_that_the_command_line_cannot_name_runs_as_the_default(exported: Path) -> None:
+    engine = load_engine(exported, "onnx")
+    ensemble = {"name": "margin", "ensemble": "all"}
+    calls = {**engine.graph.about.policies, policy_key(ensemble): ()}
+    graph = replace(engine.graph, about=replace(engine.graph.about, policies=calls))
+    with pytest.raises(InvalidInput, match='save the point as "default", and `offramp export FOLDER` makes a graph'):
+        replace(engine, graph=graph).check(OperatingPoint(ensemble, (0.5,) * 3))
 
 
 def test_a_file_that_is_missing_is_told_with_the_command_that_makes_it(folder: Path) -> None:

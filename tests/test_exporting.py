@@ -16,13 +16,12 @@ from onnx import FunctionProto, TensorProto, numpy_helper
 from exported import DEFAULT, NAMES, copied, gated, graphs_in, parts_of, weights_in
 from helpers import threshold_between
 from offramp.engine.assemble import Parts
-from offramp.engine.fragments import export_parts
 from offramp.engine.runner import Graph
 from offramp.engines import Exported, load_engine
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.exporting import Disagreement, check, export, with_steps
 from offramp.policies.base import replay, scores
-from offramp.registry import FITTED, POLICIES, load_policy
+from offramp.registry import load_policy
 from offramp.tracing import record
 from offramp.values import OperatingPoint, write_points
 from tiny import rows_for, text_rows, texts, tiny_model
@@ -94,12 +93,13 @@ def test_a_file_whose_weights_are_wrong_is_not_written(folder: Path, monkeypatch
     assert not list(folder.glob("*onnx*"))
 
 
+@pytest.mark.parametrize("asked", [{"policy": "stability"}, {"policies": ["stability"]}])
 def test_a_policy_that_has_no_meaning_for_the_model_is_refused_before_anything_is_exported(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("offramp.exporting.export_parts", None)
     with pytest.raises(NotApplicable):
-        export(folder, "stability")
+        export(folder, **asked)
     assert not list(folder.glob("*onnx*"))
 
 
@@ -128,21 +128,23 @@ def test_without_a_default_point_it_is_the_usual_one(folder: Path) -> None:
     write_points(points, folder / "operating_points.json")
     checked = export(folder, dataset=text_rows(12))
     assert checked.policy == Graph.load(checked.path).about.policy == {"name": "margin"}
-    names = [policy["name"] for policy in checked.policies]
-    assert sorted(set(names)) == sorted(set(POLICIES) - {"stability", *FITTED})  # all that have a meaning for classes
-    assert {"name": "pcee", "measure": "max-prob", "patience": 3} in checked.policies
-    assert {"name": "pcee", "measure": "entropy", "patience": 2} in checked.policies
+    assert checked.policies == [{"name": "margin"}, {"name": "pcee", "measure": "max-prob", "patience": 3}]
+
+
+def test_a_file_holds_each_policy_once_and_each_has_been_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    monkeypatch.setattr("offramp.exporting.check", lambda engine, *_: held.append(engine.graph.about.policy))
+    others = ["margin", load_policy("patience"), {"name": "entropy"}, {"name": "patience"}]
+    checked = export(folder, policies=others, dataset=text_rows(8))
+    assert checked.policies == [{"name": "entropy"}, {"name": "margin"}, {"name": "patience"}]
+    assert sorted(policy["name"] for policy in held) == ["entropy", "margin", "patience"]
+    assert Graph.load(checked.path).about.policy == {"name": "entropy"}
 
 
 @pytest.mark.parametrize("asked", ["patience", {"name": "patience"}, load_policy("patience")])
 def test_another_policy_may_be_asked_for(asked: Any, folder: Path) -> None:
     checked = export(folder, asked, dataset=text_rows(8))
     assert checked.policy == Graph.load(folder / "model.onnx").about.policy == {"name": "patience"}
-
-
-def test_without_a_gate_there_is_no_certainty() -> None:
-    parts = export_parts(tiny_model("cifar_resnet", 1), "")
-    assert {json.loads(key)["name"] for key in with_steps(parts, []).about.policies} == {"fixed", "stability"}
 
 
 # What is told of it.

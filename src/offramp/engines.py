@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from offramp.loading import file_of, load_config
 from offramp.model import MultiExitModel, load_model
 from offramp.policies.base import limits
 from offramp.policies.fixed import Fixed
-from offramp.registry import brief, load_policy
+from offramp.registry import WRAPPERS, brief, load_policy
 from offramp.values import Answers, ExitOutput, OperatingPoint
 
 if TYPE_CHECKING:
@@ -139,11 +140,21 @@ class Exported:
         if load_policy(point.policy) != load_policy(runs):
             raise InvalidInput(
                 f"the graph runs the policy {brief(runs)}, the operating point is for {brief(point.policy)}; "
-                "`offramp export` makes a graph for it"
+                f"{self._remedy(point.policy)}"
             )
         measured = point.measured.about.get("engine", self.name) if point.measured is not None else self.name
         if measured != self.name and "onnx-int8" in (measured, self.name):
             logger.warning("this operating point was measured with %s and runs with %s", measured, self.name)
+
+    def _remedy(self, policy: Mapping[str, Any]) -> str:
+        """Return how a graph comes to run a policy."""
+        about = self.graph.about
+        command = f"offramp export FOLDER{' --int8' if about.precision == 'int8' else ''}"
+        if all(load_policy(json.loads(key)) != load_policy(policy) for key in about.policies):
+            return f"the file does not hold its steps: save the point, and `{command}` writes them"
+        if any(wrapper in policy for wrapper in WRAPPERS):  # which `--policy` cannot name
+            return f'save the point as "default", and `{command}` makes a graph that runs it'
+        return f"`{command} --policy {policy['name']}` lets the graph run it"
 
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
         """See `Engine.answer`."""

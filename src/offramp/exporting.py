@@ -30,12 +30,12 @@ from offramp.engine.fragments import export_parts, export_steps
 from offramp.engine.quantize import int8 as to_int8
 from offramp.engine.runner import Graph
 from offramp.engines import Exported
-from offramp.errors import NotApplicable, OfframpError
+from offramp.errors import OfframpError
 from offramp.evaluate import layerwise, metric_for
 from offramp.loading import load_points, load_tokenizer, refuse_images
 from offramp.model import MultiExitModel, load_model
 from offramp.policies.base import Policy, replay, scores
-from offramp.registry import FITTED, POLICIES, load_policy, policy_data, usual_policy
+from offramp.registry import load_policy, policy_data, usual_policy
 from offramp.sources import SAMPLE
 from offramp.tracing import read_for, record
 from offramp.values import REGRESSION, Answers, OperatingPoint, Trace
@@ -46,6 +46,8 @@ SAMPLE_TEXTS = Columns(text="text", label="intent")
 CHECKED, ALONE = 64, 16  # rows that are checked in batches, and one by one
 QUANTILES = (0.3, 0.7)  # of the scores: thresholds at which some leave early and some do not
 Rows = list[dict[str, Any]]
+PolicyLike = Policy | Mapping[str, Any] | str
+"""A policy, its name, or its data; see `load_policy`."""
 
 
 class Disagreement(OfframpError):
@@ -87,8 +89,9 @@ class Checked:
 
 def export(
     folder: str | os.PathLike[str],
-    policy: Policy | Mapping[str, Any] | str | None = None,
+    policy: PolicyLike | None = None,
     *,
+    policies: Sequence[PolicyLike] = (),
     int8: bool = False,
     dataset: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None = None,
     columns: Columns = GUESSED,
@@ -96,12 +99,14 @@ def export(
 ) -> Checked:
     """Write `model.onnx` or `model.int8.onnx` into a model's folder, with the weights in a file beside it (`.data`).
 
-    The file holds the steps of all policies that fit the model with their usual parameters, and of those of the
-    folder's operating points, so that another one is a matter of seconds (`offramp.engine.assemble`).
+    The file holds the steps of `policy`, of the folder's operating points' policies, of the usual policy and of
+    `policies`, each once, and of no others. It takes another policy that it holds in seconds
+    (`offramp.engine.assemble.switch_policy`).
 
     Args:
         folder: what `save_pretrained` wrote.
         policy: the one that the graph runs; None = that of the operating point "default", else the usual one.
+        policies: others whose steps the file is to hold.
         int8: the encoder's weights as int8.
         dataset: what to check it on: labelled data for the model (see `offramp.tracing.record`), or rows that are
             tokenized already; None = texts of the built-in sample.
@@ -109,7 +114,8 @@ def export(
         split: which part of a named data set to read.
 
     Raises:
-        InvalidInput: a model that cannot be exported, or a policy that does not fit it.
+        InvalidInput: a model that cannot be exported.
+        NotApplicable: a policy has no meaning for the model; nothing has been exported.
         Disagreement: the file does not do what torch does; it is not left there.
     """
     started = time.perf_counter()
@@ -117,24 +123,27 @@ def export(
     model = load_model(folder).float().cpu()
     points = load_points(folder)
     refuse_depth(len(model.layers))
-    rule = _policy(model, points, policy)
-    _refuse_policy(model, rule)
+    runs, *others = _distinct_policies(model, points, policy, policies)
+    for rule in (runs, *others):
+        _refuse_policy(model, rule)
     rows = _rows(folder, model, dataset, columns, split)
     path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
     parts = export_parts(model, weights_digest(folder), *(("int8", to_int8) if int8 else ()))
-    parts = with_steps(parts, [rule, *(load_policy(point.policy) for point in points.values())])
+    parts = with_steps(parts, [runs, *others])
     reference = record(model, rows)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
         graph, weights = (Path(place) / f"{path.name}{ending}" for ending in ("", WEIGHTS))
         parts = with_weights_beside(parts, weights)
 
-        def written(data: Mapping[str, Any]) -> Exported:
-            onnx.save(assemble(parts, data), graph)
+        def written(rule: Policy) -> Exported:
+            onnx.save(assemble(parts, policy_data(rule)), graph)
             return Exported(Graph.load(graph), model.config)
 
-        for key in tqdm(parts.about.policies, desc="check", unit="policy", disable=None, leave=False):
-            check(written(json.loads(key)), rows[:CHECKED], reference.take(torch.arange(min(CHECKED, len(rows)))))
-        exported = written(policy_data(rule))
+        some = reference.take(torch.arange(min(CHECKED, len(rows))))
+        for rule in tqdm(others, desc="check", unit="policy", disable=None, leave=False):
+            check(written(rule), rows[:CHECKED], some)
+        exported = written(runs)  # last, because its file stays
+        check(exported, rows[:CHECKED], some)
         trace = record(exported, rows)
         size = graph.stat().st_size + weights.stat().st_size
         weights.replace(folder / weights.name)
@@ -142,7 +151,7 @@ def export(
     return Checked(
         path=path,
         engine=exported.name,
-        policy=policy_data(rule),
+        policy=policy_data(runs),
         policies=[json.loads(key) for key in parts.about.policies],
         bytes=size,
         seconds=time.perf_counter() - started,
@@ -154,18 +163,16 @@ def export(
 
 
 def with_steps(parts: Parts, policies: Sequence[Policy]) -> Parts:
-    """The pieces with the steps of these policies, and of all that fit the model with their usual parameters."""
+    """Return the pieces with the steps of these policies.
+
+    Raises:
+        NotApplicable: a policy has no meaning for the model.
+    """
     about = parts.about
     calls, functions = dict(about.policies), dict(parts.functions)
-    usual = [load_policy(name) for name in POLICIES if name not in FITTED]
-    for rule in dict.fromkeys([*policies, *usual]):
+    for rule in policies:
         key = policy_key(policy_data(rule))
-        try:
-            calls[key], more = export_steps(key, about.layers, about.outputs, about.problem_type, about.certainty)
-        except NotApplicable:
-            if rule in policies:
-                raise
-            continue
+        calls[key], more = export_steps(key, about.layers, about.outputs, about.problem_type, about.certainty)
         functions |= more
     return replace(parts, functions=functions, about=replace(about, policies=calls))
 
@@ -184,12 +191,15 @@ def check(exported: Exported, rows: Rows, reference: Trace) -> None:
     about = exported.graph.about
     alone = rows[:ALONE]
     runs = [(1, alone), (len(rows), rows)]
+    who = f"the graph ({about.precision}, policy {dict(about.policy)})"
     if about.precision == "int8":
-        reference, runs = record(exported, alone, batch_size=1), [(1, alone)]
+        own, runs = record(exported, alone, batch_size=1), [(1, alone)]
+        if (own.logits.isnan() & reference.logits[:, : len(alone)].isfinite()).any():  # NaN: behind a row's exit
+            raise Disagreement(f"{who}: rows leave elsewhere than they should, at the threshold inf")
+        reference = own
     rule = load_policy(about.policy)
     score = scores(rule, reference)[:-1].double()  # (L-1, N)
     room = TOLERANCE * max(1.0, reference.logits.abs().max().item())
-    who = f"the graph ({about.precision}, policy {dict(about.policy)})"
     for quantile in QUANTILES:
         threshold = _between(score, quantile)
         expected = replay(reference, rule, threshold)
@@ -218,14 +228,21 @@ def _answers(exported: Exported, rows: Rows, threshold: float, size: int) -> Ans
     )
 
 
-def _policy(
-    model: MultiExitModel, points: Mapping[str, OperatingPoint], policy: Policy | Mapping[str, Any] | str | None
-) -> Policy:
-    if isinstance(policy, Policy):
-        return policy
-    if policy is None and "default" in points:
-        return load_policy(points["default"].policy)
-    return load_policy(policy or usual_policy(model.config.problem_type))
+def _distinct_policies(
+    model: MultiExitModel,
+    points: Mapping[str, OperatingPoint],
+    policy: PolicyLike | None,
+    policies: Sequence[PolicyLike],
+) -> list[Policy]:
+    """Return the policies that a file holds, each once; it runs the first one."""
+    usual = usual_policy(model.config.problem_type)
+    if policy is None:
+        policy = points["default"].policy if "default" in points else usual
+    by_key: dict[str, Policy] = {}
+    for each in (policy, *(point.policy for point in points.values()), usual, *policies):
+        rule = each if isinstance(each, Policy) else load_policy(each)
+        by_key.setdefault(policy_key(policy_data(rule)), rule)
+    return list(by_key.values())
 
 
 def _refuse_policy(model: MultiExitModel, rule: Policy) -> None:

@@ -31,6 +31,8 @@ from offramp.commands.points import (
     laddered,
     tell,
 )
+from offramp.engine.about import GRAPHS
+from offramp.errors import InvalidInput
 from offramp.registry import FITTED
 
 if TYPE_CHECKING:
@@ -157,6 +159,8 @@ def calibrate(
     else:
         points = {name or DEFAULT: certified(folder, trace, rule, target, confidence)}
     (add_ladder if ladder else add_points)(folder, points)
+    if given["data"] is not None and given["engine"] in GRAPHS:
+        _tell_other_policy(folder, given["engine"], next(iter(points.values())))
     tell(as_json, trace, points, given["metric"], cost)
     if not as_json:
         _tell_promises(points, confidence)
@@ -197,6 +201,16 @@ def _timed(folder: Path, given: Mapping[str, Any]) -> CostTable:
     each = ", ".join(f"{layer}: {ms:.2f}" for layer, ms in zip(cost.layers, cost.ms, strict=True))
     click.echo(f"ms a sample that leaves behind layer {each}", err=True)
     return cost
+
+
+def _tell_other_policy(folder: Path, engine: str, point: OperatingPoint) -> None:
+    """Print a line where the graph does not run the policy of a new point."""
+    from offramp.engines import load_engine
+
+    try:
+        load_engine(folder, engine).check(point)
+    except InvalidInput as error:
+        click.echo(f"{engine} cannot run it yet: {error}", err=True)
 
 
 def _tell_promises(points: Mapping[str, OperatingPoint], confidence: float | None) -> None:

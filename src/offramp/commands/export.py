@@ -37,8 +37,9 @@ def export(
 ) -> None:
     """Write the model as one ONNX graph that leaves early, checked against torch; its weights lie beside it (.data).
 
-    The policy is that of the operating point "default" unless another is asked for; a graph that is there already takes
-    another usual policy in seconds. Thresholds are an input of the graph.
+    The policy is that of the operating point "default" unless another is asked for. The file also holds the policies of
+    the other operating points and the usual one; a graph that is there already takes one that it holds in seconds.
+    Thresholds are an input of the graph.
 
     \b
     offramp export model
