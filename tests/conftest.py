@@ -1,8 +1,15 @@
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of all that tests start; on a shared machine more are slower
+
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+torch.set_num_threads(1)
 
 # The same examples in every run: a failure on one machine is a failure on all. Look for new ones with
 # `pytest --hypothesis-profile=default`.

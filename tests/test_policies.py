@@ -537,35 +537,36 @@ def test_scores_are_finite_or_not_yet_for_logits_of_any_size(data: dict[str, Any
         assert (seen.isfinite() | (seen == NOT_YET)).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
-def test_decisions_are_taken_in_float32(data: dict[str, Any], problem_type: str, dtype: torch.dtype) -> None:
+def test_decisions_are_taken_in_float32(data: dict[str, Any], problem_type: str) -> None:
     policy = load_policy(data)
     out = random_trace(problem_type).exit(2)
-    low = type(out)(out.logits.to(dtype), out.certainty.bfloat16(), layer=out.layer, problem_type=out.problem_type)
-    high = type(out)(low.logits.float(), low.certainty.float(), layer=out.layer, problem_type=out.problem_type)
-    got, wanted = policy.step(0, low, ()), policy.step(0, high, ())
-    assert got.score.dtype == torch.float32
-    assert torch.equal(got.score, wanted.score)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        low = type(out)(out.logits.to(dtype), out.certainty.bfloat16(), layer=out.layer, problem_type=out.problem_type)
+        high = type(out)(low.logits.float(), low.certainty.float(), layer=out.layer, problem_type=out.problem_type)
+        got, wanted = policy.step(0, low, ()), policy.step(0, high, ())
+        assert got.score.dtype == torch.float32, dtype
+        assert torch.equal(got.score, wanted.score), dtype
 
 
-@pytest.mark.parametrize(("exit", "broken"), [(0, math.nan), (1, -math.inf), (3, math.nan), (5, math.inf)])
 @pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
-def test_a_broken_sample_leaves_at_once_and_touches_nobody(
-    data: dict[str, Any], problem_type: str, exit: int, broken: float
-) -> None:
+def test_a_broken_sample_leaves_at_once_and_touches_nobody(data: dict[str, Any], problem_type: str) -> None:
     whole, policy = random_trace(problem_type), load_policy(data)
-    logits = whole.logits.clone()
-    logits[exit, 7, 1] = broken
-    trace = Trace(logits, None, whole.certainty, None, problem_type)
     others = torch.tensor([row for row in range(50) if row != 7])
     for threshold in (math.inf, threshold_between(scores(policy, whole), 0.7)):
         alone = replay(whole.take(others), policy, threshold)
-        for answers in (replay(trace, policy, threshold), run(Recorded(trace), policy, threshold, every_row(trace))):
-            assert_same(type(answers)(*(part[others] for part in vars(answers).values())), alone)
-            left, healthy = answers.exit_layers[7], replay(whole, policy, threshold).exit_layers[7]
-            assert left == min(exit + 1, healthy)  # not later than it breaks
-            assert answers.failed[7] == (left == exit + 1)
+        healthy = replay(whole, policy, threshold).exit_layers[7]
+        for exit, broken in ((0, math.nan), (1, -math.inf), (3, math.nan), (5, math.inf)):
+            logits = whole.logits.clone()
+            logits[exit, 7, 1] = broken
+            trace = Trace(logits, None, whole.certainty, None, problem_type)
+            by_loop = run(Recorded(trace), policy, threshold, every_row(trace))
+            for kind, answers in (("replay", replay(trace, policy, threshold)), ("loop", by_loop)):
+                case = f"{kind}, {broken} at exit {exit}, threshold {threshold}"
+                assert_same(type(answers)(*(part[others] for part in vars(answers).values())), alone, case=case)
+                left = answers.exit_layers[7]
+                assert left == min(exit + 1, healthy), case  # not later than it breaks
+                assert answers.failed[7] == (left == exit + 1), case
 
 
 def test_a_certainty_of_nan_is_a_failure() -> None:
