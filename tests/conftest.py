@@ -1,20 +1,57 @@
+"""One thread, one place for all exports, and a budget of CPU time for each test."""
+
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of all that tests start; on a shared machine more are slower
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for all that tests start: on a shared machine more are slower
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
-
-torch.set_num_threads(1)
 
 # The same examples in every run: a failure on one machine is a failure on all. Look for new ones with
 # `pytest --hypothesis-profile=default`.
 settings.register_profile("offramp", deadline=None, derandomize=True)
 settings.load_profile("offramp")
+
+BUDGET_S = 2.0
+UNLIMITED = ("slow", "network", "gpu")
+EXPORTING = ("assemble", "cli", "engines", "exporting", "graph", "runner")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Send all tests that share exported graphs to one process, so that it exports once."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in EXPORTING:
+            item.add_marker(pytest.mark.xdist_group("exports"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that takes too long and is not marked slow.
+
+    What counts is the CPU time of this process, so that a busy machine fails nothing; fixtures and interpreters that a
+    test starts do not count.
+    """
+    began = time.process_time()
+    yield
+    used = time.process_time() - began
+    if used > BUDGET_S and not any(item.get_closest_marker(name) for name in UNLIMITED):
+        pytest.fail(
+            f"took {used:.1f} s of CPU time: over {BUDGET_S:g} s, mark it slow or move its set-up into a fixture",
+            pytrace=False,
+        )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep torch to one thread where something imported it before this file."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

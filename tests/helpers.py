@@ -1,9 +1,10 @@
 """What the tests share: random traces, a model that reads a trace back, every policy wherever it has a meaning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -148,6 +149,15 @@ def assert_same(
         got.logits, wanted.logits[rows], rtol=0, atol=1e-6, equal_nan=True, msg=lambda text: f"{text}\n{case}"
     )
     assert torch.equal(got.failed, wanted.failed[rows]), f"failures: {case}"
+
+
+def crossed(families: Sequence[str], choices: Iterable[str], few: Collection[str]) -> list[Any]:
+    """Parameters (family, choice): BERT with every choice and every family with the few; all other pairs are slow."""
+    return [
+        pytest.param(family, choice, marks=() if family == "bert" or choice in few else pytest.mark.slow)
+        for choice in choices
+        for family in families
+    ]
 
 
 # What the contract tests of the engines share: models with rows and their trace, and thresholds clear of noise.
