@@ -7,7 +7,7 @@ demo: .venv/demo
 	$(BIN)/offramp demo
 
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 check: .venv/dev
 	$(BIN)/ruff format --check

@@ -1,5 +1,13 @@
+"""One thread, one process for all exports, and a budget of CPU time for each test."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for all that tests start: on a shared machine more are slower
+
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -8,6 +16,57 @@ from hypothesis import settings
 # `pytest --hypothesis-profile=default`.
 settings.register_profile("offramp", deadline=None, derandomize=True)
 settings.load_profile("offramp")
+
+BUDGET_S = 2.0
+EXPORT_BUDGET_S = 60.0  # the first test that needs a graph exports it, for all that come after
+UNLIMITED = ("slow", "network", "gpu")
+EXPORTING = ("assemble", "cli", "engines", "exporting", "graph", "runner")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process whole files, and one process all that share exported graphs: what is shared is made once.
+
+    The marker `xdist_group` is for this, but pytest-xdist 3.8 does not find it again in pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(Path(nodeid.split("::")[0]))
+
+    return ByFile(config, log)
+
+
+def group_of(file: Path) -> str:
+    name = file.stem.removeprefix("test_")
+    return "exports" if name in EXPORTING else name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that takes too long and is not marked slow.
+
+    What counts is the CPU time of this process, so that a busy machine fails nothing; fixtures and interpreters that a
+    test starts do not count.
+    """
+    began = time.process_time()
+    yield
+    used = time.process_time() - began
+    budget = EXPORT_BUDGET_S if group_of(item.path) == "exports" else BUDGET_S
+    if used > budget and not any(item.get_closest_marker(name) for name in UNLIMITED):
+        pytest.fail(
+            f"took {used:.1f} s of CPU time: over {budget:g} s, mark it slow or move its set-up into a fixture",
+            pytrace=False,
+        )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep torch to one thread where something imported it before this file."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 """What the tests share: random traces, a model that reads a trace back, every policy wherever it has a meaning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -139,11 +140,24 @@ def threshold_between(values: Tensor, quantile: float) -> float:
     return float(seen[widest] + seen[widest + 1]) / 2
 
 
-def assert_same(got: Answers, wanted: Answers, rows: Sequence[int] | Tensor | slice = slice(None)) -> None:
-    """The same exits, logits and failures; `rows` picks the wanted ones."""
-    assert torch.equal(got.exit_layers, wanted.exit_layers[rows])
-    torch.testing.assert_close(got.logits, wanted.logits[rows], rtol=0, atol=1e-6, equal_nan=True)
-    assert torch.equal(got.failed, wanted.failed[rows])
+def assert_same(
+    got: Answers, wanted: Answers, rows: Sequence[int] | Tensor | slice = slice(None), case: object = ""
+) -> None:
+    """The same exits, logits and failures; `rows` picks the wanted ones, `case` goes into the message."""
+    assert torch.equal(got.exit_layers, wanted.exit_layers[rows]), f"exits: {case}"
+    torch.testing.assert_close(
+        got.logits, wanted.logits[rows], rtol=0, atol=1e-6, equal_nan=True, msg=lambda text: f"{text}\n{case}"
+    )
+    assert torch.equal(got.failed, wanted.failed[rows]), f"failures: {case}"
+
+
+def crossed(families: Sequence[str], choices: Iterable[str], few: Collection[str]) -> list[Any]:
+    """Parameters (family, choice): BERT with every choice and every family with the few; all other pairs are slow."""
+    return [
+        pytest.param(family, choice, marks=() if family == "bert" or choice in few else pytest.mark.slow)
+        for choice in choices
+        for family in families
+    ]
 
 
 # What the contract tests of the engines share: models with rows and their trace, and thresholds clear of noise.

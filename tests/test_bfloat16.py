@@ -71,20 +71,18 @@ def assert_all_float32(noted: Noted) -> None:
         assert {part.dtype for part in seen if part is not None and part.is_floating_point()} == {torch.float32}
 
 
-@WAYS
 @pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
-def test_every_policy_scores_in_float32_what_the_exits_said(
-    data: Mapping[str, Any], problem_type: str, way: Way
-) -> None:
+def test_every_policy_scores_in_float32_what_the_exits_said(data: Mapping[str, Any], problem_type: str) -> None:
     """A replay outside of autocast, from logits in float32, comes to the very same scores and answers."""
     outputs = 1 if problem_type == REGRESSION else 3
     model = tiny_model("bert", outputs, problem_type=problem_type, certainty=True)
-    policy = load_policy(first_exits(data, LAYERS))
-    noted = at_full_depth(model, policy, way, padded(model, rows_for(model, 9)))
-    assert_all_float32(noted)
-    score, logits = unroll(policy, noted.trace())
-    assert torch.equal(torch.stack([step.score for step in noted.said]), score)
-    assert torch.equal(torch.stack([step.logits for step in noted.said]), logits)
+    policy, batch = load_policy(first_exits(data, LAYERS)), padded(model, rows_for(model, 9))
+    for way in (by_autocast, in_weights):  # which changes the model
+        noted = at_full_depth(model, policy, way, batch)
+        assert_all_float32(noted)
+        score, logits = unroll(policy, noted.trace())
+        assert torch.equal(torch.stack([step.score for step in noted.said]), score), way
+        assert torch.equal(torch.stack([step.logits for step in noted.said]), logits), way
 
 
 @WAYS

@@ -43,6 +43,12 @@ class Counting:
         return graph.forward
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _loaded() -> None:
+    """The first call of torch.compile in a process loads what takes seconds."""
+    torch.compile(nn.Linear(2, 2), backend=Counting())(torch.ones(1, 2))
+
+
 def several_tokens(model: MultiExitModel, count: int) -> list[dict[str, Any]]:
     """Rows of two tokens and more, as tokenizers make them."""
     rows = rows_for(model, 3 * count)

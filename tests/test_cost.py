@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
+from helpers import crossed
 from offramp import TokenExit
 from offramp.bypass import Bypass
 from offramp.config import MultiExitConfig
@@ -154,8 +155,7 @@ def counted(model: MultiExitModel, batch: dict[str, Tensor]) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("family", ABSOLUTE)
+@pytest.mark.parametrize(("family", "choice"), crossed(ABSOLUTE, CHOICES, ("plain", "everything")))
 def test_pytorch_counts_the_same(family: str, choice: str) -> None:
     model = tiny_model(family, **CHOICES[choice]).train()
     for length in (11, 3, 1):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -58,11 +59,21 @@ ALL_CASES = [
     if problem != MULTI_LABEL or family == "bert"
 ]
 
+# a policy that remembers nothing, one that does, one that answers with several exits; the whole product is slow
+KINDS = ("entropy", "patience", "pcee, run")
 
-@pytest.fixture(scope="module")
-def cases() -> dict[tuple[str, str], Case]:
-    pairs = {(family, problem) for _, problem, family in ALL_CASES}
-    return {pair: build(*pair) for pair in sorted(pairs)}
+
+def product_of(*names: str) -> list[Any]:
+    """BERT with every policy and every encoder with the named ones; all other cases are slow."""
+
+    def is_fast(name: str, problem: str, family: str) -> bool:
+        return family == "bert" or (name in names and problem == SINGLE_LABEL)
+
+    return [pytest.param(*case, marks=() if is_fast(*case) else pytest.mark.slow) for case in ALL_CASES]
+
+
+case_of = cache(build)
+"""A model with rows and their trace, made once; no test changes one."""
 
 
 @torch.no_grad()
@@ -99,11 +110,11 @@ def assert_the_contract(case: Case, policy: Policy, thresholds: Sequence[float])
         assert_same(answers_to(case, policy, thresholds, numbers.tolist(), size, extra), expected, numbers, checked)
 
 
-@pytest.mark.parametrize(("name", "problem", "family"), ALL_CASES)
+@pytest.mark.parametrize(("name", "problem", "family"), product_of(*KINDS))
 def test_alone_in_any_batch_and_in_replay_a_sample_leaves_at_the_same_exit(
-    name: str, problem: str, family: str, cases: dict[tuple[str, str], Case]
+    name: str, problem: str, family: str
 ) -> None:
-    case, policy = cases[family, problem], load_policy(CHOICES[name])
+    case, policy = case_of(family, problem), load_policy(CHOICES[name])
     seen = scores(policy, case.trace)[:-1]
     left = []
     for quantile in QUANTILES:
@@ -114,8 +125,8 @@ def test_alone_in_any_batch_and_in_replay_a_sample_leaves_at_the_same_exit(
 
 
 @pytest.mark.parametrize(("name", "problem"), POLICY_CASES)
-def test_each_exit_may_have_its_own_threshold(name: str, problem: str, cases: dict[tuple[str, str], Case]) -> None:
-    case, policy = cases["bert", problem], load_policy(CHOICES[name])
+def test_each_exit_may_have_its_own_threshold(name: str, problem: str) -> None:
+    case, policy = case_of("bert", problem), load_policy(CHOICES[name])
     seen = scores(policy, case.trace)
     thresholds = [
         midpoint_near(seen[exit], quantile) if seen[exit].isfinite().any() else 0.0
@@ -128,10 +139,8 @@ def test_each_exit_may_have_its_own_threshold(name: str, problem: str, cases: di
 @pytest.mark.parametrize(
     ("name", "problem"), [("pcee", SINGLE_LABEL), ("divergence", SINGLE_LABEL), ("stability", REGRESSION)]
 )
-def test_memory_of_any_length_goes_with_its_sample(
-    name: str, problem: str, patience: int, cases: dict[tuple[str, str], Case]
-) -> None:
-    case, policy = cases["bert", problem], load_policy(name, patience=patience)
+def test_memory_of_any_length_goes_with_its_sample(name: str, problem: str, patience: int) -> None:
+    case, policy = case_of("bert", problem), load_policy(name, patience=patience)
     for quantile in (0.1, 0.3, 0.6):
         threshold = midpoint_near(scores(policy, case.trace), quantile)
         assert_the_contract(case, policy, [threshold] * (LAYERS - 1))
@@ -146,8 +155,17 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("family", ["albert", "bert", "distilbert"])
-@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [
+        ("bert", "first"),
+        ("bert", "mean"),
+        ("albert", "first"),
+        ("distilbert", "mean"),
+        pytest.param("albert", "mean", marks=pytest.mark.slow),
+        pytest.param("distilbert", "first", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("feature", FEATURES)
 def test_the_contract_holds_for_what_a_model_may_have(feature: str, pooling: str, family: str) -> None:
     case = build(family, SINGLE_LABEL, pooling=pooling, **FEATURES[feature])
@@ -184,10 +202,15 @@ def test_with_fewer_exits_than_layers_the_contract_holds_in_layer_numbers(family
     assert set(replay(case.trace, policy, [threshold] * 2).exit_layers.tolist()) <= {1, 3, 4}
 
 
+@cache
+def leaving_tokens(family: str) -> Case:
+    return build(family, SINGLE_LABEL, token_exit=LEAVING)
+
+
 @pytest.mark.parametrize("name", ["entropy", "patience", "fixed"])
 @pytest.mark.parametrize("family", ABSOLUTE)
 def test_the_contract_holds_where_tokens_leave_too(family: str, name: str) -> None:
-    case, policy = build(family, SINGLE_LABEL, token_exit=LEAVING), load_policy(name)
+    case, policy = leaving_tokens(family), load_policy(name)
     seen = scores(policy, case.trace)[:-1]
     for quantile in QUANTILES:
         thresholds = [midpoint_near(seen, quantile)] * (LAYERS - 1)
@@ -209,7 +232,7 @@ def test_the_contract_holds_where_tokens_leave_among_other_ideas(exits: dict[str
 
 
 def test_with_tokens_and_layers_leaving_blocks_get_fewer_columns_and_rows() -> None:
-    case = build("bert", SINGLE_LABEL, token_exit=LEAVING)
+    case = leaving_tokens("bert")
     threshold = midpoint_near(scores(MaxProb(), case.trace)[0], 0.5)
     answers, reached = watch(case.model, MaxProb(), [threshold, math.inf, math.inf], case.rows)
     stay = answers.exit_layers.eq(LAYERS).tolist()
@@ -237,11 +260,12 @@ def test_exits_after_some_layers_say_what_they_say_in_the_full_model(family: str
     assert torch.allclose(some(**batch).logits_by_exit, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "problem", "family"), [case for case in ALL_CASES if case[0] != "entropy, all"])
-def test_never_gives_the_full_models_logits(
-    name: str, problem: str, family: str, cases: dict[tuple[str, str], Case]
-) -> None:
-    case = cases[family, problem]
+@pytest.mark.parametrize(
+    ("name", "problem", "family"),
+    [case for case in product_of("pcee, run") if case.values[0] != "entropy, all"],
+)
+def test_never_gives_the_full_models_logits(name: str, problem: str, family: str) -> None:
+    case = case_of(family, problem)
     batch = padded(case.model, case.rows)
     with torch.no_grad():
         answers = run(case.model, load_policy(CHOICES[name]), math.inf, batch)
@@ -310,8 +334,8 @@ def watch(model: MultiExitModel, policy: Policy, threshold: Any, rows: Rows) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_block_runs_only_the_rows_that_are_still_there(family: str, cases: dict[tuple[str, str], Case]) -> None:
-    case = cases[family, SINGLE_LABEL]
+def test_a_block_runs_only_the_rows_that_are_still_there(family: str) -> None:
+    case = case_of(family, SINGLE_LABEL)
     threshold = midpoint_near(scores(MaxProb(), case.trace)[:-1], 0.6)
     answers, reached = watch(case.model, MaxProb(), threshold, case.rows)
     expected = [int((answers.exit_layers > exit).sum()) for exit in range(LAYERS)]
@@ -342,10 +366,8 @@ def _longest(rows: Rows) -> int:
 
 
 @pytest.mark.parametrize("family", TEXTS)
-def test_when_the_long_sample_leaves_the_others_are_cut_and_answer_the_same(
-    family: str, cases: dict[tuple[str, str], Case]
-) -> None:
-    case = cases[family, SINGLE_LABEL]
+def test_when_the_long_sample_leaves_the_others_are_cut_and_answer_the_same(family: str) -> None:
+    case = case_of(family, SINGLE_LABEL)
     rows, threshold, longest = long_one_first(case)
     limits = [threshold, math.inf, math.inf]
 
@@ -367,7 +389,7 @@ BFLOAT16 = [
 def test_in_bfloat16_most_samples_leave_where_they_leave_in_float32(
     family: str, autocast: bool, record_property: Any
 ) -> None:
-    exact = build(family, SINGLE_LABEL)
+    exact = case_of(family, SINGLE_LABEL)
     rough = tiny_model(family, pooling="mean")
     if not autocast:
         rough.to(torch.bfloat16)
@@ -460,7 +482,7 @@ def test_an_answer_may_be_the_policys_own() -> None:
             step = MaxProb().step(exit, out, memory)
             return replace(step, logits=2 * step.logits)
 
-    case = build("bert", SINGLE_LABEL)
+    case = case_of("bert", SINGLE_LABEL)
     thresholds = [midpoint_near(scores(MaxProb(), case.trace)[:-1], 0.5)] * (LAYERS - 1)
     assert_the_contract(case, Doubled(), thresholds)
     _, logits = unroll(Doubled(), case.trace)

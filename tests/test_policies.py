@@ -16,7 +16,7 @@ from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
 from offramp.policies.patient import Patient
-from offramp.registry import POLICIES, brief, load_policy, policy_data
+from offramp.registry import POLICIES, load_policy, policy_data
 from offramp.values import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, Trace
 
 NOT_YET = -math.inf
@@ -264,10 +264,10 @@ def test_of_the_papers_versions_certainty_alone_has_a_meaning_for_values() -> No
             replay(trace, load_policy("pcee", measure=measure), 0.5)
 
 
-@pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
-def test_pcee_with_patience_1_is_the_measure_alone(data: dict[str, Any], problem_type: str) -> None:
-    trace, measure = random_trace(problem_type), load_policy(data)
-    assert torch.equal(scores(Patient(measure, 1), trace), scores(measure, trace))
+def test_pcee_with_patience_1_is_the_measure_alone() -> None:
+    for data, problem_type in CASES:
+        trace, measure = random_trace(problem_type), load_policy(data)
+        assert torch.equal(scores(Patient(measure, 1), trace), scores(measure, trace)), (data, problem_type)
 
 
 @pytest.mark.parametrize("patience", [1, 2, 3, 6])
@@ -538,34 +538,35 @@ def test_scores_are_finite_or_not_yet_for_logits_of_any_size(data: dict[str, Any
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
-def test_decisions_are_taken_in_float32(data: dict[str, Any], problem_type: str, dtype: torch.dtype) -> None:
-    policy = load_policy(data)
-    out = random_trace(problem_type).exit(2)
-    low = type(out)(out.logits.to(dtype), out.certainty.bfloat16(), layer=out.layer, problem_type=out.problem_type)
-    high = type(out)(low.logits.float(), low.certainty.float(), layer=out.layer, problem_type=out.problem_type)
-    got, wanted = policy.step(0, low, ()), policy.step(0, high, ())
-    assert got.score.dtype == torch.float32
-    assert torch.equal(got.score, wanted.score)
+def test_decisions_are_taken_in_float32(dtype: torch.dtype) -> None:
+    for data, problem_type in CASES:
+        policy = load_policy(data)
+        out = random_trace(problem_type).exit(2)
+        low = type(out)(out.logits.to(dtype), out.certainty.bfloat16(), layer=out.layer, problem_type=out.problem_type)
+        high = type(out)(low.logits.float(), low.certainty.float(), layer=out.layer, problem_type=out.problem_type)
+        got, wanted = policy.step(0, low, ()), policy.step(0, high, ())
+        assert got.score.dtype == torch.float32, (data, problem_type)
+        assert torch.equal(got.score, wanted.score), (data, problem_type)
 
 
-@pytest.mark.parametrize(("exit", "broken"), [(0, math.nan), (1, -math.inf), (3, math.nan), (5, math.inf)])
 @pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
-def test_a_broken_sample_leaves_at_once_and_touches_nobody(
-    data: dict[str, Any], problem_type: str, exit: int, broken: float
-) -> None:
+def test_a_broken_sample_leaves_at_once_and_touches_nobody(data: dict[str, Any], problem_type: str) -> None:
     whole, policy = random_trace(problem_type), load_policy(data)
-    logits = whole.logits.clone()
-    logits[exit, 7, 1] = broken
-    trace = Trace(logits, None, whole.certainty, None, problem_type)
     others = torch.tensor([row for row in range(50) if row != 7])
     for threshold in (math.inf, threshold_between(scores(policy, whole), 0.7)):
         alone = replay(whole.take(others), policy, threshold)
-        for answers in (replay(trace, policy, threshold), run(Recorded(trace), policy, threshold, every_row(trace))):
-            assert_same(type(answers)(*(part[others] for part in vars(answers).values())), alone)
-            left, healthy = answers.exit_layers[7], replay(whole, policy, threshold).exit_layers[7]
-            assert left == min(exit + 1, healthy)  # not later than it breaks
-            assert answers.failed[7] == (left == exit + 1)
+        healthy = replay(whole, policy, threshold).exit_layers[7]
+        for exit, broken in ((0, math.nan), (1, -math.inf), (3, math.nan), (5, math.inf)):
+            logits = whole.logits.clone()
+            logits[exit, 7, 1] = broken
+            trace = Trace(logits, None, whole.certainty, None, problem_type)
+            by_loop = run(Recorded(trace), policy, threshold, every_row(trace))
+            for kind, answers in (("replay", replay(trace, policy, threshold)), ("loop", by_loop)):
+                case = f"{kind}, {broken} at exit {exit}, threshold {threshold}"
+                assert_same(type(answers)(*(part[others] for part in vars(answers).values())), alone, case=case)
+                left = answers.exit_layers[7]
+                assert left == min(exit + 1, healthy), case  # not later than it breaks
+                assert answers.failed[7] == (left == exit + 1), case
 
 
 def test_a_certainty_of_nan_is_a_failure() -> None:
@@ -585,12 +586,12 @@ def test_entropy_of_equal_logits_is_not_below_0() -> None:
 # --- names and parameters -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", {str(data): data for data, _ in CASES}.values(), ids=lambda data: str(brief(data)))
-def test_policies_go_through_data_and_back(data: dict[str, Any]) -> None:
-    policy = load_policy(data)
-    assert load_policy(policy_data(policy)) == policy
-    assert policy_data(load_policy(policy_data(policy))) == policy_data(policy)
-    assert policy_data(policy).items() >= data.items()
+def test_policies_go_through_data_and_back() -> None:
+    for data, _ in CASES:
+        policy = load_policy(data)
+        assert load_policy(policy_data(policy)) == policy
+        assert policy_data(load_policy(policy_data(policy))) == policy_data(policy)
+        assert policy_data(policy).items() >= data.items()
 
 
 def test_policies_are_named_as_their_papers_are() -> None:

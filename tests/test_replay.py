@@ -243,8 +243,9 @@ def test_replay_is_the_plain_loop_over_samples(data: dict[str, Any], problem_typ
 @EVERY_CASE
 def test_a_score_does_not_depend_on_the_company(data: dict[str, Any], problem_type: str) -> None:
     trace, policy = random_trace(problem_type), load_policy(data)
-    alone = torch.cat([scores(policy, trace.take(torch.tensor([row]))) for row in range(50)], dim=1)
-    torch.testing.assert_close(scores(policy, trace), alone, rtol=0, atol=1e-6)
+    rows = torch.arange(0, 50, 4)
+    alone = torch.cat([scores(policy, trace.take(row)) for row in rows.split(1)], dim=1)
+    torch.testing.assert_close(scores(policy, trace)[:, rows], alone, rtol=0, atol=1e-6)
 
 
 @EVERY_CASE
@@ -253,11 +254,12 @@ def test_the_loop_leaves_where_the_replay_does_in_any_batch(data: dict[str, Any]
     seen, random = scores(policy, trace), torch.Generator().manual_seed(3)
     settings: list[Any] = [threshold_between(seen[:-1], quantile) for quantile in (0.0, 0.5, 0.8, 0.95)]
     settings.append([threshold_between(score, 0.8) for score in seen[:-1]])
-    for threshold, batch_sizes in zip(settings, [(50,), (50, 7), (50, 7, 1), (50, 7), (50, 7)], strict=True):
+    for threshold, batch_sizes in zip(settings, [(50,), (50,), (50, 7, 1), (50, 13), (50, 13)], strict=True):
         wanted = replay(trace, policy, threshold)
         for batch_size in batch_sizes:
-            for rows in torch.randperm(50, generator=random).split(batch_size):
-                assert_same(run(Recorded(trace), policy, threshold, {"rows": rows}), wanted, rows)
+            for rows in torch.randperm(50, generator=random).split(batch_size)[:10]:
+                found = run(Recorded(trace), policy, threshold, {"rows": rows})
+                assert_same(found, wanted, rows, f"threshold {threshold}, rows {rows.tolist()}")
 
 
 def test_the_settings_of_these_tests_spread_samples_over_exits() -> None:

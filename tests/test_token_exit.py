@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from helpers import crossed
 from offramp import TokenExit
 from offramp.bypass import Bypass
 from offramp.config import MultiExitConfig
@@ -331,8 +332,7 @@ def test_a_batch_says_what_a_slow_loop_over_each_text_says(keep: dict[int, float
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("family", ABSOLUTE)
+@pytest.mark.parametrize(("family", "choice"), crossed(ABSOLUTE, CHOICES, ("mean", "gate and memory")))
 def test_padding_company_and_order_change_nothing(family: str, choice: str) -> None:
     model, rows = leaving(family, **CHOICES[choice]), token_rows(17)
     alone = torch.cat([model(**padded(model, [row])).exit_logits for row in rows], dim=1)
@@ -343,8 +343,7 @@ def test_padding_company_and_order_change_nothing(family: str, choice: str) -> N
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("family", ABSOLUTE)
+@pytest.mark.parametrize(("family", "choice"), crossed(ABSOLUTE, CHOICES, ("mean", "gate and memory")))
 def test_keeping_all_is_no_token_exit(family: str, choice: str) -> None:
     all_stay = TokenExit(keep_ratio={1: 1.0, 3: 1.0})
     model, plain = leaving(family, all_stay, **CHOICES[choice]), tiny_model(family, **CHOICES[choice])
@@ -423,8 +422,10 @@ def gradients(model: MultiExitModel, **given: Any) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("choice", [name for name in CHOICES if name != "gate and memory"])
-@pytest.mark.parametrize("family", ABSOLUTE)
+@pytest.mark.parametrize(
+    ("family", "choice"),
+    crossed(ABSOLUTE, [name for name in CHOICES if name != "gate and memory"], ("mean", "bypass of all tokens")),
+)
 def test_training_reaches_all_parameters(family: str, choice: str) -> None:
     found = gradients(leaving(family, **CHOICES[choice]).train())
     unreached = {name for name, grad in found.items() if grad is None or not grad.any()}
