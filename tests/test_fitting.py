@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 import offramp
+from exported import one_registry
 from helpers import TEMPERATURES, fitted, random_trace
 from offramp.card import save_points
 from offramp.cli import main
@@ -378,16 +380,25 @@ def test_each_label_is_an_answer_to_be_calibrated() -> None:
 # --- in a graph ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def _exporter() -> Iterator[None]:
+    """What the exporter loads and makes at its first use takes seconds."""
+    with one_registry():
+        export_steps(policy_key({"name": "fixed"}), (1, 2), 3, SINGLE_LABEL, False)
+        yield
+
+
 @pytest.mark.parametrize(
     ("data", "problem_type"),
     [
         (fitted("consistency", SINGLE_LABEL, 3), SINGLE_LABEL),
-        (fitted("gain", MULTI_LABEL, 3), MULTI_LABEL),
+        pytest.param(fitted("gain", MULTI_LABEL, 3), MULTI_LABEL, marks=pytest.mark.slow),
         (fitted("consistency", REGRESSION, 3), REGRESSION),
         ({"name": "entropy", "temperatures": [2.0, 0.5, 1.5]}, SINGLE_LABEL),
     ],
     ids=["consistency", "gain", "values", "tempered"],
 )
+@pytest.mark.usefixtures("_exporter")
 def test_an_exported_step_does_what_torch_does(data: dict[str, Any], problem_type: str) -> None:
     policy, trace = load_policy(data), random_trace(problem_type, depth=3)
     calls, functions = export_steps(policy_key(policy_data(policy)), (1, 2, 3), 3, problem_type, False)
