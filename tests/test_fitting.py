@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -380,28 +379,26 @@ def test_each_label_is_an_answer_to_be_calibrated() -> None:
 # --- in a graph ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def _exporter() -> Iterator[None]:
-    """What the exporter loads and makes at its first use takes seconds."""
+@pytest.fixture
+def steps(data: dict[str, Any], problem_type: str) -> tuple[Any, Any]:
+    """The calls and the functions of a policy in a model of three exits."""
     with one_registry():
-        export_steps(policy_key({"name": "fixed"}), (1, 2), 3, SINGLE_LABEL, False)
-        yield
+        return export_steps(policy_key(policy_data(load_policy(data))), (1, 2, 3), 3, problem_type, False)
 
 
 @pytest.mark.parametrize(
     ("data", "problem_type"),
     [
         (fitted("consistency", SINGLE_LABEL, 3), SINGLE_LABEL),
-        pytest.param(fitted("gain", MULTI_LABEL, 3), MULTI_LABEL, marks=pytest.mark.slow),
+        (fitted("gain", MULTI_LABEL, 3), MULTI_LABEL),
         (fitted("consistency", REGRESSION, 3), REGRESSION),
         ({"name": "entropy", "temperatures": [2.0, 0.5, 1.5]}, SINGLE_LABEL),
     ],
     ids=["consistency", "gain", "values", "tempered"],
 )
-@pytest.mark.usefixtures("_exporter")
-def test_an_exported_step_does_what_torch_does(data: dict[str, Any], problem_type: str) -> None:
+def test_an_exported_step_does_what_torch_does(data: dict[str, Any], problem_type: str, steps: tuple[Any, Any]) -> None:
     policy, trace = load_policy(data), random_trace(problem_type, depth=3)
-    calls, functions = export_steps(policy_key(policy_data(policy)), (1, 2, 3), 3, problem_type, False)
+    calls, functions = steps
     memory: dict[str, np.ndarray[Any, Any]] = {}
     expected = unroll(policy, trace)
     for number, call in enumerate(calls[:-1]):
