@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 import offramp
+from exported import one_registry
 from helpers import TEMPERATURES, fitted, random_trace
 from offramp.card import save_points
 from offramp.cli import main
@@ -378,6 +379,13 @@ def test_each_label_is_an_answer_to_be_calibrated() -> None:
 # --- in a graph ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def steps(data: dict[str, Any], problem_type: str) -> tuple[Any, Any]:
+    """The calls and the functions of a policy in a model of three exits."""
+    with one_registry():
+        return export_steps(policy_key(policy_data(load_policy(data))), (1, 2, 3), 3, problem_type, False)
+
+
 @pytest.mark.parametrize(
     ("data", "problem_type"),
     [
@@ -388,9 +396,9 @@ def test_each_label_is_an_answer_to_be_calibrated() -> None:
     ],
     ids=["consistency", "gain", "values", "tempered"],
 )
-def test_an_exported_step_does_what_torch_does(data: dict[str, Any], problem_type: str) -> None:
+def test_an_exported_step_does_what_torch_does(data: dict[str, Any], problem_type: str, steps: tuple[Any, Any]) -> None:
     policy, trace = load_policy(data), random_trace(problem_type, depth=3)
-    calls, functions = export_steps(policy_key(policy_data(policy)), (1, 2, 3), 3, problem_type, False)
+    calls, functions = steps
     memory: dict[str, np.ndarray[Any, Any]] = {}
     expected = unroll(policy, trace)
     for number, call in enumerate(calls[:-1]):

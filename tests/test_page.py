@@ -212,6 +212,12 @@ def test_times_of_a_policy_are_those_of_a_replay() -> None:
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _loaded() -> None:
+    """The first page in a process loads what takes seconds."""
+    html_of()
+
+
 @cache
 def html_of(problem_type: str = SINGLE_LABEL, points: bool = True) -> str:
     return render(a_page(problem_type, points))

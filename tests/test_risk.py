@@ -207,8 +207,19 @@ def loosest_anywhere(score: Tensor, loss: Tensor, counted: Tensor, level: float,
 POPULATIONS = {"surer is better": surer_is_better(4), "just too much": layers_of_equal_risk(LEVEL * 1.02)}
 
 
-@pytest.mark.parametrize("population", POPULATIONS.values(), ids=POPULATIONS)
-@pytest.mark.parametrize("method", SURE)
+@pytest.mark.parametrize(
+    ("method", "population"),
+    [
+        pytest.param(
+            method,
+            population,
+            marks=pytest.mark.slow if (method, name) == ("betting", "surer is better") else (),
+            id=f"{method}, {name}",
+        )
+        for name, population in POPULATIONS.items()
+        for method in SURE
+    ],
+)
 def test_promises_are_broken_no_more_often_than_delta(method: str, population: Population) -> None:
     assert keeps_its_promise(METHODS[method], population)
 

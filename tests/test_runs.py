@@ -62,7 +62,12 @@ def test_an_encoder_of_another_depth(setting: Setting) -> None:
     assert not torch.equal(second, third)
 
 
-def test_a_run_that_is_kept_is_not_run_again(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+TRAININGS = (Training("weighted"), Training("last", "last", alone=True))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Training and seed of every run that is not a kept one."""
     trained: list[tuple[str, int]] = []
 
     def counted(folder: Path, training: Training, seed: int, setting: Setting) -> Trained:
@@ -71,13 +76,22 @@ def test_a_run_that_is_kept_is_not_run_again(setting: Setting, tmp_path: Path, m
 
     run = runs._run
     monkeypatch.setattr(runs, "_run", counted)
-    trainings = (Training("weighted"), Training("last", "last", alone=True))
-    first = all_kept(tmp_path, trainings, [0], setting)
+    return trained
+
+
+@pytest.fixture
+def first(trained: list[tuple[str, int]], setting: Setting, tmp_path: Path) -> dict[tuple[str, int], Trained]:
+    return dict(all_kept(tmp_path, TRAININGS, [0], setting))
+
+
+def test_a_run_that_is_kept_is_not_run_again(
+    trained: list[tuple[str, int]], first: dict[tuple[str, int], Trained], setting: Setting, tmp_path: Path
+) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last-0", "setting.json", "weighted-0"]
     assert not list(tmp_path.rglob("model.safetensors"))
     (tmp_path / "weighted-1.unfinished").mkdir()  # what a kill leaves
 
-    again = all_kept(tmp_path, trainings, [0, 1], setting)
+    again = all_kept(tmp_path, TRAININGS, [0, 1], setting)
 
     assert trained == [("weighted", 0), ("last", 0), ("weighted", 1), ("last", 1)]
     kept = (first["weighted", 0], again["weighted", 0], again["weighted", 1])

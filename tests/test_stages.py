@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, TrainerCallback, TrainingArguments
 
+from helpers import crossed
 from offramp.batches import collate
 from offramp.bypass import Bypass
 from offramp.errors import InvalidInput
@@ -72,8 +73,22 @@ def moved(model: MultiExitModel, before: Weights) -> set[str]:
     return {part_of(name, model) for name, value in weights(model).items() if not torch.equal(value, before[name])}
 
 
-@pytest.mark.parametrize("name", ["two-stage", "self-distillation"])
-@pytest.mark.parametrize("head", ["linear", "pooler", "shared_pooler"])
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        ("linear", "two-stage"),
+        ("shared_pooler", "self-distillation"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("linear", "self-distillation"),
+                ("pooler", "two-stage"),
+                ("pooler", "self-distillation"),
+                ("shared_pooler", "two-stage"),
+            ]
+        ),
+    ],
+)
 def test_the_first_stage_is_plain_fine_tuning_and_the_second_moves_early_exits_and_gate_alone(
     head: str, name: str, tmp_path: Path
 ) -> None:
@@ -85,8 +100,9 @@ def test_the_first_stage_is_plain_fine_tuning_and_the_second_moves_early_exits_a
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["two-stage", "self-distillation"])
-@pytest.mark.parametrize("family", KEEPS_HEAD)
+@pytest.mark.parametrize(
+    ("family", "name"), crossed(KEEPS_HEAD, ("two-stage", "self-distillation"), few=("two-stage",))
+)
 def test_a_fine_tuned_model_gets_exits_and_keeps_its_answers_bit_for_bit(
     family: str, name: str, tmp_path: Path
 ) -> None:
@@ -164,32 +180,48 @@ class PowerCut(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(
-    ("name", "stage", "step"),
-    [
-        ("two-stage", "last", 5),
-        ("two-stage", "early", 1),  # before the stage's first checkpoint
-        ("two-stage", "early", 5),
-        ("self-distillation", "early", 3),
-        ("alternating", "all", 4),  # resumes at step 3, a joint one
-        ("ensemble-distillation", "all", 4),
-        ("gradient-equilibrium", "all", 5),
-    ],
-)
-def test_a_run_that_is_resumed_in_the_middle_ends_like_an_uninterrupted_one(
-    name: str, stage: str, step: int, tmp_path: Path
-) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9}
-    whole, stopped, resumed = (toy_model(certainty=True) for _ in range(3))
-    trainer_of(whole, name, tmp_path / "whole", **saving).train()
+@pytest.fixture(scope="module")
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Weights]:
+    """An objective's name, and the weights after its uninterrupted run."""
+    model = toy_model(certainty=True)
+    trainer_of(model, request.param, tmp_path_factory.mktemp("whole"), **SAVING).train()
+    return request.param, weights(model)
 
-    trainer = trainer_of(stopped, name, tmp_path / "stopped", **saving)
-    trainer.add_callback(PowerCut(trainer, stage, step))
+
+@pytest.fixture
+def interrupted(request: pytest.FixtureRequest, whole: tuple[str, Weights], tmp_path: Path) -> Path:
+    """The folder of a run of the same objective that was cut off in this stage behind this step."""
+    trainer = trainer_of(toy_model(certainty=True), whole[0], tmp_path, **SAVING)
+    trainer.add_callback(PowerCut(trainer, *request.param))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    trainer_of(resumed, name, tmp_path / "stopped", **saving).train(resume_from_checkpoint=True)
+    return tmp_path
 
-    for place, value in weights(whole).items():
+
+SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9}
+
+
+@pytest.mark.parametrize(
+    ("whole", "interrupted"),
+    [
+        ("two-stage", ("last", 5)),
+        ("two-stage", ("early", 1)),  # before the stage's first checkpoint
+        ("two-stage", ("early", 5)),
+        ("self-distillation", ("early", 3)),
+        ("alternating", ("all", 4)),  # resumes at step 3, a joint one
+        ("ensemble-distillation", ("all", 4)),
+        ("gradient-equilibrium", ("all", 5)),
+    ],
+    indirect=True,
+)
+def test_a_run_that_is_resumed_in_the_middle_ends_like_an_uninterrupted_one(
+    whole: tuple[str, Weights], interrupted: Path
+) -> None:
+    name, expected = whole
+    resumed = toy_model(certainty=True)
+    trainer_of(resumed, name, interrupted, **SAVING).train(resume_from_checkpoint=True)
+
+    for place, value in expected.items():
         assert torch.equal(resumed.state_dict()[place], value), place
 
 

@@ -168,6 +168,7 @@ def study(name: str, mrpc: Path, encoder: Path, output: Path, *more: Any) -> dic
     return dict(json.loads(result.stdout))
 
 
+@pytest.mark.slow
 def test_a_study_of_classes(mrpc: Path, encoder: Path, tmp_path: Path) -> None:
     study("pabee", mrpc, encoder, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("validation.safetensors")}
@@ -188,7 +189,8 @@ def test_a_study_of_classes(mrpc: Path, encoder: Path, tmp_path: Path) -> None:
     assert "BLEU and confidence" in text
 
 
-def test_a_study_of_values_on_a_test_set(mrpc: Path, encoder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def of_values(mrpc: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     more = (
         "--test",
         mrpc / "test.jsonl",
@@ -201,7 +203,11 @@ def test_a_study_of_values_on_a_test_set(mrpc: Path, encoder: Path, tmp_path: Pa
         "--seeds",
         1,
     )
-    found = study("pabee", mrpc, encoder, tmp_path, *more)
+    return study("pabee", mrpc, encoder, tmp_path_factory.mktemp("values"), *more)
+
+
+def test_a_study_of_values_on_a_test_set(of_values: dict[str, Any]) -> None:
+    found = of_values
     assert (found["rows_that_choose"], found["rows_reported"], found["depth"]) == (40, 24, 6)
     assert [row["system"] for row in found["rows"]] == ["Backbone", "9L", "6L", "PABEE"]
     assert found["promises"] == []
