@@ -34,10 +34,11 @@ from offramp.data import Text
 from offramp.encoder import default_encoder
 from offramp.engines import Eager
 from offramp.loading import load_encoder, load_tokenizer
-from offramp.policies.base import replay
+from offramp.policies.replay import replay
 from offramp.registry import load_policy
 from offramp.thresholds import calibrate
-from offramp.values import OperatingPoint, Target, Trace, write_points
+from offramp.types.operating_point import OperatingPoint, Target, write_points
+from offramp.types.trace import Trace
 
 SPEEDUP = 1.5
 LEAST_SIMILARITY = 0.8

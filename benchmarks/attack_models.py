@@ -22,7 +22,7 @@ from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel, load_model
 from offramp.tracing import record
 from offramp.training import fit, token_rows
-from offramp.values import Trace
+from offramp.types.trace import Trace
 from training import drawn
 
 

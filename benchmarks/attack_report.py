@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from machine import as_lines, provenance
-from offramp.policies.base import replay
-from offramp.values import OperatingPoint, Trace, read_points
+from offramp.policies.replay import replay
+from offramp.types.operating_point import OperatingPoint, read_points
+from offramp.types.trace import Trace
 
 RESULTS = Path(__file__).parent / "results"
 READING = RESULTS / "attack_reading.md"

@@ -40,7 +40,8 @@ from offramp.registry import load_policy
 from offramp.thresholds import calibrate
 from offramp.tracing import record
 from offramp.training import ExitTrainer
-from offramp.values import Target, Trace
+from offramp.types.operating_point import Target
+from offramp.types.trace import Trace
 
 RESULTS = Path(__file__).parent / "results"
 BATCH, LEARNING_RATE, MOMENTUM, DECAY, WARM_UP = 128, 0.1, 0.9, 1e-4, 0.05

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from machine import as_lines, provenance
 from offramp.evaluate import layerwise
-from offramp.policies.base import unroll
+from offramp.policies.replay import run_policy
 from offramp.registry import load_policy
 from offramp.risk import METHODS, losses, lost_at
 from offramp.thresholds import splits
-from offramp.values import RISKS, Trace
+from offramp.types.operating_point import RISKS
+from offramp.types.trace import Trace
 
 RESULTS = Path(__file__).parent / "results"
 DELTA = 0.05
@@ -197,7 +198,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="draws")
     given = parser.parse_args()
     trace = Trace.load(given.trace)
-    score, logits = unroll(load_policy(POLICY), trace)
+    score, logits = run_policy(load_policy(POLICY), trace)
     found = []
     for risk in RISKS:
         rows = Rows(score, *losses(trace, logits, risk), torch.tensor(trace.layer_numbers))

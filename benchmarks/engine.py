@@ -40,12 +40,14 @@ from offramp.exporting import export
 from offramp.fitting import fit_lines
 from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel, load_model
-from offramp.policies.base import scores
+from offramp.policies.replay import scores
 from offramp.registry import load_policy, policy_data
 from offramp.rivals import exported, full_depth, plain_exports
 from offramp.thresholds import calibrate
 from offramp.tracing import record
-from offramp.values import Answers, OperatingPoint, Target, Trace
+from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.outputs import Answers
+from offramp.types.trace import Trace
 
 NAMES, COLUMNS, MAX_LENGTH = ("negative", "positive"), Columns(text="sentence1", label="label"), 128
 POLICY = load_policy("max-prob")  # with a threshold for each exit, see `sst2_points`

@@ -22,11 +22,13 @@ import torch
 from machine import as_lines, provenance
 from offramp.evaluate import calibration_error, labels_of, layerwise, measure
 from offramp.fitting import fit_lines, fit_policy, fit_temperatures
-from offramp.policies.base import Policy, unroll
+from offramp.policies.base import Policy
 from offramp.policies.fixed import Fixed
+from offramp.policies.replay import run_policy
 from offramp.registry import load_policy
 from offramp.thresholds import curve
-from offramp.values import REGRESSION, Trace
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace
 from training import TASKS
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,7 +73,7 @@ def one_split(trace: Trace, metrics: tuple[str, ...], seed: int) -> Told:
     ours, rest = (trace.take(rows) for rows in order.tensor_split(2))
     found: Told = {name: told(policy, ours, rest, metrics) for name, policy in policies(ours).items()}
     for name in {"margin, tempered"} & set(found):
-        tempered = unroll(load_policy("margin", **fit_temperatures(ours)), rest)[1]
+        tempered = run_policy(load_policy("margin", **fit_temperatures(ours)), rest)[1]
         errors = [calibration_error(one).tolist() for one in (rest, Trace(tempered, rest.labels))]
         found[name] |= dict(zip(("error_before", "error_after"), errors, strict=True))
     return found

@@ -34,7 +34,8 @@ from offramp.registry import load_policy
 from offramp.thresholds import calibrate
 from offramp.tracing import record
 from offramp.training import fit
-from offramp.values import Target, Trace
+from offramp.types.operating_point import Target
+from offramp.types.trace import Trace
 
 NAMES = ("negative", "positive")
 COLUMNS = Columns(text="sentence1", label="label")

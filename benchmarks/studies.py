@@ -31,7 +31,7 @@ from offramp.studies.pabee import NINE, SIX, WEIGHTED, WHOLE
 from offramp.studies.pcee import GATED
 from offramp.study import examine
 from offramp.study_page import data_set_of, page
-from offramp.values import Trace
+from offramp.types.trace import Trace
 from training import REGRESSIONS, TASKS, Cell, examples_of
 
 RESULTS = Path(__file__).parent / "results"

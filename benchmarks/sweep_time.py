@@ -18,7 +18,8 @@ import torch
 
 from machine import as_lines, provenance
 from offramp.sweeps import POINTS, RESAMPLES, compare
-from offramp.values import REGRESSION, SINGLE_LABEL, Trace
+from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 
 RESULTS = Path(__file__).parent / "results"
 EXITS, ROWS = 12, 10_000

@@ -33,14 +33,15 @@ from offramp.engines import Eager
 from offramp.evaluate import layerwise, measure
 from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel, load_folder
-from offramp.policies.base import replay
+from offramp.policies.replay import replay
 from offramp.predictor import Predictor
 from offramp.registry import load_policy
 from offramp.thresholds import calibrate
 from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.training import fit
-from offramp.values import OperatingPoint, Target, Trace
+from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.trace import Trace
 
 NAMES = ("negative", "positive")
 COLUMNS = Columns(text="sentence1", label="label")

@@ -38,7 +38,7 @@ from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective
 from offramp.registry import load_objective
 from offramp.runs import drawn, train_and_record
-from offramp.values import Trace
+from offramp.types.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective
 from offramp.registry import load_objective
 from offramp.token_exit import TokenExit
-from offramp.values import ExitOutput
+from offramp.types.outputs import ExitOutput
 
 BATCH, TOKENS, ROUNDS = 32, 32, 9
 RESULTS = Path(__file__).parent / "results"

@@ -26,7 +26,7 @@ from offramp.exporting import with_steps
 from offramp.model import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.registry import policy_data
-from offramp.values import OperatingPoint, write_points
+from offramp.types.operating_point import OperatingPoint, write_points
 from tiny import balanced, save_folder, tiny_model
 
 NAMES = {0: "bad", 1: "fine", 2: "good"}

@@ -11,11 +11,15 @@ from torch import Tensor
 from offramp.errors import NotApplicable
 from offramp.fitting import fit_policy
 from offramp.model import MultiExitModel
-from offramp.policies.base import Policy, scores
+from offramp.policies.base import Policy
+from offramp.policies.replay import scores
 from offramp.registry import FITTED, POLICIES, load_policy, policy_data
 from offramp.token_exit import TokenExit
 from offramp.tracing import record
-from offramp.values import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, Answers, Carry, ExitOutput, Trace
+from offramp.types.carry import Carry
+from offramp.types.outputs import Answers, ExitOutput
+from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 from tiny import IMAGES, LAYERS, TEXTS, VOCABULARY, rows_for, tiny_model
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from helpers import random_trace
 from offramp.analyses import bleu, bleu_confidence, certainty_quartiles, overthinking, token_similarity
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.values import REGRESSION, Trace
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace
 from tiny import LAYERS, padded, tiny_model, token_rows
 
 needs_sacrebleu = pytest.mark.skipif(importlib.util.find_spec("sacrebleu") is None, reason="sacrebleu is not installed")

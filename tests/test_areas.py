@@ -7,7 +7,7 @@ from offramp.errors import InvalidInput
 from offramp.policies.confidence import Entropy
 from offramp.policies.patience import Patience
 from offramp.thresholds import Curve, curve
-from offramp.values import SINGLE_LABEL
+from offramp.types.problem_types import SINGLE_LABEL
 
 
 def line(*points: tuple[float, float]) -> Curve:

@@ -16,10 +16,10 @@ from offramp.contest import Result as Row
 from offramp.engines import Eager
 from offramp.exporting import export
 from offramp.model import load_model
-from offramp.policies.base import replay
+from offramp.policies.replay import replay
 from offramp.rivals import Rival
 from offramp.tracing import record
-from offramp.values import OperatingPoint
+from offramp.types.operating_point import OperatingPoint
 from offramp.verdict import contest_text, verdict
 from tiny import LAYERS, balanced, padded, save_folder, text_rows, texts, tiny_model
 

@@ -13,12 +13,15 @@ from helpers import CASE_IDS, CASES, first_exits
 from offramp.bypass import Bypass
 from offramp.engine.loop import run
 from offramp.model import MultiExitModel
-from offramp.policies.base import Policy, Step, unroll
+from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import MaxProb
+from offramp.policies.replay import run_policy
 from offramp.registry import load_policy
 from offramp.token_exit import TokenExit
 from offramp.tracing import record
-from offramp.values import REGRESSION, ExitOutput, Memory, Trace
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace
 from tiny import FAMILIES, IMAGES, LAYERS, VOCABULARY, padded, rows_for, tiny_model
 
 Way = Callable[[MultiExitModel], AbstractContextManager[Any]]
@@ -80,7 +83,7 @@ def test_every_policy_scores_in_float32_what_the_exits_said(data: Mapping[str, A
     for way in (by_autocast, in_weights):  # which changes the model
         noted = at_full_depth(model, policy, way, batch)
         assert_all_float32(noted)
-        score, logits = unroll(policy, noted.trace())
+        score, logits = run_policy(policy, noted.trace())
         assert torch.equal(torch.stack([step.score for step in noted.said]), score), way
         assert torch.equal(torch.stack([step.logits for step in noted.said]), logits), way
 

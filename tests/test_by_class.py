@@ -8,13 +8,15 @@ from click.testing import CliRunner
 from helpers import random_trace
 from offramp.cli import main
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.policies.base import replay, scores
 from offramp.policies.by_class import ByClass
 from offramp.policies.confidence import MaxProb
 from offramp.policies.ensemble import Ensemble
+from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy, policy_data
 from offramp.risk import certify
-from offramp.values import MULTI_LABEL, POINTS_FILE, REGRESSION, SINGLE_LABEL, Trace, read_points
+from offramp.types.operating_point import POINTS_FILE, read_points
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 from tiny import LAYERS, save_folder, tiny_model
 
 

@@ -19,7 +19,8 @@ from offramp.model import MultiExitModel
 from offramp.policies.divergence import Divergence
 from offramp.predictor import Predictor
 from offramp.registry import POLICIES
-from offramp.values import POINTS_FILE, Trace
+from offramp.types.operating_point import POINTS_FILE
+from offramp.types.trace import Trace
 from tiny import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, tiny_tokenizer
 
 COMMANDS = (

@@ -5,7 +5,7 @@ from offramp.areas import area, read
 from offramp.comparing import comparison_data, comparison_text, slices_data, slices_text
 from offramp.slices import Slice
 from offramp.sweeps import compare
-from offramp.values import REGRESSION, SINGLE_LABEL
+from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 
 
 def test_a_comparison_as_data_has_every_point_and_the_best_policy_first() -> None:

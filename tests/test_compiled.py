@@ -18,11 +18,11 @@ from offramp.engine.compiled import Compiled
 from offramp.engine.loop import run
 from offramp.errors import UnsupportedBackbone
 from offramp.model import MultiExitModel
-from offramp.policies.base import scores
 from offramp.policies.confidence import MaxProb
+from offramp.policies.replay import scores
 from offramp.token_exit import TokenExit
 from offramp.tracing import record
-from offramp.values import Answers
+from offramp.types.outputs import Answers
 from tiny import FAMILIES, LAYERS, padded, rows_for, tiny_model
 
 COMPILED = [family for family in FAMILIES if family != "deberta"]

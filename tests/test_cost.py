@@ -16,7 +16,7 @@ from offramp.config import MultiExitConfig
 from offramp.cost import lengths, macs, macs_ratio, plain_macs
 from offramp.errors import InvalidInput, UnsupportedBackbone
 from offramp.model import MultiExitModel
-from offramp.policies.base import replay
+from offramp.policies.replay import replay
 from offramp.registry import load_backbone
 from offramp.tracing import record
 from tiny import ABSOLUTE, LAYERS, encoder_config, padded, tiny_model, token_rows

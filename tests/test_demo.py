@@ -7,7 +7,7 @@ from offramp.data import read_examples
 from offramp.demo import COLUMNS, FULL, main_job
 from offramp.model import MultiExitModel
 from offramp.sources import SAMPLE
-from offramp.values import POINTS_FILE, read_points
+from offramp.types.operating_point import POINTS_FILE, read_points
 from tiny import LAYERS, balanced, save_folder, tiny_model
 
 

@@ -27,12 +27,15 @@ from offramp.bypass import Bypass
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput
 from offramp.model import MultiExitModel
-from offramp.policies.base import Policy, replay, scores, unroll
+from offramp.policies.base import Policy
 from offramp.policies.confidence import MaxProb
+from offramp.policies.replay import replay, run_policy, scores
 from offramp.registry import load_policy
 from offramp.token_exit import TokenExit
 from offramp.tracing import record
-from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Answers, Carry, ExitOutput
+from offramp.types.carry import Carry
+from offramp.types.outputs import Answers, ExitOutput
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from tiny import (
     ABSOLUTE,
     FAMILIES,
@@ -485,7 +488,7 @@ def test_an_answer_may_be_the_policys_own() -> None:
     case = case_of("bert", SINGLE_LABEL)
     thresholds = [midpoint_near(scores(MaxProb(), case.trace)[:-1], 0.5)] * (LAYERS - 1)
     assert_the_contract(case, Doubled(), thresholds)
-    _, logits = unroll(Doubled(), case.trace)
+    _, logits = run_policy(Doubled(), case.trace)
     assert torch.equal(logits, 2 * case.trace.logits)
 
 

@@ -15,7 +15,9 @@ from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy
 from offramp.policies.fixed import Fixed
 from offramp.registry import policy_data
-from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput, Trace
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 
 ELSEWHERE: dict[str, Callable[[Any, Any], float]] = {  # (truth, given) -> score
     "accuracy": accuracy_score,

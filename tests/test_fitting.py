@@ -26,28 +26,19 @@ from offramp.engine.fragments import export_steps
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import calibration_error
 from offramp.fitting import fit_policy, fit_temperatures
-from offramp.hashes import row_hashes
-from offramp.policies.base import replay, scores, unroll
+from offramp.policies.base import Memory
 from offramp.policies.confidence import Entropy, MaxProb
 from offramp.policies.consistency import Consistency, Gain, features
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.patient import Patient
+from offramp.policies.replay import replay, run_policy, scores
 from offramp.policies.tempered import Tempered
 from offramp.registry import brief, load_policy, policy_data
 from offramp.thresholds import calibrate
-from offramp.values import (
-    MULTI_LABEL,
-    POINTS_FILE,
-    PROBLEM_TYPES,
-    REGRESSION,
-    SINGLE_LABEL,
-    ExitOutput,
-    Memory,
-    OperatingPoint,
-    Target,
-    Trace,
-    read_points,
-)
+from offramp.types.operating_point import POINTS_FILE, OperatingPoint, Target, read_points
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace, row_hashes
 from tiny import LAYERS, save_folder, tiny_model
 
 FITTED_CASES = [
@@ -328,7 +319,7 @@ def test_fitted_temperatures_find_those_that_made_the_trace(problem_type: str) -
     trace = Trace(stretched, labels, problem_type=problem_type)
     found = fit_temperatures(trace)
     assert found["temperatures"] == pytest.approx([3.0, 1.0, 0.5], rel=0.05)
-    tempered = Trace(unroll(load_policy("margin", **found), trace)[1], labels, problem_type=problem_type)
+    tempered = Trace(run_policy(load_policy("margin", **found), trace)[1], labels, problem_type=problem_type)
     before, after = calibration_error(trace), calibration_error(tempered)
     assert after.max() < 0.015 < 0.08 < min(before[0], before[2])
 
@@ -400,7 +391,7 @@ def test_an_exported_step_does_what_torch_does(data: dict[str, Any], problem_typ
     policy, trace = load_policy(data), random_trace(problem_type, depth=3)
     calls, functions = steps
     memory: dict[str, np.ndarray[Any, Any]] = {}
-    expected = unroll(policy, trace)
+    expected = run_policy(policy, trace)
     for number, call in enumerate(calls[:-1]):
         limit = expected[0][number].median() + 1e-4
         given = {"logits": trace.logits[number].numpy(), "limit": np.full(50, limit, dtype=np.float32), **memory}

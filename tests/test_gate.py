@@ -10,10 +10,11 @@ from offramp.model import MultiExitModel
 from offramp.objectives.base import depth_weighted, exit_losses, task_losses
 from offramp.objectives.joint import Joint
 from offramp.objectives.staged import TwoStage
-from offramp.policies.base import scores
 from offramp.policies.certainty import Certainty
+from offramp.policies.replay import scores
 from offramp.tracing import record
-from offramp.values import MULTI_LABEL, REGRESSION, ExitOutput
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from tiny import encoder_config, padded, tiny_model, token_rows
 
 # two exits, two samples: the first exit is right about the first sample alone, the second about both

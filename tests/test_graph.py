@@ -17,10 +17,12 @@ from offramp.engine.loop import run
 from offramp.engine.runner import Graph, Told
 from offramp.heads import HEADS
 from offramp.model import MultiExitModel
-from offramp.policies.base import Policy, scores
+from offramp.policies.base import Policy
+from offramp.policies.replay import scores
 from offramp.registry import load_policy
 from offramp.tracing import record
-from offramp.values import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, Answers
+from offramp.types.outputs import Answers
+from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from tiny import ABSOLUTE, FAMILIES, LAYERS, padded, rows_for, tiny_model
 
 ROWS = 64

@@ -11,11 +11,12 @@ import torch
 
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluate import measure
-from offramp.latency import CostTable
-from offramp.policies.base import replay
+from offramp.policies.replay import replay
 from offramp.report import point_text, scores_data, scores_text
 from offramp.thresholds import calibrate
-from offramp.values import OperatingPoint, Target, Trace, read_points, write_points
+from offramp.types.cost_table import CostTable
+from offramp.types.operating_point import OperatingPoint, Target, read_points, write_points
+from offramp.types.trace import Trace
 
 TABLE = CostTable((1, 2, 3), (1.0, 4.0, 9.0), 0.5, "torch-float32", 8, 12.5, "a processor, 2 cores")
 

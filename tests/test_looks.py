@@ -13,11 +13,12 @@ from helpers import CASE_IDS, CASES, Recorded, assert_same, random_trace, thresh
 from offramp.engine.looks import Prices, cheapest_looks
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput
-from offramp.policies.base import replay, scores
 from offramp.policies.confidence import MaxProb
 from offramp.policies.fixed import Fixed
+from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy
-from offramp.values import Carry, Trace
+from offramp.types.carry import Carry
+from offramp.types.trace import Trace
 from tiny import FAMILIES, padded, rows_for, tiny_model
 
 ROWS = torch.arange(50)

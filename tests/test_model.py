@@ -17,20 +17,13 @@ from helpers import crossed
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput, UnknownName
 from offramp.model import MultiExitConfig, MultiExitModel, load_folder
-from offramp.policies.base import replay, scores
 from offramp.policies.confidence import Entropy
+from offramp.policies.replay import replay, scores
 from offramp.predictor import Predictor
 from offramp.registry import load_policy
 from offramp.tracing import record
-from offramp.values import (
-    MULTI_LABEL,
-    POINTS_FILE,
-    REGRESSION,
-    SINGLE_LABEL,
-    Measured,
-    OperatingPoint,
-    write_points,
-)
+from offramp.types.operating_point import POINTS_FILE, Measured, OperatingPoint, write_points
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from tiny import (
     FAMILIES,
     LAYERS,

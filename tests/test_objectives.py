@@ -12,7 +12,8 @@ from offramp.objectives.equilibrium import GradientEquilibrium
 from offramp.objectives.joint import Joint, Last, Weighted
 from offramp.objectives.staged import Alternating, TwoStage
 from offramp.registry import OBJECTIVES, load_objective
-from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 # three exits, two samples; each exit's loss, by hand
 P = torch.tensor([[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]], [[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]], [[0.9, 0.05, 0.05]] * 2])

@@ -19,27 +19,20 @@ import torch
 from helpers import random_trace
 from offramp.areas import read
 from offramp.errors import InvalidInput
-from offramp.latency import CostTable
 from offramp.page.content import Page, Texts, loss_interval, page, rivals, times
 from offramp.page.decision import Case, decide, percent, promise
 from offramp.page.examples import LONGEST, groups, shortened
 from offramp.page.exits import exit_rows
 from offramp.page.render import code, in_script, render, worst
-from offramp.policies.base import replay
+from offramp.policies.replay import replay
 from offramp.slices import Slice
 from offramp.sweeps import Band, compare
 from offramp.thresholds import calibrate
-from offramp.values import (
-    MULTI_LABEL,
-    REGRESSION,
-    SINGLE_LABEL,
-    Answers,
-    Certificate,
-    Measured,
-    OperatingPoint,
-    Target,
-    Trace,
-)
+from offramp.types.cost_table import CostTable
+from offramp.types.operating_point import Certificate, Measured, OperatingPoint, Target
+from offramp.types.outputs import Answers
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 
 charts = pytest.importorskip("offramp.page.charts", reason="the page's charts need offramp[report]")
 

@@ -11,15 +11,16 @@ from helpers import LINES, random_trace
 from offramp.cli import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.fitting import fit_lines
-from offramp.hashes import row_hashes
-from offramp.policies.base import replay, scores
 from offramp.policies.confidence import Margin, MaxProb
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.per_exit import PerExit
+from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy, policy_data
 from offramp.risk import certify
 from offramp.thresholds import calibrate
-from offramp.values import POINTS_FILE, REGRESSION, SINGLE_LABEL, Target, Trace, read_points
+from offramp.types.operating_point import POINTS_FILE, Target, read_points
+from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace, row_hashes
 from tiny import LAYERS, save_folder, tiny_model
 
 

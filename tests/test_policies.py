@@ -8,7 +8,7 @@ from torch import Tensor
 from helpers import CASE_IDS, CASES, Recorded, assert_same, example, has_meaning, random_trace, threshold_between
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
-from offramp.policies.base import Policy, replay, scores, unroll
+from offramp.policies.base import Policy
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy, Margin, MaxProb
 from offramp.policies.divergence import Divergence
@@ -16,8 +16,10 @@ from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
 from offramp.policies.patient import Patient
+from offramp.policies.replay import replay, run_policy, scores
 from offramp.registry import POLICIES, load_policy, policy_data
-from offramp.values import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, Trace
+from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 
 NOT_YET = -math.inf
 
@@ -462,7 +464,7 @@ def test_an_ensemble_of_one_is_the_exits_own_logits(policy: Policy, problem_type
 def test_an_ensembles_logits_are_finite_for_logits_of_any_size(members: str, problem_type: str) -> None:
     signs = torch.randn(6, 50, 3, generator=torch.Generator().manual_seed(1)).sign() * 1e4
     trace = Trace(signs, certainty=torch.rand(6, 50), problem_type=problem_type)
-    _, logits = unroll(Ensemble(Patient(Certainty(), 3), members), trace)
+    _, logits = run_policy(Ensemble(Patient(Certainty(), 3), members), trace)
     assert logits.isfinite().all()
 
 

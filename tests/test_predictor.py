@@ -9,11 +9,12 @@ from offramp.engines import Eager
 from offramp.errors import InvalidInput, UnknownName
 from offramp.loading import load_points
 from offramp.model import MultiExitModel
-from offramp.policies.base import replay, scores
 from offramp.policies.confidence import Entropy
+from offramp.policies.replay import replay, scores
 from offramp.predictor import Predictor
 from offramp.tracing import record
-from offramp.values import MULTI_LABEL, POINTS_FILE, REGRESSION, OperatingPoint, write_points
+from offramp.types.operating_point import POINTS_FILE, OperatingPoint, write_points
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from tiny import (
     LAYERS,
     SPECIAL,

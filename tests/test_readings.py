@@ -10,7 +10,7 @@ import torch
 from offramp.errors import InvalidInput
 from offramp.readings import Option, Part, halves, lost, options, pick, read
 from offramp.studies.base import Between, Cheaper, Keeps, Saving
-from offramp.values import Trace
+from offramp.types.trace import Trace
 
 MAX_PROB = {"name": "max-prob"}
 

@@ -14,24 +14,18 @@ from safetensors.torch import save_file
 from helpers import CASE_IDS, CASES, Recorded, assert_same, fitted, random_trace, threshold_between
 from offramp.engine.loop import run
 from offramp.errors import InvalidInput
-from offramp.policies.base import limits, replay, scores
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy, MaxProb
+from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience
 from offramp.policies.patient import Patient
+from offramp.policies.replay import replay, scores
 from offramp.registry import FITTED, POLICIES, load_policy, policy_data
-from offramp.values import (
-    MULTI_LABEL,
-    REGRESSION,
-    SINGLE_LABEL,
-    ExitOutput,
-    Measured,
-    OperatingPoint,
-    Trace,
-    read_points,
-    write_points,
-)
+from offramp.types.operating_point import Measured, OperatingPoint, read_points, write_points
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 
 EVERY_CASE = pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
 
@@ -345,9 +339,9 @@ def test_a_threshold_of_nan_is_refused(thresholds: Any) -> None:
 
 
 def test_the_last_exit_takes_no_threshold() -> None:
-    assert limits(3, 4) == [3, 3, 3, -math.inf]
-    assert limits([1, 2, math.inf], 4) == [1, 2, math.inf, -math.inf]
-    assert limits(0.5, 1) == limits((), 1) == [-math.inf]
+    assert thresholds_per_exit(3, 4) == [3, 3, 3, -math.inf]
+    assert thresholds_per_exit([1, 2, math.inf], 4) == [1, 2, math.inf, -math.inf]
+    assert thresholds_per_exit(0.5, 1) == thresholds_per_exit((), 1) == [-math.inf]
 
 
 def test_exit_layers_are_layer_numbers() -> None:

@@ -7,7 +7,9 @@ from helpers import random_trace
 from offramp.bench import interleaved, median
 from offramp.report import draw_curves, point_text, scores_data, scores_text, table, usual_curves
 from offramp.thresholds import calibrate
-from offramp.values import REGRESSION, SINGLE_LABEL, OperatingPoint, Target, Trace
+from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 
 
 def test_a_table_has_its_first_column_on_the_left_and_the_others_on_the_right() -> None:

@@ -21,9 +21,9 @@ from offramp import registry
 from offramp.card import save_points
 from offramp.cli import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
-from offramp.hashes import digest, row_hashes
-from offramp.policies.base import Policy, Step, scores
+from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import Entropy
+from offramp.policies.replay import scores
 from offramp.risk import (
     METHODS,
     Method,
@@ -36,18 +36,10 @@ from offramp.risk import (
     lost_at,
 )
 from offramp.thresholds import splits
-from offramp.values import (
-    MULTI_LABEL,
-    REGRESSION,
-    SINGLE_LABEL,
-    Certificate,
-    ExitOutput,
-    Memory,
-    OperatingPoint,
-    Trace,
-    read_points,
-    write_points,
-)
+from offramp.types.operating_point import Certificate, OperatingPoint, read_points, write_points
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace, row_hashes, trace_digest
 from tiny import save_folder, texts, tiny_model
 
 SURE = ("hoeffding-bentkus", "binomial", "betting")  # these promise with probability 1 - delta
@@ -363,7 +355,7 @@ def test_a_point_and_its_certificate_by_hand() -> None:
         rows=400,
         method="hoeffding-bentkus",
         engine="torch-float32",
-        data=digest(trace),
+        data=trace_digest(trace),
         weights="ab",
     )
     drop = certify(trace, "certainty", "drop", level=0.02)
@@ -528,8 +520,11 @@ def test_a_digest_tells_logits_labels_and_certainty_apart() -> None:
         "labels": (trace.labels + 1) % 3,
         "certainty": trace.certainty / 2,
     }
-    assert digest(replace(trace, about={"data": "x"})) == digest(trace)
-    assert len({digest(trace), *(digest(replace(trace, **{name: value})) for name, value in other.items())}) == 4
+    assert trace_digest(replace(trace, about={"data": "x"})) == trace_digest(trace)
+    assert (
+        len({trace_digest(trace), *(trace_digest(replace(trace, **{name: value})) for name, value in other.items())})
+        == 4
+    )
 
 
 # --- where it is kept, where it is told -----------------------------------------------------------------------------

@@ -15,12 +15,14 @@ from command import offramp
 from helpers import random_trace
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.fitting import fit_usual
-from offramp.policies.base import replay
+from offramp.policies.replay import replay
 from offramp.predictor import Predictor
 from offramp.risk import binomial, certify
 from offramp.rungs import DROPS, RUNGS, ladder
 from offramp.tracing import record
-from offramp.values import POINTS_FILE, REGRESSION, SINGLE_LABEL, Certificate, OperatingPoint, Trace, read_points
+from offramp.types.operating_point import POINTS_FILE, Certificate, OperatingPoint, read_points
+from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 from tiny import LAYERS, balanced, save_folder, texts, tiny_model
 
 

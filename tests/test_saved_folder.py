@@ -14,7 +14,7 @@ import pytest
 import offramp
 from offramp.engine.about import weights_digest
 from offramp.engine.assemble import switch_policy
-from offramp.values import read_points
+from offramp.types.operating_point import read_points
 
 FOLDER = Path(__file__).parent / "data" / "folder_of_0.1.0"
 SAVED: dict[str, Any] = json.loads((FOLDER / "answers.json").read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from offramp.runs import Trained
 from offramp.studies.base import AS_IT_IS, Study
 from offramp.study import Told, examine
 from offramp.study_page import data_set_of, page
-from offramp.values import REGRESSION, SINGLE_LABEL
+from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from tiny import LAYERS, encoder_config, texts, tiny_tokenizer
 
 SETTING = {

@@ -10,14 +10,14 @@ import torch
 from helpers import CASE_IDS, CASES, first_classes, random_trace
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import METRICS, layerwise, measure
-from offramp.hashes import row_hashes
 from offramp.policies.confidence import Entropy, Margin
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Stability
 from offramp.registry import POLICIES, load_policy
 from offramp.sweeps import Spread, against_full, band, compare, comparison, histogram, oracle, relative, spread
 from offramp.thresholds import curve
-from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Trace
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace, row_hashes
 
 OUTPUTS = {REGRESSION: 1, SINGLE_LABEL: 2, MULTI_LABEL: 3}
 LAYERS = torch.tensor([1, 2, 4, 6, 7, 9])

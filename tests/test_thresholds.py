@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score
 from helpers import CASE_IDS, CASES, first_classes, random_trace
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.evaluate import METRICS, measure
-from offramp.policies.base import Policy, replay, scores
+from offramp.policies.base import Policy
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy, MaxProb
 from offramp.policies.divergence import Divergence
@@ -27,9 +27,13 @@ from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
 from offramp.policies.patient import Patient
+from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy, policy_data
 from offramp.thresholds import calibrate, curve, sweep
-from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Answers, Measured, OperatingPoint, Target, Trace
+from offramp.types.operating_point import Measured, OperatingPoint, Target
+from offramp.types.outputs import Answers
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 
 LAYERS = [2, 3, 5, 8, 9]
 FOR_CLASSES = [

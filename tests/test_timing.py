@@ -11,7 +11,8 @@ from offramp import bench
 from offramp.engines import Eager
 from offramp.errors import InvalidInput
 from offramp.timing import TIMED, measure_costs
-from offramp.values import POINTS_FILE, Answers, read_points
+from offramp.types.operating_point import POINTS_FILE, read_points
+from offramp.types.outputs import Answers
 from tiny import LAYERS, balanced, image_rows, save_folder, text_rows, texts, tiny_model, token_rows
 
 

@@ -12,7 +12,8 @@ from offramp.engine.about import weights_digest
 from offramp.errors import DataError, InvalidInput, UnknownName
 from offramp.model import MultiExitModel
 from offramp.tracing import read_for, record
-from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, OperatingPoint
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from tiny import FAMILIES, LAYERS, TEXTS, padded, rows_for, save_folder, text_rows, texts, tiny_model, token_rows
 
 NAMES = {0: "bad", 1: "fine", 2: "good"}

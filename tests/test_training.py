@@ -16,7 +16,9 @@ from offramp.objectives.base import Objective, exit_losses
 from offramp.predictor import Predictor
 from offramp.registry import OBJECTIVES, load_objective
 from offramp.training import ExitTrainer, default_arguments, fit, part_of, token_rows
-from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput, OperatingPoint
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from tiny import FAMILIES, IMAGES, LAYERS, encoder_config, image_rows, padded, texts, tiny_model, tiny_tokenizer
 from tiny import token_rows as random_rows
 

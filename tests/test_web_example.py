@@ -21,11 +21,11 @@ from offramp.data import read_rows
 from offramp.engine.about import GRAPHS
 from offramp.engines import load_engine
 from offramp.exporting import export
-from offramp.policies.base import scores
+from offramp.policies.replay import scores
 from offramp.registry import load_policy
 from offramp.sources import SAMPLE
 from offramp.tracing import record
-from offramp.values import OperatingPoint
+from offramp.types.operating_point import OperatingPoint
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "web"
 NODE = shutil.which("node")

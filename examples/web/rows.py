@@ -30,7 +30,7 @@ from offramp.engine.about import GRAPHS
 from offramp.errors import OfframpError
 from offramp.predictor import Predictor
 from offramp.sources import SAMPLE
-from offramp.values import Answers
+from offramp.types.outputs import Answers
 
 COUNT = 50
 ALLOWED = {"onnx": 0, "onnx-int8": 2}  # rows that may leave elsewhere; README.md says why

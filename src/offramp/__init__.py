@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from offramp.fitting import fit_lines as fit_lines
     from offramp.fitting import fit_policy as fit_policy
     from offramp.fitting import fit_temperatures as fit_temperatures
-    from offramp.latency import CostTable as CostTable
     from offramp.model import MultiExitModel as MultiExitModel
     from offramp.policies.base import Policy as Policy
     from offramp.policies.base import Step as Step
-    from offramp.policies.base import replay as replay
-    from offramp.policies.base import scores as scores
+    from offramp.policies.replay import replay as replay
+    from offramp.policies.replay import scores as scores
     from offramp.predictor import Predictor as Predictor
     from offramp.registry import load_objective as load_objective
     from offramp.registry import load_policy as load_policy
@@ -37,12 +36,13 @@ if TYPE_CHECKING:
     from offramp.token_exit import TokenExit as TokenExit
     from offramp.tracing import record as record
     from offramp.training import ExitTrainer as ExitTrainer
-    from offramp.values import Answers as Answers
-    from offramp.values import Certificate as Certificate
-    from offramp.values import ExitOutput as ExitOutput
-    from offramp.values import OperatingPoint as OperatingPoint
-    from offramp.values import Target as Target
-    from offramp.values import Trace as Trace
+    from offramp.types.cost_table import CostTable as CostTable
+    from offramp.types.operating_point import Certificate as Certificate
+    from offramp.types.operating_point import OperatingPoint as OperatingPoint
+    from offramp.types.operating_point import Target as Target
+    from offramp.types.outputs import Answers as Answers
+    from offramp.types.outputs import ExitOutput as ExitOutput
+    from offramp.types.trace import Trace as Trace
 
 __version__ = "0.1.0"
 
@@ -52,9 +52,9 @@ _HOMES = {
     "data": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
     "fitting": ("fit_lines", "fit_policy", "fit_temperatures"),
-    "latency": ("CostTable",),
     "model": ("MultiExitModel",),
-    "policies.base": ("Policy", "Step", "replay", "scores"),
+    "policies.base": ("Policy", "Step"),
+    "policies.replay": ("replay", "scores"),
     "predictor": ("Predictor",),
     "registry": ("load_objective", "load_policy"),
     "risk": ("certify",),
@@ -65,7 +65,10 @@ _HOMES = {
     "token_exit": ("TokenExit",),
     "tracing": ("record",),
     "training": ("ExitTrainer",),
-    "values": ("Answers", "Certificate", "ExitOutput", "OperatingPoint", "Target", "Trace"),
+    "types.cost_table": ("CostTable",),
+    "types.operating_point": ("Certificate", "OperatingPoint", "Target"),
+    "types.outputs": ("Answers", "ExitOutput"),
+    "types.trace": ("Trace",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from offramp.batches import collate, length_sorted
-from offramp.choices import answer, choices
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of
 from offramp.model import MultiExitModel
-from offramp.values import SINGLE_LABEL, ExitOutput, Trace
+from offramp.types.outputs import ExitOutput, class_log_probs, predictions
+from offramp.types.problem_types import SINGLE_LABEL
+from offramp.types.trace import Trace
 
 QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -45,10 +46,10 @@ def overthinking(trace: Trace) -> Overthinking:
     Source: Zhou et al., "BERT Loses Patience", NeurIPS 2020, section 3.1; the word is from Kaya et al., ICML 2019.
     """
     out = ExitOutput(trace.logits, problem_type=trace.problem_type)
-    log_p = choices(out)  # (L, N, G, K)
+    log_p = class_log_probs(out)  # (L, N, G, K)
     entropy = -(log_p.exp() * log_p).sum(dim=(-2, -1)).mean(dim=-1)
     wanted = labels_of(trace).long().view(1, len(trace), -1)
-    right = (answer(out) == wanted).all(dim=-1)  # (L, N)
+    right = (predictions(out) == wanted).all(dim=-1)  # (L, N)
     spoilt = right[:-1].any(dim=0) & ~right[-1]
     return Overthinking(entropy, 1 - right.double().mean(dim=-1), spoilt.double().mean().item())
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from offramp.model import MultiExitModel
-from offramp.values import Answers
+from offramp.types.outputs import Answers
 
 Name = TypeVar("Name", bound=Hashable)
 Inputs = dict[str, Tensor]

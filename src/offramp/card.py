@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from offramp.values import POINTS_FILE, OperatingPoint, write_points
+from offramp.types.operating_point import POINTS_FILE, OperatingPoint, write_points
 
 CARD = """---
 library_name: offramp

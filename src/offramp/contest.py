@@ -34,7 +34,9 @@ from offramp.loading import load_config, load_points, load_tokenizer, refuse_ima
 from offramp.model import load_model
 from offramp.rivals import Rival, full_depth
 from offramp.tracing import read_for
-from offramp.values import Answers, OperatingPoint, Trace
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import Answers
+from offramp.types.trace import Trace
 
 log = logging.getLogger("offramp")
 

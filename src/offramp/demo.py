@@ -26,7 +26,8 @@ from offramp.sources import SAMPLE
 from offramp.thresholds import calibrate
 from offramp.tracing import read_for, record
 from offramp.training import fit
-from offramp.values import OperatingPoint, Target, Trace
+from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.trace import Trace
 
 COLUMNS = Columns(text="text", label="intent")
 FULL = "full"

@@ -22,10 +22,11 @@ from offramp.engine.loop import run
 from offramp.errors import InvalidInput, UnknownName
 from offramp.loading import file_of, load_config
 from offramp.model import MultiExitModel, load_model
-from offramp.policies.base import limits
+from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.fixed import Fixed
 from offramp.registry import WRAPPERS, brief, load_policy
-from offramp.values import Answers, ExitOutput, OperatingPoint
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import Answers, ExitOutput
 
 if TYPE_CHECKING:
     from offramp.engine.runner import Graph
@@ -89,7 +90,7 @@ class Eager:
         """See `Engine.check`."""
         if point is not None:
             load_policy(point.policy)
-            limits(point.thresholds, len(self.model.layers))
+            thresholds_per_exit(point.thresholds, len(self.model.layers))
 
     @torch.inference_mode()
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
@@ -135,7 +136,7 @@ class Exported:
         """See `Engine.check`."""
         if point is None:
             return
-        limits(point.thresholds, len(self.config.exit_layers))
+        thresholds_per_exit(point.thresholds, len(self.config.exit_layers))
         runs = self.graph.about.policy
         if load_policy(point.policy) != load_policy(runs):
             raise InvalidInput(

@@ -15,11 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offramp.choices import answer, choices
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
-from offramp.latency import CostTable
-from offramp.policies.base import Policy, replay
-from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ExitOutput, Measured, Trace
+from offramp.policies.base import Policy
+from offramp.policies.replay import replay
+from offramp.types.cost_table import CostTable
+from offramp.types.operating_point import Measured
+from offramp.types.outputs import ExitOutput, class_log_probs, predictions
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Metric:
 
 
 def _right(out: ExitOutput, labels: Tensor) -> Tensor:
-    given = answer(out)  # (..., N, G)
+    given = predictions(out)  # (..., N, G)
     right = (given == labels.long().view(len(labels), -1)).all(dim=-1)
     return right.unsqueeze(-1).double()
 
@@ -49,7 +52,7 @@ def _right(out: ExitOutput, labels: Tensor) -> Tensor:
 def _confusion(out: ExitOutput, labels: Tensor) -> Tensor:
     """For each sample and class: predicted and true, predicted, true; (..., N, 3 C)."""
     classes = out.logits.shape[-1]
-    predicted = F.one_hot(answer(out).squeeze(-1), classes).double()
+    predicted = F.one_hot(predictions(out).squeeze(-1), classes).double()
     true = F.one_hot(labels.long(), classes).double().expand_as(predicted)
     return torch.cat((predicted * true, predicted, true), dim=-1)
 
@@ -198,7 +201,7 @@ def confidences(trace: Trace) -> tuple[Tensor, Tensor]:
         InvalidInput: a trace without labels.
         NotApplicable: a regression has no probabilities.
     """
-    log_p = choices(ExitOutput(trace.logits, problem_type=trace.problem_type))  # (L, N, G, K)
+    log_p = class_log_probs(ExitOutput(trace.logits, problem_type=trace.problem_type))  # (L, N, G, K)
     sure, given = (part.flatten(1) for part in log_p.max(dim=-1))
     return sure.exp().double(), (given == labels_of(trace).long().view(1, -1)).double()
 
@@ -243,7 +246,7 @@ def measure(
         name, found = metric_for(trace, metric)
         got, whole = (score(found, out, trace.labels).item() for out in (early, full))
     if trace.problem_type != REGRESSION:
-        agreement = (answer(early) == answer(full)).all(dim=-1).double().mean().item()
+        agreement = (predictions(early) == predictions(full)).all(dim=-1).double().mean().item()
     depth, mean_exit = trace.layer_numbers[-1], answers.exit_layers.double().mean().item()
     told = Measured(name, got, whole, agreement, mean_exit, depth, len(trace), trace.about)
     if cost is None:

@@ -22,7 +22,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from offramp.batches import collate, encode, token_limit
-from offramp.choices import answer
 from offramp.data import GUESSED, Columns, read_rows
 from offramp.engine.about import GRAPHS, WEIGHTS, weights_digest
 from offramp.engine.assemble import Parts, assemble, policy_key, refuse_depth, with_weights_beside
@@ -34,11 +33,15 @@ from offramp.errors import OfframpError
 from offramp.evaluate import layerwise, metric_for
 from offramp.loading import load_points, load_tokenizer, refuse_images
 from offramp.model import MultiExitModel, load_model
-from offramp.policies.base import Policy, replay, scores
+from offramp.policies.base import Policy
+from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy, policy_data, usual_policy
 from offramp.sources import SAMPLE
 from offramp.tracing import read_for, record
-from offramp.values import REGRESSION, Answers, OperatingPoint, Trace
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import Answers, predictions
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace
 
 TOLERANCE = 1e-3  # of logits, in units of the largest one
 NOISE = 1e-5  # scores this near to a threshold may fall on either side
@@ -283,7 +286,7 @@ def _between(score: Tensor, quantile: float) -> float:
 def _agreement(trace: Trace, reference: Trace) -> float | None:
     if trace.problem_type == REGRESSION:
         return None
-    given, full = (answer(each.exit(each.depth - 1)) for each in (trace, reference))
+    given, full = (predictions(each.exit(each.depth - 1)) for each in (trace, reference))
     return (given == full).all(dim=-1).float().mean().item()
 
 

@@ -1,7 +1,7 @@
 """Numbers of a policy that come from a trace: weights, temperatures. Seconds, and no model.
 
 Rows that fitted something are not the rows to choose a threshold on, nor to certify one, so what was fitted bears their
-hashes (`offramp.hashes`).
+hashes (`offramp.types.trace`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.choices import answer, choices
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of
-from offramp.hashes import row_hashes
-from offramp.policies.base import Policy, unroll
+from offramp.policies.base import Memory, Policy
 from offramp.policies.consistency import Consistency, Gain, features
 from offramp.policies.per_exit import PerExit
+from offramp.policies.replay import run_policy
 from offramp.registry import FITTED, load_policy
-from offramp.values import REGRESSION, ExitOutput, Memory, Trace
+from offramp.types.outputs import ExitOutput, class_log_probs, predictions
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace, row_hashes
 
 PENALTY = 1.0  # of the squared weights of standardised features, as scikit-learn's C = 1
 FLATTEST = 1e-3  # an exit's line rises at least so much, also where its score tells nothing
@@ -131,8 +132,8 @@ def fit_lines(policy: Policy | str, trace: Trace) -> dict[str, Any]:
     """
     _refuse_broken(trace)
     rule = PerExit(policy if isinstance(policy, Policy) else load_policy(policy), ((0.0, 1.0),) * trace.depth)
-    odds, logits = (each.double() for each in unroll(rule, trace))  # (L, N), (L, N, C)
-    given = answer(ExitOutput(logits.float(), problem_type=trace.problem_type))  # (L, N, G)
+    odds, logits = (each.double() for each in run_policy(rule, trace))  # (L, N), (L, N, C)
+    given = predictions(ExitOutput(logits.float(), problem_type=trace.problem_type))  # (L, N, G)
     same = (given == given[-1]).all(dim=-1)
     lines = []
     for here, agrees in zip(odds, same, strict=True):
@@ -158,9 +159,9 @@ def _wanted(name: str, trace: Trace, number: int) -> Tensor:
     if trace.problem_type == REGRESSION:
         return -(out.logits - last.logits).abs().amax(dim=-1)
     if name == "consistency":
-        return (answer(out) == answer(last)).all(dim=-1)
+        return (predictions(out) == predictions(last)).all(dim=-1)
     labels = labels_of(trace).long().view(len(trace), -1)  # (N, G)
-    wrong, mended = (answer(out) != labels).any(dim=-1), (answer(last) == labels).all(dim=-1)
+    wrong, mended = (predictions(out) != labels).any(dim=-1), (predictions(last) == labels).all(dim=-1)
     return ~(wrong & mended)
 
 
@@ -194,6 +195,6 @@ def _fitted(table: Tensor, wanted: Tensor) -> Tensor:
 def _surprise(trace: Trace, log_temperatures: Tensor) -> Tensor:
     """Mean negative log-likelihood of the labels at each exit, (L,), at these temperatures (L,)."""
     logits = trace.logits.double() / log_temperatures.exp().view(-1, 1, 1)
-    log_p = choices(ExitOutput(logits.float(), problem_type=trace.problem_type))  # (L, N, G, K)
+    log_p = class_log_probs(ExitOutput(logits.float(), problem_type=trace.problem_type))  # (L, N, G, K)
     labels = labels_of(trace).long().view(1, len(trace), -1, 1).expand(trace.depth, -1, -1, -1)
     return -log_p.gather(-1, labels).double().mean(dim=(1, 2, 3))

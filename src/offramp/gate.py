@@ -16,8 +16,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from offramp.choices import answer
-from offramp.values import REGRESSION, ExitOutput
+from offramp.types.outputs import ExitOutput, predictions
+from offramp.types.problem_types import REGRESSION
 
 
 @final
@@ -59,4 +59,4 @@ def rightness(exits: ExitOutput, labels: Tensor) -> Tensor:
     _, batch, outputs = logits.shape
     if exits.problem_type == REGRESSION:
         return 1 - (logits - labels.float().view(batch, outputs)).abs().amax(dim=-1).tanh()
-    return (answer(exits) == labels.long().view(batch, -1)).all(dim=-1).float()
+    return (predictions(exits) == labels.long().view(batch, -1)).all(dim=-1).float()

@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 from offramp.config import MultiExitConfig
 from offramp.errors import InvalidInput, UnknownName
 from offramp.registry import load_backbone
-from offramp.values import POINTS_FILE, OperatingPoint, read_points
+from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

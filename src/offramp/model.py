@@ -43,17 +43,13 @@ from offramp.loading import (
     refuse_images,
 )
 from offramp.objectives.base import depth_weighted, exit_losses
-from offramp.policies.base import limits
+from offramp.policies.decision import thresholds_per_exit
 from offramp.registry import load_backbone, load_policy
 from offramp.token_exit import CLASS_ATTENTION, TokenExit, step
-from offramp.values import (
-    PROBLEM_TYPES,
-    REGRESSION,
-    SINGLE_LABEL,
-    Carry,
-    ExitOutput,
-    OperatingPoint,
-)
+from offramp.types.carry import Carry
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
 logger = logging.get_logger(__name__)
 
@@ -429,7 +425,7 @@ class MultiExitModel(PreTrainedModel):
             point = named_point(self.operating_points, point)
         if point is not None:
             load_policy(point.policy)
-            limits(point.thresholds, len(self.layers))
+            thresholds_per_exit(point.thresholds, len(self.layers))
         self._leaving = point
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:

@@ -17,7 +17,9 @@ from offramp.data import Text
 from offramp.engines import AUTO, Engine, load_engine
 from offramp.errors import InvalidInput
 from offramp.loading import load_config, load_points, load_tokenizer, named_point, refuse_images
-from offramp.values import MULTI_LABEL, REGRESSION, Answers, OperatingPoint
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import Answers
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
 DEFAULT = "default"
 WINDOW = 1024  # texts that are sorted by length together while streaming

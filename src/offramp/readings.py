@@ -17,13 +17,14 @@ from torch import Tensor
 from offramp.cost import macs, plain_macs
 from offramp.errors import InvalidInput
 from offramp.evaluate import labels_of, layerwise, metric_for, score
-from offramp.policies.base import replay, unroll
+from offramp.policies.replay import replay, run_policy
 from offramp.registry import load_policy
 from offramp.risk import losses
 from offramp.runs import Trained
 from offramp.studies.base import Ask, Between, Cheaper, Saving
 from offramp.thresholds import checked, sweep
-from offramp.values import ExitOutput, Trace
+from offramp.types.outputs import ExitOutput
+from offramp.types.trace import Trace
 
 NEAR = 0.02
 """Policies that come as near to what is asked for, in share of the cost, are as good: the score decides."""
@@ -251,7 +252,7 @@ def read(part: Part, option: Option | None, plain_score: float) -> Figures:
 def lost(trace: Trace, option: Option) -> float:
     """Share of the rows that are answered wrong where the last exit is right."""
     policy = load_policy(option.policy)
-    loss, _ = losses(trace, unroll(policy, trace)[1], "quality")  # (L, N)
+    loss, _ = losses(trace, run_policy(policy, trace)[1], "quality")  # (L, N)
     layers = replay(trace, policy, option.threshold).exit_layers
     at = torch.searchsorted(torch.tensor(trace.layer_numbers), layers)
     return loss.gather(0, at.unsqueeze(0)).double().mean().item()

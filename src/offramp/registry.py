@@ -193,6 +193,12 @@ def brief(policy: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build(table: Mapping[str, str], name: str, parameters: Mapping[str, Any]) -> Any:
+    """Build what a table holds under `name`.
+
+    Raises:
+        UnknownName: the table has no such row.
+        InvalidInput: a parameter that the class does not have, or a value outside its range.
+    """
     found = load(table, name)
     known = [field.name for field in fields(found) if field.init]
     if unknown := sorted(set(parameters) - set(known)):

@@ -10,11 +10,13 @@ from typing import Any
 
 from offramp.errors import InvalidInput
 from offramp.evaluate import layerwise, measure, metric_for
-from offramp.latency import CostTable
 from offramp.registry import brief, load_policy
 from offramp.sweeps import Band
 from offramp.thresholds import Curve, curve
-from offramp.values import REGRESSION, Measured, OperatingPoint, Trace
+from offramp.types.cost_table import CostTable
+from offramp.types.operating_point import Measured, OperatingPoint
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace
 
 CLASSIFICATION_POLICIES = ("entropy", "margin", "pcee", "patience")
 REGRESSION_POLICIES = ("stability",)

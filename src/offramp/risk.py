@@ -25,14 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.choices import answer
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
 from offramp.evaluate import labels_of, measure
-from offramp.hashes import digest, row_hashes
 from offramp.policies.base import Policy
 from offramp.registry import load_policy, policy_data
 from offramp.thresholds import Sweep, as_run, checked, splits, sweep
-from offramp.values import REGRESSION, RISKS, Certificate, ExitOutput, OperatingPoint, Trace
+from offramp.types.operating_point import RISKS, Certificate, OperatingPoint
+from offramp.types.outputs import ExitOutput, predictions
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace, row_hashes, trace_digest
 
 MOST_ROWS = 1 << 20
 """Beyond this no number of rows is named."""
@@ -64,7 +65,7 @@ def certify(
         trace: a full-depth pass over rows drawn like those to come, neither trained on nor used to choose the policy;
             labels for "quality" and "drop".
         policy: a policy, its name, or its data form.
-        risk: a name of `offramp.values.RISKS`.
+        risk: a name of `offramp.types.operating_point.RISKS`.
         level: above 0, below 1.
         delta: above 0, below 1.
         method: a name of METHODS.
@@ -102,7 +103,7 @@ def certify(
         rows=int(counted.sum()),
         method=method,
         engine=trace.about.get("engine"),
-        data=digest(trace),
+        data=trace_digest(trace),
         weights=trace.about.get("weights"),
         note=_note(score, loss, counted, level, delta, method) if full_depth else "",
     )
@@ -126,7 +127,7 @@ def _check(trace: Trace, policy: Policy, risk: str, level: float, delta: float, 
     fitted_on = _fitted_on(policy_data(policy))
     if seen := fitted_on and fitted_on & set(row_hashes(trace)):
         raise InvalidInput(
-            f"the policy was fitted on {len(seen)} of these rows (see offramp.hashes.row_hashes); certify on others"
+            f"the policy was fitted on {len(seen)} of these rows (offramp.types.trace.row_hashes); certify on others"
         )
 
 
@@ -142,7 +143,7 @@ def losses(trace: Trace, logits: Tensor, risk: str) -> tuple[Tensor, Tensor]:
     Args:
         trace: (L, N, C).
         logits: (L, N, C) a policy's answers at every exit.
-        risk: a name of `offramp.values.RISKS`.
+        risk: a name of `offramp.types.operating_point.RISKS`.
 
     Returns:
         (L, N) bool: whether the row is lost if it leaves at that exit; (N,) bool: the rows whose mean is the risk. No
@@ -151,8 +152,8 @@ def losses(trace: Trace, logits: Tensor, risk: str) -> tuple[Tensor, Tensor]:
     Raises:
         InvalidInput: no labels where they are needed.
     """
-    given = answer(ExitOutput(logits, problem_type=trace.problem_type))  # (L, N, G)
-    full = answer(trace.exit(trace.depth - 1))  # (N, G)
+    given = predictions(ExitOutput(logits, problem_type=trace.problem_type))  # (L, N, G)
+    full = predictions(trace.exit(trace.depth - 1))  # (N, G)
     if risk == "agreement":
         return (given != full).any(dim=-1), torch.ones(len(trace), dtype=torch.bool)
     wanted = labels_of(trace).long().view(len(trace), -1)  # (N, G)

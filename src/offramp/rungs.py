@@ -19,7 +19,8 @@ from offramp.policies.base import Policy
 from offramp.registry import load_policy, policy_data
 from offramp.risk import certify
 from offramp.thresholds import as_run, calibrate, checked
-from offramp.values import OperatingPoint, Target, Trace
+from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.trace import Trace
 
 log = logging.getLogger("offramp")
 

@@ -31,7 +31,8 @@ from offramp.studies.base import Training
 from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.training import fit, token_rows
-from offramp.values import SINGLE_LABEL, Trace
+from offramp.types.problem_types import SINGLE_LABEL
+from offramp.types.trace import Trace
 
 SETTING_FILE = "setting.json"
 

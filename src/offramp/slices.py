@@ -10,7 +10,9 @@ from torch import Tensor
 
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, measure
-from offramp.values import MULTI_LABEL, REGRESSION, OperatingPoint, Trace
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
+from offramp.types.trace import Trace
 
 MOST = 200
 """So many slices can still be read."""

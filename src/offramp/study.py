@@ -22,7 +22,7 @@ from offramp.readings import Figures, Model, Option, Reading, lost, model_of, op
 from offramp.risk import certify
 from offramp.runs import Trained
 from offramp.studies.base import AS_IT_IS, Ask, Saving, Study, System, Training
-from offramp.values import REGRESSION
+from offramp.types.problem_types import REGRESSION
 
 Models = Mapping[tuple[str, int], Model]
 """By training and seed."""

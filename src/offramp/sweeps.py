@@ -12,14 +12,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from offramp.choices import answer
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, layerwise, metric_for
 from offramp.fitting import fit_lines, fit_policy, halves
-from offramp.policies.base import Policy, replay
+from offramp.policies.base import Policy
+from offramp.policies.replay import replay
 from offramp.registry import FITTED, POLICIES, load_policy
 from offramp.thresholds import Curve, at_exits, checked, sweep
-from offramp.values import REGRESSION, SINGLE_LABEL, ExitOutput, Trace
+from offramp.types.outputs import ExitOutput, predictions
+from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 
 POINTS = 200
 RESAMPLES = 200
@@ -117,7 +119,7 @@ def comparison(trace: Trace, seed: int = 0) -> tuple[dict[str, Policy], Trace]:
 def against_full(trace: Trace) -> Trace:
     """The trace with the full model's answers as labels: accuracy is then agreement."""
     last = trace.exit(trace.depth - 1)
-    given = last.logits if trace.problem_type == REGRESSION else answer(last)
+    given = last.logits if trace.problem_type == REGRESSION else predictions(last)
     return replace(trace, labels=given.squeeze(-1) if trace.problem_type == SINGLE_LABEL else given)
 
 
@@ -214,7 +216,7 @@ def oracle(trace: Trace, metric: str | None = None) -> Curve:
     if trace.problem_type == REGRESSION:
         raise NotApplicable("an oracle knows who is right, and in a regression nobody is")
     out, labels = ExitOutput(trace.logits, problem_type=trace.problem_type), labels_of(trace)
-    right = (answer(out) == labels.long().view(len(trace), -1)).all(dim=-1)  # (L, N)
+    right = (predictions(out) == labels.long().view(len(trace), -1)).all(dim=-1)  # (L, N)
     first, ever = right.to(torch.uint8).argmax(dim=0), right.any(dim=0)  # (N,)
     statistics = torch.cat(
         (at_exits(trace, trace.layer_numbers), found.statistics(out, labels)), dim=-1

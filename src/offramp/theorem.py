@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 
 from offramp.errors import InvalidInput
-from offramp.policies.base import replay
 from offramp.policies.patience import Patience
-from offramp.values import Trace
+from offramp.policies.replay import replay
+from offramp.types.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.choices import answer
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, layerwise, measure, metric_for
-from offramp.latency import CostTable
-from offramp.policies.base import Policy, failed, unroll
+from offramp.policies.base import Policy
+from offramp.policies.decision import is_invalid
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.per_exit import PerExit
+from offramp.policies.replay import run_policy
 from offramp.registry import load_policy, policy_data
-from offramp.values import REGRESSION, ExitOutput, OperatingPoint, Target, Trace
+from offramp.types.cost_table import CostTable
+from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.outputs import ExitOutput, predictions
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def curve(trace: Trace, policy: Policy, metric: str | None = None) -> Curve:
     name, found = metric_for(trace, metric)
     if found.resampled is not None:
         raise NotApplicable(f"{name} ranks all samples together, so it is not known at every threshold; pearson is")
-    score, logits = unroll(policy, trace)
+    score, logits = run_policy(policy, trace)
     statistics = found.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels_of(trace))
     swept = sweep(score, torch.cat((at_exits(trace, trace.layer_numbers), statistics), dim=-1))
     return Curve(
@@ -180,8 +184,8 @@ def checked(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:
     """
     if trace.depth == 1:
         raise InvalidInput("a trace of one exit: there is nowhere to leave early")
-    score, logits = unroll(policy, trace)
-    if broken := int(failed(score, logits).any(dim=0).sum()):
+    score, logits = run_policy(policy, trace)
+    if broken := int(is_invalid(score, logits).any(dim=0).sum()):
         raise InvalidInput(
             f"{broken} of {len(trace)} samples have scores or logits that are not finite; leave them out first"
         )
@@ -199,16 +203,16 @@ def _for_quality(trace: Trace, policy: Policy, max_drop: float, metric: str | No
 def _for_agreement(trace: Trace, policy: Policy, agreement: float) -> float:
     if trace.problem_type == REGRESSION:
         raise NotApplicable("agreement compares classes and a regression has none; use max_drop or speedup")
-    score, logits = unroll(policy, trace)
-    given = answer(ExitOutput(logits, problem_type=trace.problem_type))  # (L, N, G)
-    full = answer(trace.exit(trace.depth - 1))  # (N, G)
+    score, logits = run_policy(policy, trace)
+    given = predictions(ExitOutput(logits, problem_type=trace.problem_type))  # (L, N, G)
+    full = predictions(trace.exit(trace.depth - 1))  # (N, G)
     same = (given == full).all(dim=-1, keepdim=True).double()  # (L, N, 1)
     swept = sweep(score, same)
     return _loosest(swept.thresholds, swept.statistics[:, 0] >= agreement * len(trace) - 1e-9)
 
 
 def _for_speedup(trace: Trace, policy: Policy, speedup: float) -> float:
-    swept = sweep(unroll(policy, trace)[0], at_exits(trace, trace.layer_numbers))
+    swept = sweep(run_policy(policy, trace)[0], at_exits(trace, trace.layer_numbers))
     reached = trace.layer_numbers[-1] * len(trace) / swept.statistics[:, 0]  # (K,) rises as thresholds fall
     fast_enough = reached >= speedup * (1 - 1e-12)
     if not fast_enough.any():
@@ -219,7 +223,7 @@ def _for_speedup(trace: Trace, policy: Policy, speedup: float) -> float:
 
 def _for_latency(trace: Trace, policy: Policy, latency_ms: float, cost: CostTable) -> float:
     cost.check(trace.layer_numbers)
-    swept = sweep(unroll(policy, trace)[0], at_exits(trace, cost.ms))
+    swept = sweep(run_policy(policy, trace)[0], at_exits(trace, cost.ms))
     means = swept.statistics[:, 0] / len(trace)  # (K,) never rises as thresholds fall
     fast_enough = means <= latency_ms * (1 + 1e-12)
     if not fast_enough.any():

@@ -19,10 +19,10 @@ from offramp.contest import leave_at
 from offramp.data import Text
 from offramp.engines import Eager, Engine, Exported
 from offramp.errors import InvalidInput
-from offramp.latency import CostTable
 from offramp.model import MultiExitModel
 from offramp.registry import usual_policy
 from offramp.tracing import running
+from offramp.types.cost_table import CostTable
 
 TIMED = 64
 """Rows that are timed, where there are more, or four batches: each goes through every exit in every round."""

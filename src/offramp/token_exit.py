@@ -31,7 +31,7 @@ from transformers.masking_utils import sdpa_mask
 from offramp.backbones.base import padding_mask
 from offramp.errors import InvalidInput
 from offramp.heads import token_shares
-from offramp.values import Carry
+from offramp.types.carry import Carry
 
 FUSIONS = ("weighted_sum", "weighted_mean", "none")
 CLASS_ATTENTION = "offramp_class_attention"

@@ -20,7 +20,8 @@ from offramp.errors import DataError, InvalidInput
 from offramp.loading import load_config, load_tokenizer, refuse_images
 from offramp.model import MultiExitModel
 from offramp.registry import load_backbone
-from offramp.values import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Trace
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 
 TASKS = {SINGLE_LABEL: "classification", MULTI_LABEL: "multi-label", REGRESSION: "regression"}
 

@@ -33,7 +33,8 @@ from offramp.errors import InvalidInput
 from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective, Stage, task_losses
 from offramp.objectives.joint import Weighted
-from offramp.values import REGRESSION, ExitOutput
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import REGRESSION
 
 logger = logging.getLogger(__name__)
 

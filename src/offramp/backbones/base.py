@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from offramp.errors import UnsupportedBackbone
-from offramp.values import Carry
+from offramp.types.carry import Carry
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from offramp.backbones.base import Backbone, OwnHead, padding_mask, real_tokens
-from offramp.values import Carry
+from offramp.types.carry import Carry
 
 
 @dataclass(frozen=True)

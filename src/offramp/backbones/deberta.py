@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from offramp.backbones.base import Backbone, OwnHead, real_tokens
 from offramp.backbones.bert import BERT_PARTS
-from offramp.values import Carry
+from offramp.types.carry import Carry
 
 
 @final

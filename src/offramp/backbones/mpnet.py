@@ -11,7 +11,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from offramp.backbones.base import Backbone, OwnHead, padding_mask, real_tokens
 from offramp.backbones.bert import BERT_PARTS, ROBERTA_HEAD
-from offramp.values import Carry
+from offramp.types.carry import Carry
 
 
 @final

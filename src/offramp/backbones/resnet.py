@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithNoAttention
 
 from offramp.backbones.base import Backbone
 from offramp.errors import InvalidInput
-from offramp.values import Carry
+from offramp.types.carry import Carry
 
 
 class CifarResNetConfig(PreTrainedConfig):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from offramp.backbones.base import Backbone, OwnHead
-from offramp.values import Carry
+from offramp.types.carry import Carry
 
 
 @final

@@ -36,9 +36,10 @@ from offramp.errors import InvalidInput
 from offramp.registry import FITTED
 
 if TYPE_CHECKING:
-    from offramp.latency import CostTable
     from offramp.policies.base import Policy
-    from offramp.values import OperatingPoint, Trace
+    from offramp.types.cost_table import CostTable
+    from offramp.types.operating_point import OperatingPoint
+    from offramp.types.trace import Trace
 
 DEFAULT = "default"
 TARGETS = ("max_drop", "speedup", "agreement", "latency_ms")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from offramp.slices import Slice
     from offramp.sweeps import Band, Comparison
     from offramp.thresholds import Curve
-    from offramp.values import OperatingPoint, Trace
+    from offramp.types.operating_point import OperatingPoint
+    from offramp.types.trace import Trace
 
 
 KNOWN = ("label", "length")  # what a trace can be sliced by

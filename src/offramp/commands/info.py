@@ -14,7 +14,7 @@ from offramp.commands.options import FOLDER, json_option, policy_words, quiet
 from offramp.engine.about import GRAPHS, weights_digest
 
 if TYPE_CHECKING:
-    from offramp.values import OperatingPoint
+    from offramp.types.operating_point import OperatingPoint
 
 
 @click.command()

@@ -13,7 +13,7 @@ from offramp.registry import POLICIES, brief
 
 if TYPE_CHECKING:
     from offramp.data import Columns
-    from offramp.values import Trace
+    from offramp.types.trace import Trace
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -113,7 +113,7 @@ def columns_of(given: Mapping[str, Any]) -> Columns:
 def read_trace(folder: Path, given: Mapping[str, Any]) -> Trace:
     """The trace in a file, or one of the model on data."""
     from offramp.tracing import record
-    from offramp.values import Trace
+    from offramp.types.trace import Trace
 
     if (given["data"] is None) == (given["trace"] is None):
         raise click.UsageError("give either --data or --trace")

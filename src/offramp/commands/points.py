@@ -13,9 +13,10 @@ from offramp.engine.about import weights_digest
 from offramp.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from offramp.latency import CostTable
     from offramp.policies.base import Policy
-    from offramp.values import OperatingPoint, Trace
+    from offramp.types.cost_table import CostTable
+    from offramp.types.operating_point import OperatingPoint
+    from offramp.types.trace import Trace
 
 
 def calibrated(
@@ -27,7 +28,7 @@ def calibrated(
 ) -> OperatingPoint:
     """The point that meets a target on a trace."""
     from offramp.thresholds import calibrate
-    from offramp.values import Target
+    from offramp.types.operating_point import Target
 
     return calibrate(trace, policy, Target(**target), metric, cost)
 
@@ -72,7 +73,7 @@ def _refuse_other_weights(folder: Path, trace: Trace) -> None:
 
 def saved_points(folder: Path) -> dict[str, OperatingPoint]:
     """The operating points of a folder, by name."""
-    from offramp.values import POINTS_FILE, read_points
+    from offramp.types.operating_point import POINTS_FILE, read_points
 
     path = folder / POINTS_FILE
     return read_points(path) if path.exists() else {}

@@ -46,7 +46,7 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     from offramp.runs import all_kept, build_model
     from offramp.study import examine
     from offramp.study_page import data_set_of, page
-    from offramp.values import REGRESSION
+    from offramp.types.problem_types import REGRESSION
 
     chosen, setting = load_study(name), _setting(given)
     trainings = chosen.all_trainings(setting.train.problem_type == REGRESSION)

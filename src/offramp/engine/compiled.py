@@ -19,7 +19,8 @@ from torch._dynamo.exc import InternalTorchDynamoError, Unsupported
 
 from offramp.engine.loop import Segments
 from offramp.errors import UnsupportedBackbone
-from offramp.values import Carry, ExitOutput
+from offramp.types.carry import Carry
+from offramp.types.outputs import ExitOutput
 
 Said = TypeVar("Said", Carry, ExitOutput)
 Backend = str | Callable[..., Any]

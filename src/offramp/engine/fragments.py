@@ -25,9 +25,11 @@ from torch.export import Dim
 from offramp.engine.about import About, StepCall
 from offramp.engine.assemble import DOMAIN, OPSET, Fragment, Parts
 from offramp.errors import UnsupportedBackbone
-from offramp.policies.base import Policy, Step, sound, stays
+from offramp.policies.base import Memory, Policy, Step
+from offramp.policies.decision import continues, nan_where_invalid
 from offramp.registry import load_policy
-from offramp.values import Carry, ExitOutput, Memory
+from offramp.types.carry import Carry
+from offramp.types.outputs import ExitOutput
 
 if TYPE_CHECKING:
     from offramp.model import MultiExitModel
@@ -294,7 +296,7 @@ def _told(step: _Step, answers: bool, _: None, *values: Tensor) -> tuple[Tensor,
     if step.last:
         return answer
     limit = values[1 + step.certainty]
-    return (stays(sound(taken.score.float(), taken.logits), limit), *answer, *taken.memory)
+    return (continues(nan_where_invalid(taken.score.float(), taken.logits), limit), *answer, *taken.memory)
 
 
 def _function(model: ModelProto, reads: Sequence[str], writes: Sequence[str]) -> FunctionProto:

@@ -9,8 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from offramp.policies.base import Policy, limits, sound, stays
-from offramp.values import Answers, Carry, ExitOutput, Memory
+from offramp.policies.base import Memory, Policy
+from offramp.policies.decision import continues, nan_where_invalid, thresholds_per_exit
+from offramp.types.carry import Carry
+from offramp.types.outputs import Answers, ExitOutput
 
 
 class Segments(Protocol):
@@ -81,7 +83,7 @@ def run(
     Raises:
         InvalidInput: the wrong number of thresholds, or a NaN among them.
     """
-    last_is_minus_infinity = limits(thresholds, len(segments.layers))
+    last_is_minus_infinity = thresholds_per_exit(thresholds, len(segments.layers))
     carry = segments.embed(inputs)
     rows = torch.arange(len(carry.hidden), device=carry.hidden.device)  # who is still in the batch
     memory: Memory = ()
@@ -92,9 +94,9 @@ def run(
         out = replace(segments.exit(number, carry), last=number == len(last_is_minus_infinity) - 1)
         step = policy.step(number, out, memory)
         memory = step.memory
-        score = sound(step.score, step.logits)  # (B,)
+        score = nan_where_invalid(step.score, step.logits)  # (B,)
         layer = torch.full_like(rows, segments.layers[number])
-        now = Departure(~stays(score, limit), step.logits, score.isnan(), layer)
+        now = Departure(~continues(score, limit), step.logits, score.isnan(), layer)
         unseen = now if unseen is None else unseen.then(now)
         if not (out.last or looks is None or number in looks):
             continue

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.gate import gate_losses
-from offramp.values import MULTI_LABEL, REGRESSION, ExitOutput
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
 PARTS = frozenset({"backbone", "early_exits", "final_exit", "gate"})
 

@@ -16,11 +16,11 @@ from typing import final
 
 from torch import Tensor, nn
 
-from offramp.choices import choices
 from offramp.errors import InvalidInput
 from offramp.gate import gate_losses
 from offramp.objectives.base import FREEZING, Objective, Stage, exit_losses, task_losses
-from offramp.values import REGRESSION, ExitOutput
+from offramp.types.outputs import ExitOutput, class_log_probs
+from offramp.types.problem_types import REGRESSION
 
 ATTENTION = 64  # width of the teacher's attention, of which the paper says nothing
 DIRECTIONS = ("forward", "reverse")
@@ -40,8 +40,8 @@ def distances(students: ExitOutput, teacher: Tensor, temperature: float, directi
     if students.problem_type == REGRESSION:
         return (students.logits.float() - teacher.float()).square().mean(dim=(1, 2))
     kind = students.problem_type
-    student = choices(ExitOutput(students.logits.float() / temperature, problem_type=kind))  # (L, B, G, K)
-    wanted = choices(ExitOutput(teacher.float() / temperature, problem_type=kind)).expand_as(student)
+    student = class_log_probs(ExitOutput(students.logits.float() / temperature, problem_type=kind))  # (L, B, G, K)
+    wanted = class_log_probs(ExitOutput(teacher.float() / temperature, problem_type=kind)).expand_as(student)
     first, second = (wanted, student) if direction == "forward" else (student, wanted)
     return (first.exp() * (first - second)).sum(dim=(2, 3)).mean(dim=1) * temperature**2
 

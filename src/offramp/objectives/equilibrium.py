@@ -13,7 +13,7 @@ from typing import final
 from torch import Tensor
 
 from offramp.objectives.base import Objective, Stage, exit_losses
-from offramp.values import ExitOutput
+from offramp.types.outputs import ExitOutput
 
 
 @final

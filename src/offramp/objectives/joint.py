@@ -10,7 +10,7 @@ from typing import final
 from torch import Tensor
 
 from offramp.objectives.base import FREEZING, Objective, Stage, depth_weighted, exit_losses
-from offramp.values import ExitOutput
+from offramp.types.outputs import ExitOutput
 
 
 @final

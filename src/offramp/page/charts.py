@@ -12,7 +12,7 @@ from torch import Tensor
 from offramp.page.content import Page
 from offramp.page.exits import ExitRow
 from offramp.sweeps import Band
-from offramp.values import Measured
+from offramp.types.operating_point import Measured
 
 MOST_PLACES = 90
 """Places of a curve that are drawn."""

@@ -13,19 +13,21 @@ from offramp.areas import read
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluate import labels_of, layerwise, measure, metric_for
 from offramp.fitting import fit_usual
-from offramp.hashes import digest
-from offramp.latency import CostTable
 from offramp.page.decision import Case, Decision, decide, policy_name, promise
 from offramp.page.examples import Group, groups
 from offramp.page.exits import ExitRow, exit_rows
-from offramp.policies.base import replay, scores
+from offramp.policies.replay import replay, scores
 from offramp.predictor import DEFAULT
 from offramp.registry import usual_policy
 from offramp.report import measure_all
 from offramp.slices import Slice, by_label, by_length
 from offramp.sweeps import Comparison, compare
 from offramp.thresholds import at_exits, calibrate, sweep
-from offramp.values import REGRESSION, Answers, ExitOutput, Measured, OperatingPoint, Target, Trace
+from offramp.types.cost_table import CostTable
+from offramp.types.operating_point import Measured, OperatingPoint, Target
+from offramp.types.outputs import Answers, ExitOutput
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace, trace_digest
 
 USUAL_DROP = 0.01
 """What a point would be allowed to lose where none is saved."""
@@ -205,7 +207,7 @@ def _found_here(trace: Trace, metric: str | None) -> OperatingPoint:
 def _chosen_here(trace: Trace, point: OperatingPoint) -> bool:
     """Whether the rows are those that a point was chosen on, as far as names and numbers tell."""
     if point.certificate is not None:
-        return point.certificate.data == digest(trace)
+        return point.certificate.data == trace_digest(trace)
     there = point.measured
     return there is not None and there.rows == len(trace) and there.about.get("data") == trace.about.get("data")
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from offramp.registry import brief
-from offramp.values import RISKS, Certificate, Measured, OperatingPoint
+from offramp.types.operating_point import RISKS, Certificate, Measured, OperatingPoint
 
 
 @dataclass(frozen=True)

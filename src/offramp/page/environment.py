@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from offramp.values import Trace
+from offramp.types.trace import Trace
 
 PACKAGES = ("offramp", "torch", "transformers", "onnxruntime")
 

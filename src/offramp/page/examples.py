@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.choices import answer
 from offramp.evaluate import labels_of
 from offramp.page.exits import right_rows
-from offramp.values import MULTI_LABEL, REGRESSION, Answers, ExitOutput, Trace
+from offramp.types.outputs import Answers, ExitOutput, predictions
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
+from offramp.types.trace import Trace
 
 LONGEST = 280
 """Characters of a text that are shown."""
@@ -93,7 +94,7 @@ class _Told:
     def _said(self, logits: Tensor) -> str:
         if self.trace.problem_type == REGRESSION:
             return _numbers(logits)
-        given = answer(ExitOutput(logits[None], problem_type=self.trace.problem_type))[0]  # (G,)
+        given = predictions(ExitOutput(logits[None], problem_type=self.trace.problem_type))[0]  # (G,)
         return _named(given, self.names, self.trace.problem_type == MULTI_LABEL)
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.choices import answer
 from offramp.evaluate import calibration_error, confidences, labels_of, layerwise
-from offramp.values import REGRESSION, Answers, ExitOutput, Trace
+from offramp.types.outputs import Answers, ExitOutput, predictions
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -64,5 +65,5 @@ def exit_rows(trace: Trace, answers: Answers, metric: str | None = None) -> tupl
 
 def right_rows(trace: Trace, logits: Tensor) -> Tensor:
     """(N,) bool: which rows are answered right by logits (N, C); all labels of a row must be."""
-    given = answer(ExitOutput(logits, problem_type=trace.problem_type))  # (N, G)
+    given = predictions(ExitOutput(logits, problem_type=trace.problem_type))  # (N, G)
     return (given == labels_of(trace).long().view(len(trace), -1)).all(dim=-1)

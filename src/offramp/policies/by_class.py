@@ -10,11 +10,11 @@ from typing import final
 
 import torch
 
-from offramp.choices import answer
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.policies.base import Policy, Step
+from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.ensemble import Ensemble
-from offramp.values import SINGLE_LABEL, ExitOutput, Memory
+from offramp.types.outputs import ExitOutput, predictions
+from offramp.types.problem_types import SINGLE_LABEL
 
 
 @final
@@ -46,5 +46,5 @@ class ByClass(Policy):
             raise InvalidInput(f"{len(self.offsets)} classes are held back, and the model has {out.logits.shape[-1]}")
         step = self.policy.step(exit, out, memory)
         numbers = torch.tensor(self.offsets, device=out.logits.device)
-        score = step.score.float() - numbers[answer(out).squeeze(-1)]
+        score = step.score.float() - numbers[predictions(out).squeeze(-1)]
         return Step(score, step.logits, step.memory, step.run)

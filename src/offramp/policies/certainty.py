@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import final
 
 from offramp.errors import NotApplicable
-from offramp.policies.base import Policy, Step
-from offramp.values import ExitOutput, Memory
+from offramp.policies.base import Memory, Policy, Step
+from offramp.types.outputs import ExitOutput
 
 
 @final

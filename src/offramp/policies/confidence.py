@@ -14,9 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from offramp.choices import choices
-from offramp.policies.base import Policy, Step
-from offramp.values import ExitOutput, Memory
+from offramp.policies.base import Memory, Policy, Step
+from offramp.types.outputs import ExitOutput, class_log_probs
 
 
 @final
@@ -26,7 +25,7 @@ class Entropy(Policy):
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """See `Policy.step`."""
-        log_p = choices(out)  # (B, G, K)
+        log_p = class_log_probs(out)  # (B, G, K)
         entropy = -(log_p.exp() * log_p).sum(dim=-1)  # (B, G)
         score = (1 - entropy / math.log(log_p.shape[-1])).clamp(min=0)  # rounding can take equal logits below 0
         return Step(score.amin(dim=-1), out.logits)
@@ -39,7 +38,7 @@ class MaxProb(Policy):
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """See `Policy.step`."""
-        return Step(choices(out).amax(dim=-1).exp().amin(dim=-1), out.logits)
+        return Step(class_log_probs(out).amax(dim=-1).exp().amin(dim=-1), out.logits)
 
 
 @final
@@ -49,5 +48,5 @@ class Margin(Policy):
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """See `Policy.step`."""
-        best = choices(out).exp().topk(2, dim=-1).values  # (B, G, 2)
+        best = class_log_probs(out).exp().topk(2, dim=-1).values  # (B, G, 2)
         return Step((best[..., 0] - best[..., 1]).amin(dim=-1), out.logits)

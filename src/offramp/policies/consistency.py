@@ -16,11 +16,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from offramp.choices import choices
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.policies.base import Policy, Step
+from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.divergence import kullback_leibler
-from offramp.values import REGRESSION, ExitOutput, Memory
+from offramp.types.outputs import ExitOutput, class_log_probs
+from offramp.types.problem_types import REGRESSION
 
 FARTHEST = 20.0  # log-odds and divergences end here: what lies beyond is rounding
 
@@ -37,7 +37,7 @@ class Consistency(Policy):
 
     Attributes:
         weights: fitted on a trace, of which they need no labels.
-        fitted_on: hashes of its rows (`offramp.hashes.row_hashes`).
+        fitted_on: hashes of its rows (`offramp.types.trace.row_hashes`).
     """
 
     weights: Weights = field(default=(), repr=False)
@@ -63,7 +63,7 @@ class Gain(Policy):
 
     Attributes:
         weights: fitted on a trace with labels.
-        fitted_on: hashes of its rows (`offramp.hashes.row_hashes`).
+        fitted_on: hashes of its rows (`offramp.types.trace.row_hashes`).
     """
 
     weights: Weights = field(default=(), repr=False)
@@ -93,7 +93,7 @@ def features(out: ExitOutput, memory: Memory) -> tuple[tuple[Tensor, ...], Memor
 
 
 def _of_choices(out: ExitOutput, memory: Memory) -> tuple[tuple[Tensor, ...], Memory]:
-    log_p = choices(out)  # (B, G, K)
+    log_p = class_log_probs(out)  # (B, G, K)
     given = log_p.argmax(dim=-1, keepdim=True)  # (B, G, 1)
     best = log_p.amax(dim=-1)  # (B, G)
     chosen = torch.arange(log_p.shape[-1], device=log_p.device) == given

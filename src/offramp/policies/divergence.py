@@ -16,10 +16,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from offramp.choices import choices
 from offramp.errors import InvalidInput
-from offramp.policies.base import Policy, Step
-from offramp.values import ExitOutput, Memory
+from offramp.policies.base import Memory, Policy, Step
+from offramp.types.outputs import ExitOutput, class_log_probs
 
 
 def cross_entropy(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ class Divergence(Policy):
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """See `Policy.step`."""
-        log_p = choices(out)  # (B, G, K)
+        log_p = class_log_probs(out)  # (B, G, K)
         earlier = memory[-self.patience :] if self.window == "consecutive" else memory
         p, between = log_p.exp(), DIVERGENCES[self.divergence]
         apart = [between(p, log_p, one) for one in earlier]  # (B,) each

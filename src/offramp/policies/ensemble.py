@@ -14,10 +14,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from offramp.choices import choices
 from offramp.errors import InvalidInput
-from offramp.policies.base import Policy, Step, failed
-from offramp.values import MULTI_LABEL, REGRESSION, ExitOutput, Memory
+from offramp.policies.base import Memory, Policy, Step
+from offramp.policies.decision import is_invalid
+from offramp.types.outputs import ExitOutput, class_log_probs
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
 MEMBERS = ("run", "all")
 
@@ -54,14 +55,14 @@ class Ensemble(Policy):
         said = torch.cat((memory[0], said), dim=1) if memory else said  # (B, M, G, K)
         size = said.shape[1] if self.members == "all" else 1 if out.last else step.run
         sizes = torch.as_tensor(size, device=said.device).expand(said.shape[0])  # (B,)
-        alone = (sizes == 1) | failed(step.score, out.logits)
+        alone = (sizes == 1) | is_invalid(step.score, out.logits)
         logits = torch.where(alone.unsqueeze(-1), out.logits, _mean(out, said, sizes))
         return Step(step.score, logits, (said, *step.memory), step.run)
 
 
 def _said(out: ExitOutput) -> Tensor:
     """What is averaged: values (B, C, 1) of a regression, else log-probabilities (B, G, K) of its choices."""
-    return out.logits.unsqueeze(-1) if out.problem_type == REGRESSION else choices(out)
+    return out.logits.unsqueeze(-1) if out.problem_type == REGRESSION else class_log_probs(out)
 
 
 def _mean(out: ExitOutput, said: Tensor, sizes: Tensor) -> Tensor:

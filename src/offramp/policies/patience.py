@@ -14,10 +14,10 @@ from typing import final
 
 import torch
 
-from offramp.choices import answer
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.policies.base import Policy, Step
-from offramp.values import REGRESSION, ExitOutput, Memory
+from offramp.policies.base import Memory, Policy, Step
+from offramp.types.outputs import ExitOutput, predictions
+from offramp.types.problem_types import REGRESSION
 
 
 @final
@@ -30,7 +30,7 @@ class Patience(Policy):
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """See `Policy.step`."""
-        given = answer(out)  # (B, G)
+        given = predictions(out)  # (B, G)
         if not memory:
             agreed = torch.zeros_like(given[:, 0], dtype=torch.float32)  # (B,)
         else:

@@ -14,9 +14,9 @@ from typing import final
 import torch
 
 from offramp.errors import InvalidInput
-from offramp.policies.base import Policy, Step
+from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import Entropy
-from offramp.values import ExitOutput, Memory
+from offramp.types.outputs import ExitOutput
 
 
 @final

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InvalidInput
-from offramp.policies.base import Policy, Step
+from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy, Margin, MaxProb
-from offramp.values import ExitOutput, Memory
+from offramp.types.outputs import ExitOutput
 
 SURE = math.log(1e5)  # log-odds end here: nearer to 0 and 1 scores are rounding
 
@@ -33,7 +33,7 @@ class PerExit(Policy):
     Attributes:
         policy: has a score in 0..1: entropy, max-prob, margin or certainty.
         lines: for each exit a constant and a slope > 0 (`offramp.fitting.fit_lines`).
-        fitted_on: hashes of the rows that they were fitted on (`offramp.hashes.row_hashes`); () = set by hand.
+        fitted_on: hashes of the rows that they were fitted on (`offramp.types.trace.row_hashes`); () = set by hand.
     """
 
     policy: Policy

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.policies.base import Policy, Step
+from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.consistency import Consistency, Gain
 from offramp.policies.ensemble import Ensemble
-from offramp.values import REGRESSION, ExitOutput, Memory
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import REGRESSION
 
 
 @final
@@ -24,7 +25,7 @@ class Tempered(Policy):
     Attributes:
         policy: says when to leave. Fitted ones have a scale of their own; an ensemble goes around this, not into it.
         temperatures: one for each exit, > 0; above 1 makes it less sure (`offramp.fitting.fit_temperatures`).
-        fitted_on: hashes of the rows that they were fitted on (`offramp.hashes.row_hashes`); () = set by hand.
+        fitted_on: hashes of the rows that they were fitted on (`offramp.types.trace.row_hashes`); () = set by hand.
     """
 
     policy: Policy

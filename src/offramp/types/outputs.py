@@ -1,0 +1,74 @@
+"""What an exit returns, what an adaptive run returns, and how logits become answers."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from offramp.errors import NotApplicable
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, infer_problem_type
+
+
+@dataclass(frozen=True)
+class ExitOutput:
+    """What one exit says of a batch; in training and in a trace, what all exits say, with L in front.
+
+    Attributes:
+        logits: (B, C), or (L, B, C).
+        certainty: (B,), or (L, B), in 0..1: a learned gate's opinion; None where the model has no gate.
+        layer: how many layers ran before this exit; None = one layer an exit.
+        problem_type: one of PROBLEM_TYPES; None = regression where C is 1, else single label.
+        last: no exit comes after this one: whoever is here is answered, whatever the score.
+    """
+
+    logits: Tensor
+    certainty: Tensor | None = None
+    _: KW_ONLY
+    layer: int | None = None
+    problem_type: str | None = None
+    last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.problem_type is None:
+            object.__setattr__(self, "problem_type", infer_problem_type(self.logits))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an adaptive run gives back, in the order of the input.
+
+    Attributes:
+        logits: (N, C) float32, of the exit at which each sample left.
+        exit_layers: (N,) int64 layer numbers, 1 = after the first layer.
+        failed: (N,) bool, True where the logits were not finite: no answer, an error.
+    """
+
+    logits: Tensor
+    exit_layers: Tensor
+    failed: Tensor
+
+
+def class_log_probs(out: ExitOutput) -> Tensor:
+    """Log-probabilities (..., G, K) in float32 of the G choices that an answer consists of.
+
+    One choice among C classes for single-label problems, C choices between no and yes for several labels. A policy
+    that reads these handles both.
+
+    Raises:
+        NotApplicable: a regression has no choices.
+    """
+    logits = out.logits.float()
+    if out.problem_type == REGRESSION:
+        raise NotApplicable(
+            "this policy compares classes and a regression has none; it has: stability, certainty, fixed"
+        )
+    if out.problem_type == MULTI_LABEL:
+        return torch.stack((torch.zeros_like(logits), logits), dim=-1).log_softmax(dim=-1)  # (..., C, 2)
+    return logits.log_softmax(dim=-1).unsqueeze(-2)  # (..., 1, C)
+
+
+def predictions(out: ExitOutput) -> Tensor:
+    """The answer as class numbers: (..., 1) for a single label, (..., C) of 0 or 1 for several (yes above 0.5)."""
+    return class_log_probs(out).argmax(dim=-1)

@@ -1,0 +1,167 @@
+"""One full-depth pass over a data set, and the hashes by which its rows are known again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from offramp.errors import InvalidInput
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, infer_problem_type
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One full-depth pass over a data set, kept: all that thresholds, curves and reports need.
+
+    Attributes:
+        logits: (L, N, C), stored as float32.
+        labels: (N,) class numbers or values, (N, C) for several labels or values; None if unknown.
+        certainty: (L, N) in 0..1; None where the model has no gate.
+        layers: (L,) the layer number of each exit, increasing; None = 1..L.
+        problem_type: one of PROBLEM_TYPES; None = regression where C is 1, several labels where the labels are
+            (N, C), else single label.
+        about: where it is from, in words: {"engine": ..., "data": ..., "weights": their SHA-256}.
+        tokens: (N,) real tokens of each sample, for `offramp.cost`; None where that is not known.
+
+    Raises:
+        InvalidInput: shapes that do not fit together.
+    """
+
+    logits: Tensor
+    labels: Tensor | None = None
+    certainty: Tensor | None = None
+    layers: Tensor | None = None
+    problem_type: str | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
+    tokens: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.logits.dim() != 3 or 0 in self.logits.shape:
+            raise InvalidInput(f"a trace's logits are (exits, samples, outputs), got {tuple(self.logits.shape)}")
+        depth, samples, _ = self.logits.shape
+        layers = torch.arange(1, depth + 1) if self.layers is None else torch.as_tensor(self.layers, dtype=torch.int64)
+        if layers.shape != (depth,) or layers[0] < 1 or (layers.diff() < 1).any():
+            raise InvalidInput(
+                f"a trace of {depth} exits needs {depth} increasing layer numbers, got {layers.tolist()}"
+            )
+        if self.certainty is not None and self.certainty.shape != (depth, samples):
+            raise InvalidInput(f"certainty must be {(depth, samples)}, got {tuple(self.certainty.shape)}")
+        tokens = None if self.tokens is None else torch.as_tensor(self.tokens, dtype=torch.int64)
+        if tokens is not None and tokens.shape != (samples,):
+            raise InvalidInput(f"tokens must be {(samples,)}, got {tuple(tokens.shape)}")
+        problem_type = self.problem_type or infer_problem_type(self.logits, self.labels)
+        if problem_type not in PROBLEM_TYPES:
+            raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {problem_type!r}")
+        if problem_type == SINGLE_LABEL and self.logits.shape[-1] == 1:
+            raise InvalidInput("one output cannot be a choice among classes; one output is a regression")
+        if self.labels is not None:
+            _check_labels(self.labels, problem_type, self.logits)
+        object.__setattr__(self, "logits", self.logits.detach().float())
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "tokens", tokens)
+        object.__setattr__(self, "problem_type", problem_type)
+
+    def __len__(self) -> int:
+        return self.logits.shape[1]
+
+    @property
+    def depth(self) -> int:
+        """How many exits there are."""
+        return self.logits.shape[0]
+
+    @property
+    def layer_numbers(self) -> list[int]:
+        """The layer number of each exit."""
+        assert self.layers is not None  # set in __post_init__
+        return self.layers.tolist()
+
+    def exit(self, number: int) -> ExitOutput:
+        """What exit `number` (0-based) said of all samples."""
+        certainty = None if self.certainty is None else self.certainty[number]
+        layer, last = self.layer_numbers[number], number == self.depth - 1
+        return ExitOutput(self.logits[number], certainty, layer=layer, problem_type=self.problem_type, last=last)
+
+    def take(self, rows: Tensor) -> Trace:
+        """The trace of the given samples alone; rows: (K,) indices."""
+        labels = None if self.labels is None else self.labels[rows]
+        certainty = None if self.certainty is None else self.certainty[:, rows]
+        tokens = None if self.tokens is None else self.tokens[rows]
+        return Trace(self.logits[:, rows], labels, certainty, self.layers, self.problem_type, self.about, tokens)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file."""
+        tensors = {
+            "logits": self.logits,
+            "labels": self.labels,
+            "certainty": self.certainty,
+            "layers": self.layers,
+            "tokens": self.tokens,
+        }
+        words = {"problem_type": str(self.problem_type), "about": json.dumps(dict(self.about))}
+        save_file({name: value.contiguous() for name, value in tensors.items() if value is not None}, path, words)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read what `save` wrote.
+
+        Raises:
+            InvalidInput: there is no such file, or it is not a trace.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                words = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError) as error:
+            raise InvalidInput(f"{os.fspath(path)}: not a readable trace ({error})") from None
+        try:
+            return cls(**tensors, problem_type=words["problem_type"], about=json.loads(words["about"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(f"{os.fspath(path)}: not a trace that `offramp record` wrote ({error})") from None
+
+
+def _check_labels(labels: Tensor, problem_type: str, logits: Tensor) -> None:
+    _, samples, outputs = logits.shape
+    flat = problem_type == SINGLE_LABEL or (problem_type == REGRESSION and outputs == 1)
+    wanted = (samples,) if flat else (samples, outputs)
+    if labels.shape != wanted and not (problem_type == REGRESSION and labels.shape == (samples, outputs)):
+        raise InvalidInput(f"labels for {samples} samples must be {wanted}, got {tuple(labels.shape)}")
+    if problem_type == REGRESSION and not labels.isfinite().all():
+        raise InvalidInput("labels of a regression must be finite numbers")
+    if problem_type == SINGLE_LABEL and not ((labels >= 0) & (labels < outputs)).all():
+        raise InvalidInput(
+            f"labels must be class numbers from 0 to {outputs - 1}, got {labels.min()} to {labels.max()}"
+        )
+
+
+DECIMALS = 3
+"""Of the logits in a row's hash: float noise between batches is far below, different rows are far above."""
+
+
+def trace_digest(trace: Trace) -> str:
+    """SHA-256 of everything that certifying reads of a trace: logits, labels, certainty."""
+    found = hashlib.sha256()
+    for tensor in (trace.logits, trace.labels, trace.certainty):
+        if tensor is not None:
+            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def row_hashes(trace: Trace) -> tuple[str, ...]:
+    """A hash for each row, N of them: the first 8 bytes, in hex, of the SHA-256 of its logits (L, C).
+
+    Labels are not in it, so a row is known again with and without them. The logits are rounded to `DECIMALS`: recorded
+    in another batch nearly every row keeps its hash, but not every one (in int8 fewer). Equal texts have equal hashes.
+    """
+    rounded = trace.logits.double().round(decimals=DECIMALS) + 0.0  # (L, N, C); -0 becomes 0
+    rows = rounded.transpose(0, 1).contiguous().numpy()  # (N, L, C)
+    return tuple(hashlib.sha256(row.tobytes()).digest()[:8].hex() for row in rows)
