@@ -29,8 +29,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import attack_report
 from attack_models import TASKS, deployed, examples, validation_trace
 from attack_search import Fool, Found, Goal, Slow, Told, Words, read_synonyms, search
-from offramp.batches import collate, encode, length_sorted
-from offramp.data import Text
+from offramp.data.batching import collate, encode, length_sorted
+from offramp.data.examples import Text
 from offramp.encoder import default_encoder
 from offramp.engines import Eager
 from offramp.loading import load_encoder, load_tokenizer

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from offramp.data import Columns, Examples, read_examples
+from offramp.data.examples import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
 from offramp.engines import Eager
 from offramp.evaluate import layerwise

@@ -31,7 +31,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from machine import as_lines, provenance
 from offramp.backbones.resnet import CifarResNetConfig
-from offramp.batches import collate
+from offramp.data.batching import collate
 from offramp.errors import CannotReach
 from offramp.evaluate import layerwise, measure
 from offramp.model import MultiExitConfig, MultiExitModel

@@ -30,10 +30,10 @@ from transformers import BertConfig, set_seed
 
 from engine_report import page
 from machine import provenance
-from offramp.batches import collate, encode, length_sorted
 from offramp.bench import Ratio, Run, Times, median, turns
 from offramp.contest import compare
-from offramp.data import Columns, read_examples
+from offramp.data.batching import collate, encode, length_sorted
+from offramp.data.examples import Columns, read_examples
 from offramp.engine.about import GRAPHS, WEIGHTS
 from offramp.engines import load_engine
 from offramp.exporting import export

@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def load() -> dict[str, list[dict[str, object]]]:
     """The rows of every split."""
-    folder = resources.files("offramp") / "sample"
+    folder = resources.files("offramp") / "data" / "sample"
     return {
         split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
         for split in SPLITS

@@ -24,10 +24,10 @@ from torch import Tensor
 from transformers import set_seed
 
 from machine import as_lines, provenance
-from offramp.batches import collate, encode, length_sorted
 from offramp.bench import interleaved, median, plain
 from offramp.cost import macs_ratio
-from offramp.data import Columns, Examples, read_examples
+from offramp.data.batching import collate, encode, length_sorted
+from offramp.data.examples import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
 from offramp.engines import Eager
 from offramp.evaluate import layerwise, measure

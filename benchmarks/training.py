@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import offramp
 import training_report
 from offramp.backbones.depth import restack
-from offramp.data import Columns, Examples, read_examples
+from offramp.data.examples import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
 from offramp.evaluate import layerwise
 from offramp.loading import load_encoder, load_tokenizer

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.batches import NO_LIMIT, collate, encode, length_sorted, token_limit
+from offramp.data.batching import NO_LIMIT, collate, encode, length_sorted, token_limit
 from offramp.errors import InvalidInput
 from tiny import IMAGES, POSITIONS, TEXTS, encoder_config, tiny_model, tiny_tokenizer
 

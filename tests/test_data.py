@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from offramp.data import GUESSED, Columns, Row, Text, read_column, read_examples, read_rows
+from offramp.data.examples import GUESSED, Columns, Row, Text, read_column, read_examples, read_rows
 from offramp.errors import DataError, UnknownName
 
 Write = Callable[[list[Any]], str]

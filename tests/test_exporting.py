@@ -254,7 +254,7 @@ def test_one_by_one_an_8_bit_graph_leaves_where_its_own_trace_says(exported: Pat
     threshold = (threshold_between(scores(entropy, trace)[:-1], 0.5),) * 3
     expected = replay(trace, entropy, threshold)
     assert len(set(expected.exit_layers.tolist())) > 1
-    from offramp.batches import collate
+    from offramp.data.batching import collate
 
     for number, row in enumerate(rows):
         found = engine.answer(collate([row], 0), OperatingPoint({"name": "entropy"}, threshold))

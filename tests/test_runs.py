@@ -8,7 +8,7 @@ import torch
 from transformers import BertModel, ModernBertModel
 
 from offramp import runs
-from offramp.data import Examples
+from offramp.data.examples import Examples
 from offramp.errors import InvalidInput, OfframpError
 from offramp.loading import load_encoder
 from offramp.registry import STUDIES, load_study

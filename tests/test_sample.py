@@ -8,7 +8,9 @@ SPLITS = ("train", "validation", "test")
 ROWS = {
     split: [
         json.loads(line)
-        for line in (resources.files("offramp") / "sample" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in (resources.files("offramp") / "data" / "sample" / f"{split}.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
     ]
     for split in SPLITS
 }

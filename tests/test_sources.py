@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from offramp.data import read_rows
+from offramp.data.examples import read_rows
+from offramp.data.readers import SAMPLE, SPLITS, records
 from offramp.errors import DataError
-from offramp.sources import SAMPLE, SPLITS, records
 
 Patch = pytest.MonkeyPatch
 Write = Any  # write("a.csv", "text, bytes, or columns") -> name

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, TrainerCallback, TrainingArguments
 
 from helpers import crossed
-from offramp.batches import collate
 from offramp.bypass import Bypass
+from offramp.data.batching import collate
 from offramp.errors import InvalidInput
 from offramp.model import MultiExitModel
 from offramp.objectives.base import FREEZING, Objective

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from offramp.data import Columns, Examples
+from offramp.data.examples import Columns, Examples
 from offramp.engine.about import weights_digest
 from offramp.errors import DataError, InvalidInput, UnknownName
 from offramp.model import MultiExitModel

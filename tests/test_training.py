@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from offramp.batches import collate
-from offramp.data import Examples
+from offramp.data.batching import collate
+from offramp.data.examples import Examples
 from offramp.errors import InvalidInput
 from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective, exit_losses

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from offramp.backbones.resnet import CifarResNetConfig
-from offramp.batches import collate, encode
+from offramp.data.batching import collate, encode
 from offramp.model import MultiExitModel
 
 LAYERS, WIDTH, VOCABULARY, POSITIONS, PIXELS = 4, 16, 40, 64, 8

@@ -24,12 +24,12 @@ import onnx
 import torch
 from torch import Tensor
 
-from offramp.batches import collate, encode, token_limit
-from offramp.data import read_rows
+from offramp.data.batching import collate, encode, token_limit
+from offramp.data.examples import read_rows
+from offramp.data.readers import SAMPLE
 from offramp.engine.about import GRAPHS
 from offramp.errors import OfframpError
 from offramp.predictor import Predictor
-from offramp.sources import SAMPLE
 from offramp.types.outputs import Answers
 
 COUNT = 50

@@ -12,8 +12,8 @@ from offramp.autoclasses import register_with_transformers
 if TYPE_CHECKING:
     from offramp.bypass import Bypass as Bypass
     from offramp.config import MultiExitConfig as MultiExitConfig
-    from offramp.data import Examples as Examples
-    from offramp.data import read_examples as read_examples
+    from offramp.data.examples import Examples as Examples
+    from offramp.data.examples import read_examples as read_examples
     from offramp.errors import CannotReach as CannotReach
     from offramp.errors import InvalidInput as InvalidInput
     from offramp.errors import OfframpError as OfframpError
@@ -49,7 +49,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "bypass": ("Bypass",),
     "config": ("MultiExitConfig",),
-    "data": ("Examples", "read_examples"),
+    "data.examples": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
     "fitting": ("fit_lines", "fit_policy", "fit_temperatures"),
     "model": ("MultiExitModel",),

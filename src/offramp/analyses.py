@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.batches import collate, length_sorted
+from offramp.data.batching import collate, length_sorted
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of
 from offramp.model import MultiExitModel

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.batches import collate, encode, length_sorted, token_limit
 from offramp.bench import Line, Ratio, Run, Times, median, turns
 from offramp.config import MultiExitConfig
-from offramp.data import GUESSED, Columns, Text, read_rows
+from offramp.data.batching import collate, encode, length_sorted, token_limit
+from offramp.data.examples import GUESSED, Columns, Text, read_rows
 from offramp.engine.about import ENGINES
 from offramp.engines import Eager, Engine, load_engine
 from offramp.errors import InvalidInput

@@ -11,10 +11,11 @@ from typing import Any
 
 from transformers import set_seed
 
-from offramp.batches import collate, encode, token_limit
 from offramp.bench import interleaved, median, plain
 from offramp.card import save_points
-from offramp.data import Columns, Examples, read_examples
+from offramp.data.batching import collate, encode, token_limit
+from offramp.data.examples import Columns, Examples, read_examples
+from offramp.data.readers import SAMPLE
 from offramp.encoder import default_encoder
 from offramp.evaluate import layerwise
 from offramp.fitting import fit_usual
@@ -22,7 +23,6 @@ from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel, load_folder
 from offramp.predictor import DEFAULT, Predictor
 from offramp.report import draw_curves, measure_all, point_table, scores_text, usual_curves
-from offramp.sources import SAMPLE
 from offramp.thresholds import calibrate
 from offramp.tracing import read_for, record
 from offramp.training import fit

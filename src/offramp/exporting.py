@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from offramp.batches import collate, encode, token_limit
-from offramp.data import GUESSED, Columns, read_rows
+from offramp.data.batching import collate, encode, token_limit
+from offramp.data.examples import GUESSED, Columns, read_rows
+from offramp.data.readers import SAMPLE
 from offramp.engine.about import GRAPHS, WEIGHTS, weights_digest
 from offramp.engine.assemble import Parts, assemble, policy_key, refuse_depth, with_weights_beside
 from offramp.engine.fragments import export_parts, export_steps
@@ -36,7 +37,6 @@ from offramp.model import MultiExitModel, load_model
 from offramp.policies.base import Policy
 from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy, policy_data, usual_policy
-from offramp.sources import SAMPLE
 from offramp.tracing import read_for, record
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, predictions

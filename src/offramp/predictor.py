@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from offramp.batches import collate, encode, length_sorted, token_limit
-from offramp.data import Text
+from offramp.data.batching import collate, encode, length_sorted, token_limit
+from offramp.data.examples import Text
 from offramp.engines import AUTO, Engine, load_engine
 from offramp.errors import InvalidInput
 from offramp.loading import load_config, load_points, load_tokenizer, named_point, refuse_images

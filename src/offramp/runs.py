@@ -17,10 +17,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from offramp.backbones.depth import restack
-from offramp.batches import token_limit
 from offramp.bypass import Bypass
 from offramp.config import MultiExitConfig
-from offramp.data import Examples
+from offramp.data.batching import token_limit
+from offramp.data.examples import Examples
 from offramp.encoder import encoder_name
 from offramp.errors import InvalidInput
 from offramp.loading import load_encoder, load_tokenizer

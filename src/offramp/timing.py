@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from offramp.batches import collate, encode, length_sorted, token_limit
 from offramp.bench import Line, turns
 from offramp.contest import leave_at
-from offramp.data import Text
+from offramp.data.batching import collate, encode, length_sorted, token_limit
+from offramp.data.examples import Text
 from offramp.engines import Eager, Engine, Exported
 from offramp.errors import InvalidInput
 from offramp.model import MultiExitModel

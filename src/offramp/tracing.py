@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from offramp.batches import collate, encode, length_sorted, token_limit
 from offramp.config import MultiExitConfig
-from offramp.data import GUESSED, Columns, Examples, read_examples
+from offramp.data.batching import collate, encode, length_sorted, token_limit
+from offramp.data.examples import GUESSED, Columns, Examples, read_examples
 from offramp.engine.about import weights_digest
 from offramp.engines import AUTO, Eager, Engine, Exported, check_name, load_engine
 from offramp.errors import DataError, InvalidInput

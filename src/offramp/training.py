@@ -27,8 +27,8 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from offramp.batches import collate, encode, token_limit
-from offramp.data import Examples
+from offramp.data.batching import collate, encode, token_limit
+from offramp.data.examples import Examples
 from offramp.errors import InvalidInput
 from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective, Stage, task_losses

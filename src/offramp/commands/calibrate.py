@@ -193,7 +193,7 @@ def _target(ladder: bool, confidence: float | None, name: str | None, given: Map
 
 def _timed(folder: Path, given: Mapping[str, Any]) -> CostTable:
     """What each exit takes on the texts of --data."""
-    from offramp.data import read_rows
+    from offramp.data.examples import read_rows
     from offramp.timing import measure_costs
 
     rows = read_rows(given["data"], columns_of(given), split=given["split"], labelled=False)

@@ -70,7 +70,7 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
 
 def _groups(by: str | None, given: Mapping[str, Any]) -> list[str]:
     """The group of each row, where a column of the data says it."""
-    from offramp.data import read_column
+    from offramp.data.examples import read_column
 
     if by in (None, *KNOWN) or (given["data"] is None and given["trace"] is None):
         return []

@@ -12,7 +12,7 @@ from offramp.engine.about import ENGINES
 from offramp.registry import POLICIES, brief
 
 if TYPE_CHECKING:
-    from offramp.data import Columns
+    from offramp.data.examples import Columns
     from offramp.types.trace import Trace
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -105,7 +105,7 @@ def quiet() -> None:
 
 def columns_of(given: Mapping[str, Any]) -> Columns:
     """The columns that were named."""
-    from offramp.data import Columns
+    from offramp.data.examples import Columns
 
     return Columns(given.get("text_column"), given.get("pair_column"), given.get("label_column"))
 

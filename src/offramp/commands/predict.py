@@ -43,7 +43,7 @@ def predict(
     quiet()
     from tqdm import tqdm
 
-    from offramp.data import read_rows
+    from offramp.data.examples import read_rows
     from offramp.predictor import DEFAULT, Predictor
 
     point = None if operating_point == "full" else operating_point or DEFAULT

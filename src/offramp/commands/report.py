@@ -17,7 +17,7 @@ from offramp.commands.output import finished_only
 from offramp.commands.points import saved_points
 
 if TYPE_CHECKING:
-    from offramp.data import Text
+    from offramp.data.examples import Text
 
 TIMED, ROUNDS = 8, 3  # texts, and how often each goes to every exit: seconds, not minutes
 

@@ -63,7 +63,7 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
 
 def _setting(given: Mapping[str, Any]) -> Setting:
     """What all runs have in common, from the options."""
-    from offramp.data import read_examples
+    from offramp.data.examples import read_examples
     from offramp.encoder import default_encoder
     from offramp.runs import Setting, drawn
 

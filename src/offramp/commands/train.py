@@ -110,7 +110,7 @@ def train(
     quiet()
     from transformers import set_seed
 
-    from offramp.data import read_examples
+    from offramp.data.examples import read_examples
     from offramp.encoder import default_encoder
     from offramp.fitting import fit_usual
     from offramp.loading import load_tokenizer

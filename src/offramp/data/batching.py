@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from offramp.data import Text
+from offramp.data.examples import Text
 from offramp.errors import InvalidInput
 
 Tokens = dict[str, list[int]]

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from offramp.data.readers import name_of, records
 from offramp.errors import DataError, UnknownName
-from offramp.sources import name_of, records
 
 Text = str | tuple[str, str]  # a text, or a pair
 

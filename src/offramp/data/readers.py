@@ -139,7 +139,7 @@ def _standard_input() -> Iterator[Record]:
 def _sample(split: str) -> Iterator[Record]:
     if split not in SPLITS:
         raise DataError(f"{SAMPLE}: no split {split!r}; expected one of {', '.join(SPLITS)}")
-    path = resources.files("offramp") / "sample" / f"{split}.jsonl"
+    path = resources.files("offramp") / "data" / "sample" / f"{split}.jsonl"
     return _json_lines(f"{SAMPLE}:{split}", _lines(f"{SAMPLE}:{split}", lambda: path.open("rb")))
 
 
