@@ -37,9 +37,9 @@ from offramp.data.examples import Columns, read_examples
 from offramp.engine.about import GRAPHS, WEIGHTS
 from offramp.engines import load_engine
 from offramp.exporting import export
-from offramp.fitting import fit_lines
 from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel, load_model
+from offramp.policies.fitting import fit_lines
 from offramp.policies.replay import scores
 from offramp.registry import load_policy, policy_data
 from offramp.rivals import exported, full_depth, plain_exports

@@ -21,8 +21,8 @@ import torch
 
 from machine import as_lines, provenance
 from offramp.evaluate import calibration_error, labels_of, layerwise, measure
-from offramp.fitting import fit_lines, fit_policy, fit_temperatures
 from offramp.policies.base import Policy
+from offramp.policies.fitting import fit_lines, fit_policy, fit_temperatures
 from offramp.policies.fixed import Fixed
 from offramp.policies.replay import run_policy
 from offramp.registry import load_policy

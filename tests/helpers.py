@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from offramp.errors import NotApplicable
-from offramp.fitting import fit_policy
 from offramp.model import MultiExitModel
 from offramp.policies.base import Policy
+from offramp.policies.fitting import fit_policy
 from offramp.policies.replay import scores
 from offramp.registry import FITTED, POLICIES, load_policy, policy_data
 from offramp.token_exit import TokenExit

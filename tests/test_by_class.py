@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from helpers import random_trace
 from offramp.cli import main
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.policies.by_class import ByClass
+from offramp.policies.class_offsets import ClassOffsets
 from offramp.policies.confidence import MaxProb
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.replay import replay, scores
@@ -23,7 +23,7 @@ from tiny import LAYERS, save_folder, tiny_model
 def test_a_class_that_is_held_back_needs_a_higher_score() -> None:
     said = torch.tensor([[[0.75, 0.25], [0.25, 0.75]], [[0.875, 0.125], [0.125, 0.875]]]).log()
     policy = load_policy("max-prob", offsets=(0.25, 0.0))
-    assert policy == ByClass(MaxProb(), (0.25, 0.0))
+    assert policy == ClassOffsets(MaxProb(), (0.25, 0.0))
     assert scores(policy, Trace(said)).tolist() == [pytest.approx([0.5, 0.75]), pytest.approx([0.625, 0.875])]
     assert replay(Trace(said), policy, 0.7).exit_layers.tolist() == [
         2,
@@ -36,7 +36,7 @@ def test_it_goes_around_all_but_an_ensemble_and_comes_back_from_data() -> None:
     assert isinstance(policy, Ensemble)
     assert load_policy(policy_data(policy)) == policy
     with pytest.raises(InvalidInput, match="of a policy that is no ensemble"):
-        ByClass(Ensemble(MaxProb()), (0.0,))
+        ClassOffsets(Ensemble(MaxProb()), (0.0,))
 
 
 @pytest.mark.parametrize("numbers", [(), (float("inf"), 0.0), (float("nan"),)])

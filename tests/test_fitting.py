@@ -25,14 +25,14 @@ from offramp.engine.assemble import DOMAIN, OPSET, policy_key
 from offramp.engine.fragments import export_steps
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import calibration_error
-from offramp.fitting import fit_policy, fit_temperatures
 from offramp.policies.base import Memory
 from offramp.policies.confidence import Entropy, MaxProb
 from offramp.policies.consistency import Consistency, Gain, features
 from offramp.policies.ensemble import Ensemble
-from offramp.policies.patient import Patient
+from offramp.policies.fitting import fit_policy, fit_temperatures
+from offramp.policies.pcee import PatientConfidence
 from offramp.policies.replay import replay, run_policy, scores
-from offramp.policies.tempered import Tempered
+from offramp.policies.temperature import TemperatureScaled
 from offramp.registry import brief, load_policy, policy_data
 from offramp.thresholds import calibrate
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, Target, read_points
@@ -235,7 +235,7 @@ def test_a_policy_of_another_model_is_refused() -> None:
         with pytest.raises(InvalidInput, match="fitted for 4 exits"):
             scores(policy, random_trace(SINGLE_LABEL, depth=exits))
         with pytest.raises(InvalidInput, match="4 temperatures for a model with another number of exits"):
-            scores(Tempered(MaxProb(), (1.0,) * 4), random_trace(SINGLE_LABEL, depth=exits))
+            scores(TemperatureScaled(MaxProb(), (1.0,) * 4), random_trace(SINGLE_LABEL, depth=exits))
     with pytest.raises(NotApplicable, match="fitted for another kind of problem: exit 1 has 3 weights for 2 numbers"):
         scores(policy, random_trace(REGRESSION, depth=4))
 
@@ -274,7 +274,11 @@ def test_an_operating_point_keeps_what_was_fitted(name: str, problem_type: str, 
 
 def test_fitted_policies_go_into_others_and_back() -> None:
     data = fitted("consistency")
-    for policy in (Patient(load_policy(data), 2), Ensemble(load_policy(data)), load_policy(data, ensemble="all")):
+    for policy in (
+        PatientConfidence(load_policy(data), 2),
+        Ensemble(load_policy(data)),
+        load_policy(data, ensemble="all"),
+    ):
         read = json.loads(json.dumps(policy_data(policy)))
         assert load_policy(read) == policy
         assert policy_data(load_policy(read)) == policy_data(policy)
@@ -301,7 +305,7 @@ def test_temperatures_divide_what_the_policy_sees_and_what_it_answers() -> None:
 def test_an_ensemble_is_of_tempered_exits() -> None:
     trace = of_probabilities([[0.9, 0.1]], [[0.64, 0.36]])
     policy = load_policy("max-prob", temperatures=(2.0, 2.0), ensemble="all")
-    assert policy == Ensemble(Tempered(MaxProb(), (2.0, 2.0)), "all")
+    assert policy == Ensemble(TemperatureScaled(MaxProb(), (2.0, 2.0)), "all")
     mean = (3 / 4 + 4 / 7) / 2
     assert replay(trace, policy, math.inf).logits.softmax(dim=-1).tolist() == [pytest.approx([mean, 1 - mean])]
 
@@ -336,10 +340,12 @@ def test_temperatures_are_checked(wrong: tuple[float, ...]) -> None:
         load_policy("margin", temperatures=wrong)
 
 
-@pytest.mark.parametrize("inside", [Ensemble(Entropy()), Tempered(Entropy(), (1.0,)), Consistency(((1.0,),)), "margin"])
+@pytest.mark.parametrize(
+    "inside", [Ensemble(Entropy()), TemperatureScaled(Entropy(), (1.0,)), Consistency(((1.0,),)), "margin"]
+)
 def test_temperatures_go_around_plain_policies(inside: Any) -> None:
     with pytest.raises(InvalidInput, match="temperatures go around a policy that is neither fitted nor an ensemble"):
-        Tempered(inside, (1.0,))
+        TemperatureScaled(inside, (1.0,))
 
 
 def test_a_regression_has_no_temperature() -> None:

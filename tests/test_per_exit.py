@@ -10,10 +10,10 @@ import offramp
 from helpers import LINES, random_trace
 from offramp.cli import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
-from offramp.fitting import fit_lines
 from offramp.policies.confidence import Margin, MaxProb
 from offramp.policies.ensemble import Ensemble
-from offramp.policies.per_exit import PerExit
+from offramp.policies.exit_scaling import ExitScaled
+from offramp.policies.fitting import fit_lines
 from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy, policy_data
 from offramp.risk import certify
@@ -39,7 +39,7 @@ def test_a_line_goes_over_the_log_odds_of_the_score() -> None:
 
 
 def test_a_threshold_on_the_lines_is_one_for_each_exit_on_the_score() -> None:
-    policy = PerExit(Margin(), ((1.0, 2.0), (-1.0, 0.5), (0.0, 1.0)))
+    policy = ExitScaled(Margin(), ((1.0, 2.0), (-1.0, 0.5), (0.0, 1.0)))
     odds = [math.exp((2 - 1) / 2), math.exp((2 + 1) / 0.5)]
     assert policy.thresholds(2.0) == pytest.approx([each / (1 + each) for each in odds])
     assert policy.thresholds(math.inf) == (math.inf, math.inf)
@@ -71,7 +71,7 @@ def test_a_point_runs_as_the_policy_inside_and_leaves_as_the_lines_do(name: str,
 
 def test_an_ensemble_keeps_its_members() -> None:
     policy = load_policy("max-prob", lines=LINES, ensemble="run")
-    assert policy == Ensemble(PerExit(MaxProb(), LINES), "run")
+    assert policy == Ensemble(ExitScaled(MaxProb(), LINES), "run")
     point = calibrate(random_trace(SINGLE_LABEL), policy, Target(speedup=1.5))
     assert point.policy == {"name": "max-prob", "ensemble": "run"}
     assert len(set(point.thresholds)) == 5
@@ -97,7 +97,7 @@ def test_a_deep_exit_that_agrees_more_has_a_lower_threshold() -> None:
     last = torch.randn(500, 2, generator=random)
     trace = Trace(torch.stack((last[torch.randperm(500, generator=random)], last, last)))
     policy = load_policy("margin", **fit_lines("margin", trace))
-    assert isinstance(policy, PerExit)
+    assert isinstance(policy, ExitScaled)
     first, second = policy.thresholds(1.0)
     assert first > 0.99
     assert second < 0.01

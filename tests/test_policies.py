@@ -15,7 +15,7 @@ from offramp.policies.divergence import Divergence
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
-from offramp.policies.patient import Patient
+from offramp.policies.pcee import PatientConfidence
 from offramp.policies.replay import replay, run_policy, scores
 from offramp.registry import POLICIES, load_policy, policy_data
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
@@ -158,7 +158,7 @@ def test_patience_of_the_papers_12_layers() -> None:
 def test_more_patience_than_exits_is_the_full_model() -> None:
     trace = of_answers(*[[1, 0]] * 4)
     assert left_at(trace, Patience(), 4) == [4, 4]
-    assert left_at(trace, Patient(Entropy(), 5), -1e30) == [4, 4]
+    assert left_at(trace, PatientConfidence(Entropy(), 5), -1e30) == [4, 4]
     assert left_at(trace, Divergence(patience=4), -1e30) == [4, 4]
 
 
@@ -211,29 +211,31 @@ def test_stability_lets_a_value_creep() -> None:
 def test_pcee_is_the_least_of_the_measures_last_scores() -> None:
     # entropy's scores: .9 -> .5310044, .8 -> .2780719, .95 -> .7136030, .5 -> 0
     trace = of_probabilities([[0.9, 0.1]], [[0.2, 0.8]], [[0.95, 0.05]], [[0.5, 0.5]])
-    assert_scores(Patient(Entropy(), 2), trace, [[NOT_YET], [0.2780719], [0.2780719], [0.0]])
-    assert_scores(Patient(Entropy(), 3), trace, [[NOT_YET], [NOT_YET], [0.2780719], [0.0]])
-    assert_scores(Patient(MaxProb(), 2), trace, [[NOT_YET], [0.8], [0.8], [0.5]])
+    assert_scores(PatientConfidence(Entropy(), 2), trace, [[NOT_YET], [0.2780719], [0.2780719], [0.0]])
+    assert_scores(PatientConfidence(Entropy(), 3), trace, [[NOT_YET], [NOT_YET], [0.2780719], [0.0]])
+    assert_scores(PatientConfidence(MaxProb(), 2), trace, [[NOT_YET], [0.8], [0.8], [0.5]])
 
 
 def test_pcee_asks_for_confidence_in_a_row_and_not_for_one_label() -> None:
     trace = of_probabilities([[0.95, 0.05]], [[0.6, 0.4]], [[0.95, 0.05]], [[0.05, 0.95]], [[0.5, 0.5]])
-    assert left_at(trace, Patient(MaxProb(), 2), 0.9) == [4]  # the label changed in the run; the gap broke the first
-    assert left_at(trace, Patient(MaxProb(), 1), 0.9) == [1]
-    assert left_at(trace, Patient(MaxProb(), 3), 0.9) == [5]
+    assert left_at(trace, PatientConfidence(MaxProb(), 2), 0.9) == [
+        4
+    ]  # the label changed in the run; the gap broke the first
+    assert left_at(trace, PatientConfidence(MaxProb(), 1), 0.9) == [1]
+    assert left_at(trace, PatientConfidence(MaxProb(), 3), 0.9) == [5]
 
 
 def test_pcee_around_certainty() -> None:
     trace = Trace(torch.randn(4, 1, 1), certainty=torch.tensor([[0.75], [0.25], [0.5], [1.0]]))
-    assert scores(Patient(Certainty(), 2), trace).flatten().tolist() == [NOT_YET, 0.25, 0.25, 0.5]
+    assert scores(PatientConfidence(Certainty(), 2), trace).flatten().tolist() == [NOT_YET, 0.25, 0.25, 0.5]
 
 
 def test_pcee_around_a_policy_that_remembers() -> None:
     trace = of_values([1.0], [1.5], [1.25], [1.375], [3.375])  # changes .5 .25 .125 2
-    assert scores(Patient(Stability(1), 2), trace).flatten().tolist() == [NOT_YET, NOT_YET, -0.5, -0.25, -2.0]
-    assert scores(Patient(Stability(2), 2), trace).flatten().tolist() == [NOT_YET] * 3 + [-0.5, -2.0]
+    assert scores(PatientConfidence(Stability(1), 2), trace).flatten().tolist() == [NOT_YET, NOT_YET, -0.5, -0.25, -2.0]
+    assert scores(PatientConfidence(Stability(2), 2), trace).flatten().tolist() == [NOT_YET] * 3 + [-0.5, -2.0]
     repeats = of_answers([0], [0], [0], [1], [1])  # patience 0 1 2 0 1
-    assert scores(Patient(Patience(), 2), repeats).flatten().tolist() == [NOT_YET, 0, 1, 0, 0]
+    assert scores(PatientConfidence(Patience(), 2), repeats).flatten().tolist() == [NOT_YET, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -269,12 +271,12 @@ def test_of_the_papers_versions_certainty_alone_has_a_meaning_for_values() -> No
 def test_pcee_with_patience_1_is_the_measure_alone() -> None:
     for data, problem_type in CASES:
         trace, measure = random_trace(problem_type), load_policy(data)
-        assert torch.equal(scores(Patient(measure, 1), trace), scores(measure, trace)), (data, problem_type)
+        assert torch.equal(scores(PatientConfidence(measure, 1), trace), scores(measure, trace)), (data, problem_type)
 
 
 @pytest.mark.parametrize("patience", [1, 2, 3, 6])
 def test_pcee_with_threshold_0_leaves_at_layer_t(patience: int) -> None:
-    assert set(left_at(random_trace(SINGLE_LABEL), Patient(Entropy(), patience), 0)) == {patience}
+    assert set(left_at(random_trace(SINGLE_LABEL), PatientConfidence(Entropy(), patience), 0)) == {patience}
 
 
 # --- divergence ---------------------------------------------------------------------------------------------
@@ -383,22 +385,29 @@ def approx(*rows: list[float]) -> list[Any]:
 
 
 def test_an_ensemble_leaves_where_its_policy_does() -> None:
-    trace, policy = random_trace(SINGLE_LABEL), Patient(Margin(), 2)
+    trace, policy = random_trace(SINGLE_LABEL), PatientConfidence(Margin(), 2)
     for members in ("run", "all"):
         assert torch.equal(scores(Ensemble(policy, members), trace), scores(policy, trace))
 
 
 def test_run_is_the_mean_of_the_confident_run_alone() -> None:
     trace = of_probabilities(*STEADY)
-    assert told(trace, Ensemble(Patient(MaxProb(), 2), "run"), 0.75) == approx([0.85, 0.15])  # exits 2 and 3
-    assert told(trace, Ensemble(Patient(MaxProb(), 3), "run"), 0.55) == approx([2.3 / 3, 0.7 / 3])
+    assert told(trace, Ensemble(PatientConfidence(MaxProb(), 2), "run"), 0.75) == approx([0.85, 0.15])  # exits 2 and 3
+    assert told(trace, Ensemble(PatientConfidence(MaxProb(), 3), "run"), 0.55) == approx([2.3 / 3, 0.7 / 3])
     assert told(trace, Ensemble(MaxProb(), "run"), 0.75) == approx([0.9, 0.1])  # a run of one
-    mean = replay(trace, Ensemble(Patient(MaxProb(), 2), "run"), 0.75).logits
+    mean = replay(trace, Ensemble(PatientConfidence(MaxProb(), 2), "run"), 0.75).logits
     assert mean.tolist() == approx([math.log(0.85), math.log(0.15)])
 
 
 @pytest.mark.parametrize(
-    "policy", [Patient(MaxProb(), 2), Patient(MaxProb(), 4), Patience(), Divergence("kl", 2), Patient(Patience(), 2)]
+    "policy",
+    [
+        PatientConfidence(MaxProb(), 2),
+        PatientConfidence(MaxProb(), 4),
+        Patience(),
+        Divergence("kl", 2),
+        PatientConfidence(Patience(), 2),
+    ],
 )
 def test_where_the_rule_never_fired_run_is_the_last_exit_alone(policy: Policy) -> None:
     trace = of_probabilities(*STEADY)
@@ -410,7 +419,7 @@ def test_where_the_rule_never_fired_run_is_the_last_exit_alone(policy: Policy) -
 
 def test_all_is_the_mean_of_every_exit_so_far() -> None:
     trace = of_probabilities(*STEADY)
-    assert told(trace, Ensemble(Patient(MaxProb(), 2), "all"), 0.75) == approx([2.3 / 3, 0.7 / 3])
+    assert told(trace, Ensemble(PatientConfidence(MaxProb(), 2), "all"), 0.75) == approx([2.3 / 3, 0.7 / 3])
     assert told(trace, Ensemble(MaxProb(), "all"), math.inf) == approx([2.6 / 4, 1.4 / 4])  # the last exit too
 
 
@@ -440,7 +449,7 @@ def test_the_run_of_stability_and_divergence_holds_the_exits_that_were_compared_
 def test_an_ensemble_of_several_labels_averages_each_labels_probability() -> None:
     yes = torch.tensor([[[0.9, 0.2]], [[0.6, 0.1]], [[0.3, 0.3]]])
     trace = Trace((yes / (1 - yes)).log(), problem_type=MULTI_LABEL)
-    answers = replay(trace, Ensemble(Patient(MaxProb(), 2), "run"), 0.5)
+    answers = replay(trace, Ensemble(PatientConfidence(MaxProb(), 2), "run"), 0.5)
     assert answers.logits.sigmoid().flatten().tolist() == pytest.approx([0.75, 0.15], abs=1e-6)
     answers = replay(trace, Ensemble(MaxProb(), "all"), math.inf)
     assert answers.logits.sigmoid().flatten().tolist() == pytest.approx([0.6, 0.2], abs=1e-6)
@@ -453,7 +462,7 @@ def test_probabilities_are_averaged_and_not_logits() -> None:
 
 
 @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
-@pytest.mark.parametrize("policy", [Certainty(), Fixed(), Patient(Certainty(), 1)])
+@pytest.mark.parametrize("policy", [Certainty(), Fixed(), PatientConfidence(Certainty(), 1)])
 def test_an_ensemble_of_one_is_the_exits_own_logits(policy: Policy, problem_type: str) -> None:
     trace = random_trace(problem_type)
     assert torch.equal(replay(trace, Ensemble(policy), 0.5).logits, replay(trace, policy, 0.5).logits)
@@ -464,7 +473,7 @@ def test_an_ensemble_of_one_is_the_exits_own_logits(policy: Policy, problem_type
 def test_an_ensembles_logits_are_finite_for_logits_of_any_size(members: str, problem_type: str) -> None:
     signs = torch.randn(6, 50, 3, generator=torch.Generator().manual_seed(1)).sign() * 1e4
     trace = Trace(signs, certainty=torch.rand(6, 50), problem_type=problem_type)
-    _, logits = run_policy(Ensemble(Patient(Certainty(), 3), members), trace)
+    _, logits = run_policy(Ensemble(PatientConfidence(Certainty(), 3), members), trace)
     assert logits.isfinite().all()
 
 
@@ -506,8 +515,8 @@ def test_the_earliest_exit_is_the_papers(data: dict[str, Any], problem_type: str
         Margin(),
         Patience(),
         Divergence(),
-        Patient(Entropy()),
-        Patient(Patience()),
+        PatientConfidence(Entropy()),
+        PatientConfidence(Patience()),
         Ensemble(Entropy()),
     ],
 )
@@ -518,7 +527,7 @@ def test_policies_that_compare_classes_refuse_a_regression(policy: Policy, outpu
 
 
 @pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL])
-@pytest.mark.parametrize("policy", [Stability(), Patient(Stability(), 1)])
+@pytest.mark.parametrize("policy", [Stability(), PatientConfidence(Stability(), 1)])
 def test_stability_refuses_classes(policy: Policy, problem_type: str) -> None:
     with pytest.raises(NotApplicable, match="classes have none"):
         replay(random_trace(problem_type), policy, -0.5)
@@ -582,7 +591,7 @@ def test_a_certainty_of_nan_is_a_failure() -> None:
 def test_entropy_of_equal_logits_is_not_below_0() -> None:
     for classes in range(2, 25):
         trace = Trace(torch.zeros(4, 1, classes))
-        assert left_at(trace, Patient(Entropy(), 2), 0) == [2], classes
+        assert left_at(trace, PatientConfidence(Entropy(), 2), 0) == [2], classes
 
 
 # --- names and parameters -----------------------------------------------------------------------------------
@@ -598,19 +607,19 @@ def test_policies_go_through_data_and_back() -> None:
 
 def test_policies_are_named_as_their_papers_are() -> None:
     assert load_policy("entropy") == Entropy()
-    assert load_policy("pcee", measure="max-prob", patience=3) == Patient(MaxProb(), 3)
-    assert load_policy("pcee", measure={"name": "stability", "patience": 4}) == Patient(Stability(4), 2)
+    assert load_policy("pcee", measure="max-prob", patience=3) == PatientConfidence(MaxProb(), 3)
+    assert load_policy("pcee", measure={"name": "stability", "patience": 4}) == PatientConfidence(Stability(4), 2)
     assert load_policy({"name": "stability", "patience": 4}, patience=1) == Stability(1)
     assert load_policy("divergence") == Divergence("ce", 1, "all")
-    assert load_policy("pcee", patience=3, ensemble="run") == Ensemble(Patient(Entropy(), 3), "run")
+    assert load_policy("pcee", patience=3, ensemble="run") == Ensemble(PatientConfidence(Entropy(), 3), "run")
     assert load_policy({"name": "fixed", "ensemble": "all"}, ensemble="run") == Ensemble(Fixed(), "run")
-    assert policy_data(Ensemble(Patient(MaxProb(), 3), "all")) == {
+    assert policy_data(Ensemble(PatientConfidence(MaxProb(), 3), "all")) == {
         "name": "pcee",
         "measure": "max-prob",
         "patience": 3,
         "ensemble": "all",
     }
-    assert policy_data(Patient(Stability(4), 3)) == {
+    assert policy_data(PatientConfidence(Stability(4), 3)) == {
         "name": "pcee",
         "measure": {"name": "stability", "patience": 4},
         "patience": 3,

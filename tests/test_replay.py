@@ -19,7 +19,7 @@ from offramp.policies.confidence import Entropy, MaxProb
 from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience
-from offramp.policies.patient import Patient
+from offramp.policies.pcee import PatientConfidence
 from offramp.policies.replay import replay, scores
 from offramp.registry import FITTED, POLICIES, load_policy, policy_data
 from offramp.types.operating_point import Measured, OperatingPoint, read_points, write_points
@@ -313,7 +313,7 @@ def test_each_exit_has_its_own_threshold() -> None:
 
 def test_with_a_threshold_per_exit_pcee_compares_the_window_with_the_current_one() -> None:
     certainty = torch.tensor([[0.5, 0.9], [0.6, 0.9], [0.7, 0.9], [0.0, 0.0]])
-    trace, policy = Trace(torch.zeros(4, 2, 2), certainty=certainty), Patient(Certainty(), 2)
+    trace, policy = Trace(torch.zeros(4, 2, 2), certainty=certainty), PatientConfidence(Certainty(), 2)
     assert replay(trace, policy, (0.4, 0.55, 0.55)).exit_layers.tolist() == [3, 2]  # not (.5 > .4 and .6 > .55)
 
 
@@ -361,8 +361,8 @@ def test_logits_answer_for_their_own_sample() -> None:
 
 def test_replay_takes_a_policy_as_data() -> None:
     trace = random_trace(SINGLE_LABEL)
-    point = OperatingPoint(policy_data(Patient(MaxProb(), 3)), (0.7,) * 5)
-    assert_same(replay(trace, point.policy, point.thresholds), replay(trace, Patient(MaxProb(), 3), 0.7))
+    point = OperatingPoint(policy_data(PatientConfidence(MaxProb(), 3)), (0.7,) * 5)
+    assert_same(replay(trace, point.policy, point.thresholds), replay(trace, PatientConfidence(MaxProb(), 3), 0.7))
 
 
 @pytest.mark.slow
@@ -503,7 +503,7 @@ def test_one_output_cannot_be_a_choice_among_classes() -> None:
 # --- operating points ---------------------------------------------------------------------------------------
 
 POINT = OperatingPoint(
-    policy_data(Patient(Certainty(), 3)),
+    policy_data(PatientConfidence(Certainty(), 3)),
     (0.25, math.inf, -math.inf, 1 / 3),
     {"max_drop": 0.01},
     Measured("accuracy", 0.9, 0.91, 0.97, 2.5, 12, 1000, {"data": "dev", "engine": "torch-float32"}),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from command import offramp
 from helpers import random_trace
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.fitting import fit_usual
+from offramp.policies.fitting import fit_default_policy
 from offramp.policies.replay import replay
 from offramp.predictor import Predictor
 from offramp.risk import binomial, certify
@@ -166,7 +166,7 @@ def test_a_ladder_is_saved_beside_other_points_in_one_write(folder: Path, data: 
     assert outcome.exit_code == 0, outcome.output
     saved = read_points(folder / POINTS_FILE)
     trace = record(folder, data)
-    found = ladder(trace, fit_usual(trace)[0])
+    found = ladder(trace, fit_default_policy(trace)[0])
     assert list(saved) == ["default", *found]
     assert {point.policy["name"]: set(point.policy) for point in saved.values()} == {"margin": {"name"}}
     assert {name: point.thresholds for name, point in saved.items() if name != "default"} == {

@@ -26,7 +26,7 @@ from offramp.policies.divergence import Divergence
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
-from offramp.policies.patient import Patient
+from offramp.policies.pcee import PatientConfidence
 from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy, policy_data
 from offramp.thresholds import calibrate, curve, sweep
@@ -43,12 +43,12 @@ FOR_CLASSES = [
     Certainty(),
     Fixed(),
     Divergence("kl"),
-    Patient(Entropy(), 2),
-    Patient(Certainty(), 3),
+    PatientConfidence(Entropy(), 2),
+    PatientConfidence(Certainty(), 3),
     Ensemble(Patience(), "run"),
-    Ensemble(Patient(Certainty(), 2), "run"),
+    Ensemble(PatientConfidence(Certainty(), 2), "run"),
 ]
-FOR_VALUES = [Stability(1), Stability(2), Certainty(), Patient(Certainty(), 2), Ensemble(Stability(1), "run")]
+FOR_VALUES = [Stability(1), Stability(2), Certainty(), PatientConfidence(Certainty(), 2), Ensemble(Stability(1), "run")]
 
 
 # --- brute force --------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_targets_compare_with_the_full_model_whatever_an_ensemble_makes_of_never
 def test_policies_are_taken_by_name_and_as_data() -> None:
     trace = random_trace(SINGLE_LABEL)
     target = Target(max_drop=0.1)
-    point = calibrate(trace, Patient(Entropy(), 2), target)
+    point = calibrate(trace, PatientConfidence(Entropy(), 2), target)
     assert calibrate(trace, "pcee", target) == point
     assert calibrate(trace, {"name": "pcee", "measure": "entropy", "patience": 2}, target) == point
 
@@ -323,8 +323,8 @@ def test_scores_with_no_float_in_between_leave_together() -> None:
     ("policy", "layers", "speedup", "best"),
     [
         (Fixed(), [2, 4, 6], 3.1, "3"),
-        (Patient(Entropy(), 3), [1, 2, 3, 4], 1.5, "1.333"),
-        (Patient(Entropy(), 5), [1, 2, 3, 4], 1.5, "1"),
+        (PatientConfidence(Entropy(), 3), [1, 2, 3, 4], 1.5, "1.333"),
+        (PatientConfidence(Entropy(), 5), [1, 2, 3, 4], 1.5, "1"),
     ],
 )
 def test_what_cannot_be_reached_names_the_best(policy: Policy, layers: list[int], speedup: float, best: str) -> None:

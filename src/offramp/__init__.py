@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from offramp.errors import CannotReach as CannotReach
     from offramp.errors import InvalidInput as InvalidInput
     from offramp.errors import OfframpError as OfframpError
-    from offramp.fitting import fit_lines as fit_lines
-    from offramp.fitting import fit_policy as fit_policy
-    from offramp.fitting import fit_temperatures as fit_temperatures
     from offramp.model import MultiExitModel as MultiExitModel
     from offramp.policies.base import Policy as Policy
     from offramp.policies.base import Step as Step
+    from offramp.policies.fitting import fit_lines as fit_lines
+    from offramp.policies.fitting import fit_policy as fit_policy
+    from offramp.policies.fitting import fit_temperatures as fit_temperatures
     from offramp.policies.replay import replay as replay
     from offramp.policies.replay import scores as scores
     from offramp.predictor import Predictor as Predictor
@@ -51,9 +51,9 @@ _HOMES = {
     "config": ("MultiExitConfig",),
     "data.examples": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
-    "fitting": ("fit_lines", "fit_policy", "fit_temperatures"),
     "model": ("MultiExitModel",),
     "policies.base": ("Policy", "Step"),
+    "policies.fitting": ("fit_lines", "fit_policy", "fit_temperatures"),
     "policies.replay": ("replay", "scores"),
     "predictor": ("Predictor",),
     "registry": ("load_objective", "load_policy"),

@@ -18,9 +18,9 @@ from offramp.data.examples import Columns, Examples, read_examples
 from offramp.data.readers import SAMPLE
 from offramp.encoder import default_encoder
 from offramp.evaluate import layerwise
-from offramp.fitting import fit_usual
 from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel, load_folder
+from offramp.policies.fitting import fit_default_policy
 from offramp.predictor import DEFAULT, Predictor
 from offramp.report import draw_curves, measure_all, point_table, scores_text, usual_curves
 from offramp.thresholds import calibrate
@@ -85,7 +85,7 @@ def train(folder: Path, seed: int, epochs: float) -> MultiExitModel:
 
 def choose(trace: Trace) -> dict[str, OperatingPoint]:
     """Full depth, and what the targets give on a trace."""
-    policy, rows = fit_usual(trace)
+    policy, rows = fit_default_policy(trace)
     found = {name: calibrate(rows, policy, target) for name, target in TARGETS.items()}
     return {FULL: OperatingPoint(found[DEFAULT].policy, (math.inf,) * (trace.depth - 1)), **found}
 

@@ -28,16 +28,16 @@ POLICIES = {
     "margin": "offramp.policies.confidence:Margin",
     "max-prob": "offramp.policies.confidence:MaxProb",
     "patience": "offramp.policies.patience:Patience",
-    "pcee": "offramp.policies.patient:Patient",
+    "pcee": "offramp.policies.pcee:PatientConfidence",
     "stability": "offramp.policies.patience:Stability",
 }
 
-FITTED = ("consistency", "gain")  # names that need numbers from a trace first: offramp.fitting
+FITTED = ("consistency", "gain")  # names that need numbers from a trace first: offramp.policies.fitting
 
 WRAPPERS = {  # a parameter that any policy takes -> what goes around it: (policy, parameter, more); inner ones first
-    "temperatures": "offramp.policies.tempered:Tempered",
-    "lines": "offramp.policies.per_exit:PerExit",
-    "offsets": "offramp.policies.by_class:ByClass",
+    "temperatures": "offramp.policies.temperature:TemperatureScaled",
+    "lines": "offramp.policies.exit_scaling:ExitScaled",
+    "offsets": "offramp.policies.class_offsets:ClassOffsets",
     "ensemble": "offramp.policies.ensemble:Ensemble",
 }
 
@@ -113,9 +113,9 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
         name: a name of the table ("entropy"), or its data form `{"name": "pcee", "measure": "entropy", "patience": 2}`.
         parameters: the policy's own, e.g. `patience=2`; a policy inside a policy is a name or data again. Every policy
             takes `ensemble="run"` or `"all"` (see `offramp.policies.ensemble`) and, of classes, `offsets=(...)` (see
-            `offramp.policies.by_class`), every one that is not fitted
-            `temperatures=(...)` (see `offramp.policies.tempered`), and one whose score is in 0..1 `lines=(...)` (see
-            `offramp.policies.per_exit`).
+            `offramp.policies.class_offsets`), every one that is not fitted
+            `temperatures=(...)` (see `offramp.policies.temperature`), and one whose score is in 0..1 `lines=(...)` (see
+            `offramp.policies.exit_scaling`).
 
     Raises:
         UnknownName: no such policy.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of, layerwise, metric_for
-from offramp.fitting import fit_lines, fit_policy, halves
 from offramp.policies.base import Policy
+from offramp.policies.fitting import fit_lines, fit_policy, halves
 from offramp.policies.replay import replay
 from offramp.registry import FITTED, POLICIES, load_policy
 from offramp.thresholds import Curve, at_exits, checked, sweep

@@ -19,7 +19,7 @@ from offramp.evaluate import labels_of, layerwise, measure, metric_for
 from offramp.policies.base import Policy
 from offramp.policies.decision import is_invalid
 from offramp.policies.ensemble import Ensemble
-from offramp.policies.per_exit import PerExit
+from offramp.policies.exit_scaling import ExitScaled
 from offramp.policies.replay import run_policy
 from offramp.registry import load_policy, policy_data
 from offramp.types.cost_table import CostTable
@@ -165,12 +165,12 @@ def calibrate(
 def as_run(policy: Policy, threshold: float, exits: int) -> tuple[Policy, tuple[float, ...]]:
     """A policy with a threshold, and how they run: with a threshold for each exit but the last.
 
-    Lines need not run (see `offramp.policies.per_exit`).
+    Lines need not run (see `offramp.policies.exit_scaling`).
     """
     if isinstance(policy, Ensemble):
         inner, thresholds = as_run(policy.policy, threshold, exits)
         return Ensemble(inner, policy.members), thresholds
-    if isinstance(policy, PerExit):
+    if isinstance(policy, ExitScaled):
         return policy.policy, policy.thresholds(threshold)
     return policy, (threshold,) * (exits - 1)
 

@@ -142,14 +142,14 @@ def calibrate(
     if temperature and per_exit:
         raise click.UsageError("--temperature and --per-exit both put the exits on one scale; choose one")
     quiet()
-    from offramp.fitting import fit_usual
+    from offramp.policies.fitting import fit_default_policy
 
     trace = read_trace(folder, given)
     parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
     if hold_back is not None:
         parameters["offsets"] = _offsets_of(folder, hold_back)
     if not (policy or parameters or temperature or per_exit or confidence):
-        rule, trace = fit_usual(trace)
+        rule, trace = fit_default_policy(trace)
     else:
         rule, trace = _asked(trace, policy, parameters, temperature, per_exit, apart=confidence is not None)
     cost = _timed(folder, given) if "latency_ms" in target else None
@@ -251,7 +251,7 @@ def _asked(
 
     Numbers are fitted on a random half of the rows, the lines of --per-exit on all, unless `apart`.
     """
-    from offramp.fitting import fit_lines, fit_policy, fit_temperatures
+    from offramp.policies.fitting import fit_lines, fit_policy, fit_temperatures
     from offramp.registry import load_policy, policy_data, usual_policy
 
     name = policy or usual_policy(str(trace.problem_type))
@@ -270,7 +270,7 @@ def _asked(
 
 def _halves(trace: Trace, what: str) -> tuple[Trace, Trace]:
     """Two random halves of the rows: to fit, and to choose the threshold."""
-    from offramp.fitting import halves
+    from offramp.policies.fitting import halves
 
     ours, rest = halves(trace)
     click.echo(f"{what} fitted on {len(ours)} rows, the threshold chosen on the other {len(rest)}", err=True)

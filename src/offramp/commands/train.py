@@ -112,8 +112,8 @@ def train(
 
     from offramp.data.examples import read_examples
     from offramp.encoder import default_encoder
-    from offramp.fitting import fit_usual
     from offramp.loading import load_tokenizer
+    from offramp.policies.fitting import fit_default_policy
     from offramp.registry import load_objective
     from offramp.tracing import read_for
     from offramp.tracing import record as record_trace
@@ -155,7 +155,7 @@ def train(
     trace = replace(trace, about={**trace.about, "data": Path(validation_source).name})
     points = {}
     try:
-        policy, chosen_on = fit_usual(trace)
+        policy, chosen_on = fit_default_policy(trace)
         points["default"] = calibrated(chosen_on, policy, {"max_drop": max_drop})
         add_points(output, points)
     except (CannotReach, InvalidInput) as error:

@@ -12,10 +12,10 @@ from torch import Tensor
 from offramp.areas import read
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluate import labels_of, layerwise, measure, metric_for
-from offramp.fitting import fit_usual
 from offramp.page.decision import Case, Decision, decide, policy_name, promise
 from offramp.page.examples import Group, groups
 from offramp.page.exits import ExitRow, exit_rows
+from offramp.policies.fitting import fit_default_policy
 from offramp.policies.replay import replay, scores
 from offramp.predictor import DEFAULT
 from offramp.registry import usual_policy
@@ -197,7 +197,7 @@ def rivals(seen: Comparison, policy: str, told: Measured) -> str:
 
 def _found_here(trace: Trace, metric: str | None) -> OperatingPoint:
     """The point that would be saved if these rows chose it."""
-    policy, rows = fit_usual(trace)
+    policy, rows = fit_default_policy(trace)
     try:
         return calibrate(rows, policy, Target(max_drop=USUAL_DROP), metric)
     except CannotReach:

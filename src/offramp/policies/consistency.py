@@ -5,8 +5,8 @@ their meta consistency classifier, which predicts at an exit whether the last on
 
 Differs from the authors' code (TalSchuster/CATs, src/modeling.py), which trains a small network on hidden states, one
 for all layers: here each exit has a linear one over a handful of numbers that exits have said. So a trace is enough to
-fit it (`offramp.fitting.fit_policy`), and it runs wherever a policy runs. For values they predict whether the last exit
-is within a given tolerance, here how far it is. Gain is ours.
+fit it (`offramp.fit_policy`), and it runs wherever a policy runs. For values they predict whether the last exit is
+within a given tolerance, here how far it is. Gain is ours.
 """
 
 import math

@@ -27,12 +27,12 @@ SURE = math.log(1e5)  # log-odds end here: nearer to 0 and 1 scores are rounding
 
 @final
 @dataclass(frozen=True)
-class PerExit(Policy):
+class ExitScaled(Policy):
     """Score: a line of the log-odds of the other policy's: those of the last exit giving this answer.
 
     Attributes:
         policy: has a score in 0..1: entropy, max-prob, margin or certainty.
-        lines: for each exit a constant and a slope > 0 (`offramp.fitting.fit_lines`).
+        lines: for each exit a constant and a slope > 0 (`offramp.policies.fitting.fit_lines`).
         fitted_on: hashes of the rows that they were fitted on (`offramp.types.trace.row_hashes`); () = set by hand.
     """
 

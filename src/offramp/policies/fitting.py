@@ -16,7 +16,7 @@ from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluate import labels_of
 from offramp.policies.base import Memory, Policy
 from offramp.policies.consistency import Consistency, Gain, features
-from offramp.policies.per_exit import PerExit
+from offramp.policies.exit_scaling import ExitScaled
 from offramp.policies.replay import run_policy
 from offramp.registry import FITTED, load_policy
 from offramp.types.outputs import ExitOutput, class_log_probs, predictions
@@ -42,7 +42,7 @@ def halves(trace: Trace, seed: int = 0) -> tuple[Trace, Trace]:
     return ours, rest
 
 
-def fit_usual(trace: Trace) -> tuple[Policy, Trace]:
+def fit_default_policy(trace: Trace) -> tuple[Policy, Trace]:
     """The policy where none is asked for, with its numbers, and the rows that are left to choose a threshold on.
 
     For classes margin with a threshold for each exit, and all rows; for values consistency, fitted on a random half of
@@ -80,7 +80,7 @@ def fit_policy(name: str, trace: Trace) -> Policy:
         table = torch.stack(seen, dim=-1).double()  # (N, F)
         spread = table.std(dim=0, correction=0).clamp(min=NARROWEST)
         middle = table.mean(dim=0)
-        fitted = _fitted((table - middle) / spread, _wanted(name, trace, number))
+        fitted = _fitted((table - middle) / spread, _fit_targets(name, trace, number))
         slopes = fitted[1:] / spread
         weights.append((float(fitted[0] - slopes @ middle), *slopes.tolist()))
     found = Consistency if name == "consistency" else Gain
@@ -106,7 +106,7 @@ def fit_temperatures(trace: Trace) -> dict[str, Any]:
     low, high = (torch.full((trace.depth,), math.log(end), dtype=torch.float64) for end in TEMPERATURES)
     for _ in range(40):  # each leaves two thirds of the interval
         third = (high - low) / 3
-        lower = _surprise(trace, low + third) < _surprise(trace, high - third)
+        lower = _negative_log_likelihood(trace, low + third) < _negative_log_likelihood(trace, high - third)
         low, high = torch.where(lower, low, low + third), torch.where(lower, high - third, high)
     found = ((low + high) / 2).exp().tolist()
     return {
@@ -116,7 +116,7 @@ def fit_temperatures(trace: Trace) -> dict[str, Any]:
 
 
 def fit_lines(policy: Policy | str, trace: Trace) -> dict[str, Any]:
-    """Lines that put a policy's scores on one scale: `load_policy("margin", **this)` (see `offramp.policies.per_exit`).
+    """Lines that put a policy's scores on one scale: `load_policy("margin", **this)`; see `policies/exit_scaling.py`.
 
     Args:
         policy: has a score in 0..1.
@@ -131,7 +131,7 @@ def fit_lines(policy: Policy | str, trace: Trace) -> dict[str, Any]:
         NotApplicable: a regression, whose exits never agree.
     """
     _refuse_broken(trace)
-    rule = PerExit(policy if isinstance(policy, Policy) else load_policy(policy), ((0.0, 1.0),) * trace.depth)
+    rule = ExitScaled(policy if isinstance(policy, Policy) else load_policy(policy), ((0.0, 1.0),) * trace.depth)
     odds, logits = (each.double() for each in run_policy(rule, trace))  # (L, N), (L, N, C)
     given = predictions(ExitOutput(logits.float(), problem_type=trace.problem_type))  # (L, N, G)
     same = (given == given[-1]).all(dim=-1)
@@ -153,7 +153,7 @@ def _rows(trace: Trace) -> tuple[str, ...]:
     return tuple(sorted(set(row_hashes(trace))))
 
 
-def _wanted(name: str, trace: Trace, number: int) -> Tensor:
+def _fit_targets(name: str, trace: Trace, number: int) -> Tensor:
     """What is to be foretold of each sample at an exit, (N,): bool for a chance, else a number."""
     out, last = trace.exit(number), trace.exit(trace.depth - 1)
     if trace.problem_type == REGRESSION:
@@ -192,7 +192,7 @@ def _fitted(table: Tensor, wanted: Tensor) -> Tensor:
     return weights
 
 
-def _surprise(trace: Trace, log_temperatures: Tensor) -> Tensor:
+def _negative_log_likelihood(trace: Trace, log_temperatures: Tensor) -> Tensor:
     """Mean negative log-likelihood of the labels at each exit, (L,), at these temperatures (L,)."""
     logits = trace.logits.double() / log_temperatures.exp().view(-1, 1, 1)
     log_p = class_log_probs(ExitOutput(logits.float(), problem_type=trace.problem_type))  # (L, N, G, K)

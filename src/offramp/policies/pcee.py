@@ -21,7 +21,7 @@ from offramp.types.outputs import ExitOutput
 
 @final
 @dataclass(frozen=True)
-class Patient(Policy):
+class PatientConfidence(Policy):
     """Score: the smallest of the measure's last `patience` scores; -inf before exit `patience`, the earliest one.
 
     With one threshold for each exit the whole window is compared with the current exit's.

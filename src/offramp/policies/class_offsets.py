@@ -19,7 +19,7 @@ from offramp.types.problem_types import SINGLE_LABEL
 
 @final
 @dataclass(frozen=True)
-class ByClass(Policy):
+class ClassOffsets(Policy):
     """Score: the other policy's, minus what the class that the exit answers is held back by.
 
     Attributes:
@@ -31,7 +31,7 @@ class ByClass(Policy):
     offsets: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy, Policy) or isinstance(self.policy, (ByClass, Ensemble)):
+        if not isinstance(self.policy, Policy) or isinstance(self.policy, (ClassOffsets, Ensemble)):
             raise InvalidInput(f"classes are held back of a policy that is no ensemble, got {self.policy!r}")
         numbers = tuple(float(value) for value in self.offsets)
         if not numbers or not all(map(math.isfinite, numbers)):

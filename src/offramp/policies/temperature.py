@@ -19,12 +19,12 @@ from offramp.types.problem_types import REGRESSION
 
 @final
 @dataclass(frozen=True)
-class Tempered(Policy):
+class TemperatureScaled(Policy):
     """Score: the other policy's, of the tempered logits. Answer: the tempered logits.
 
     Attributes:
         policy: says when to leave. Fitted ones have a scale of their own; an ensemble goes around this, not into it.
-        temperatures: one for each exit, > 0; above 1 makes it less sure (`offramp.fitting.fit_temperatures`).
+        temperatures: one for each exit, > 0; above 1 makes it less sure (`offramp.policies.fitting.fit_temperatures`).
         fitted_on: hashes of the rows that they were fitted on (`offramp.types.trace.row_hashes`); () = set by hand.
     """
 
@@ -33,7 +33,9 @@ class Tempered(Policy):
     fitted_on: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy, Policy) or isinstance(self.policy, (Tempered, Ensemble, Consistency, Gain)):
+        if not isinstance(self.policy, Policy) or isinstance(
+            self.policy, (TemperatureScaled, Ensemble, Consistency, Gain)
+        ):
             raise InvalidInput(
                 f"temperatures go around a policy that is neither fitted nor an ensemble, got {self.policy!r}"
             )
