@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers import CASE_IDS, CASES, first_exits
 from offramp.bypass import Bypass
-from offramp.engine.loop import run
+from offramp.early_exit.loop import run
 from offramp.model import MultiExitModel
 from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import MaxProb

@@ -14,8 +14,8 @@ from torch import fx, nn
 from helpers import threshold_between
 from offramp.backbones.resnet import CifarResNetConfig
 from offramp.bypass import Bypass
+from offramp.early_exit.loop import run
 from offramp.engine.compiled import Compiled
-from offramp.engine.loop import run
 from offramp.errors import UnsupportedBackbone
 from offramp.model import MultiExitModel
 from offramp.policies.confidence import MaxProb

@@ -24,7 +24,7 @@ from helpers import (
     poisoned,
 )
 from offramp.bypass import Bypass
-from offramp.engine.loop import run
+from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput
 from offramp.model import MultiExitModel
 from offramp.policies.base import Policy

@@ -13,7 +13,7 @@ import torch
 from exported import arrays, gated, graph_of
 from helpers import CHOICES, LEAVING, OUTPUTS, Case, clear_of_noise, has_meaning, threshold_between
 from offramp.bypass import Bypass
-from offramp.engine.loop import run
+from offramp.early_exit.loop import run
 from offramp.engine.runner import Graph, Told
 from offramp.heads import HEADS
 from offramp.model import MultiExitModel

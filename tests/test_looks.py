@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import CASE_IDS, CASES, Recorded, assert_same, random_trace, threshold_between
-from offramp.engine.looks import Prices, cheapest_looks
-from offramp.engine.loop import run
+from offramp.early_exit.loop import run
+from offramp.early_exit.sync import SyncCosts, cheapest_sync_exits
 from offramp.errors import InvalidInput
 from offramp.policies.confidence import MaxProb
 from offramp.policies.fixed import Fixed
@@ -127,7 +127,7 @@ def test_where_nobody_looks_nothing_waits(data: Mapping[str, Any], problem_type:
     assert counts[1] > 0 or replay(trace, policy, threshold).exit_layers.min() > 2
 
 
-def mean_cost(prices: Prices, exit_layers: Sequence[int], depth: int, size: int, looks: Collection[int]) -> float:
+def mean_cost(prices: SyncCosts, exit_layers: Sequence[int], depth: int, size: int, looks: Collection[int]) -> float:
     """Seconds, averaged over all batches of `size` that can be drawn with replacement; run by the loop itself."""
     costs = []
     for batch in product(exit_layers, repeat=size):
@@ -146,12 +146,12 @@ def leaving_at(exit_layers: Sequence[int], depth: int) -> Trace:
 @pytest.mark.parametrize("look_s", [0.0, 0.3, 0.8, 1.5, 40.0])
 @pytest.mark.parametrize("exit_layers", [(1, 2, 5), (1, 1, 1, 4), (2, 3, 3), (5, 5)])
 def test_no_other_choice_of_looks_is_cheaper(exit_layers: Sequence[int], look_s: float) -> None:
-    prices = Prices(look_s, {1: 1.0, 2: 1.25, 3: 2.0})
+    prices = SyncCosts(look_s, {1: 1.0, 2: 1.25, 3: 2.0})
     cost = {
         looks: mean_cost(prices, exit_layers, 5, 3, looks)
         for looks in chain.from_iterable(combinations(range(4), count) for count in range(5))
     }
-    found = cheapest_looks(prices, torch.tensor(exit_layers), [1, 2, 3, 4, 5], 3)
+    found = cheapest_sync_exits(prices, torch.tensor(exit_layers), [1, 2, 3, 4, 5], 3)
     assert cost[tuple(sorted(found))] == pytest.approx(min(cost.values()))
 
 
@@ -159,19 +159,19 @@ def test_a_look_is_worth_what_it_costs() -> None:
     """Half leave at layer 1; a block costs 1 s a row, so a look behind it saves 3 blocks of 4 rows: 12 s."""
     half, layers = torch.tensor([1, 4]), [1, 2, 3, 4]
     prices = {1: 1.0, 8: 8.0}  # 4 rows: 4 s
-    assert cheapest_looks(Prices(11.9, prices), half, layers, 8) == {0}
-    assert cheapest_looks(Prices(12.1, prices), half, layers, 8) == set()
+    assert cheapest_sync_exits(SyncCosts(11.9, prices), half, layers, 8) == {0}
+    assert cheapest_sync_exits(SyncCosts(12.1, prices), half, layers, 8) == set()
 
 
 def test_layers_without_an_exit_count_by_their_number() -> None:
-    assert cheapest_looks(Prices(0.1, {1: 1.0, 8: 8.0}), torch.tensor([4, 12]), [4, 8, 12], 8) == {0}
-    assert cheapest_looks(Prices(0.1, {1: 1.0, 8: 8.0}), torch.tensor([8, 12]), [4, 8, 12], 8) == {1}
+    assert cheapest_sync_exits(SyncCosts(0.1, {1: 1.0, 8: 8.0}), torch.tensor([4, 12]), [4, 8, 12], 8) == {0}
+    assert cheapest_sync_exits(SyncCosts(0.1, {1: 1.0, 8: 8.0}), torch.tensor([8, 12]), [4, 8, 12], 8) == {1}
 
 
 def test_prices_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InvalidInput, match="1 row or more"):
-        Prices(0.1, {})
+        SyncCosts(0.1, {})
     with pytest.raises(InvalidInput, match="at least 0"):
-        Prices(-0.1, {1: 1.0})
+        SyncCosts(-0.1, {1: 1.0})
     with pytest.raises(InvalidInput, match="for 1 to 4 rows, got a batch of 5"):
-        cheapest_looks(Prices(0.1, {1: 1.0, 4: 2.0}), torch.tensor([1]), [1, 2], 5)
+        cheapest_sync_exits(SyncCosts(0.1, {1: 1.0, 4: 2.0}), torch.tensor([1]), [1, 2], 5)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertModel, pipeline
 
 from helpers import crossed
-from offramp.engine.loop import run
+from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput, UnknownName
 from offramp.model import MultiExitConfig, MultiExitModel, load_folder
 from offramp.policies.confidence import Entropy

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from helpers import CASE_IDS, CASES, Recorded, assert_same, example, has_meaning, random_trace, threshold_between
-from offramp.engine.loop import run
+from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
 from offramp.policies.base import Policy
 from offramp.policies.certainty import Certainty

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from helpers import CASE_IDS, CASES, Recorded, assert_same, fitted, random_trace, threshold_between
-from offramp.engine.loop import run
+from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy, MaxProb

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from offramp.config import MultiExitConfig
+from offramp.early_exit.loop import run
 from offramp.engine.about import ENGINES, GRAPHS, WEIGHTS, weights_digest
-from offramp.engine.loop import run
 from offramp.errors import InvalidInput, UnknownName
 from offramp.loading import file_of, load_config
 from offramp.model import MultiExitModel, load_model

@@ -28,7 +28,7 @@ from offramp.backbones.base import Backbone, OwnHead
 from offramp.bypass import Bypass, BypassBranch, ZeroLinear
 from offramp.card import model_card, save_points
 from offramp.config import MultiExitConfig
-from offramp.engine.loop import run
+from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput, UnsupportedBackbone
 from offramp.gate import Gate
 from offramp.heads import PLAIN, Heads, token_shares

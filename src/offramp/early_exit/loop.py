@@ -37,7 +37,7 @@ class Segments(Protocol):
 
 
 @dataclass(frozen=True)
-class Departure:
+class ExitedRows:
     """Who of a batch has left, and with what.
 
     Attributes:
@@ -52,11 +52,11 @@ class Departure:
     failed: Tensor
     layers: Tensor
 
-    def then(self, later: Departure) -> Departure:
+    def then(self, later: ExitedRows) -> ExitedRows:
         """Those and the later ones; whoever had left already keeps what it left with."""
         logits = torch.where(self.gone.unsqueeze(-1), self.logits, later.logits)
         failed = torch.where(self.gone, self.failed, later.failed)
-        return Departure(self.gone | later.gone, logits, failed, torch.where(self.gone, self.layers, later.layers))
+        return ExitedRows(self.gone | later.gone, logits, failed, torch.where(self.gone, self.layers, later.layers))
 
 
 def run(
@@ -78,7 +78,7 @@ def run(
         thresholds: one number, or one for each exit but the last; inf = never.
         inputs: what `segments.embed` takes, batch first.
         looks: behind which exits (0-based) to look who has left and cut them out; None = all. A look waits for the
-            device, so on a GPU it may cost more than it saves (see `offramp.engine.looks`).
+            device, so on a GPU it may cost more than it saves (see `offramp.early_exit.sync`).
 
     Raises:
         InvalidInput: the wrong number of thresholds, or a NaN among them.
@@ -87,8 +87,8 @@ def run(
     carry = segments.embed(inputs)
     rows = torch.arange(len(carry.hidden), device=carry.hidden.device)  # who is still in the batch
     memory: Memory = ()
-    unseen: Departure | None = None  # since the last look
-    left: list[tuple[Tensor, Departure]] = []
+    unseen: ExitedRows | None = None  # since the last look
+    left: list[tuple[Tensor, ExitedRows]] = []
     for number, limit in enumerate(last_is_minus_infinity):
         carry = segments.block(number, carry)
         out = replace(segments.exit(number, carry), last=number == len(last_is_minus_infinity) - 1)
@@ -96,7 +96,7 @@ def run(
         memory = step.memory
         score = nan_where_invalid(step.score, step.logits)  # (B,)
         layer = torch.full_like(rows, segments.layers[number])
-        now = Departure(~continues(score, limit), step.logits, score.isnan(), layer)
+        now = ExitedRows(~continues(score, limit), step.logits, score.isnan(), layer)
         unseen = now if unseen is None else unseen.then(now)
         if not (out.last or looks is None or number in looks):
             continue
@@ -112,7 +112,7 @@ def run(
     return _in_input_order(left)
 
 
-def _in_input_order(left: Sequence[tuple[Tensor, Departure]]) -> Answers:
+def _in_input_order(left: Sequence[tuple[Tensor, ExitedRows]]) -> Answers:
     """Of each look the numbers of the rows (B,), and who of them has left."""
     if len(left) == 1:  # all together, and in order
         _, everybody = left[0]

@@ -17,7 +17,7 @@ from offramp.errors import InvalidInput
 
 @final
 @dataclass(frozen=True)
-class Prices:
+class SyncCosts:
     """What was measured of a model on a device, at one length.
 
     Attributes:
@@ -38,7 +38,9 @@ class Prices:
             raise InvalidInput(f"prices must be at least 0, got {self}")
 
 
-def cheapest_looks(prices: Prices, exit_layers: Tensor, layers: Sequence[int], batch_size: int) -> frozenset[int]:
+def cheapest_sync_exits(
+    prices: SyncCosts, exit_layers: Tensor, layers: Sequence[int], batch_size: int
+) -> frozenset[int]:
     """The exits (0-based) to look behind that make a batch cheapest on average; `engine.loop.run` takes them.
 
     Args:
