@@ -29,6 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import attack_report
 from attack_models import TASKS, deployed, examples, validation_trace
 from attack_search import Fool, Found, Goal, Slow, Told, Words, read_synonyms, search
+from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Text
 from offramp.encoder import default_encoder
@@ -36,7 +37,6 @@ from offramp.engines import Eager
 from offramp.loading import load_encoder, load_tokenizer
 from offramp.policies.replay import replay
 from offramp.registry import load_policy
-from offramp.thresholds import calibrate
 from offramp.types.operating_point import OperatingPoint, Target, write_points
 from offramp.types.trace import Trace
 

@@ -17,7 +17,7 @@ from transformers import set_seed
 from offramp.data.examples import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
 from offramp.engines import Eager
-from offramp.evaluate import layerwise
+from offramp.evaluation.metrics import layerwise
 from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel, load_model
 from offramp.tracing import record

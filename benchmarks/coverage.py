@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from machine import as_lines, provenance
-from offramp.evaluate import layerwise
+from offramp.evaluation.metrics import layerwise
+from offramp.evaluation.sweep import all_splits
 from offramp.policies.replay import run_policy
 from offramp.registry import load_policy
 from offramp.risk import METHODS, losses, lost_at
-from offramp.thresholds import splits
 from offramp.types.operating_point import RISKS
 from offramp.types.trace import Trace
 
@@ -69,7 +69,7 @@ class Rows:
 
     def loosest(self, level: float) -> float:
         """The loosest threshold such that it and all stricter ones have a risk of at most the level on these rows."""
-        swept, between = splits(self.score, self.loss.double().unsqueeze(-1))
+        swept, between = all_splits(self.score, self.loss.double().unsqueeze(-1))
         holds = swept.statistics[:, 0] <= level * int(self.counted.sum()) + 1e-9
         return swept.thresholds[between & (holds.long().cumprod(dim=0) == 1)][-1].item()
 

@@ -31,6 +31,7 @@ from transformers import BertConfig, set_seed
 from engine_report import page
 from machine import provenance
 from offramp.bench import Ratio, Run, Times, median, turns
+from offramp.calibration.calibrate import calibrate
 from offramp.contest import compare
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Columns, read_examples
@@ -43,7 +44,6 @@ from offramp.policies.fitting import fit_lines
 from offramp.policies.replay import scores
 from offramp.registry import load_policy, policy_data
 from offramp.rivals import exported, full_depth, plain_exports
-from offramp.thresholds import calibrate
 from offramp.tracing import record
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.outputs import Answers

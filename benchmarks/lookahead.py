@@ -20,15 +20,16 @@ import numpy as np
 import torch
 
 from machine import as_lines, provenance
-from offramp.evaluate import calibration_error, labels_of, layerwise, measure
+from offramp.evaluation.measure import measure
+from offramp.evaluation.metrics import calibration_error, layerwise
+from offramp.evaluation.sweep import curve
 from offramp.policies.base import Policy
 from offramp.policies.fitting import fit_lines, fit_policy, fit_temperatures
 from offramp.policies.fixed import Fixed
 from offramp.policies.replay import run_policy
 from offramp.registry import load_policy
-from offramp.thresholds import curve
 from offramp.types.problem_types import REGRESSION
-from offramp.types.trace import Trace
+from offramp.types.trace import Trace, labels_of
 from training import TASKS
 
 RESULTS = Path(__file__).parent / "results"

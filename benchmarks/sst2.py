@@ -22,16 +22,17 @@ from transformers import set_seed
 
 from machine import as_lines, provenance
 from offramp.bench import interleaved, median, plain
+from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Columns, read_examples
 from offramp.encoder import default_encoder
 from offramp.engines import Eager
-from offramp.evaluate import layerwise, measure
+from offramp.evaluation.measure import measure
+from offramp.evaluation.metrics import layerwise
 from offramp.loading import load_tokenizer
 from offramp.model import MultiExitModel
 from offramp.predictor import Predictor
 from offramp.registry import load_policy
-from offramp.thresholds import calibrate
 from offramp.tracing import record
 from offramp.training import fit
 from offramp.types.operating_point import Target

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from machine import as_lines, provenance
-from offramp.sweeps import POINTS, RESAMPLES, compare
+from offramp.evaluation.bootstrap import POINTS, RESAMPLES
+from offramp.evaluation.compare import compare
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
 

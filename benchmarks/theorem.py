@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from machine import provenance
-from offramp.theorem import Setting, conditions, exact, needed_accuracy, simulate
+from offramp.evaluation.patience_theorem import Setting, conditions, exact, needed_accuracy, simulate
 
 ROOT = Path(__file__).parent.parent
 SAMPLES, SEED = 100_000, 0

@@ -32,7 +32,7 @@ import training_report
 from offramp.backbones.depth import restack
 from offramp.data.examples import Columns, Examples, read_examples
 from offramp.encoder import default_encoder
-from offramp.evaluate import layerwise
+from offramp.evaluation.metrics import layerwise
 from offramp.loading import load_encoder, load_tokenizer
 from offramp.model import MultiExitModel
 from offramp.objectives.base import Objective

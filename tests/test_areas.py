@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from helpers import random_trace
-from offramp.areas import area, area_above, elue_score, read
 from offramp.errors import InvalidInput
+from offramp.evaluation.curves import area, area_above, elue_score, score_at
+from offramp.evaluation.sweep import Curve, curve
 from offramp.policies.confidence import Entropy
 from offramp.policies.patience import Patience
-from offramp.thresholds import Curve, curve
 from offramp.types.problem_types import SINGLE_LABEL
 
 
@@ -18,8 +18,8 @@ def line(*points: tuple[float, float]) -> Curve:
 
 def test_a_curve_is_read_between_its_points_and_nowhere_else() -> None:
     seen = line((4, 0.9), (2, 0.5))
-    assert read(seen.mean_exits, seen.scores, 3) == pytest.approx(0.7)
-    assert [read(seen.mean_exits, seen.scores, at) for at in (1.9, 2, 4, 4.1)] == [None, 0.5, 0.9, None]
+    assert score_at(seen.mean_exits, seen.scores, 3) == pytest.approx(0.7)
+    assert [score_at(seen.mean_exits, seen.scores, at) for at in (1.9, 2, 4, 4.1)] == [None, 0.5, 0.9, None]
 
 
 def test_the_area_is_the_mean_score_over_a_stretch() -> None:

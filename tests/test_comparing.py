@@ -1,10 +1,10 @@
 import json
 
 from helpers import random_trace
-from offramp.areas import area, read
 from offramp.comparing import comparison_data, comparison_text, slices_data, slices_text
-from offramp.slices import Slice
-from offramp.sweeps import compare
+from offramp.evaluation.compare import compare
+from offramp.evaluation.curves import area, score_at
+from offramp.evaluation.slices import Slice
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 
 
@@ -22,7 +22,7 @@ def test_a_comparison_as_data_has_every_point_and_the_best_policy_first() -> Non
     half = margin["budgets"][2]
     assert (half["share"], half["mean_exit"]) == (0.5, 3)
     for name, values in (("score", seen.scores), ("low", seen.low), ("high", seen.high)):
-        assert half[name] == read(seen.mean_exits, values, 3)
+        assert half[name] == score_at(seen.mean_exits, values, 3)
     assert set(told["oracle"]["points"]) == {"thresholds", "mean_exits", "scores"}
 
 
@@ -34,7 +34,7 @@ def test_a_comparison_as_text_says_where_a_policy_does_not_reach() -> None:
     assert [line.split("  ")[0] for line in lines] == [*comparison_data(found)["policies"], "oracle"]
     (pcee,) = (line.split() for line in lines if line.startswith("pcee"))
     assert pcee[1] == "-"  # a quarter of 6 layers is 1.5, and it compares two exits
-    at_half = read(found.bands["pcee"].mean_exits, found.bands["pcee"].scores, 3)
+    at_half = score_at(found.bands["pcee"].mean_exits, found.bands["pcee"].scores, 3)
     assert pcee[4] == f"{at_half:.4f}"
 
 

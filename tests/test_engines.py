@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from exported import DEFAULT, arrays, copied, gated, graph_of
 from helpers import threshold_between
+from offramp.calibration.calibrate import calibrate
 from offramp.engine.assemble import policy_key
 from offramp.engines import Eager, Exported, load_engine
 from offramp.errors import InvalidInput, UnknownName
@@ -18,7 +19,6 @@ from offramp.exporting import export
 from offramp.policies.replay import scores
 from offramp.predictor import Predictor
 from offramp.registry import load_policy
-from offramp.thresholds import calibrate
 from offramp.tracing import record
 from offramp.types.operating_point import OperatingPoint, Target, write_points
 from tiny import LAYERS, padded, rows_for, text_rows, texts, tiny_model

@@ -10,14 +10,15 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from helpers import random_trace
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
-from offramp.evaluate import METRICS, labels_of, layerwise, measure, metric_for, score
+from offramp.evaluation.measure import measure
+from offramp.evaluation.metrics import METRICS, layerwise, metric_for, score
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy
 from offramp.policies.fixed import Fixed
 from offramp.registry import policy_data
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from offramp.types.trace import Trace
+from offramp.types.trace import Trace, labels_of
 
 ELSEWHERE: dict[str, Callable[[Any, Any], float]] = {  # (truth, given) -> score
     "accuracy": accuracy_score,

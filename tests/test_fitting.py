@@ -19,12 +19,13 @@ from torch import Tensor
 import offramp
 from exported import one_registry
 from helpers import TEMPERATURES, fitted, random_trace
+from offramp.calibration.calibrate import calibrate
 from offramp.card import save_points
 from offramp.cli import main
 from offramp.engine.assemble import DOMAIN, OPSET, policy_key
 from offramp.engine.fragments import export_steps
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.evaluate import calibration_error
+from offramp.evaluation.metrics import calibration_error
 from offramp.policies.base import Memory
 from offramp.policies.confidence import Entropy, MaxProb
 from offramp.policies.consistency import Consistency, Gain, features
@@ -34,7 +35,6 @@ from offramp.policies.pcee import PatientConfidence
 from offramp.policies.replay import replay, run_policy, scores
 from offramp.policies.temperature import TemperatureScaled
 from offramp.registry import brief, load_policy, policy_data
-from offramp.thresholds import calibrate
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, Target, read_points
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL

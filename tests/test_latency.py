@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from offramp.calibration.calibrate import calibrate
 from offramp.errors import CannotReach, InvalidInput
-from offramp.evaluate import measure
+from offramp.evaluation.measure import measure
 from offramp.policies.replay import replay
 from offramp.report import point_text, scores_data, scores_text
-from offramp.thresholds import calibrate
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import OperatingPoint, Target, read_points, write_points
 from offramp.types.trace import Trace

@@ -17,17 +17,18 @@ import pytest
 import torch
 
 from helpers import random_trace
-from offramp.areas import read
+from offramp.calibration.calibrate import calibrate
 from offramp.errors import InvalidInput
+from offramp.evaluation.bootstrap import BootstrapCurve
+from offramp.evaluation.compare import compare
+from offramp.evaluation.curves import score_at
+from offramp.evaluation.slices import Slice
 from offramp.page.content import Page, Texts, loss_interval, page, rivals, times
 from offramp.page.decision import Case, decide, percent, promise
 from offramp.page.examples import LONGEST, groups, shortened
 from offramp.page.exits import exit_rows
 from offramp.page.render import code, in_script, render, worst
 from offramp.policies.replay import replay
-from offramp.slices import Slice
-from offramp.sweeps import Band, compare
-from offramp.thresholds import calibrate
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Certificate, Measured, OperatingPoint, Target
 from offramp.types.outputs import Answers
@@ -184,7 +185,9 @@ def test_another_policy_is_better_where_its_interval_is_above() -> None:
     trace = random_trace(SINGLE_LABEL)
     seen = compare(trace)
     at = float(seen.bands["entropy"].mean_exits.median())
-    best = max(read(band.mean_exits, band.scores, at) or 0 for name, band in seen.bands.items() if name != "entropy")
+    best = max(
+        score_at(band.mean_exits, band.scores, at) or 0 for name, band in seen.bands.items() if name != "entropy"
+    )
     for own, word in ((0.0, "Yes: "), (best - 0.001, "Not clearly: "), (best, "No: ")):
         told = rivals(seen, "entropy", Measured("accuracy", own, 1.0, None, at, 6, 25))
         assert told.startswith(word)
@@ -333,7 +336,7 @@ def test_the_worst_slice_loses_most_and_has_enough_rows_to_say_so() -> None:
 
 def test_a_curve_is_drawn_at_even_places_and_keeps_its_ends() -> None:
     exits = torch.linspace(6, 1, 1001, dtype=torch.float64)
-    band = Band(
+    band = BootstrapCurve(
         torch.cat((torch.tensor([math.inf]), torch.linspace(0.9, 0.1, 1000))), exits, exits / 6, exits / 7, exits / 5
     )
     rows = charts.places("margin", band)

@@ -21,6 +21,7 @@ from offramp import registry
 from offramp.card import save_points
 from offramp.cli import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
+from offramp.evaluation.sweep import all_splits
 from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import Entropy
 from offramp.policies.replay import scores
@@ -35,7 +36,6 @@ from offramp.risk import (
     losses,
     lost_at,
 )
-from offramp.thresholds import splits
 from offramp.types.operating_point import Certificate, OperatingPoint, read_points, write_points
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -191,7 +191,7 @@ def keeps_its_promise(find: Method, population: Population) -> bool:
 
 def loosest_anywhere(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
     """Wrong: tests every threshold at delta, and takes the loosest that passes, whatever the stricter ones say."""
-    swept, _ = splits(score, loss.double().unsqueeze(-1))
+    swept, _ = all_splits(score, loss.double().unsqueeze(-1))
     passes = hoeffding_bentkus(loss.shape[1], level)[swept.statistics[:, 0].long()] <= delta
     return swept.thresholds[passes][-1].item() if passes.any() else None
 
@@ -279,7 +279,7 @@ def test_a_split_that_has_no_threshold_of_its_own_is_tested_all_the_same() -> No
     loss[0, :3] = True  # lost by the surest
     loss[0, 3:6] = False
     loss[1, 3:6] = True  # who would be lost at full depth is not at exit 1: the sum falls again
-    sums, between = splits(score, loss.double().unsqueeze(-1))
+    sums, between = all_splits(score, loss.double().unsqueeze(-1))
     assert sums.statistics.flatten().tolist() == [3, 6, 3, 3]
     assert between.tolist() == [True, False, True, True]
     delta = float(binomial(206, 0.03)[4])  # 3 losses pass, 6 do not

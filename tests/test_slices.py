@@ -5,8 +5,8 @@ import torch
 
 from helpers import random_trace
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.evaluate import measure
-from offramp.slices import MOST, Slice, by_groups, by_label, by_length
+from offramp.evaluation.measure import measure
+from offramp.evaluation.slices import MOST, Slice, by_groups, by_label, by_length
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace

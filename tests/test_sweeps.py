@@ -9,13 +9,17 @@ import torch
 
 from helpers import CASE_IDS, CASES, first_classes, random_trace
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.evaluate import METRICS, layerwise, measure
+from offramp.evaluation.bootstrap import bootstrap_curve
+from offramp.evaluation.compare import against_full, compare, comparison
+from offramp.evaluation.measure import measure
+from offramp.evaluation.metrics import METRICS, layerwise
+from offramp.evaluation.oracle import oracle
+from offramp.evaluation.summary import ExitScoreSummary, exit_score_summary, histogram, relative
+from offramp.evaluation.sweep import curve
 from offramp.policies.confidence import Entropy, Margin
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Stability
 from offramp.registry import POLICIES, load_policy
-from offramp.sweeps import Spread, against_full, band, compare, comparison, histogram, oracle, relative, spread
-from offramp.thresholds import curve
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace, row_hashes
 
@@ -37,7 +41,7 @@ def test_a_band_is_what_is_measured_at_its_thresholds(data: dict[str, Any], prob
     trace = random_trace(problem_type, samples=40, outputs=OUTPUTS[problem_type], layers=LAYERS)
     policy = load_policy(first_classes(data, OUTPUTS[problem_type]))
     for metric in metrics_for(problem_type):
-        seen = band(trace, policy, metric, points=12, resamples=3)
+        seen = bootstrap_curve(trace, policy, metric, points=12, resamples=3)
         told = [measure(trace, policy, threshold, metric) for threshold in seen.thresholds.tolist()]
         assert seen.mean_exits.tolist() == pytest.approx([each.mean_exit for each in told], abs=1e-9)
         assert seen.scores.tolist() == pytest.approx([each.score for each in told], abs=1e-9)
@@ -45,13 +49,13 @@ def test_a_band_is_what_is_measured_at_its_thresholds(data: dict[str, Any], prob
 
 def test_a_band_is_a_part_of_the_curve_from_end_to_end_and_evenly_spread() -> None:
     trace = random_trace(SINGLE_LABEL, samples=500)
-    seen, whole = band(trace, Entropy(), points=51, resamples=2), curve(trace, Entropy())
+    seen, whole = bootstrap_curve(trace, Entropy(), points=51, resamples=2), curve(trace, Entropy())
     places = torch.searchsorted(-whole.thresholds, -seen.thresholds)
     assert torch.equal(whole.thresholds[places], seen.thresholds)
     assert whole.scores[places].tolist() == pytest.approx(seen.scores.tolist(), abs=1e-12)
     assert (places[0], places[-1], len(places)) == (0, len(whole.thresholds) - 1, 51)
     assert seen.mean_exits.diff().abs().max() < 5 / 50 * 1.1
-    every = band(trace, Fixed(), resamples=2)
+    every = bootstrap_curve(trace, Fixed(), resamples=2)
     assert every.mean_exits.tolist() == [6, 5, 4, 3, 2, 1]
     assert every.scores.tolist() == pytest.approx(layerwise(trace)[::-1])
 
@@ -62,7 +66,7 @@ def test_intervals_are_those_of_a_loop_over_resampled_traces(problem_type: str) 
     policy = Stability() if problem_type == REGRESSION else Margin()
     drawn = torch.randint(30, (30, 25), generator=torch.Generator().manual_seed(4))
     for metric in metrics_for(problem_type):
-        seen = band(trace, policy, metric, points=6, resamples=25, confidence=0.8, seed=4)
+        seen = bootstrap_curve(trace, policy, metric, points=6, resamples=25, confidence=0.8, seed=4)
         for number, threshold in enumerate(seen.thresholds.tolist()):
             scores = [measure(trace.take(rows), policy, threshold, metric).score for rows in drawn.T]
             low, high = np.quantile(scores, (0.1, 0.9))
@@ -75,7 +79,7 @@ def test_intervals_hold_what_they_promise_on_fresh_draws() -> None:
     for seed in range(draws):
         right = torch.rand(2, 150, generator=random) < torch.tensor([[0.7], [0.9]])
         trace = Trace(torch.stack((~right, right), dim=-1).float(), torch.ones(150, dtype=torch.long))
-        seen = band(trace, Fixed(), seed=seed)
+        seen = bootstrap_curve(trace, Fixed(), seed=seed)
         held += int(seen.low[-1] <= 0.7 <= seen.high[-1])
     assert 0.91 <= held / draws <= 0.98
 
@@ -83,12 +87,12 @@ def test_intervals_hold_what_they_promise_on_fresh_draws() -> None:
 def test_a_band_needs_labels_exits_and_finite_answers() -> None:
     trace = random_trace(SINGLE_LABEL)
     with pytest.raises(InvalidInput, match="needs labels"):
-        band(Trace(trace.logits), Entropy())
+        bootstrap_curve(Trace(trace.logits), Entropy())
     with pytest.raises(InvalidInput, match="a trace of one exit"):
-        band(Trace(trace.logits[:1], trace.labels), Entropy())
+        bootstrap_curve(Trace(trace.logits[:1], trace.labels), Entropy())
     trace.logits[2, 7] = math.nan
     with pytest.raises(InvalidInput, match="1 of 50 samples"):
-        band(trace, Entropy())
+        bootstrap_curve(trace, Entropy())
 
 
 # --- comparisons --------------------------------------------------------------------------------------------
@@ -128,7 +132,7 @@ def test_a_comparison_has_a_band_for_every_policy_and_limits_that_all_reach() ->
     assert (found.metric, set(found.bands)) == ("macro-f1", set(found.policies))
     assert found.limits == (2, 9)  # pcee and divergence compare two exits
     assert found.bands["margin"].scores.tolist() == pytest.approx(
-        band(found.trace, Margin(), "macro-f1").scores.tolist()
+        bootstrap_curve(found.trace, Margin(), "macro-f1").scores.tolist()
     )
     assert found.oracle is not None
     with pytest.raises(InvalidInput, match="one row cannot be halved"):
@@ -190,7 +194,7 @@ def test_nobody_beats_the_oracle(problem_type: str) -> None:
 def test_the_spread_over_the_exits() -> None:
     right = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]).bool()
     trace = Trace(torch.stack((~right, right), dim=-1).float(), torch.ones(4, dtype=torch.long))
-    assert vars(spread(trace)) == pytest.approx(vars(Spread(0.5, 0.75, math.sqrt(0.125 / 3))))
+    assert vars(exit_score_summary(trace)) == pytest.approx(vars(ExitScoreSummary(0.5, 0.75, math.sqrt(0.125 / 3))))
 
 
 def test_the_histogram_counts_who_leaves_where() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from offramp.errors import InvalidInput
-from offramp.theorem import Setting, conditions, exact, needed_accuracy, simulate
+from offramp.evaluation.patience_theorem import Setting, conditions, exact, needed_accuracy, simulate
 
 DERIVED, PROOFS_END, THEOREM, PROOFS_HEAD = "derived", "proof's end", "theorem", "proof's head"
 ERRORS = [0.02, 0.1, 0.2, 0.35, 0.5, 0.65, 0.9]

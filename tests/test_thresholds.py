@@ -17,8 +17,11 @@ from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score
 
 from helpers import CASE_IDS, CASES, first_classes, random_trace
+from offramp.calibration.calibrate import calibrate
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
-from offramp.evaluate import METRICS, measure
+from offramp.evaluation.measure import measure
+from offramp.evaluation.metrics import METRICS
+from offramp.evaluation.sweep import curve, sweep
 from offramp.policies.base import Policy
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy, MaxProb
@@ -29,7 +32,6 @@ from offramp.policies.patience import Patience, Stability
 from offramp.policies.pcee import PatientConfidence
 from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy, policy_data
-from offramp.thresholds import calibrate, curve, sweep
 from offramp.types.operating_point import Measured, OperatingPoint, Target
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL

@@ -11,12 +11,14 @@ from offramp.autoclasses import register_with_transformers
 
 if TYPE_CHECKING:
     from offramp.bypass import Bypass as Bypass
+    from offramp.calibration.calibrate import calibrate as calibrate
     from offramp.config import MultiExitConfig as MultiExitConfig
     from offramp.data.examples import Examples as Examples
     from offramp.data.examples import read_examples as read_examples
     from offramp.errors import CannotReach as CannotReach
     from offramp.errors import InvalidInput as InvalidInput
     from offramp.errors import OfframpError as OfframpError
+    from offramp.evaluation.compare import compare as compare
     from offramp.model import MultiExitModel as MultiExitModel
     from offramp.policies.base import Policy as Policy
     from offramp.policies.base import Step as Step
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from offramp.registry import load_policy as load_policy
     from offramp.risk import certify as certify
     from offramp.rungs import ladder as ladder
-    from offramp.sweeps import compare as compare
-    from offramp.thresholds import calibrate as calibrate
     from offramp.timing import measure_costs as measure_costs
     from offramp.token_exit import TokenExit as TokenExit
     from offramp.tracing import record as record
@@ -48,9 +48,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "bypass": ("Bypass",),
+    "calibration.calibrate": ("calibrate",),
     "config": ("MultiExitConfig",),
     "data.examples": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
+    "evaluation.compare": ("compare",),
     "model": ("MultiExitModel",),
     "policies.base": ("Policy", "Step"),
     "policies.fitting": ("fit_lines", "fit_policy", "fit_temperatures"),
@@ -59,8 +61,6 @@ _HOMES = {
     "registry": ("load_objective", "load_policy"),
     "risk": ("certify",),
     "rungs": ("ladder",),
-    "sweeps": ("compare",),
-    "thresholds": ("calibrate",),
     "timing": ("measure_costs",),
     "token_exit": ("TokenExit",),
     "tracing": ("record",),

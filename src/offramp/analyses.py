@@ -12,11 +12,10 @@ from torch import Tensor
 
 from offramp.data.batching import collate, length_sorted
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.evaluate import labels_of
 from offramp.model import MultiExitModel
 from offramp.types.outputs import ExitOutput, class_log_probs, predictions
 from offramp.types.problem_types import SINGLE_LABEL
-from offramp.types.trace import Trace
+from offramp.types.trace import Trace, labels_of
 
 QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 

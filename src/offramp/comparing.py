@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from offramp.areas import area, read
+from offramp.evaluation.bootstrap import BootstrapCurve
+from offramp.evaluation.compare import Comparison
+from offramp.evaluation.curves import area, score_at
+from offramp.evaluation.slices import Slice
+from offramp.evaluation.sweep import Curve
 from offramp.registry import brief, policy_data
 from offramp.report import table
-from offramp.slices import Slice
-from offramp.sweeps import Band, Comparison
-from offramp.thresholds import Curve
 
 SHARES = (1 / 4, 1 / 3, 1 / 2, 2 / 3)
 """Of the layers: the budgets at which policies are told."""
@@ -52,14 +53,16 @@ def comparison_data(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _line(found: Comparison, seen: Curve | Band) -> dict[str, Any]:
+def _line(found: Comparison, seen: Curve | BootstrapCurve) -> dict[str, Any]:
     """A curve at the budgets, its area, its points."""
     low, high = found.limits
     budgets = []
     for share in SHARES:
         mean_exit = share * high
-        values = {"score": seen.scores} | ({"low": seen.low, "high": seen.high} if isinstance(seen, Band) else {})
-        told = {name: read(seen.mean_exits, each, mean_exit) for name, each in values.items()}
+        values = {"score": seen.scores} | (
+            {"low": seen.low, "high": seen.high} if isinstance(seen, BootstrapCurve) else {}
+        )
+        told = {name: score_at(seen.mean_exits, each, mean_exit) for name, each in values.items()}
         budgets.append({"share": share, "mean_exit": mean_exit, **told})
     points = {name: _numbers(each) for name, each in vars(seen).items()}
     return {"budgets": budgets, "area": area(seen, low, high) if low < high else None, "points": points}

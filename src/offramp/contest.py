@@ -29,7 +29,7 @@ from offramp.data.examples import GUESSED, Columns, Text, read_rows
 from offramp.engine.about import ENGINES
 from offramp.engines import Eager, Engine, load_engine
 from offramp.errors import InvalidInput
-from offramp.evaluate import layerwise, metric_for
+from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.loading import load_config, load_points, load_tokenizer, refuse_images
 from offramp.model import load_model
 from offramp.rivals import Rival, full_depth

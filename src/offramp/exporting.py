@@ -31,7 +31,7 @@ from offramp.engine.quantize import int8 as to_int8
 from offramp.engine.runner import Graph
 from offramp.engines import Exported
 from offramp.errors import OfframpError
-from offramp.evaluate import layerwise, metric_for
+from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.loading import load_points, load_tokenizer, refuse_images
 from offramp.model import MultiExitModel, load_model
 from offramp.policies.base import Policy

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from offramp.cost import macs, plain_macs
 from offramp.errors import InvalidInput
-from offramp.evaluate import labels_of, layerwise, metric_for, score
-from offramp.policies.replay import replay, run_policy
+from offramp.evaluation.metrics import layerwise, metric_for, score
+from offramp.evaluation.sweep import sweep
+from offramp.policies.replay import finite_outputs, replay, run_policy
 from offramp.registry import load_policy
 from offramp.risk import losses
 from offramp.runs import Trained
 from offramp.studies.base import Ask, Between, Cheaper, Saving
-from offramp.thresholds import checked, sweep
 from offramp.types.outputs import ExitOutput
-from offramp.types.trace import Trace
+from offramp.types.trace import Trace, labels_of
 
 NEAR = 0.02
 """Policies that come as near to what is asked for, in share of the cost, are as good: the score decides."""
@@ -173,7 +173,7 @@ def options(part: Part, policies: Sequence[Mapping[str, Any]]) -> list[Option]:
     """
     found = []
     for data in policies:
-        seen, logits = checked(part.trace, load_policy(data))  # (L, N), (L, N, C)
+        seen, logits = finite_outputs(part.trace, load_policy(data))  # (L, N), (L, N, C)
         out, labels = ExitOutput(logits, problem_type=part.trace.problem_type), labels_of(part.trace)
         metrics = [metric_for(part.trace, metric)[1] for metric in part.metrics]
         statistics = [metric.statistics(out, labels) for metric in metrics]

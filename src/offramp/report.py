@@ -9,10 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from offramp.errors import InvalidInput
-from offramp.evaluate import layerwise, measure, metric_for
+from offramp.evaluation.bootstrap import BootstrapCurve
+from offramp.evaluation.measure import measure
+from offramp.evaluation.metrics import layerwise, metric_for
+from offramp.evaluation.sweep import Curve, curve
 from offramp.registry import brief, load_policy
-from offramp.sweeps import Band
-from offramp.thresholds import Curve, curve
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Measured, OperatingPoint
 from offramp.types.problem_types import REGRESSION
@@ -116,7 +117,7 @@ def usual_curves(trace: Trace, metric: str | None = None) -> dict[str, Curve]:
 
 def draw_curves(
     trace: Trace,
-    lines: Mapping[str, Curve | Band],
+    lines: Mapping[str, Curve | BootstrapCurve],
     points: Mapping[str, OperatingPoint],
     path: str | os.PathLike[str],
     title: str,
@@ -131,7 +132,7 @@ def draw_curves(
         points: marks, measured on `trace`.
         path: .png, .svg or .pdf.
         title: over the picture.
-        metric: a name of `offramp.evaluate.METRICS`.
+        metric: a name of `offramp.evaluation.metrics.METRICS`.
         score_name: beside the picture; None = the metric's name.
 
     Raises:
@@ -148,7 +149,7 @@ def draw_curves(
     for number, (name, seen) in enumerate(lines.items()):
         color = f"C{number % 10}"
         axes.plot(seen.mean_exits, seen.scores, label=name, linewidth=1.6, color=color)
-        if isinstance(seen, Band):
+        if isinstance(seen, BootstrapCurve):
             axes.fill_between(seen.mean_exits, seen.low, seen.high, color=color, alpha=0.07, linewidth=0)
     axes.plot(
         trace.layer_numbers,

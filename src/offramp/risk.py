@@ -25,15 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.calibration.calibrate import deployed
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
-from offramp.evaluate import labels_of, measure
+from offramp.evaluation.measure import measure
+from offramp.evaluation.sweep import Sweep, all_splits, sweep
 from offramp.policies.base import Policy
+from offramp.policies.replay import finite_outputs
 from offramp.registry import load_policy, policy_data
-from offramp.thresholds import Sweep, as_run, checked, splits, sweep
 from offramp.types.operating_point import RISKS, Certificate, OperatingPoint
 from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import REGRESSION
-from offramp.types.trace import Trace, row_hashes, trace_digest
+from offramp.types.trace import Trace, labels_of, row_hashes, trace_digest
 
 MOST_ROWS = 1 << 20
 """Beyond this no number of rows is named."""
@@ -84,7 +86,7 @@ def certify(
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
     _check(trace, policy, risk, level, delta, method)
-    score, logits = checked(trace, policy)
+    score, logits = finite_outputs(trace, policy)
     loss, counted = losses(trace, logits, risk)
     if not counted.any():
         raise CannotReach(f"risk {risk!r} is over the full model's right answers, and there are none")
@@ -107,7 +109,7 @@ def certify(
         weights=trace.about.get("weights"),
         note=_note(score, loss, counted, level, delta, method) if full_depth else "",
     )
-    policy, thresholds = as_run(policy, threshold, trace.depth)
+    policy, thresholds = deployed(policy, threshold, trace.depth)
     asked = {"level": level} if method == "conformal" else {"level": level, "delta": delta}
     return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds), certificate)
 
@@ -221,7 +223,7 @@ def _divergence(share: Tensor, level: float) -> Tensor:
 
 def _by_p_value(p_values: Callable[[int, float], Tensor]) -> Method:
     def find(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
-        swept, between = splits(score, loss.double().unsqueeze(-1))
+        swept, between = all_splits(score, loss.double().unsqueeze(-1))
         return _loosest(swept, between, p_values(int(counted.sum()), level)[_counts(swept)] <= delta)
 
     return find
@@ -235,7 +237,7 @@ def _by_mean(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: 
         (stops[1:] > stops[:-1], torch.ones_like(loss[-1:]))
     )  # (L, N) exits at which some threshold stops
     ever = (loss & stays).flip(0).cummax(dim=0).values.flip(0)
-    swept, between = splits(score, ever.double().unsqueeze(-1))
+    swept, between = all_splits(score, ever.double().unsqueeze(-1))
     return _loosest(swept, between, conformal(int(counted.sum()))[_counts(swept)] <= level)
 
 
@@ -244,7 +246,7 @@ def _by_betting(score: Tensor, loss: Tensor, counted: Tensor, level: float, delt
     mixed = torch.randperm(int(counted.sum()), generator=torch.Generator().manual_seed(0))
     flips = (loss[:-1] != loss[1:]).flip(0).cumsum(dim=0).flip(0)
     flips = torch.cat((flips, torch.zeros_like(flips[:1]))).double()  # (L, N) below this exit; the last has none
-    swept, between = splits(score, flips.unsqueeze(-1))
+    swept, between = all_splits(score, flips.unsqueeze(-1))
     news = (_counts(swept).diff() != 0).nonzero().flatten() + 1
     passes = torch.ones_like(between)
     for number in (0, *news.tolist()):

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from offramp.calibration.calibrate import calibrate, deployed
 from offramp.errors import CannotReach
-from offramp.evaluate import measure
+from offramp.evaluation.measure import measure
 from offramp.policies.base import Policy
+from offramp.policies.replay import finite_outputs
 from offramp.registry import load_policy, policy_data
 from offramp.risk import certify
-from offramp.thresholds import as_run, calibrate, checked
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
 
@@ -58,8 +59,8 @@ def ladder(
         NotApplicable: policy or metric have no meaning for this kind of problem; certificates for a regression.
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
-    checked(trace, policy)
-    runs, never = as_run(policy, math.inf, trace.depth)
+    finite_outputs(trace, policy)
+    runs, never = deployed(policy, math.inf, trace.depth)
     found = {"full": OperatingPoint(policy_data(runs), never, measured=measure(trace, runs, never, metric))}
     makes = {name: partial(calibrate, trace, policy, Target(max_drop=drop), metric) for name, drop in DROPS.items()}
     if delta is not None:

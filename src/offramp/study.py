@@ -17,7 +17,7 @@ from torch import Tensor
 
 from offramp.analyses import bleu_confidence, certainty_quartiles, overthinking
 from offramp.errors import CannotReach
-from offramp.evaluate import metric_for
+from offramp.evaluation.metrics import metric_for
 from offramp.readings import Figures, Model, Option, Reading, lost, model_of, options, pick, read
 from offramp.risk import certify
 from offramp.runs import Trained

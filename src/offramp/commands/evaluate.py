@@ -14,9 +14,10 @@ from offramp.commands.points import saved_points
 from offramp.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from offramp.slices import Slice
-    from offramp.sweeps import Band, Comparison
-    from offramp.thresholds import Curve
+    from offramp.evaluation.bootstrap import BootstrapCurve
+    from offramp.evaluation.compare import Comparison
+    from offramp.evaluation.slices import Slice
+    from offramp.evaluation.sweep import Curve
     from offramp.types.operating_point import OperatingPoint
     from offramp.types.trace import Trace
 
@@ -43,10 +44,10 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     """
     quiet()
     from offramp.comparing import comparison_data, comparison_text, slices_data, slices_text
-    from offramp.evaluate import metric_for
+    from offramp.evaluation.compare import compare
+    from offramp.evaluation.metrics import metric_for
     from offramp.predictor import DEFAULT
     from offramp.report import scores_data, scores_text
-    from offramp.sweeps import compare
 
     groups = _groups(slice_by, given)  # before the model runs: a wrong name is told at once
     trace, points, metric = read_trace(folder, given), saved_points(folder), given["metric"]
@@ -88,9 +89,9 @@ def _slices(
     metric: str | None,
 ) -> tuple[Slice, ...]:
     """Slices of the default point."""
+    from offramp.evaluation.slices import by_groups, by_label, by_length
     from offramp.loading import load_config
     from offramp.predictor import DEFAULT
-    from offramp.slices import by_groups, by_label, by_length
 
     if DEFAULT not in points:
         raise InvalidInput(f"{folder} has no operating point {DEFAULT!r} to slice; `offramp calibrate` makes one")
@@ -107,7 +108,7 @@ def _draw(found: Comparison | None, points: Mapping[str, OperatingPoint], pictur
 
     if found is None:
         raise InvalidInput("one exit or one row: there are no policies to draw")
-    lines: dict[str, Curve | Band] = {**found.bands}
+    lines: dict[str, Curve | BootstrapCurve] = {**found.bands}
     if found.oracle is not None:
         lines["oracle"] = found.oracle
     title = f"every policy, on {len(found.trace)} rows on which nothing was fitted"

@@ -27,7 +27,7 @@ def calibrated(
     cost: CostTable | None = None,
 ) -> OperatingPoint:
     """The point that meets a target on a trace."""
-    from offramp.thresholds import calibrate
+    from offramp.calibration.calibrate import calibrate
     from offramp.types.operating_point import Target
 
     return calibrate(trace, policy, Target(**target), metric, cost)

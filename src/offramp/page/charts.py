@@ -9,9 +9,9 @@ from typing import Any
 import altair as alt
 from torch import Tensor
 
+from offramp.evaluation.bootstrap import BootstrapCurve
 from offramp.page.content import Page
 from offramp.page.exits import ExitRow
-from offramp.sweeps import Band
 from offramp.types.operating_point import Measured
 
 MOST_PLACES = 90
@@ -113,7 +113,7 @@ def _lines(
     ]
 
 
-def places(policy: str, band: Band, ms: Tensor | None = None) -> list[dict[str, Any]]:
+def places(policy: str, band: BootstrapCurve, ms: Tensor | None = None) -> list[dict[str, Any]]:
     """What is drawn of a curve: at most about MOST_PLACES of its thresholds, evenly over the mean exits; ms: (K,)."""
     exits = band.mean_exits.tolist()  # they fall
     step = (exits[0] - exits[-1]) / MOST_PLACES

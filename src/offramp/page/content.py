@@ -9,9 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.areas import read
+from offramp.calibration.calibrate import calibrate
 from offramp.errors import CannotReach, InvalidInput
-from offramp.evaluate import labels_of, layerwise, measure, metric_for
+from offramp.evaluation.compare import Comparison, compare
+from offramp.evaluation.curves import score_at
+from offramp.evaluation.measure import measure
+from offramp.evaluation.metrics import layerwise, metric_for
+from offramp.evaluation.slices import Slice, by_label, by_length
+from offramp.evaluation.sweep import per_exit_constant, sweep
 from offramp.page.decision import Case, Decision, decide, policy_name, promise
 from offramp.page.examples import Group, groups
 from offramp.page.exits import ExitRow, exit_rows
@@ -20,14 +25,11 @@ from offramp.policies.replay import replay, scores
 from offramp.predictor import DEFAULT
 from offramp.registry import usual_policy
 from offramp.report import measure_all
-from offramp.slices import Slice, by_label, by_length
-from offramp.sweeps import Comparison, compare
-from offramp.thresholds import at_exits, calibrate, sweep
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Measured, OperatingPoint, Target
 from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.problem_types import REGRESSION
-from offramp.types.trace import Trace, trace_digest
+from offramp.types.trace import Trace, labels_of, trace_digest
 
 USUAL_DROP = 0.01
 """What a point would be allowed to lose where none is saved."""
@@ -109,7 +111,7 @@ def page(
         texts: of its rows.
         points: the saved ones.
         name: the one that the page is about; None = the default one, or else the first.
-        metric: a name of `offramp.evaluate.METRICS`; None = the usual one.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
         cost: of the exits of the trace; None = no time is told.
         environment: what made this.
 
@@ -177,7 +179,7 @@ def rivals(seen: Comparison, policy: str, told: Measured) -> str:
         told: what the point does on these rows.
     """
     found = {
-        name: [read(band.mean_exits, values, told.mean_exit) for values in (band.scores, band.low, band.high)]
+        name: [score_at(band.mean_exits, values, told.mean_exit) for values in (band.scores, band.low, band.high)]
         for name, band in seen.bands.items()
         if name.split(",")[0] != policy
     }
@@ -230,7 +232,7 @@ def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> 
     Args:
         trace: with labels, N rows.
         answers: the early ones, of the same rows.
-        metric: a name of `offramp.evaluate.METRICS`; None = the usual one.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
     """
     _, found = metric_for(trace, metric)
     drawn = torch.randint(len(trace), (RESAMPLES, len(trace)), generator=torch.Generator().manual_seed(0))
@@ -252,7 +254,7 @@ def times(seen: Comparison, cost: CostTable) -> dict[str, Tensor]:
     """Mean time of a row in milliseconds, (K,) at the thresholds of each policy's band."""
     found = {}
     for name, policy in seen.policies.items():
-        swept = sweep(scores(policy, seen.trace), at_exits(seen.trace, cost.ms))
+        swept = sweep(scores(policy, seen.trace), per_exit_constant(seen.trace, cost.ms))
         at = torch.searchsorted(-swept.thresholds, -seen.bands[name].thresholds)  # both fall
         found[name] = swept.statistics[at, 0] / len(seen.trace)
     return found

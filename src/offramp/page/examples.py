@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.evaluate import labels_of
 from offramp.page.exits import right_rows
 from offramp.types.outputs import Answers, ExitOutput, predictions
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
-from offramp.types.trace import Trace
+from offramp.types.trace import Trace, labels_of
 
 LONGEST = 280
 """Characters of a text that are shown."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.evaluate import calibration_error, confidences, labels_of, layerwise
+from offramp.evaluation.metrics import calibration_error, confidences, layerwise
 from offramp.types.outputs import Answers, ExitOutput, predictions
 from offramp.types.problem_types import REGRESSION
-from offramp.types.trace import Trace
+from offramp.types.trace import Trace, labels_of
 
 
 @dataclass(frozen=True)

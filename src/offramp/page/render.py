@@ -12,9 +12,9 @@ from markupsafe import Markup, escape
 
 from offramp.comparing import comparison_data
 from offramp.errors import InvalidInput
+from offramp.evaluation.slices import Slice
 from offramp.page.content import Page
 from offramp.page.decision import percent
-from offramp.slices import Slice
 
 MOST_SLICES = 12
 """So many labels are shown, those that lose most."""

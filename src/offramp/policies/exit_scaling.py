@@ -5,7 +5,7 @@ score's log-odds to those of the last exit giving the same answer, which is what
 2021, arXiv:2104.08803), here from one score (Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
 
 A line that rises keeps the order of scores, so whoever asks for log-odds t at every exit asks for a score of its own at
-each. That is how a chosen operating point runs (`offramp.thresholds.calibrate`): the other policy, with thresholds that
+each. That is how a chosen operating point runs (`offramp.calibrate`): the other policy, with thresholds that
 differ; nothing is left to compute.
 """
 

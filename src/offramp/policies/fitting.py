@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.evaluate import labels_of
 from offramp.policies.base import Memory, Policy
 from offramp.policies.consistency import Consistency, Gain, features
 from offramp.policies.exit_scaling import ExitScaled
@@ -21,7 +20,7 @@ from offramp.policies.replay import run_policy
 from offramp.registry import FITTED, load_policy
 from offramp.types.outputs import ExitOutput, class_log_probs, predictions
 from offramp.types.problem_types import REGRESSION
-from offramp.types.trace import Trace, row_hashes
+from offramp.types.trace import Trace, labels_of, row_hashes
 
 PENALTY = 1.0  # of the squared weights of standardised features, as scikit-learn's C = 1
 FLATTEST = 1e-3  # an exit's line rises at least so much, also where its score tells nothing

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.errors import InvalidInput
 from offramp.policies.base import Memory, Policy
-from offramp.policies.decision import continues, nan_where_invalid, thresholds_per_exit
+from offramp.policies.decision import continues, is_invalid, nan_where_invalid, thresholds_per_exit
 from offramp.registry import load_policy
 from offramp.types.outputs import Answers
 from offramp.types.trace import Trace
@@ -55,3 +56,20 @@ def replay(
     rows = torch.arange(len(trace))
     taken = logits[first, rows]  # (N, C)
     return Answers(taken, torch.tensor(trace.layer_numbers)[first], checked[first, rows].isnan())
+
+
+def finite_outputs(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:
+    """Scores (L, N) and logits (L, N, C) of a policy on a trace that can choose a threshold.
+
+    Raises:
+        InvalidInput: a single exit; samples whose scores or logits are not finite.
+        NotApplicable: the policy has no meaning for this kind of problem.
+    """
+    if trace.depth == 1:
+        raise InvalidInput("a trace of one exit: there is nowhere to leave early")
+    score, logits = run_policy(policy, trace)
+    if broken := int(is_invalid(score, logits).any(dim=0).sum()):
+        raise InvalidInput(
+            f"{broken} of {len(trace)} samples have scores or logits that are not finite; leave them out first"
+        )
+    return score, logits

@@ -165,3 +165,14 @@ def row_hashes(trace: Trace) -> tuple[str, ...]:
     rounded = trace.logits.double().round(decimals=DECIMALS) + 0.0  # (L, N, C); -0 becomes 0
     rows = rounded.transpose(0, 1).contiguous().numpy()  # (N, L, C)
     return tuple(hashlib.sha256(row.tobytes()).digest()[:8].hex() for row in rows)
+
+
+def labels_of(trace: Trace) -> Tensor:
+    """The labels of a trace that must have them.
+
+    Raises:
+        InvalidInput: it has none.
+    """
+    if trace.labels is None:
+        raise InvalidInput("this needs labels, and the trace has none")
+    return trace.labels

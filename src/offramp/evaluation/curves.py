@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InvalidInput
-from offramp.sweeps import Band
-from offramp.thresholds import Curve
+from offramp.evaluation.bootstrap import BootstrapCurve
+from offramp.evaluation.sweep import Curve
 
 Numbers = NDArray[np.float64]
 
 
-def read(mean_exits: Tensor, values: Tensor, mean_exit: float) -> float | None:
+def score_at(mean_exits: Tensor, values: Tensor, mean_exit: float) -> float | None:
     """A curve's score, or an end of its interval, (K,) each, at a mean exit layer; None where it does not reach."""
     if not mean_exits.min() - 1e-9 <= mean_exit <= mean_exits.max() + 1e-9:
         return None
     return float(np.interp(mean_exit, _rising(mean_exits), _rising(values)))
 
 
-def area(seen: Curve | Band, low: float | None = None, high: float | None = None) -> float:
+def area(seen: Curve | BootstrapCurve, low: float | None = None, high: float | None = None) -> float:
     """The mean score over all mean exits from `low` to `high`: the area under the curve, over the share of layers.
 
     Args:
@@ -46,7 +46,7 @@ def area(seen: Curve | Band, low: float | None = None, high: float | None = None
     return float((np.diff(knots) * (heights[:-1] + heights[1:]) / 2).sum() / (high - low))
 
 
-def area_above(one: Curve | Band, other: Curve | Band) -> float:
+def area_above(one: Curve | BootstrapCurve, other: Curve | BootstrapCurve) -> float:
     """How far the first curve lies above the second, where it does: the area, in the score's unit times layers.
 
     Xin et al., "BERxiT", EACL 2021, section 5.3; with scores in percent, as there, it is 100 times this.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.evaluate import labels_of, measure
+from offramp.evaluation.measure import measure
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
-from offramp.types.trace import Trace
+from offramp.types.trace import Trace, labels_of
 
 MOST = 200
 """So many slices can still be read."""
@@ -49,7 +49,7 @@ def by_label(
     Args:
         trace: with labels.
         point: where to leave.
-        metric: a name of `offramp.evaluate.METRICS`; None = the usual one.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
         label_names: the C classes' names; None = their numbers.
 
     Raises:
@@ -90,7 +90,7 @@ def by_groups(
         trace: labels for scores.
         point: where to leave.
         names: the group of each row, N.
-        metric: a name of `offramp.evaluate.METRICS`; None = the usual one.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
 
     Raises:
         InvalidInput: another number of names than rows, or more groups than can be read.

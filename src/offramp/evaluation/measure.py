@@ -1,0 +1,58 @@
+"""Measure an operating point on a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from offramp.errors import InvalidInput
+from offramp.evaluation.metrics import metric_for, score
+from offramp.policies.base import Policy
+from offramp.policies.replay import replay
+from offramp.types.cost_table import CostTable
+from offramp.types.operating_point import Measured
+from offramp.types.outputs import ExitOutput, predictions
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace
+
+
+def measure(
+    trace: Trace,
+    policy: Policy | Mapping[str, Any],
+    thresholds: float | Sequence[float] | Tensor,
+    metric: str | None = None,
+    cost: CostTable | None = None,
+) -> Measured:
+    """What a policy with these thresholds does on a trace.
+
+    Args:
+        trace: with labels for a score, without for agreement and mean exit alone.
+        policy: a policy, or a policy as data.
+        thresholds: one number, or one for each exit but the last.
+        metric: a name of METRICS; None = the usual one.
+        cost: of the exits of the trace; None = no time is told.
+
+    Raises:
+        InvalidInput: samples without a finite answer; a table of other exits.
+    """
+    answers = replay(trace, policy, thresholds)
+    if broken := int((answers.failed | ~trace.logits[-1].isfinite().all(dim=-1)).sum()):
+        raise InvalidInput(f"{broken} of {len(trace)} samples have no finite answer; leave them out first")
+    full = trace.exit(trace.depth - 1)
+    early = ExitOutput(answers.logits, problem_type=trace.problem_type)
+    name = got = whole = agreement = None
+    if trace.labels is not None:
+        name, found = metric_for(trace, metric)
+        got, whole = (score(found, out, trace.labels).item() for out in (early, full))
+    if trace.problem_type != REGRESSION:
+        agreement = (predictions(early) == predictions(full)).all(dim=-1).double().mean().item()
+    depth, mean_exit = trace.layer_numbers[-1], answers.exit_layers.double().mean().item()
+    told = Measured(name, got, whole, agreement, mean_exit, depth, len(trace), trace.about)
+    if cost is None:
+        return told
+    cost.check(trace.layer_numbers)
+    about = {**trace.about, "timed": cost.words()}
+    return replace(told, about=about, expected_ms=cost.mean_ms(answers.exit_layers))
