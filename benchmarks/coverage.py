@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from machine import as_lines, provenance
+from offramp.calibration.certify import METHODS, losses, lost_at
 from offramp.evaluation.metrics import layerwise
 from offramp.evaluation.sweep import all_splits
 from offramp.policies.replay import run_policy
 from offramp.registry import load_policy
-from offramp.risk import METHODS, losses, lost_at
 from offramp.types.operating_point import RISKS
 from offramp.types.trace import Trace
 

@@ -6,6 +6,7 @@ import torch
 from click.testing import CliRunner
 
 from helpers import random_trace
+from offramp.calibration.certify import certify
 from offramp.cli import main
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.policies.class_offsets import ClassOffsets
@@ -13,7 +14,6 @@ from offramp.policies.confidence import MaxProb
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy, policy_data
-from offramp.risk import certify
 from offramp.types.operating_point import POINTS_FILE, read_points
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace

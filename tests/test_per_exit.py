@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 import offramp
 from helpers import LINES, random_trace
 from offramp.calibration.calibrate import calibrate
+from offramp.calibration.certify import certify
 from offramp.cli import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.policies.confidence import Margin, MaxProb
@@ -17,7 +18,6 @@ from offramp.policies.exit_scaling import ExitScaled
 from offramp.policies.fitting import fit_lines
 from offramp.policies.replay import replay, scores
 from offramp.registry import load_policy, policy_data
-from offramp.risk import certify
 from offramp.types.operating_point import POINTS_FILE, Target, read_points
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace, row_hashes

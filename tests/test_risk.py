@@ -18,6 +18,8 @@ from torch import Tensor
 from command import offramp
 from helpers import random_trace
 from offramp import registry
+from offramp.calibration.bounds import betting, binomial, conformal, hoeffding_bentkus
+from offramp.calibration.certify import METHODS, Method, certify, losses, lost_at
 from offramp.card import save_points
 from offramp.cli import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
@@ -25,17 +27,6 @@ from offramp.evaluation.sweep import all_splits
 from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import Entropy
 from offramp.policies.replay import scores
-from offramp.risk import (
-    METHODS,
-    Method,
-    betting,
-    binomial,
-    certify,
-    conformal,
-    hoeffding_bentkus,
-    losses,
-    lost_at,
-)
 from offramp.types.operating_point import Certificate, OperatingPoint, read_points, write_points
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL

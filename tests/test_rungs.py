@@ -13,12 +13,13 @@ import torch.nn.functional as F
 
 from command import offramp
 from helpers import random_trace
+from offramp.calibration.bounds import binomial
+from offramp.calibration.certify import certify
+from offramp.calibration.ladder import DROPS, LADDER_NAMES, ladder
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.policies.fitting import fit_default_policy
 from offramp.policies.replay import replay
 from offramp.predictor import Predictor
-from offramp.risk import binomial, certify
-from offramp.rungs import DROPS, RUNGS, ladder
 from offramp.tracing import record
 from offramp.types.operating_point import POINTS_FILE, Certificate, OperatingPoint, read_points
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
@@ -74,7 +75,7 @@ def test_a_rung_that_cannot_be_reached_is_left_out_and_said_so(caplog: pytest.Lo
 def test_every_rung_is_faster_and_nobody_leaves_later_there(policy: Any) -> None:
     trace = random_trace(SINGLE_LABEL, samples=200)
     found = ladder(trace, policy)
-    assert set(found) <= set(RUNGS)
+    assert set(found) <= set(LADDER_NAMES)
     exits = torch.stack([replay(trace, each.policy, each.thresholds).exit_layers for each in found.values()])
     assert len(found) > 2
     assert (exits.diff(dim=0) <= 0).all()

@@ -12,6 +12,8 @@ from offramp.autoclasses import register_with_transformers
 if TYPE_CHECKING:
     from offramp.bypass import Bypass as Bypass
     from offramp.calibration.calibrate import calibrate as calibrate
+    from offramp.calibration.certify import certify as certify
+    from offramp.calibration.ladder import ladder as ladder
     from offramp.config import MultiExitConfig as MultiExitConfig
     from offramp.data.examples import Examples as Examples
     from offramp.data.examples import read_examples as read_examples
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from offramp.predictor import Predictor as Predictor
     from offramp.registry import load_objective as load_objective
     from offramp.registry import load_policy as load_policy
-    from offramp.risk import certify as certify
-    from offramp.rungs import ladder as ladder
     from offramp.timing import measure_costs as measure_costs
     from offramp.token_exit import TokenExit as TokenExit
     from offramp.tracing import record as record
@@ -49,6 +49,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "bypass": ("Bypass",),
     "calibration.calibrate": ("calibrate",),
+    "calibration.certify": ("certify",),
+    "calibration.ladder": ("ladder",),
     "config": ("MultiExitConfig",),
     "data.examples": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
@@ -59,8 +61,6 @@ _HOMES = {
     "policies.replay": ("replay", "scores"),
     "predictor": ("Predictor",),
     "registry": ("load_objective", "load_policy"),
-    "risk": ("certify",),
-    "rungs": ("ladder",),
     "timing": ("measure_costs",),
     "token_exit": ("TokenExit",),
     "tracing": ("record",),

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.calibration.certify import losses
 from offramp.cost import macs, plain_macs
 from offramp.errors import InvalidInput
 from offramp.evaluation.metrics import layerwise, metric_for, score
 from offramp.evaluation.sweep import sweep
 from offramp.policies.replay import finite_outputs, replay, run_policy
 from offramp.registry import load_policy
-from offramp.risk import losses
 from offramp.runs import Trained
 from offramp.studies.base import Ask, Between, Cheaper, Saving
 from offramp.types.outputs import ExitOutput

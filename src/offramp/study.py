@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from offramp.analyses import bleu_confidence, certainty_quartiles, overthinking
+from offramp.calibration.certify import certify
 from offramp.errors import CannotReach
 from offramp.evaluation.metrics import metric_for
 from offramp.readings import Figures, Model, Option, Reading, lost, model_of, options, pick, read
-from offramp.risk import certify
 from offramp.runs import Trained
 from offramp.studies.base import AS_IT_IS, Ask, Saving, Study, System, Training
 from offramp.types.problem_types import REGRESSION

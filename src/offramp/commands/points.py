@@ -41,7 +41,7 @@ def certified(
     confidence: float,
 ) -> OperatingPoint:
     """The point that meets a target with a confidence, of a trace of the weights in the folder."""
-    from offramp.risk import certify
+    from offramp.calibration.certify import certify
 
     _refuse_other_weights(folder, trace)
     risk, level = ("drop", target["max_drop"]) if "max_drop" in target else ("agreement", 1 - target["agreement"])
@@ -56,7 +56,7 @@ def laddered(
     confidence: float | None,
 ) -> dict[str, OperatingPoint]:
     """The rungs of a ladder; with a confidence, of a trace of the weights in the folder."""
-    from offramp.rungs import ladder
+    from offramp.calibration.ladder import ladder
 
     if confidence is None:
         return ladder(trace, policy, metric)
@@ -95,9 +95,9 @@ def add_points(folder: Path, points: Mapping[str, OperatingPoint], instead_of: C
 
 def add_ladder(folder: Path, points: Mapping[str, OperatingPoint]) -> None:
     """Save a ladder with a folder's points, in place of the one before."""
-    from offramp.rungs import RUNGS
+    from offramp.calibration.ladder import LADDER_NAMES
 
-    add_points(folder, points, RUNGS)
+    add_points(folder, points, LADDER_NAMES)
 
 
 def tell(

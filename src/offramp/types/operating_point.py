@@ -106,7 +106,7 @@ class Certificate:
         bound: what is promised: `level`, or 0 at full depth.
         observed: the risk on the rows.
         rows: how many rows the risk was measured on.
-        method: a name of `offramp.risk.METHODS`.
+        method: a name of `offramp.calibration.certify.METHODS`.
         engine: what ran the model; None = not known.
         data: SHA-256 of the rows (`offramp.types.trace.trace_digest`).
         weights: SHA-256 of the model's weights; None = not known.

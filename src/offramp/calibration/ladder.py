@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 from offramp.calibration.calibrate import calibrate, deployed
+from offramp.calibration.certify import certify
 from offramp.errors import CannotReach
 from offramp.evaluation.measure import measure
 from offramp.policies.base import Policy
 from offramp.policies.replay import finite_outputs
 from offramp.registry import load_policy, policy_data
-from offramp.risk import certify
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
 
@@ -27,7 +27,7 @@ log = logging.getLogger("offramp")
 
 DROPS = {"keep-99.5": 0.005, "keep-99": 0.01, "keep-98": 0.02}
 SPEEDUPS = {"2x": 2.0, "4x": 4.0}
-RUNGS = ("full", *DROPS, *SPEEDUPS)
+LADDER_NAMES = ("full", *DROPS, *SPEEDUPS)
 
 
 def ladder(
