@@ -32,11 +32,11 @@ from attack_search import Fool, Found, Goal, Slow, Told, Words, read_synonyms, s
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Text
-from offramp.encoder import default_encoder
 from offramp.engines import Eager
-from offramp.loading import load_encoder, load_tokenizer
+from offramp.model.default_encoder import default_encoder
+from offramp.model.hub import load_encoder, load_tokenizer
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay
-from offramp.registry import load_policy
 from offramp.types.operating_point import OperatingPoint, Target, write_points
 from offramp.types.trace import Trace
 

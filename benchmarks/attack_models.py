@@ -15,13 +15,14 @@ import torch
 from transformers import set_seed
 
 from offramp.data.examples import Columns, Examples, read_examples
-from offramp.encoder import default_encoder
 from offramp.engines import Eager
 from offramp.evaluation.metrics import layerwise
-from offramp.loading import load_tokenizer
-from offramp.model import MultiExitModel, load_model
+from offramp.model.default_encoder import default_encoder
+from offramp.model.hub import load_tokenizer
+from offramp.model.loading import load_model
+from offramp.model.modeling import MultiExitModel
 from offramp.tracing import record
-from offramp.training import fit, token_rows
+from offramp.training.fit import fit, token_rows
 from offramp.types.trace import Trace
 from training import drawn
 

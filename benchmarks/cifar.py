@@ -30,17 +30,18 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments, set_s
 from transformers.trainer_utils import get_last_checkpoint
 
 from machine import as_lines, provenance
-from offramp.backbones.resnet import CifarResNetConfig
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate
 from offramp.errors import CannotReach
 from offramp.evaluation.measure import measure
 from offramp.evaluation.metrics import layerwise
-from offramp.model import MultiExitConfig, MultiExitModel
+from offramp.model.backbones.resnet import CifarResNetConfig
+from offramp.model.config import MultiExitConfig
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
-from offramp.registry import load_policy
+from offramp.policies.registry import load_policy
 from offramp.tracing import record
-from offramp.training import ExitTrainer
+from offramp.training.trainer import ExitTrainer
 from offramp.types.operating_point import Target
 from offramp.types.trace import Trace
 

@@ -26,8 +26,8 @@ from machine import as_lines, provenance
 from offramp.calibration.certify import METHODS, losses, lost_at
 from offramp.evaluation.metrics import layerwise
 from offramp.evaluation.sweep import all_splits
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import run_policy
-from offramp.registry import load_policy
 from offramp.types.operating_point import RISKS
 from offramp.types.trace import Trace
 

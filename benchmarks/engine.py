@@ -38,11 +38,12 @@ from offramp.data.examples import Columns, read_examples
 from offramp.engine.about import GRAPHS, WEIGHTS
 from offramp.engines import load_engine
 from offramp.exporting import export
-from offramp.loading import load_tokenizer
-from offramp.model import MultiExitModel, load_model
+from offramp.model.hub import load_tokenizer
+from offramp.model.loading import load_model
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.fitting import fit_lines
+from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import scores
-from offramp.registry import load_policy, policy_data
 from offramp.rivals import exported, full_depth, plain_exports
 from offramp.tracing import record
 from offramp.types.operating_point import OperatingPoint, Target
@@ -110,7 +111,7 @@ def halves(folder: Path, sentences: Path) -> tuple[Tensor, Tensor]:
 def sst2_points(folder: Path, sentences: Path, engine: str) -> dict[str, OperatingPoint]:
     """Chosen on one half, of a trace of the same engine."""
     trace = record(folder, sentences, engine, columns=COLUMNS).take(halves(folder, sentences)[0])
-    policy = load_policy(policy_data(POLICY), **fit_lines(POLICY, trace))
+    policy = load_policy(policy_to_dict(POLICY), **fit_lines(POLICY, trace))
     return {name: calibrate(trace, policy, target) for name, target in TARGETS.items()}
 
 
@@ -165,7 +166,7 @@ def spread(trace: Trace, saving: float) -> OperatingPoint:
         gone = int(leaving[exit])
         thresholds.append(((padded[gone] + padded[gone + 1]) / 2).item() if len(here) else math.inf)
         here = here[order[gone:]]
-    return OperatingPoint(policy_data(POLICY), tuple(thresholds))
+    return OperatingPoint(policy_to_dict(POLICY), tuple(thresholds))
 
 
 def shares(depth: int, mean: float) -> Tensor:
@@ -277,7 +278,7 @@ def switch_piece(folders: Mapping[str, Path]) -> dict[str, Any]:
             seconds = []
             for number in range(SWITCHES + 1):
                 for policy in ("patience", POLICY):
-                    name = policy if isinstance(policy, str) else policy_data(policy)["name"]
+                    name = policy if isinstance(policy, str) else policy_to_dict(policy)["name"]
                     option = ["--int8"] if engine == "onnx-int8" else []
                     command = [sys.executable, "-m", "offramp", "export", str(folder), "--policy", name, *option]
                     began = time.perf_counter()

@@ -26,8 +26,8 @@ from offramp.evaluation.sweep import curve
 from offramp.policies.base import Policy
 from offramp.policies.fitting import fit_lines, fit_policy, fit_temperatures
 from offramp.policies.fixed import Fixed
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import run_policy
-from offramp.registry import load_policy
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, labels_of
 from training import TASKS

@@ -25,16 +25,16 @@ from offramp.bench import interleaved, median, plain
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Columns, read_examples
-from offramp.encoder import default_encoder
 from offramp.engines import Eager
 from offramp.evaluation.measure import measure
 from offramp.evaluation.metrics import layerwise
-from offramp.loading import load_tokenizer
-from offramp.model import MultiExitModel
+from offramp.model.default_encoder import default_encoder
+from offramp.model.hub import load_tokenizer
+from offramp.model.modeling import MultiExitModel
+from offramp.policies.registry import load_policy
 from offramp.predictor import Predictor
-from offramp.registry import load_policy
 from offramp.tracing import record
-from offramp.training import fit
+from offramp.training.fit import fit
 from offramp.types.operating_point import Target
 from offramp.types.trace import Trace
 

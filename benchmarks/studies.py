@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from machine import as_lines, provenance
-from offramp.config import MultiExitConfig
-from offramp.encoder import default_encoder, encoder_name
-from offramp.registry import load_study
+from offramp.model.config import MultiExitConfig
+from offramp.model.default_encoder import default_encoder, encoder_name
 from offramp.runs import Trained
 from offramp.studies.base import Study, Training
 from offramp.studies.pabee import NINE, SIX, WEIGHTED, WHOLE
 from offramp.studies.pcee import GATED
+from offramp.studies.registry import load_study
 from offramp.study import examine
 from offramp.study_page import data_set_of, page
 from offramp.types.trace import Trace

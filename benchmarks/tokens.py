@@ -26,21 +26,22 @@ from transformers import set_seed
 from machine import as_lines, provenance
 from offramp.bench import interleaved, median, plain
 from offramp.calibration.calibrate import calibrate
-from offramp.cost import macs_ratio
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Columns, Examples, read_examples
-from offramp.encoder import default_encoder
 from offramp.engines import Eager
 from offramp.evaluation.measure import measure
 from offramp.evaluation.metrics import layerwise
-from offramp.loading import load_tokenizer
-from offramp.model import MultiExitModel, load_folder
+from offramp.model.default_encoder import default_encoder
+from offramp.model.flops import macs_ratio
+from offramp.model.hub import load_tokenizer
+from offramp.model.loading import load_folder
+from offramp.model.modeling import MultiExitModel
+from offramp.model.token_exit.config import TokenExit
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay
 from offramp.predictor import Predictor
-from offramp.registry import load_policy
-from offramp.token_exit import TokenExit
 from offramp.tracing import record
-from offramp.training import fit
+from offramp.training.fit import fit
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
 

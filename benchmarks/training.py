@@ -29,15 +29,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import offramp
 import training_report
-from offramp.backbones.depth import restack
 from offramp.data.examples import Columns, Examples, read_examples
-from offramp.encoder import default_encoder
 from offramp.evaluation.metrics import layerwise
-from offramp.loading import load_encoder, load_tokenizer
-from offramp.model import MultiExitModel
-from offramp.objectives.base import Objective
-from offramp.registry import load_objective
+from offramp.model.backbones.restack import restack
+from offramp.model.default_encoder import default_encoder
+from offramp.model.hub import load_encoder, load_tokenizer
+from offramp.model.modeling import MultiExitModel
 from offramp.runs import drawn, train_and_record
+from offramp.training.objectives.base import Objective
+from offramp.training.objectives.registry import load_objective
 from offramp.types.trace import Trace
 
 

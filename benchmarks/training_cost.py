@@ -21,12 +21,12 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 
 from machine import provenance
 from offramp.bench import interleaved, median
-from offramp.bypass import Bypass
-from offramp.encoder import default_encoder
-from offramp.model import MultiExitModel
-from offramp.objectives.base import Objective
-from offramp.registry import load_objective
-from offramp.token_exit import TokenExit
+from offramp.model.bypass import Bypass
+from offramp.model.default_encoder import default_encoder
+from offramp.model.modeling import MultiExitModel
+from offramp.model.token_exit.config import TokenExit
+from offramp.training.objectives.base import Objective
+from offramp.training.objectives.registry import load_objective
 from offramp.types.outputs import ExitOutput
 
 BATCH, TOKENS, ROUNDS = 32, 32, 9

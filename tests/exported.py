@@ -23,9 +23,9 @@ from offramp.engine.assemble import Parts, assemble
 from offramp.engine.fragments import Prepare, export_parts
 from offramp.engine.runner import Graph
 from offramp.exporting import with_steps
-from offramp.model import MultiExitModel
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
-from offramp.registry import policy_data
+from offramp.policies.registry import policy_to_dict
 from offramp.types.operating_point import OperatingPoint, write_points
 from tiny import balanced, save_folder, tiny_model
 
@@ -72,7 +72,7 @@ def with_policies(parts: Parts, policies: Sequence[Policy]) -> Parts:
 def graph_of(model: MultiExitModel, policy: Policy) -> Graph:
     """A model with one policy, ready to run."""
     parts = with_policies(parts_of(model, "of a test"), [policy])
-    return Graph.load(assemble(parts, policy_data(policy)).SerializeToString())
+    return Graph.load(assemble(parts, policy_to_dict(policy)).SerializeToString())
 
 
 def arrays(batch: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from offramp.errors import NotApplicable
-from offramp.model import MultiExitModel
+from offramp.model.modeling import MultiExitModel
+from offramp.model.token_exit.config import TokenExit
 from offramp.policies.base import Policy
 from offramp.policies.fitting import fit_policy
+from offramp.policies.registry import FITTED, POLICIES, load_policy, policy_to_dict
 from offramp.policies.replay import scores
-from offramp.registry import FITTED, POLICIES, load_policy, policy_data
-from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.types.carry import Carry
 from offramp.types.outputs import Answers, ExitOutput
@@ -55,7 +55,7 @@ def random_trace(
 
 def fitted(name: str, problem_type: str = SINGLE_LABEL, exits: int = 6) -> dict[str, Any]:
     """A policy that needs numbers, as data, fitted on a random trace."""
-    return policy_data(fit_policy(name, random_trace(problem_type, depth=exits)))
+    return policy_to_dict(fit_policy(name, random_trace(problem_type, depth=exits)))
 
 
 def example(name: str) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from offramp.engine.fragments import SHARED_BYTES, export_parts
 from offramp.engine.runner import Graph
 from offramp.errors import InvalidInput
 from offramp.exporting import export
-from offramp.model import MultiExitModel
-from offramp.registry import load_policy, policy_data
+from offramp.model.modeling import MultiExitModel
+from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.tracing import record
 from tiny import encoder_config, padded, rows_for, save_folder, tiny_model, token_rows
 
@@ -37,7 +37,7 @@ def albert() -> MultiExitModel:
 def file_of(parts: Parts, *names: str) -> bytes:
     """A file with these policies that runs the first one."""
     policies = [load_policy(name) for name in names]
-    return assemble(with_policies(parts, policies), policy_data(policies[0])).SerializeToString()
+    return assemble(with_policies(parts, policies), policy_to_dict(policies[0])).SerializeToString()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_what_a_file_says_of_itself(exported: Path) -> None:
 @pytest.mark.parametrize("name", ["patience", "fixed", "pcee"])
 def test_a_file_that_was_switched_is_the_one_that_was_exported_with_the_policy(name: str) -> None:
     parts = with_policies(parts_of(gated(), "of a test"), [load_policy(each) for each in ("entropy", name)])
-    data = policy_data(load_policy(name))
+    data = policy_to_dict(load_policy(name))
     switched = assemble(take_apart(assemble(parts, ENTROPY)), data)
     assert switched.SerializeToString() == assemble(parts, data).SerializeToString()
 

@@ -16,10 +16,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from offramp.backbones.bert import FAMILIES as TABLE
 from offramp.errors import InvalidInput, UnsupportedBackbone
-from offramp.model import MultiExitModel
-from offramp.registry import BACKBONES, load_backbone
+from offramp.model.backbones.bert import FAMILIES as TABLE
+from offramp.model.backbones.registry import BACKBONES, load_backbone
+from offramp.model.modeling import MultiExitModel
 from tiny import CLASSIFIED, FAMILIES, LAYERS, TEXTS, WHOLE, WIDTH, encoder_config, padded, rows_for, tiny_classifier
 
 WEIGHTS = "model.safetensors"

@@ -10,12 +10,12 @@ from torch import Tensor
 from command import offramp
 from offramp import bench, rivals
 from offramp.bench import Line, Ratio, Times, interleaved, median, plain, turns
-from offramp.card import save_points
 from offramp.contest import Contest, compare, leave_at
 from offramp.contest import Result as Row
 from offramp.engines import Eager
 from offramp.exporting import export
-from offramp.model import load_model
+from offramp.model.card import save_points
+from offramp.model.loading import load_model
 from offramp.policies.replay import replay
 from offramp.rivals import Rival
 from offramp.tracing import record

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from helpers import CASE_IDS, CASES, first_exits
-from offramp.bypass import Bypass
 from offramp.early_exit.loop import run
-from offramp.model import MultiExitModel
+from offramp.model.bypass import Bypass
+from offramp.model.modeling import MultiExitModel
+from offramp.model.token_exit.config import TokenExit
 from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import MaxProb
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import run_policy
-from offramp.registry import load_policy
-from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import REGRESSION

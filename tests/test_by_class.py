@@ -12,8 +12,8 @@ from offramp.errors import InvalidInput, NotApplicable
 from offramp.policies.class_offsets import ClassOffsets
 from offramp.policies.confidence import MaxProb
 from offramp.policies.ensemble import Ensemble
+from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
-from offramp.registry import load_policy, policy_data
 from offramp.types.operating_point import POINTS_FILE, read_points
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
@@ -34,7 +34,7 @@ def test_a_class_that_is_held_back_needs_a_higher_score() -> None:
 def test_it_goes_around_all_but_an_ensemble_and_comes_back_from_data() -> None:
     policy = load_policy("pcee", patience=2, offsets=(0.1, 0.0, 0.0), ensemble="run")
     assert isinstance(policy, Ensemble)
-    assert load_policy(policy_data(policy)) == policy
+    assert load_policy(policy_to_dict(policy)) == policy
     with pytest.raises(InvalidInput, match="of a policy that is no ensemble"):
         ClassOffsets(Ensemble(MaxProb()), (0.0,))
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from offramp.bypass import Bypass
 from offramp.errors import InvalidInput, UnsupportedBackbone
-from offramp.model import MultiExitModel
+from offramp.model.bypass import Bypass
+from offramp.model.modeling import MultiExitModel
 from tiny import FAMILIES, LAYERS, WHOLE, WIDTH, encoder_config, padded, tiny_model, token_rows
 
 

@@ -14,11 +14,11 @@ from exported import copied
 from offramp.commands.train import HEADS as CLI_HEADS
 from offramp.engine.about import weights_digest
 from offramp.engine.runner import Graph
-from offramp.heads import HEADS
-from offramp.model import MultiExitModel
+from offramp.model.heads import HEADS
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.divergence import Divergence
+from offramp.policies.registry import POLICIES
 from offramp.predictor import Predictor
-from offramp.registry import POLICIES
 from offramp.types.operating_point import POINTS_FILE
 from offramp.types.trace import Trace
 from tiny import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, tiny_tokenizer

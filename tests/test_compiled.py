@@ -12,15 +12,15 @@ import torch
 from torch import fx, nn
 
 from helpers import threshold_between
-from offramp.backbones.resnet import CifarResNetConfig
-from offramp.bypass import Bypass
 from offramp.early_exit.loop import run
 from offramp.engine.compiled import Compiled
 from offramp.errors import UnsupportedBackbone
-from offramp.model import MultiExitModel
+from offramp.model.backbones.resnet import CifarResNetConfig
+from offramp.model.bypass import Bypass
+from offramp.model.modeling import MultiExitModel
+from offramp.model.token_exit.config import TokenExit
 from offramp.policies.confidence import MaxProb
 from offramp.policies.replay import scores
-from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.types.outputs import Answers
 from tiny import FAMILIES, LAYERS, padded, rows_for, tiny_model

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, GPT2Config, GPT2Model, PreTrainedModel
 
-from offramp.backbones.bert import FAMILIES as TABLE
-from offramp.backbones.depth import restack
 from offramp.errors import InvalidInput, UnsupportedBackbone
-from offramp.model import MultiExitModel
+from offramp.model.backbones.bert import FAMILIES as TABLE
+from offramp.model.backbones.restack import restack
+from offramp.model.modeling import MultiExitModel
 from tiny import FAMILIES, LAYERS, SPECIAL, VOCABULARY, encoder_config
 
 ROWS = [family for family in FAMILIES if encoder_config(family).model_type in TABLE]

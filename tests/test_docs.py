@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from offramp.registry import OBJECTIVES, POLICIES
+from offramp.policies.registry import POLICIES
+from offramp.training.objectives.registry import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
 OURS = {"margin"}  # not from a paper

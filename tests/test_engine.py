@@ -23,15 +23,15 @@ from helpers import (
     midpoint_near,
     poisoned,
 )
-from offramp.bypass import Bypass
 from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput
-from offramp.model import MultiExitModel
+from offramp.model.bypass import Bypass
+from offramp.model.modeling import MultiExitModel
+from offramp.model.token_exit.config import TokenExit
 from offramp.policies.base import Policy
 from offramp.policies.confidence import MaxProb
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, run_policy, scores
-from offramp.registry import load_policy
-from offramp.token_exit import TokenExit
 from offramp.tracing import record
 from offramp.types.carry import Carry
 from offramp.types.outputs import Answers, ExitOutput

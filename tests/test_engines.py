@@ -16,9 +16,9 @@ from offramp.engine.assemble import policy_key
 from offramp.engines import Eager, Exported, load_engine
 from offramp.errors import InvalidInput, UnknownName
 from offramp.exporting import export
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import scores
 from offramp.predictor import Predictor
-from offramp.registry import load_policy
 from offramp.tracing import record
 from offramp.types.operating_point import OperatingPoint, Target, write_points
 from tiny import LAYERS, padded, rows_for, text_rows, texts, tiny_model

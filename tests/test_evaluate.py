@@ -15,7 +15,7 @@ from offramp.evaluation.metrics import METRICS, layerwise, metric_for, score
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy
 from offramp.policies.fixed import Fixed
-from offramp.registry import policy_data
+from offramp.policies.registry import policy_to_dict
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace, labels_of
@@ -208,7 +208,7 @@ def test_measure_by_hand() -> None:
     assert (measured.depth, measured.rows, measured.about) == (6, 4, {"data": "dev"})
     assert measured.speedup == pytest.approx(6 / 3.5)  # layers, not exits
     assert measured.saving == pytest.approx(1 - 14 / 24)  # PCEE-BERT, eq. 4
-    assert measure(trace, policy_data(Certainty()), (0.5, 0.5)) == measured
+    assert measure(trace, policy_to_dict(Certainty()), (0.5, 0.5)) == measured
 
 
 def test_agreement_compares_sets_of_labels() -> None:

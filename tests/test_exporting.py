@@ -20,8 +20,8 @@ from offramp.engine.runner import Graph
 from offramp.engines import Exported, load_engine
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.exporting import Disagreement, check, export, with_steps
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, scores
-from offramp.registry import load_policy
 from offramp.tracing import record
 from offramp.types.operating_point import OperatingPoint, write_points
 from tiny import rows_for, text_rows, texts, tiny_model

@@ -20,21 +20,21 @@ import offramp
 from exported import one_registry
 from helpers import TEMPERATURES, fitted, random_trace
 from offramp.calibration.calibrate import calibrate
-from offramp.card import save_points
 from offramp.cli import main
 from offramp.engine.assemble import DOMAIN, OPSET, policy_key
 from offramp.engine.fragments import export_steps
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluation.metrics import calibration_error
+from offramp.model.card import save_points
 from offramp.policies.base import Memory
 from offramp.policies.confidence import Entropy, MaxProb
 from offramp.policies.consistency import Consistency, Gain, features
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.fitting import fit_policy, fit_temperatures
 from offramp.policies.pcee import PatientConfidence
+from offramp.policies.registry import load_policy, policy_to_dict, summarize
 from offramp.policies.replay import replay, run_policy, scores
 from offramp.policies.temperature import TemperatureScaled
-from offramp.registry import brief, load_policy, policy_data
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, Target, read_points
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
@@ -187,7 +187,7 @@ def test_a_fit_does_not_depend_on_the_order_of_the_rows(name: str, problem_type:
     order = torch.randperm(100, generator=torch.Generator().manual_seed(2))
     one, other = fit_policy(name, trace), fit_policy(name, trace.take(order))
     torch.testing.assert_close(scores(one, trace), scores(other, trace), rtol=0, atol=1e-5)
-    assert policy_data(one)["fitted_on"] == policy_data(other)["fitted_on"]
+    assert policy_to_dict(one)["fitted_on"] == policy_to_dict(other)["fitted_on"]
 
 
 @EVERY_FITTED
@@ -254,7 +254,7 @@ def test_a_rows_hash_is_that_of_its_logits() -> None:
 def test_what_is_fitted_knows_its_rows() -> None:
     trace = random_trace(SINGLE_LABEL)
     ours, rest = trace.take(torch.arange(20)), trace.take(torch.arange(20, 50))
-    for data in (policy_data(fit_policy("gain", ours)), fit_temperatures(ours)):
+    for data in (policy_to_dict(fit_policy("gain", ours)), fit_temperatures(ours)):
         assert set(data["fitted_on"]) == set(row_hashes(ours))
         assert not set(data["fitted_on"]) & set(row_hashes(rest))
 
@@ -268,7 +268,7 @@ def test_an_operating_point_keeps_what_was_fitted(name: str, problem_type: str, 
     save_points({"default": point}, tmp_path)
     again = read_points(tmp_path / POINTS_FILE)["default"]
     assert load_policy(again.policy) == policy
-    assert policy_data(load_policy(again.policy))["fitted_on"] == policy_data(policy)["fitted_on"]
+    assert policy_to_dict(load_policy(again.policy))["fitted_on"] == policy_to_dict(policy)["fitted_on"]
     assert replay(rest, again.policy, again.thresholds).exit_layers.double().mean() == point.measured.mean_exit
 
 
@@ -279,15 +279,15 @@ def test_fitted_policies_go_into_others_and_back() -> None:
         Ensemble(load_policy(data)),
         load_policy(data, ensemble="all"),
     ):
-        read = json.loads(json.dumps(policy_data(policy)))
+        read = json.loads(json.dumps(policy_to_dict(policy)))
         assert load_policy(read) == policy
-        assert policy_data(load_policy(read)) == policy_data(policy)
+        assert policy_to_dict(load_policy(read)) == policy_to_dict(policy)
 
 
 def test_people_are_not_shown_the_numbers() -> None:
     data = fitted("gain") | {"ensemble": "run"}
-    assert brief(data) == {"name": "gain", "ensemble": "run"}
-    assert brief({"name": "pcee", "measure": data}) == {"name": "pcee", "measure": brief(data)}
+    assert summarize(data) == {"name": "gain", "ensemble": "run"}
+    assert summarize({"name": "pcee", "measure": data}) == {"name": "pcee", "measure": summarize(data)}
     assert str(load_policy(fitted("gain"))) == "Gain()"
 
 
@@ -380,7 +380,7 @@ def test_each_label_is_an_answer_to_be_calibrated() -> None:
 def steps(data: dict[str, Any], problem_type: str) -> tuple[Any, Any]:
     """The calls and the functions of a policy in a model of three exits."""
     with one_registry():
-        return export_steps(policy_key(policy_data(load_policy(data))), (1, 2, 3), 3, problem_type, False)
+        return export_steps(policy_key(policy_to_dict(load_policy(data))), (1, 2, 3), 3, problem_type, False)
 
 
 @pytest.mark.parametrize(
@@ -471,7 +471,7 @@ def test_one_half_of_the_rows_fits_and_the_other_chooses(folder: Path, more: tup
 
 def test_a_fitted_policy_takes_an_ensemble_and_no_temperature(folder: Path) -> None:
     _, point = calibrated(folder, "--policy", "gain", "--ensemble", "run")
-    assert brief(point.policy) == {"name": "gain", "ensemble": "run"}
+    assert summarize(point.policy) == {"name": "gain", "ensemble": "run"}
     more = ["--trace", str(folder / "trace.safetensors"), "--policy", "gain", "--temperature", "--speedup", "2"]
     result = CliRunner().invoke(main, ["calibrate", str(folder / "model"), *more])
     assert result.exit_code == 2

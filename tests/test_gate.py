@@ -5,14 +5,14 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from offramp.errors import InvalidInput
-from offramp.gate import Gate, gate_losses, rightness
-from offramp.model import MultiExitModel
-from offramp.objectives.base import depth_weighted, exit_losses, task_losses
-from offramp.objectives.joint import Joint
-from offramp.objectives.staged import TwoStage
+from offramp.model.gate import Gate
+from offramp.model.losses import correctness_target, depth_weighted, exit_losses, gate_losses, task_losses
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.certainty import Certainty
 from offramp.policies.replay import scores
 from offramp.tracing import record
+from offramp.training.objectives.joint import Joint
+from offramp.training.objectives.staged import TwoStage
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from tiny import encoder_config, padded, tiny_model, token_rows
@@ -27,7 +27,7 @@ J = [(0.1**2 + 0.6**2) / 2, (0.5**2 + 0.2**2) / 2]
 
 
 def test_the_gates_loss_is_the_squared_distance_to_being_right() -> None:
-    assert rightness(CLASSES, LABELS).tolist() == [[1, 0], [1, 1]]
+    assert correctness_target(CLASSES, LABELS).tolist() == [[1, 0], [1, 1]]
     assert gate_losses(CLASSES, LABELS).tolist() == pytest.approx(J)
 
 
@@ -35,16 +35,16 @@ def test_of_a_value_the_gate_learns_one_minus_tanh_of_the_distance() -> None:
     exits = ExitOutput(torch.tensor([[[1.0], [3.0]], [[2.0], [2.5]]]), torch.tensor([[0.5, 0.5], [1.0, 0.2]]))
     right = [[1 - math.tanh(1), 1 - math.tanh(0.5)], [1.0, 1.0]]
     labels = torch.tensor([2.0, 2.5])
-    assert rightness(exits, labels).tolist() == [pytest.approx(row) for row in right]
+    assert correctness_target(exits, labels).tolist() == [pytest.approx(row) for row in right]
     by_hand = [((0.5 - right[0][0]) ** 2 + (0.5 - right[0][1]) ** 2) / 2, (0.0 + 0.8**2) / 2]
     assert gate_losses(exits, labels).tolist() == pytest.approx(by_hand)
 
 
 def test_of_several_values_the_worst_counts_and_of_several_labels_the_whole_set() -> None:
     values = ExitOutput(torch.tensor([[[0.0, 2.0]]]), torch.zeros(1, 1), problem_type=REGRESSION)
-    assert rightness(values, torch.tensor([[0.5, 0.0]])).item() == pytest.approx(1 - math.tanh(2))
+    assert correctness_target(values, torch.tensor([[0.5, 0.0]])).item() == pytest.approx(1 - math.tanh(2))
     tags = ExitOutput(torch.tensor([[[1.0, -1.0], [1.0, 1.0]]]), torch.zeros(1, 2), problem_type=MULTI_LABEL)
-    assert rightness(tags, torch.tensor([[1, 0], [1, 0]])).tolist() == [[1, 0]]
+    assert correctness_target(tags, torch.tensor([[1, 0], [1, 0]])).tolist() == [[1, 0]]
 
 
 def test_the_gates_loss_goes_wherever_the_tasks_loss_goes() -> None:

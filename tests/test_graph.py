@@ -12,14 +12,14 @@ import torch
 
 from exported import arrays, gated, graph_of
 from helpers import CHOICES, LEAVING, OUTPUTS, Case, clear_of_noise, has_meaning, threshold_between
-from offramp.bypass import Bypass
 from offramp.early_exit.loop import run
 from offramp.engine.runner import Graph, Told
-from offramp.heads import HEADS
-from offramp.model import MultiExitModel
+from offramp.model.bypass import Bypass
+from offramp.model.heads import HEADS
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import scores
-from offramp.registry import load_policy
 from offramp.tracing import record
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL

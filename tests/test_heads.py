@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InvalidInput, UnknownName
-from offramp.heads import HEADS, POOLINGS, Heads, pool, token_shares
-from offramp.model import MultiExitModel
+from offramp.model.heads import HEADS, POOLINGS, Heads, pool, token_shares
+from offramp.model.modeling import MultiExitModel
 from tiny import encoder_config
 
 EXITS, WIDTH, CLASSES = 3, 8, 4

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel, AutoModelForImageClassification
 
-from offramp.backbones.resnet import BasicBlock, CifarResNet, CifarResNetConfig, CifarResNetCut
 from offramp.errors import DataError, InvalidInput
-from offramp.model import MultiExitModel
+from offramp.model.backbones.resnet import BasicBlock, CifarResNet, CifarResNetConfig, CifarResNetCut
+from offramp.model.modeling import MultiExitModel
 from offramp.predictor import Predictor
-from offramp.registry import load_objective
 from offramp.tracing import record
-from offramp.training import ExitTrainer, default_arguments
+from offramp.training.fit import default_arguments
+from offramp.training.objectives.registry import load_objective
+from offramp.training.trainer import ExitTrainer
 from tiny import IMAGES, image_rows, padded, save_folder, tiny_classifier, tiny_model, token_rows
 
 

@@ -15,8 +15,8 @@ from offramp.early_exit.sync import SyncCosts, cheapest_sync_exits
 from offramp.errors import InvalidInput
 from offramp.policies.confidence import MaxProb
 from offramp.policies.fixed import Fixed
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, scores
-from offramp.registry import load_policy
 from offramp.types.carry import Carry
 from offramp.types.trace import Trace
 from tiny import FAMILIES, padded, rows_for, tiny_model

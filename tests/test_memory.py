@@ -2,12 +2,13 @@ import pytest
 import torch
 
 from offramp.errors import InvalidInput
-from offramp.model import MultiExitModel
-from offramp.objectives.distillation import SelfDistillation
-from offramp.objectives.equilibrium import GradientEquilibrium
-from offramp.objectives.joint import Joint
-from offramp.objectives.staged import TwoStage
-from offramp.training import ExitTrainer, default_arguments
+from offramp.model.modeling import MultiExitModel
+from offramp.training.fit import default_arguments
+from offramp.training.objectives.distillation import SelfDistillation
+from offramp.training.objectives.equilibrium import GradientEquilibrium
+from offramp.training.objectives.joint import Joint
+from offramp.training.objectives.staged import TwoStage
+from offramp.training.trainer import ExitTrainer
 from tiny import LAYERS, padded, tiny_model, token_rows
 
 

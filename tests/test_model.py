@@ -16,11 +16,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertMod
 from helpers import crossed
 from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput, UnknownName
-from offramp.model import MultiExitConfig, MultiExitModel, load_folder
+from offramp.model.config import MultiExitConfig
+from offramp.model.loading import load_folder
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.confidence import Entropy
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, scores
 from offramp.predictor import Predictor
-from offramp.registry import load_policy
 from offramp.tracing import record
 from offramp.types.operating_point import POINTS_FILE, Measured, OperatingPoint, write_points
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL

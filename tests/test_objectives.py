@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InvalidInput, UnknownName
-from offramp.objectives.base import PARTS, Objective, depth_weighted, exit_losses
-from offramp.objectives.distillation import EnsembleDistillation, LayerAttention, SelfDistillation, distances
-from offramp.objectives.equilibrium import GradientEquilibrium
-from offramp.objectives.joint import Joint, Last, Weighted
-from offramp.objectives.staged import Alternating, TwoStage
-from offramp.registry import OBJECTIVES, load_objective
+from offramp.model.losses import depth_weighted, exit_losses
+from offramp.training.objectives.base import PARTS, Objective
+from offramp.training.objectives.distillation import EnsembleDistillation, LayerAttention, SelfDistillation, distances
+from offramp.training.objectives.equilibrium import GradientEquilibrium
+from offramp.training.objectives.joint import Joint, Last, Weighted
+from offramp.training.objectives.registry import OBJECTIVES, load_objective
+from offramp.training.objectives.staged import Alternating, TwoStage
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 

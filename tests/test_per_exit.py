@@ -16,8 +16,8 @@ from offramp.policies.confidence import Margin, MaxProb
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.exit_scaling import ExitScaled
 from offramp.policies.fitting import fit_lines
+from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
-from offramp.registry import load_policy, policy_data
 from offramp.types.operating_point import POINTS_FILE, Target, read_points
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace, row_hashes
@@ -123,7 +123,7 @@ def test_rows_that_fitted_lines_certify_nothing() -> None:
     fitted = fit_lines("margin", trace)
     assert set(fitted["fitted_on"]) == set(row_hashes(trace))
     policy = load_policy("margin", **fitted)
-    assert load_policy(policy_data(policy)) == policy
+    assert load_policy(policy_to_dict(policy)) == policy
     with pytest.raises(InvalidInput, match="was fitted on"):
         certify(trace, policy, "agreement", 0.1)
 

@@ -16,8 +16,8 @@ from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
 from offramp.policies.pcee import PatientConfidence
+from offramp.policies.registry import POLICIES, load_policy, policy_to_dict
 from offramp.policies.replay import replay, run_policy, scores
-from offramp.registry import POLICIES, load_policy, policy_data
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
 
@@ -600,9 +600,9 @@ def test_entropy_of_equal_logits_is_not_below_0() -> None:
 def test_policies_go_through_data_and_back() -> None:
     for data, _ in CASES:
         policy = load_policy(data)
-        assert load_policy(policy_data(policy)) == policy
-        assert policy_data(load_policy(policy_data(policy))) == policy_data(policy)
-        assert policy_data(policy).items() >= data.items()
+        assert load_policy(policy_to_dict(policy)) == policy
+        assert policy_to_dict(load_policy(policy_to_dict(policy))) == policy_to_dict(policy)
+        assert policy_to_dict(policy).items() >= data.items()
 
 
 def test_policies_are_named_as_their_papers_are() -> None:
@@ -613,13 +613,13 @@ def test_policies_are_named_as_their_papers_are() -> None:
     assert load_policy("divergence") == Divergence("ce", 1, "all")
     assert load_policy("pcee", patience=3, ensemble="run") == Ensemble(PatientConfidence(Entropy(), 3), "run")
     assert load_policy({"name": "fixed", "ensemble": "all"}, ensemble="run") == Ensemble(Fixed(), "run")
-    assert policy_data(Ensemble(PatientConfidence(MaxProb(), 3), "all")) == {
+    assert policy_to_dict(Ensemble(PatientConfidence(MaxProb(), 3), "all")) == {
         "name": "pcee",
         "measure": "max-prob",
         "patience": 3,
         "ensemble": "all",
     }
-    assert policy_data(PatientConfidence(Stability(4), 3)) == {
+    assert policy_to_dict(PatientConfidence(Stability(4), 3)) == {
         "name": "pcee",
         "measure": {"name": "stability", "patience": 4},
         "patience": 3,
@@ -647,7 +647,7 @@ def test_a_policy_of_ones_own_cannot_be_stored_by_name() -> None:
         step = Fixed.step
 
     with pytest.raises(UnknownName, match="Own has no row"):
-        policy_data(Own())
+        policy_to_dict(Own())
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 
 from offramp.engines import Eager
 from offramp.errors import InvalidInput, UnknownName
-from offramp.loading import load_points
-from offramp.model import MultiExitModel
+from offramp.model.hub import load_points
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.confidence import Entropy
 from offramp.policies.replay import replay, scores
 from offramp.predictor import Predictor

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 import offramp
-from offramp.backbones.base import Backbone
 from offramp.errors import UnknownName, UnsupportedBackbone
-from offramp.objectives.base import Objective
+from offramp.model.backbones.base import Backbone
+from offramp.model.backbones.registry import BACKBONES, load_backbone
 from offramp.policies.base import Policy
-from offramp.registry import BACKBONES, OBJECTIVES, POLICIES, WRAPPERS, load, load_backbone
+from offramp.policies.registry import POLICIES, WRAPPERS
+from offramp.registry import load
+from offramp.training.objectives.base import Objective
+from offramp.training.objectives.registry import OBJECTIVES
 
 ROOT = Path(offramp.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))

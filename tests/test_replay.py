@@ -20,8 +20,8 @@ from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience
 from offramp.policies.pcee import PatientConfidence
+from offramp.policies.registry import FITTED, POLICIES, load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
-from offramp.registry import FITTED, POLICIES, load_policy, policy_data
 from offramp.types.operating_point import Measured, OperatingPoint, read_points, write_points
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -145,7 +145,7 @@ PLAIN: dict[str, Callable[[Past, dict[str, Any]], float]] = {
 
 
 def plain_score(past: Past, data: dict[str, Any]) -> float:
-    score = PLAIN[data["name"]](past, policy_data(load_policy(data)))  # with the default parameters
+    score = PLAIN[data["name"]](past, policy_to_dict(load_policy(data)))  # with the default parameters
     if "lines" in data:
         constant, slope = data["lines"][len(past) - 1]
         odds = max(score, 1e-9) / (1 - score)
@@ -171,7 +171,7 @@ def plain_scores(trace: Trace, data: dict[str, Any]) -> list[list[float]]:
 
 def plain_run(past: Past, data: dict[str, Any]) -> int:
     """How many exits agreed, or were ready, up to now."""
-    data = policy_data(load_policy(data))
+    data = policy_to_dict(load_policy(data))
     counts = {
         "divergence": lambda: data["patience"] + 1,
         "patience": lambda: plain_patience(past, data) + 1,
@@ -183,7 +183,7 @@ def plain_run(past: Past, data: dict[str, Any]) -> int:
 
 def plain_answer(past: Past, data: dict[str, Any], last: bool) -> list[float]:
     """What a sample is told that leaves now: probabilities, or values."""
-    inner = policy_data(load_policy(data)).get("measure", {})
+    inner = policy_to_dict(load_policy(data)).get("measure", {})
     members = data.get("ensemble", inner.get("ensemble") if isinstance(inner, dict) else None)
     size = {None: 1, "all": len(past), "run": 1 if last else plain_run(past, data)}[members]
     said = [
@@ -361,7 +361,7 @@ def test_logits_answer_for_their_own_sample() -> None:
 
 def test_replay_takes_a_policy_as_data() -> None:
     trace = random_trace(SINGLE_LABEL)
-    point = OperatingPoint(policy_data(PatientConfidence(MaxProb(), 3)), (0.7,) * 5)
+    point = OperatingPoint(policy_to_dict(PatientConfidence(MaxProb(), 3)), (0.7,) * 5)
     assert_same(replay(trace, point.policy, point.thresholds), replay(trace, PatientConfidence(MaxProb(), 3), 0.7))
 
 
@@ -503,7 +503,7 @@ def test_one_output_cannot_be_a_choice_among_classes() -> None:
 # --- operating points ---------------------------------------------------------------------------------------
 
 POINT = OperatingPoint(
-    policy_data(PatientConfidence(Certainty(), 3)),
+    policy_to_dict(PatientConfidence(Certainty(), 3)),
     (0.25, math.inf, -math.inf, 1 / 3),
     {"max_drop": 0.01},
     Measured("accuracy", 0.9, 0.91, 0.97, 2.5, 12, 1000, {"data": "dev", "engine": "torch-float32"}),

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from command import offramp
 from helpers import random_trace
-from offramp import registry
 from offramp.calibration.bounds import betting, binomial, conformal, hoeffding_bentkus
 from offramp.calibration.certify import METHODS, Method, certify, losses, lost_at
-from offramp.card import save_points
 from offramp.cli import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
 from offramp.evaluation.sweep import all_splits
+from offramp.model.card import save_points
+from offramp.policies import registry
 from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import Entropy
 from offramp.policies.replay import scores

@@ -160,7 +160,7 @@ def test_a_ladder_is_saved_beside_other_points_in_one_write(folder: Path, data: 
     assert offramp("calibrate", folder, "--data", data, "--speedup", 1.5).exit_code == 0
     old = OperatingPoint({"name": "entropy"}, (0.5,) * (LAYERS - 1))
     points = read_points(folder / POINTS_FILE)
-    from offramp.card import save_points
+    from offramp.model.card import save_points
 
     save_points({"full": old, **points, "keep-99.5": old}, folder)
     outcome = offramp("calibrate", folder, "--data", data, "--ladder")

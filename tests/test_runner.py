@@ -19,7 +19,7 @@ from helpers import POISON
 from offramp.engine.assemble import assemble
 from offramp.engine.runner import Array, Graph
 from offramp.errors import InvalidInput
-from offramp.registry import load_policy, policy_data
+from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.tracing import record
 from tiny import LAYERS, padded, tiny_model, token_rows
 
@@ -157,7 +157,7 @@ def test_a_row_of_nan_leaves_at_once_and_touches_nobody(policy: str) -> None:
     weights = tuple(sick if weight.name == table.name else weight for weight in poison.embed.weights)
     rule = load_policy(policy)
     parts = with_policies(replace(poison, embed=replace(poison.embed, weights=weights)), [rule])
-    poisoned = Graph.load(assemble(parts, policy_data(rule)).SerializeToString())
+    poisoned = Graph.load(assemble(parts, policy_to_dict(rule)).SerializeToString())
     rows = [dict(row, input_ids=list(row["input_ids"])) for row in ROWS]
     rows[3]["input_ids"][0] = POISON
     well = [number for number in range(9) if number != 3]

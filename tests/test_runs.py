@@ -10,10 +10,10 @@ from transformers import BertModel, ModernBertModel
 from offramp import runs
 from offramp.data.examples import Examples
 from offramp.errors import InvalidInput, OfframpError
-from offramp.loading import load_encoder
-from offramp.registry import STUDIES, load_study
+from offramp.model.hub import load_encoder
 from offramp.runs import Setting, Trained, all_kept, build_model, of_depth
 from offramp.studies.base import Training
+from offramp.studies.registry import STUDIES, load_study
 from tiny import LAYERS, encoder_config, texts, tiny_tokenizer
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, TrainerCallback, TrainingArguments
 
 from helpers import crossed
-from offramp.bypass import Bypass
 from offramp.data.batching import collate
 from offramp.errors import InvalidInput
-from offramp.model import MultiExitModel
-from offramp.objectives.base import FREEZING, Objective
-from offramp.registry import load_objective
-from offramp.training import ExitTrainer, default_arguments, part_of
+from offramp.model.bypass import Bypass
+from offramp.model.modeling import MultiExitModel
+from offramp.training.fit import default_arguments
+from offramp.training.objectives.base import FREEZING, Objective
+from offramp.training.objectives.registry import load_objective
+from offramp.training.trainer import ExitTrainer, parameter_group
 from tiny import CLASSIFIED, IMAGES, LAYERS, encoder_config, image_rows, padded, rows_for, tiny_classifier
 from tiny import token_rows as random_rows
 
@@ -70,7 +71,9 @@ def weights(model: MultiExitModel) -> Weights:
 
 def moved(model: MultiExitModel, before: Weights) -> set[str]:
     """Which of the objective's parts have changed."""
-    return {part_of(name, model) for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    return {
+        parameter_group(name, model) for name, value in weights(model).items() if not torch.equal(value, before[name])
+    }
 
 
 @pytest.mark.parametrize(
@@ -286,9 +289,9 @@ def test_one_optimiser_does_not_serve_two_stages(tmp_path: Path) -> None:
 def test_bypasses_belong_to_their_exits() -> None:
     model = toy_model(bypass=Bypass(rank=2), certainty=True)
     names = [name for name, _ in model.named_parameters() if name.startswith("bypasses.")]
-    assert {part_of(name, model) for name in names if name.startswith("bypasses.3.")} == {"final_exit"}
-    assert {part_of(name, model) for name in names if not name.startswith("bypasses.3.")} == {"early_exits"}
-    assert part_of("gate.linear.weight", model) == "gate"
+    assert {parameter_group(name, model) for name in names if name.startswith("bypasses.3.")} == {"final_exit"}
+    assert {parameter_group(name, model) for name in names if not name.startswith("bypasses.3.")} == {"early_exits"}
+    assert parameter_group("gate.linear.weight", model) == "gate"
     assert FREEZING[1].learns == {"early_exits", "gate"}
 
 

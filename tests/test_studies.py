@@ -2,9 +2,11 @@
 
 import pytest
 
-from offramp.registry import OBJECTIVES, POLICIES, STUDIES, load_policy, load_study
+from offramp.policies.registry import POLICIES, load_policy
 from offramp.studies.base import AS_IT_IS, EXITS, Between, Training, printed
+from offramp.studies.registry import STUDIES, load_study
 from offramp.study_page import TITLES, printed_rows
+from offramp.training.objectives.registry import OBJECTIVES
 
 
 @pytest.mark.parametrize("name", sorted(STUDIES))

@@ -12,11 +12,11 @@ from transformers import BertModel
 
 from command import offramp
 from helpers import random_trace
-from offramp.config import MultiExitConfig
+from offramp.model.config import MultiExitConfig
 from offramp.readings import Reading
-from offramp.registry import STUDIES, load_study
 from offramp.runs import Trained
 from offramp.studies.base import AS_IT_IS, Study
+from offramp.studies.registry import STUDIES, load_study
 from offramp.study import Told, examine
 from offramp.study_page import data_set_of, page
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL

@@ -19,7 +19,7 @@ from offramp.evaluation.sweep import curve
 from offramp.policies.confidence import Entropy, Margin
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Stability
-from offramp.registry import POLICIES, load_policy
+from offramp.policies.registry import POLICIES, load_policy
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace, row_hashes
 

@@ -30,8 +30,8 @@ from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
 from offramp.policies.pcee import PatientConfidence
+from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
-from offramp.registry import load_policy, policy_data
 from offramp.types.operating_point import Measured, OperatingPoint, Target
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -237,7 +237,7 @@ def test_no_drop_at_all_keeps_the_full_score() -> None:
     for policy in FOR_CLASSES:
         point = calibrate(trace, policy, Target(max_drop=0))
         assert point.measured.score >= point.measured.full_score
-        assert point.policy == policy_data(policy)
+        assert point.policy == policy_to_dict(policy)
 
 
 def test_targets_compare_with_the_full_model_whatever_an_ensemble_makes_of_never() -> None:

@@ -14,12 +14,13 @@ from transformers import AutoModel
 
 from helpers import crossed
 from offramp import TokenExit
-from offramp.bypass import Bypass
-from offramp.config import MultiExitConfig
 from offramp.errors import InvalidInput, UnsupportedBackbone
-from offramp.model import MultiExitModel
-from offramp.registry import load_backbone
-from offramp.token_exit import CLASS_ATTENTION, class_row, kept, select
+from offramp.model.backbones.registry import load_backbone
+from offramp.model.bypass import Bypass
+from offramp.model.config import MultiExitConfig
+from offramp.model.modeling import MultiExitModel
+from offramp.model.token_exit.class_attention import CLASS_ATTENTION, class_attention_row
+from offramp.model.token_exit.selection import kept_count, select
 from offramp.tracing import record
 from tiny import ABSOLUTE, LAYERS, VOCABULARY, encoder_config, padded, tiny_model, token_rows
 
@@ -52,11 +53,11 @@ def test_the_row_is_the_first_tokens_attention_without_its_own_column() -> None:
     # two heads; products of the first query with the keys: 0, ln 2, ln 5 and 0, 0, ln 2
     query = torch.tensor([1.0, 9, 9]).view(1, 1, 3, 1).expand(1, 2, 3, 1)
     key = torch.tensor([[0, math.log(2), math.log(5)], [0, 0, math.log(2)]]).view(1, 2, 3, 1)
-    row = class_row(query, key, None, 1.0)
+    row = class_attention_row(query, key, None, 1.0)
     assert torch.allclose(row, torch.tensor([[(2 / 8 + 1 / 4) / 2, (5 / 8 + 2 / 4) / 2]]))
     mask = torch.tensor([True, True, False]).expand(1, 1, 3, 3)
-    assert torch.allclose(class_row(query, key, mask, 1.0), torch.tensor([[(2 / 3 + 1 / 2) / 2, 0.0]]))
-    assert torch.allclose(class_row(query, 2 * key, None, 0.5), row)
+    assert torch.allclose(class_attention_row(query, key, mask, 1.0), torch.tensor([[(2 / 3 + 1 / 2) / 2, 0.0]]))
+    assert torch.allclose(class_attention_row(query, 2 * key, None, 0.5), row)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +65,14 @@ def test_the_row_is_the_first_tokens_attention_without_its_own_column() -> None:
     [(10, 0.7, 7), (9, 0.7, 7), (3, 0.7, 3), (1, 0.7, 1), (0, 0.7, 0), (10, 1 - 0.7, 3), (7, 0.01, 1), (5, 1.0, 5)],
 )
 def test_kept_is_the_ceiling_of_the_exact_product_and_at_least_one(count: int, ratio: float, expected: int) -> None:
-    assert kept(torch.tensor([count]), ratio).tolist() == [expected]
+    assert kept_count(torch.tensor([count]), ratio).tolist() == [expected]
 
 
 def test_the_ceiling_is_that_of_exact_fractions() -> None:
     counts = torch.arange(1, 600)
     for percent in range(1, 101):
         exact = [max(1, -(-count * percent // 100)) for count in counts.tolist()]
-        assert kept(counts, percent / 100).tolist() == exact
+        assert kept_count(counts, percent / 100).tolist() == exact
 
 
 SCORES = torch.tensor([[0.1, 0.4, 0.05, 0.2], [0.3, 0.1, 0.0, 0.0], [0.2, 0.0, 0.0, 0.0]])
@@ -256,7 +257,10 @@ def test_behind_the_schedule_layers_run_whole(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         type(model._cut), "attend", lambda self, number, carry: asked.append(number) or attend(self, number, carry)
     )
-    monkeypatch.setattr("offramp.token_exit.class_row", lambda *given: asked.append("row") or class_row(*given))
+    monkeypatch.setattr(
+        "offramp.model.token_exit.class_attention.class_attention_row",
+        lambda *given: asked.append("row") or class_attention_row(*given),
+    )
     model.exits(padded(model, token_rows(4)))
     assert asked == [0, "row", 1, "row"]
 

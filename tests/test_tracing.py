@@ -10,7 +10,7 @@ from torch import Tensor
 from offramp.data.examples import Columns, Examples
 from offramp.engine.about import weights_digest
 from offramp.errors import DataError, InvalidInput, UnknownName
-from offramp.model import MultiExitModel
+from offramp.model.modeling import MultiExitModel
 from offramp.tracing import read_for, record
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL

@@ -11,11 +11,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from offramp.data.batching import collate
 from offramp.data.examples import Examples
 from offramp.errors import InvalidInput
-from offramp.model import MultiExitModel
-from offramp.objectives.base import Objective, exit_losses
+from offramp.model.losses import exit_losses
+from offramp.model.modeling import MultiExitModel
 from offramp.predictor import Predictor
-from offramp.registry import OBJECTIVES, load_objective
-from offramp.training import ExitTrainer, default_arguments, fit, part_of, token_rows
+from offramp.training.fit import default_arguments, fit, token_rows
+from offramp.training.objectives.base import Objective
+from offramp.training.objectives.registry import OBJECTIVES, load_objective
+from offramp.training.trainer import ExitTrainer, parameter_group
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -126,7 +128,7 @@ def test_last_leaves_the_early_exits_bit_for_bit(head: str, train: Callable[...,
     before = weights(model)
     trainer = train(model, "last", rate=1e-2, weight_decay=0.5, max_steps=5)
 
-    early = {name for name, _ in model.named_parameters() if part_of(name, model) == "early_exits"}
+    early = {name for name, _ in model.named_parameters() if parameter_group(name, model) == "early_exits"}
     assert early == {name for name in early if name.startswith("heads.")}
     assert len(early) == {"linear": 6, "pooler": 12, "shared_pooler": 6}[head]
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -157,7 +159,7 @@ def test_after_last_another_objective_trains_all_exits_again(train: Callable[...
 )
 def test_a_shared_pooler_belongs_to_the_last_exit(head: str, parts: dict[str, int]) -> None:
     model = toy_model(head=head)
-    found = [part_of(name, model) for name, _ in model.named_parameters()]
+    found = [parameter_group(name, model) for name, _ in model.named_parameters()]
     assert {part: found.count(part) for part in parts} == parts
     assert found.count("backbone") == len(list(model.backbone.parameters()))
 
@@ -446,7 +448,7 @@ def test_fit_goes_on_where_it_was_interrupted(
     whole: MultiExitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped, resumed = (toy_model(dropout=0.2) for _ in range(2))
-    monkeypatch.setattr("offramp.training.Progress", Stop)
+    monkeypatch.setattr("offramp.training.fit.Progress", Stop)
     with pytest.raises(KeyboardInterrupt):
         fit(stopped, tiny_tokenizer(), tmp_path / "other", labelled_texts(32), **FITTING)
     monkeypatch.undo()

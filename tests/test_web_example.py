@@ -15,15 +15,15 @@ from tiny import balanced, save_folder, tiny_model, tiny_tokenizer
 
 pytest.importorskip("onnxruntime")
 
-from offramp.card import save_points
 from offramp.data.batching import encode
 from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE
 from offramp.engine.about import GRAPHS
 from offramp.engines import load_engine
 from offramp.exporting import export
+from offramp.model.card import save_points
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import scores
-from offramp.registry import load_policy
 from offramp.tracing import record
 from offramp.types.operating_point import OperatingPoint
 

@@ -28,9 +28,9 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from offramp.backbones.resnet import CifarResNetConfig
 from offramp.data.batching import collate, encode
-from offramp.model import MultiExitModel
+from offramp.model.backbones.resnet import CifarResNetConfig
+from offramp.model.modeling import MultiExitModel
 
 LAYERS, WIDTH, VOCABULARY, POSITIONS, PIXELS = 4, 16, 40, 64, 8
 OTHER_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")

@@ -7,35 +7,35 @@ transformers' Auto classes learn about offramp's models as soon as transformers 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from offramp.autoclasses import register_with_transformers
+from offramp.model.auto import register_with_transformers
 
 if TYPE_CHECKING:
-    from offramp.bypass import Bypass as Bypass
     from offramp.calibration.calibrate import calibrate as calibrate
     from offramp.calibration.certify import certify as certify
     from offramp.calibration.ladder import ladder as ladder
-    from offramp.config import MultiExitConfig as MultiExitConfig
     from offramp.data.examples import Examples as Examples
     from offramp.data.examples import read_examples as read_examples
     from offramp.errors import CannotReach as CannotReach
     from offramp.errors import InvalidInput as InvalidInput
     from offramp.errors import OfframpError as OfframpError
     from offramp.evaluation.compare import compare as compare
-    from offramp.model import MultiExitModel as MultiExitModel
+    from offramp.model.bypass import Bypass as Bypass
+    from offramp.model.config import MultiExitConfig as MultiExitConfig
+    from offramp.model.modeling import MultiExitModel as MultiExitModel
+    from offramp.model.token_exit.config import TokenExit as TokenExit
     from offramp.policies.base import Policy as Policy
     from offramp.policies.base import Step as Step
     from offramp.policies.fitting import fit_lines as fit_lines
     from offramp.policies.fitting import fit_policy as fit_policy
     from offramp.policies.fitting import fit_temperatures as fit_temperatures
+    from offramp.policies.registry import load_policy as load_policy
     from offramp.policies.replay import replay as replay
     from offramp.policies.replay import scores as scores
     from offramp.predictor import Predictor as Predictor
-    from offramp.registry import load_objective as load_objective
-    from offramp.registry import load_policy as load_policy
     from offramp.timing import measure_costs as measure_costs
-    from offramp.token_exit import TokenExit as TokenExit
     from offramp.tracing import record as record
-    from offramp.training import ExitTrainer as ExitTrainer
+    from offramp.training.objectives.registry import load_objective as load_objective
+    from offramp.training.trainer import ExitTrainer as ExitTrainer
     from offramp.types.cost_table import CostTable as CostTable
     from offramp.types.operating_point import Certificate as Certificate
     from offramp.types.operating_point import OperatingPoint as OperatingPoint
@@ -47,24 +47,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "bypass": ("Bypass",),
     "calibration.calibrate": ("calibrate",),
     "calibration.certify": ("certify",),
     "calibration.ladder": ("ladder",),
-    "config": ("MultiExitConfig",),
     "data.examples": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
     "evaluation.compare": ("compare",),
-    "model": ("MultiExitModel",),
+    "model.bypass": ("Bypass",),
+    "model.config": ("MultiExitConfig",),
+    "model.modeling": ("MultiExitModel",),
+    "model.token_exit.config": ("TokenExit",),
     "policies.base": ("Policy", "Step"),
     "policies.fitting": ("fit_lines", "fit_policy", "fit_temperatures"),
+    "policies.registry": ("load_policy",),
     "policies.replay": ("replay", "scores"),
     "predictor": ("Predictor",),
-    "registry": ("load_objective", "load_policy"),
     "timing": ("measure_costs",),
-    "token_exit": ("TokenExit",),
     "tracing": ("record",),
-    "training": ("ExitTrainer",),
+    "training.objectives.registry": ("load_objective",),
+    "training.trainer": ("ExitTrainer",),
     "types.cost_table": ("CostTable",),
     "types.operating_point": ("Certificate", "OperatingPoint", "Target"),
     "types.outputs": ("Answers", "ExitOutput"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offramp.data.batching import collate, length_sorted
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.model import MultiExitModel
+from offramp.model.modeling import MultiExitModel
 from offramp.types.outputs import ExitOutput, class_log_probs, predictions
 from offramp.types.problem_types import SINGLE_LABEL
 from offramp.types.trace import Trace, labels_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from offramp.model import MultiExitModel
+from offramp.model.modeling import MultiExitModel
 from offramp.types.outputs import Answers
 
 Name = TypeVar("Name", bound=Hashable)

@@ -14,7 +14,7 @@ from offramp.evaluation.compare import Comparison
 from offramp.evaluation.curves import area, score_at
 from offramp.evaluation.slices import Slice
 from offramp.evaluation.sweep import Curve
-from offramp.registry import brief, policy_data
+from offramp.policies.registry import policy_to_dict, summarize
 from offramp.report import table
 
 SHARES = (1 / 4, 1 / 3, 1 / 2, 2 / 3)
@@ -39,7 +39,7 @@ def comparison_data(found: Comparison) -> dict[str, Any]:
     """What `comparison_text` says, and every point of every line, for JSON."""
     low, high = found.limits
     lines = {
-        name: {"policy": brief(policy_data(found.policies[name])), **_line(found, band)}
+        name: {"policy": summarize(policy_to_dict(found.policies[name])), **_line(found, band)}
         for name, band in found.bands.items()
     }
     by_area = sorted(lines, key=lambda name: -(lines[name]["area"] or 0))

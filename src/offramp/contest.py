@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 
 from offramp.bench import Line, Ratio, Run, Times, median, turns
-from offramp.config import MultiExitConfig
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import GUESSED, Columns, Text, read_rows
 from offramp.engine.about import ENGINES
 from offramp.engines import Eager, Engine, load_engine
 from offramp.errors import InvalidInput
 from offramp.evaluation.metrics import layerwise, metric_for
-from offramp.loading import load_config, load_points, load_tokenizer, refuse_images
-from offramp.model import load_model
+from offramp.model.config import MultiExitConfig
+from offramp.model.hub import load_config, load_points, load_tokenizer, refuse_images
+from offramp.model.loading import load_model
 from offramp.rivals import Rival, full_depth
 from offramp.tracing import read_for
 from offramp.types.operating_point import OperatingPoint

@@ -13,19 +13,20 @@ from transformers import set_seed
 
 from offramp.bench import interleaved, median, plain
 from offramp.calibration.calibrate import calibrate
-from offramp.card import save_points
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import Columns, Examples, read_examples
 from offramp.data.readers import SAMPLE
-from offramp.encoder import default_encoder
 from offramp.evaluation.metrics import layerwise
-from offramp.loading import load_tokenizer
-from offramp.model import MultiExitModel, load_folder
+from offramp.model.card import save_points
+from offramp.model.default_encoder import default_encoder
+from offramp.model.hub import load_tokenizer
+from offramp.model.loading import load_folder
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.fitting import fit_default_policy
 from offramp.predictor import DEFAULT, Predictor
 from offramp.report import draw_curves, measure_all, point_table, scores_text, usual_curves
 from offramp.tracing import read_for, record
-from offramp.training import fit
+from offramp.training.fit import fit
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
 

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from offramp.config import MultiExitConfig
 from offramp.early_exit.loop import run
 from offramp.engine.about import ENGINES, GRAPHS, WEIGHTS, weights_digest
 from offramp.errors import InvalidInput, UnknownName
-from offramp.loading import file_of, load_config
-from offramp.model import MultiExitModel, load_model
+from offramp.model.config import MultiExitConfig
+from offramp.model.hub import find_file, load_config
+from offramp.model.loading import load_model
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.fixed import Fixed
-from offramp.registry import WRAPPERS, brief, load_policy
+from offramp.policies.registry import WRAPPERS, load_policy, summarize
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, ExitOutput
 
@@ -140,7 +141,7 @@ class Exported:
         runs = self.graph.about.policy
         if load_policy(point.policy) != load_policy(runs):
             raise InvalidInput(
-                f"the graph runs the policy {brief(runs)}, the operating point is for {brief(point.policy)}; "
+                f"the graph runs the policy {summarize(runs)}, the operating point is for {summarize(point.policy)}; "
                 f"{self._remedy(point.policy)}"
             )
         measured = point.measured.about.get("engine", self.name) if point.measured is not None else self.name
@@ -206,7 +207,11 @@ def load_engine(
 def _best(folder: str | os.PathLike[str], point: OperatingPoint | None) -> Eager | Exported:
     measured = point.measured.about.get("engine") if point is not None and point.measured is not None else None
     engine = "onnx-int8" if measured == "onnx-int8" else "onnx"
-    if torch.accelerator.is_available() or find_spec("onnxruntime") is None or file_of(folder, GRAPHS[engine]) is None:
+    if (
+        torch.accelerator.is_available()
+        or find_spec("onnxruntime") is None
+        or find_file(folder, GRAPHS[engine]) is None
+    ):
         return Eager(load_model(folder))
     try:
         exported = _exported(folder, engine)
@@ -219,7 +224,7 @@ def _best(folder: str | os.PathLike[str], point: OperatingPoint | None) -> Eager
 
 def _exported(folder: str | os.PathLike[str], engine: str) -> Exported:
     config = load_config(folder)
-    path, weights = (file_of(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
+    path, weights = (find_file(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
     if path is None or weights is None:
         option = " --int8" if engine == "onnx-int8" else ""
         lacking = GRAPHS[engine] + ("" if path is None else WEIGHTS)

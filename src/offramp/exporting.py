@@ -32,11 +32,12 @@ from offramp.engine.runner import Graph
 from offramp.engines import Exported
 from offramp.errors import OfframpError
 from offramp.evaluation.metrics import layerwise, metric_for
-from offramp.loading import load_points, load_tokenizer, refuse_images
-from offramp.model import MultiExitModel, load_model
+from offramp.model.hub import load_points, load_tokenizer, refuse_images
+from offramp.model.loading import load_model
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
+from offramp.policies.registry import default_policy, load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
-from offramp.registry import load_policy, policy_data, usual_policy
 from offramp.tracing import read_for, record
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, predictions
@@ -139,7 +140,7 @@ def export(
         parts = with_weights_beside(parts, weights)
 
         def written(rule: Policy) -> Exported:
-            onnx.save(assemble(parts, policy_data(rule)), graph)
+            onnx.save(assemble(parts, policy_to_dict(rule)), graph)
             return Exported(Graph.load(graph), model.config)
 
         some = reference.take(torch.arange(min(CHECKED, len(rows))))
@@ -154,7 +155,7 @@ def export(
     return Checked(
         path=path,
         engine=exported.name,
-        policy=policy_data(runs),
+        policy=policy_to_dict(runs),
         policies=[json.loads(key) for key in parts.about.policies],
         bytes=size,
         seconds=time.perf_counter() - started,
@@ -174,7 +175,7 @@ def with_steps(parts: Parts, policies: Sequence[Policy]) -> Parts:
     about = parts.about
     calls, functions = dict(about.policies), dict(parts.functions)
     for rule in policies:
-        key = policy_key(policy_data(rule))
+        key = policy_key(policy_to_dict(rule))
         calls[key], more = export_steps(key, about.layers, about.outputs, about.problem_type, about.certainty)
         functions |= more
     return replace(parts, functions=functions, about=replace(about, policies=calls))
@@ -238,19 +239,19 @@ def _distinct_policies(
     policies: Sequence[PolicyLike],
 ) -> list[Policy]:
     """Return the policies that a file holds, each once; it runs the first one."""
-    usual = usual_policy(model.config.problem_type)
+    usual = default_policy(model.config.problem_type)
     if policy is None:
         policy = points["default"].policy if "default" in points else usual
     by_key: dict[str, Policy] = {}
     for each in (policy, *(point.policy for point in points.values()), usual, *policies):
         rule = each if isinstance(each, Policy) else load_policy(each)
-        by_key.setdefault(policy_key(policy_data(rule)), rule)
+        by_key.setdefault(policy_key(policy_to_dict(rule)), rule)
     return list(by_key.values())
 
 
 def _refuse_policy(model: MultiExitModel, rule: Policy) -> None:
     """Raise NotApplicable where a policy does not fit, before the blocks are exported; its steps are kept."""
-    key, config = policy_key(policy_data(rule)), model.config
+    key, config = policy_key(policy_to_dict(rule)), model.config
     export_steps(key, tuple(model.layers), config.num_labels, config.problem_type, model.gate is not None)
 
 

@@ -16,7 +16,7 @@ from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import Text
 from offramp.engines import AUTO, Engine, load_engine
 from offramp.errors import InvalidInput
-from offramp.loading import load_config, load_points, load_tokenizer, named_point, refuse_images
+from offramp.model.hub import load_config, load_points, load_tokenizer, named_point, refuse_images
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION

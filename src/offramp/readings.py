@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from offramp.calibration.certify import losses
-from offramp.cost import macs, plain_macs
 from offramp.errors import InvalidInput
 from offramp.evaluation.metrics import layerwise, metric_for, score
 from offramp.evaluation.sweep import sweep
+from offramp.model.flops import macs, plain_macs
+from offramp.policies.registry import load_policy
 from offramp.policies.replay import finite_outputs, replay, run_policy
-from offramp.registry import load_policy
 from offramp.runs import Trained
 from offramp.studies.base import Ask, Between, Cheaper, Saving
 from offramp.types.outputs import ExitOutput

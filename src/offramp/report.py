@@ -13,7 +13,7 @@ from offramp.evaluation.bootstrap import BootstrapCurve
 from offramp.evaluation.measure import measure
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.sweep import Curve, curve
-from offramp.registry import brief, load_policy
+from offramp.policies.registry import load_policy, summarize
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Measured, OperatingPoint
 from offramp.types.problem_types import REGRESSION
@@ -94,7 +94,7 @@ def measure_all(
 def point_text(point: OperatingPoint) -> str:
     """An operating point in words: where it leaves, what was asked for, what was measured, what is promised."""
     limits = ", ".join("never" if value == math.inf else f"{value:.4g}" for value in point.thresholds)
-    parameters = "".join(f" {key}={value}" for key, value in brief(point.policy).items() if key != "name")
+    parameters = "".join(f" {key}={value}" for key, value in summarize(point.policy).items() if key != "name")
     asked = ", ".join(f"{key} {value:g}" for key, value in point.target.items()) or "set by hand"
     lines = [f"{point.policy['name']}{parameters}, thresholds {limits} ({asked})"]
     told = point.measured

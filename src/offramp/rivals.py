@@ -19,7 +19,7 @@ from torch import Tensor
 
 from offramp.bench import Inputs, Run, forward, plain
 from offramp.engine.about import GRAPHS
-from offramp.model import MultiExitModel
+from offramp.model.modeling import MultiExitModel
 
 log = logging.getLogger("offramp")
 

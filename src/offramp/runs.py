@@ -16,21 +16,21 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from offramp.backbones.depth import restack
-from offramp.bypass import Bypass
-from offramp.config import MultiExitConfig
 from offramp.data.batching import token_limit
 from offramp.data.examples import Examples
-from offramp.encoder import encoder_name
 from offramp.errors import InvalidInput
-from offramp.loading import load_encoder, load_tokenizer
-from offramp.model import MultiExitModel
-from offramp.objectives.base import Objective
-from offramp.registry import load_objective
+from offramp.model.backbones.restack import restack
+from offramp.model.bypass import Bypass
+from offramp.model.config import MultiExitConfig
+from offramp.model.default_encoder import encoder_name
+from offramp.model.hub import load_encoder, load_tokenizer
+from offramp.model.modeling import MultiExitModel
+from offramp.model.token_exit.config import TokenExit
 from offramp.studies.base import Training
-from offramp.token_exit import TokenExit
 from offramp.tracing import record
-from offramp.training import fit, token_rows
+from offramp.training.fit import fit, token_rows
+from offramp.training.objectives.base import Objective
+from offramp.training.objectives.registry import load_objective
 from offramp.types.problem_types import SINGLE_LABEL
 from offramp.types.trace import Trace
 
@@ -74,7 +74,7 @@ def train_and_record(
         held_out: what to record.
         objective: what to minimise.
         seed: of weights and order.
-        recipe: further arguments of `offramp.training.default_arguments`.
+        recipe: further arguments of `offramp.training.fit.default_arguments`.
     """
     set_seed(seed)
     model = build()
@@ -98,7 +98,7 @@ class Setting:
         layers: the encoder's depth; None = as it is. See `of_depth`.
         pooling: what an exit reads, see `MultiExitModel.from_backbone`.
         max_length: tokens a text; None = what the encoder takes.
-        recipe: further arguments of `offramp.training.default_arguments`.
+        recipe: further arguments of `offramp.training.fit.default_arguments`.
         about: where the rows are from, in words.
     """
 

@@ -19,8 +19,8 @@ from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import Text
 from offramp.engines import Eager, Engine, Exported
 from offramp.errors import InvalidInput
-from offramp.model import MultiExitModel
-from offramp.registry import usual_policy
+from offramp.model.modeling import MultiExitModel
+from offramp.policies.registry import default_policy
 from offramp.tracing import running
 from offramp.types.cost_table import CostTable
 
@@ -66,7 +66,7 @@ def measure_costs(
     chosen = _spread(tokens, max(TIMED, 4 * batch_size))
     pad = runs.config.pad_token_id
     batches = [collate([chosen[number] for number in numbers], pad) for numbers in length_sorted(chosen, batch_size)]
-    policy = {"name": usual_policy(runs.config.problem_type)}
+    policy = {"name": default_policy(runs.config.problem_type)}
     points = {layer: replace(leave_at(layer, layers), policy=policy) for layer in layers}
     times, _ = turns({layer: partial(runs.answer, point=point) for layer, point in points.items()}, batches, rounds)
     medians = {layer: 1000 / times[layer].per_second for layer in layers}

@@ -11,15 +11,15 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from offramp.config import MultiExitConfig
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import GUESSED, Columns, Examples, read_examples
 from offramp.engine.about import weights_digest
 from offramp.engines import AUTO, Eager, Engine, Exported, check_name, load_engine
 from offramp.errors import DataError, InvalidInput
-from offramp.loading import load_config, load_tokenizer, refuse_images
-from offramp.model import MultiExitModel
-from offramp.registry import load_backbone
+from offramp.model.backbones.registry import load_backbone
+from offramp.model.config import MultiExitConfig
+from offramp.model.hub import load_config, load_tokenizer, refuse_images
+from offramp.model.modeling import MultiExitModel
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
 

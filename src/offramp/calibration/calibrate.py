@@ -19,8 +19,8 @@ from offramp.evaluation.sweep import curve, per_exit_constant, sweep
 from offramp.policies.base import Policy
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.exit_scaling import ExitScaled
+from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import finite_outputs, run_policy
-from offramp.registry import load_policy, policy_data
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.outputs import ExitOutput, predictions
@@ -73,7 +73,7 @@ def calibrate(
         threshold = _for_latency(trace, policy, target.latency_ms, cost)
     policy, thresholds = deployed(policy, threshold, trace.depth)
     asked = {name: value for name, value in asdict(target).items() if value is not None}
-    return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds, metric, cost))
+    return OperatingPoint(policy_to_dict(policy), thresholds, asked, measure(trace, policy, thresholds, metric, cost))
 
 
 def deployed(policy: Policy, threshold: float, exits: int) -> tuple[Policy, tuple[float, ...]]:

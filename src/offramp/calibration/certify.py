@@ -31,8 +31,8 @@ from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
 from offramp.evaluation.measure import measure
 from offramp.evaluation.sweep import Sweep, all_splits, sweep
 from offramp.policies.base import Policy
+from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import finite_outputs
-from offramp.registry import load_policy, policy_data
 from offramp.types.operating_point import RISKS, Certificate, OperatingPoint
 from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import REGRESSION
@@ -112,7 +112,7 @@ def certify(
     )
     policy, thresholds = deployed(policy, threshold, trace.depth)
     asked = {"level": level} if method == "conformal" else {"level": level, "delta": delta}
-    return OperatingPoint(policy_data(policy), thresholds, asked, measure(trace, policy, thresholds), certificate)
+    return OperatingPoint(policy_to_dict(policy), thresholds, asked, measure(trace, policy, thresholds), certificate)
 
 
 def _check(trace: Trace, policy: Policy, risk: str, level: float, delta: float, method: str) -> None:
@@ -127,7 +127,7 @@ def _check(trace: Trace, policy: Policy, risk: str, level: float, delta: float, 
             "certify counts wrong answers and a regression has none; calibrate(..., Target(max_drop=...)) chooses a "
             "threshold for it, without a guarantee"
         )
-    fitted_on = _fitted_on(policy_data(policy))
+    fitted_on = _fitted_on(policy_to_dict(policy))
     if seen := fitted_on and fitted_on & set(row_hashes(trace)):
         raise InvalidInput(
             f"the policy was fitted on {len(seen)} of these rows (offramp.types.trace.row_hashes); certify on others"

@@ -18,8 +18,8 @@ from offramp.calibration.certify import certify
 from offramp.errors import CannotReach
 from offramp.evaluation.measure import measure
 from offramp.policies.base import Policy
+from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import finite_outputs
-from offramp.registry import load_policy, policy_data
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
 
@@ -61,7 +61,7 @@ def ladder(
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
     finite_outputs(trace, policy)
     runs, never = deployed(policy, math.inf, trace.depth)
-    found = {"full": OperatingPoint(policy_data(runs), never, measured=measure(trace, runs, never, metric))}
+    found = {"full": OperatingPoint(policy_to_dict(runs), never, measured=measure(trace, runs, never, metric))}
     makes = {name: partial(calibrate, trace, policy, Target(max_drop=drop), metric) for name, drop in DROPS.items()}
     if delta is not None:
         each = delta / len(DROPS)

@@ -33,7 +33,7 @@ from offramp.commands.points import (
 )
 from offramp.engine.about import GRAPHS
 from offramp.errors import InvalidInput
-from offramp.registry import FITTED
+from offramp.policies.registry import FITTED
 
 if TYPE_CHECKING:
     from offramp.policies.base import Policy
@@ -225,7 +225,7 @@ def _tell_promises(points: Mapping[str, OperatingPoint], confidence: float | Non
 
 def _offsets_of(folder: Path, told: str) -> tuple[float, ...]:
     """What each class of the model in a folder is held back by, from "safe:0.2,other:0.1"."""
-    from offramp.loading import load_config
+    from offramp.model.hub import load_config
 
     config = load_config(folder)
     names = [config.id2label[number] for number in range(config.num_labels)]
@@ -252,12 +252,12 @@ def _asked(
     Numbers are fitted on a random half of the rows, the lines of --per-exit on all, unless `apart`.
     """
     from offramp.policies.fitting import fit_lines, fit_policy, fit_temperatures
-    from offramp.registry import load_policy, policy_data, usual_policy
+    from offramp.policies.registry import default_policy, load_policy, policy_to_dict
 
-    name = policy or usual_policy(str(trace.problem_type))
+    name = policy or default_policy(str(trace.problem_type))
     if name in FITTED:
         ours, trace = _halves(trace, name)
-        parameters = {**policy_data(fit_policy(name, ours)), **parameters}
+        parameters = {**policy_to_dict(fit_policy(name, ours)), **parameters}
         return load_policy(parameters), trace
     if temperature:
         ours, trace = _halves(trace, "temperatures")

@@ -90,7 +90,7 @@ def _slices(
 ) -> tuple[Slice, ...]:
     """Slices of the default point."""
     from offramp.evaluation.slices import by_groups, by_label, by_length
-    from offramp.loading import load_config
+    from offramp.model.hub import load_config
     from offramp.predictor import DEFAULT
 
     if DEFAULT not in points:

@@ -27,7 +27,7 @@ def info(folder: Path, as_json: bool) -> None:
     offramp info model
     """
     quiet()
-    from offramp.model import load_folder
+    from offramp.model.loading import load_folder
     from offramp.report import point_text
 
     model, _ = load_folder(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from offramp.engine.about import ENGINES
-from offramp.registry import POLICIES, brief
+from offramp.policies.registry import POLICIES, summarize
 
 if TYPE_CHECKING:
     from offramp.data.examples import Columns
@@ -124,5 +124,5 @@ def read_trace(folder: Path, given: Mapping[str, Any]) -> Trace:
 
 def policy_words(policy: Mapping[str, Any]) -> str:
     """A policy in words: "pcee (measure entropy, patience 2)"."""
-    rest = ", ".join(f"{key} {value}" for key, value in brief(policy).items() if key != "name")
+    rest = ", ".join(f"{key} {value}" for key, value in summarize(policy).items() if key != "name")
     return f"{policy['name']} ({rest})" if rest else str(policy["name"])

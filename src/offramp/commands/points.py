@@ -81,7 +81,7 @@ def saved_points(folder: Path) -> dict[str, OperatingPoint]:
 
 def add_points(folder: Path, points: Mapping[str, OperatingPoint], instead_of: Collection[str] = ()) -> None:
     """Add points to those of a folder, if its model has so many exits; those of the names `instead_of` go."""
-    from offramp.card import save_points
+    from offramp.model.card import save_points
 
     exits = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("exit_layers")
     if exits is None:

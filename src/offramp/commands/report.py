@@ -54,7 +54,7 @@ def report(
     offramp report model --data test.csv -o report.html
     """
     quiet()
-    from offramp.loading import load_config
+    from offramp.model.hub import load_config
     from offramp.page.content import Texts, page
     from offramp.page.environment import environment
     from offramp.page.render import render

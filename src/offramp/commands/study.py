@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from offramp.commands.options import FOLDER, column_options, columns_of, json_option, learning_options, quiet
-from offramp.registry import STUDIES, load_study
+from offramp.studies.registry import STUDIES, load_study
 
 if TYPE_CHECKING:
     from offramp.runs import Setting
@@ -42,7 +42,7 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     offramp study pabee --train train.csv --validation dev.csv --test test.csv --seeds 5 -o study
     """
     quiet()
-    from offramp.cost import plain_macs
+    from offramp.model.flops import plain_macs
     from offramp.runs import all_kept, build_model
     from offramp.study import examine
     from offramp.study_page import data_set_of, page
@@ -64,7 +64,7 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
 def _setting(given: Mapping[str, Any]) -> Setting:
     """What all runs have in common, from the options."""
     from offramp.data.examples import read_examples
-    from offramp.encoder import default_encoder
+    from offramp.model.default_encoder import default_encoder
     from offramp.runs import Setting, drawn
 
     sources = {"train": given["train_source"], "validation": given["validation_source"], "test": given["test_source"]}

@@ -23,9 +23,9 @@ from offramp.commands.options import (
 )
 from offramp.commands.points import add_points, calibrated, tell
 from offramp.errors import CannotReach, InvalidInput
-from offramp.registry import OBJECTIVES
+from offramp.training.objectives.registry import OBJECTIVES
 
-HEADS = ("linear", "shared_pooler", "pooler", "attention")  # offramp.heads has them, with torch
+HEADS = ("linear", "shared_pooler", "pooler", "attention")  # offramp.model.heads has them, with torch
 
 
 def exit_options(command: Command) -> Command:
@@ -111,13 +111,13 @@ def train(
     from transformers import set_seed
 
     from offramp.data.examples import read_examples
-    from offramp.encoder import default_encoder
-    from offramp.loading import load_tokenizer
+    from offramp.model.default_encoder import default_encoder
+    from offramp.model.hub import load_tokenizer
     from offramp.policies.fitting import fit_default_policy
-    from offramp.registry import load_objective
     from offramp.tracing import read_for
     from offramp.tracing import record as record_trace
-    from offramp.training import fit
+    from offramp.training.fit import fit
+    from offramp.training.objectives.registry import load_objective
 
     columns = columns_of(given)
     rule = load_objective(objective, **({"freeze": True} if freeze else {}))
@@ -173,9 +173,9 @@ def _refuse_to_overwrite(folder: Path, resume: bool) -> None:
 
 
 def _new_model(start: str, data: Any, given: Mapping[str, Any]) -> Any:
-    from offramp.backbones.depth import restack
-    from offramp.loading import load_encoder
-    from offramp.model import MultiExitModel
+    from offramp.model.backbones.restack import restack
+    from offramp.model.hub import load_encoder
+    from offramp.model.modeling import MultiExitModel
 
     first = data.labels[0]
     outputs = len(first) if isinstance(first, list) else 1
@@ -186,7 +186,7 @@ def _new_model(start: str, data: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _fine_tuned(start: str, given: Mapping[str, Any]) -> Any:
-    from offramp.model import MultiExitModel
+    from offramp.model.modeling import MultiExitModel
 
     if given["layers"]:
         raise click.UsageError("--freeze keeps the whole fine-tuned model, --layers a part of it; choose one")
@@ -198,8 +198,8 @@ def _fine_tuned(start: str, given: Mapping[str, Any]) -> Any:
 
 def _exits(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the options say of the exits, as arguments of `from_backbone`."""
-    from offramp.bypass import Bypass
-    from offramp.token_exit import TokenExit
+    from offramp.model.bypass import Bypass
+    from offramp.model.token_exit.config import TokenExit
 
     asked, rank, leaving = given["exit_layers"], given["bypass_rank"], given["token_exit"]
     try:

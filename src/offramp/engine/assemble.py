@@ -33,7 +33,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 
 from offramp.engine.about import ABOUT, About, StepCall
 from offramp.errors import InvalidInput
-from offramp.registry import WRAPPERS
+from offramp.policies.registry import WRAPPERS
 
 OPSET = 20
 DOMAIN = "offramp.steps"

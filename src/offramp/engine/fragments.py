@@ -27,12 +27,12 @@ from offramp.engine.assemble import DOMAIN, OPSET, Fragment, Parts
 from offramp.errors import UnsupportedBackbone
 from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.decision import continues, nan_where_invalid
-from offramp.registry import load_policy
+from offramp.policies.registry import load_policy
 from offramp.types.carry import Carry
 from offramp.types.outputs import ExitOutput
 
 if TYPE_CHECKING:
-    from offramp.model import MultiExitModel
+    from offramp.model.modeling import MultiExitModel
 
 FIELDS = tuple(field.name for field in fields(Carry) if field.name != "read")
 """What goes from block to block; what an exit reads has been read by then."""

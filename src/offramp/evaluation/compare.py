@@ -15,7 +15,7 @@ from offramp.evaluation.oracle import oracle
 from offramp.evaluation.sweep import Curve
 from offramp.policies.base import Policy
 from offramp.policies.fitting import fit_lines, fit_policy, halves
-from offramp.registry import FITTED, POLICIES, load_policy
+from offramp.policies.registry import FITTED, POLICIES, load_policy
 from offramp.types.outputs import predictions
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace

@@ -21,9 +21,9 @@ from offramp.page.decision import Case, Decision, decide, policy_name, promise
 from offramp.page.examples import Group, groups
 from offramp.page.exits import ExitRow, exit_rows
 from offramp.policies.fitting import fit_default_policy
+from offramp.policies.registry import default_policy
 from offramp.policies.replay import replay, scores
 from offramp.predictor import DEFAULT
-from offramp.registry import usual_policy
 from offramp.report import measure_all
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Measured, OperatingPoint, Target
@@ -203,7 +203,7 @@ def _found_here(trace: Trace, metric: str | None) -> OperatingPoint:
     try:
         return calibrate(rows, policy, Target(max_drop=USUAL_DROP), metric)
     except CannotReach:
-        return OperatingPoint({"name": usual_policy(str(trace.problem_type))}, (math.inf,) * (trace.depth - 1))
+        return OperatingPoint({"name": default_policy(str(trace.problem_type))}, (math.inf,) * (trace.depth - 1))
 
 
 def _chosen_here(trace: Trace, point: OperatingPoint) -> bool:

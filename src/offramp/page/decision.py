@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from offramp.registry import brief
+from offramp.policies.registry import summarize
 from offramp.types.operating_point import RISKS, Certificate, Measured, OperatingPoint
 
 
@@ -132,7 +132,7 @@ def percent(share: float) -> str:
 
 def policy_name(point: OperatingPoint) -> str:
     """A policy in words: "pcee (measure entropy, patience 2)"."""
-    rest = ", ".join(f"{key} {value}" for key, value in brief(point.policy).items() if key != "name")
+    rest = ", ".join(f"{key} {value}" for key, value in summarize(point.policy).items() if key != "name")
     return f"{point.policy['name']} ({rest})" if rest else str(point.policy["name"])
 
 

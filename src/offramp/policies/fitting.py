@@ -16,8 +16,8 @@ from offramp.errors import InvalidInput, NotApplicable
 from offramp.policies.base import Memory, Policy
 from offramp.policies.consistency import Consistency, Gain, features
 from offramp.policies.exit_scaling import ExitScaled
+from offramp.policies.registry import FITTED, load_policy
 from offramp.policies.replay import run_policy
-from offramp.registry import FITTED, load_policy
 from offramp.types.outputs import ExitOutput, class_log_probs, predictions
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, labels_of, row_hashes

@@ -11,7 +11,7 @@ from torch import Tensor
 from offramp.errors import InvalidInput
 from offramp.policies.base import Memory, Policy
 from offramp.policies.decision import continues, is_invalid, nan_where_invalid, thresholds_per_exit
-from offramp.registry import load_policy
+from offramp.policies.registry import load_policy
 from offramp.types.outputs import Answers
 from offramp.types.trace import Trace
 

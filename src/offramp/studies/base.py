@@ -13,7 +13,7 @@ class Training:
 
     Attributes:
         name: of its runs, so no two trainings may have the same.
-        objective: a name of `offramp.registry.OBJECTIVES`.
+        objective: a name of `offramp.training.objectives.registry.OBJECTIVES`.
         exits: what else the exits are like, as data that `MultiExitConfig` takes.
         kept: share of the encoder's layers that are kept, rounded.
         alone: whether the last exit is the only one.

@@ -21,7 +21,7 @@ class Carry:
         read: (B, R, D) what the exit behind the last block reads in place of `hidden`; None = `hidden`.
         recalled: (B, C) the logits that a model with exit memory has come to; None before the first exit.
         token_scores: (B, T-1) how much each token but the first was looked at, where tokens leave (see
-            `offramp.token_exit`); None = nobody asked yet, or any more.
+            `offramp.model.token_exit.selection`); None = nobody asked yet, or any more.
         pairs: (1 or B, H, T, T) what the blocks need for each pair of tokens besides; 1 = all samples share it.
         places: (1 or B, T, P) what the blocks need for each token's place; 1 = all samples share it.
     """

@@ -30,7 +30,7 @@ class Trace:
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, several labels where the labels are
             (N, C), else single label.
         about: where it is from, in words: {"engine": ..., "data": ..., "weights": their SHA-256}.
-        tokens: (N,) real tokens of each sample, for `offramp.cost`; None where that is not known.
+        tokens: (N,) real tokens of each sample, for `offramp.model.flops`; None where that is not known.
 
     Raises:
         InvalidInput: shapes that do not fit together.

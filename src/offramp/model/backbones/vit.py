@@ -13,7 +13,7 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from offramp.backbones.base import Backbone, OwnHead
+from offramp.model.backbones.base import Backbone, OwnHead
 from offramp.types.carry import Carry
 
 

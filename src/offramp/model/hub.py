@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers  # not its Auto classes: loading them loads `offramp.model`, which needs this module
+import transformers
 from transformers.utils import cached_file
 
-from offramp.config import MultiExitConfig
 from offramp.errors import InvalidInput, UnknownName
-from offramp.registry import load_backbone
+from offramp.model.backbones.registry import load_backbone
+from offramp.model.config import MultiExitConfig
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
         InvalidInput: nothing can be loaded from there.
         UnsupportedBackbone: an encoder that offramp cannot cut.
     """
-    config = loaded(transformers.AutoConfig, folder)
+    config = from_pretrained_or_raise(transformers.AutoConfig, folder)
     # an unknown family is refused before its weights are loaded
     of_texts = load_backbone(config.model_type).input_name == "input_ids"
     classifier = (
         transformers.AutoModelForSequenceClassification if of_texts else transformers.AutoModelForImageClassification
     )
-    kind = classifier if classifies(config.architectures) else transformers.AutoModel
-    encoder, told = loaded(kind, folder, dtype=torch.float32, output_loading_info=True)
+    kind = classifier if is_classifier(config.architectures) else transformers.AutoModel
+    encoder, told = from_pretrained_or_raise(kind, folder, dtype=torch.float32, output_loading_info=True)
     missing = sorted(name for name in told["missing_keys"] if "pooler" not in name)
     if missing:  # transformers would go on with random weights
         raise InvalidInput(
@@ -48,7 +48,7 @@ def load_config(folder: str | os.PathLike[str]) -> MultiExitConfig:
     Raises:
         InvalidInput: nothing can be loaded from there, or it is a model without exits.
     """
-    config = loaded(transformers.AutoConfig, folder)
+    config = from_pretrained_or_raise(transformers.AutoConfig, folder)
     if not isinstance(config, MultiExitConfig):
         raise InvalidInput(f"{folder}: a {config.model_type} model without exits; `offramp train` puts exits on it")
     return config
@@ -67,7 +67,7 @@ def load_points(folder: str | os.PathLike[str], **where: Any) -> dict[str, Opera
         folder: or a hub name.
         where: arguments of transformers' own, such as `revision`.
     """
-    path = file_of(folder, POINTS_FILE, **where)
+    path = find_file(folder, POINTS_FILE, **where)
     return read_points(path) if path else {}
 
 
@@ -83,7 +83,7 @@ def named_point(points: Mapping[str, OperatingPoint], name: str) -> OperatingPoi
     return points[name]
 
 
-def file_of(folder: str | os.PathLike[str], name: str, **where: Any) -> str | None:
+def find_file(folder: str | os.PathLike[str], name: str, **where: Any) -> str | None:
     """The path of a file in a model's folder or hub repository; None where there is no such file."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path: str | None = cached_file(folder, name, **where, **quiet)
@@ -96,10 +96,10 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     Raises:
         InvalidInput: there is none.
     """
-    return loaded(transformers.AutoTokenizer, folder)
+    return from_pretrained_or_raise(transformers.AutoTokenizer, folder)
 
 
-def loaded(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
+def from_pretrained_or_raise(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
     """`kind.from_pretrained`, with one line where transformers would fill the screen."""
     try:
         return kind.from_pretrained(folder, **options)
@@ -108,7 +108,7 @@ def loaded(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
         raise InvalidInput(f"{folder}: no {what} can be loaded from there ({str(error).splitlines()[0]})") from None
 
 
-def classifies(names: Sequence[str] | None) -> bool:
+def is_classifier(names: Sequence[str] | None) -> bool:
     """Whether classes of these names are transformers' classifiers."""
     kinds = ("ForSequenceClassification", "ForImageClassification")
     return any(name.endswith(kinds) for name in names or ())

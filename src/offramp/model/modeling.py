@@ -19,33 +19,26 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
-from offramp.backbones.base import Backbone, OwnHead
-from offramp.bypass import Bypass, BypassBranch, ZeroLinear
-from offramp.card import model_card, save_points
-from offramp.config import MultiExitConfig
 from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput, UnsupportedBackbone
-from offramp.gate import Gate
-from offramp.heads import PLAIN, Heads, token_shares
-from offramp.loading import (
-    classifies,
-    load_config,
-    load_encoder,
-    load_points,
-    load_tokenizer,
-    loaded,
-    named_point,
-    refuse_images,
-)
-from offramp.objectives.base import depth_weighted, exit_losses
+from offramp.model.backbones.base import Backbone, OwnHead
+from offramp.model.backbones.registry import load_backbone
+from offramp.model.bypass import Bypass, BypassBranch, ZeroLinear
+from offramp.model.card import model_card, save_points
+from offramp.model.config import MultiExitConfig
+from offramp.model.gate import Gate
+from offramp.model.heads import PLAIN, Heads, token_shares
+from offramp.model.hub import is_classifier, load_encoder, load_points, named_point
+from offramp.model.losses import depth_weighted, exit_losses
+from offramp.model.token_exit.class_attention import CLASS_ATTENTION
+from offramp.model.token_exit.config import TokenExit
+from offramp.model.token_exit.selection import apply_token_exit
 from offramp.policies.decision import thresholds_per_exit
-from offramp.registry import load_backbone, load_policy
-from offramp.token_exit import CLASS_ATTENTION, TokenExit, step
+from offramp.policies.registry import load_policy
 from offramp.types.carry import Carry
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import ExitOutput
@@ -192,10 +185,10 @@ class MultiExitModel(PreTrainedModel):
             head: "linear", "shared_pooler", "pooler" or "attention"; a pooler starts from the pre-trained one where
                 there is one.
             pooling: "first" reads the first token, "mean" the mean of all.
-            bypass: gives each exit features of its own (see `offramp.bypass`).
-            certainty: adds a gate that learns how sure each exit is (see `offramp.gate`).
+            bypass: gives each exit features of its own (see `offramp.model.bypass`).
+            certainty: adds a gate that learns how sure each exit is (see `offramp.model.gate`).
             memory: lets exits add to what earlier ones said (see `MultiExitConfig`).
-            token_exit: lets tokens leave on the way (see `offramp.token_exit`).
+            token_exit: lets tokens leave on the way (see `offramp.model.token_exit.selection`).
             exit_layers: None = after every layer, or increasing layer numbers that end with the last layer.
 
         Raises:
@@ -296,7 +289,7 @@ class MultiExitModel(PreTrainedModel):
         attended, told = cut.attend(number, carry)
         carry = replace(carry, hidden=attended)
         if self._token_exit is not None and self._selects(number):
-            carry, chosen = step(self._token_exit, number + 1, carry, told, self.backbone.config)
+            carry, chosen = apply_token_exit(self._token_exit, number + 1, carry, told, self.backbone.config)
         summed = cut.feed_forward(number, carry.hidden)
         if exit is None:
             return replace(carry, hidden=cut.norm(number)(summed))
@@ -439,34 +432,11 @@ class MultiExitModel(PreTrainedModel):
             card.write_text(model_card(self.config, self.operating_points), encoding="utf-8")
 
 
-def load_model(folder: str | os.PathLike[str]) -> MultiExitModel:
-    """A model with exits from a folder or a hub name, in eval mode; on the GPU if there is one.
-
-    Raises:
-        InvalidInput: nothing can be loaded from there, or it is a model without exits.
-    """
-    load_config(folder)
-    model: MultiExitModel = loaded(MultiExitModel, folder).eval()
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
-    return model
-
-
-def load_folder(folder: str | os.PathLike[str]) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """A model of texts with exits and its tokenizer; see `load_model`.
-
-    Raises:
-        InvalidInput: nothing can be loaded from there, it is a model without exits, or one of images.
-    """
-    refuse_images(folder, load_config(folder))
-    return load_model(folder), load_tokenizer(folder)
-
-
 def _own_head(
     source: PreTrainedModel | None, num_labels: int | None, id2label: Mapping[int, str] | None, problem_type: str | None
 ) -> OwnHead | None:
     """The head of a fine-tuned classifier, if it answers the question that is asked."""
-    if source is None or not classifies([type(source).__name__]):
+    if source is None or not is_classifier([type(source).__name__]):
         return None
     config = source.config
     same = num_labels in (None, config.num_labels) and id2label in (None, config.id2label)

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.bypass import Bypass
-from offramp.config import MultiExitConfig
 from offramp.errors import InvalidInput, UnsupportedBackbone
-from offramp.heads import NARROW, PLAIN
-from offramp.registry import load_backbone
-from offramp.token_exit import TokenExit, kept
+from offramp.model.backbones.registry import load_backbone
+from offramp.model.bypass import Bypass
+from offramp.model.config import MultiExitConfig
+from offramp.model.heads import NARROW, PLAIN
+from offramp.model.token_exit.config import TokenExit
+from offramp.model.token_exit.selection import kept_count
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def lengths(setting: TokenExit | None, layer: int, tokens: Tensor) -> Lengths:
     if setting is None or layer not in setting.keep_ratio:
         return Lengths(tokens, tokens)
     others = tokens - 1
-    stay = kept(others, setting.keep_ratio[layer])
+    stay = kept_count(others, setting.keep_ratio[layer])
     fusion = (stay < others) & (setting.fusion != "none")
     return Lengths(tokens, 1 + stay + fusion)
 
@@ -141,7 +142,7 @@ def _selection(config: MultiExitConfig, setting: TokenExit | None, layer: int, s
 
 def _fusion(config: MultiExitConfig, setting: TokenExit, layer: int, seen: Lengths) -> Tensor:
     others, width = seen.attention - 1, int(config.backbone.hidden_size)
-    fuses = (others > kept(others, setting.keep_ratio.get(layer, 1.0))) & (setting.fusion != "none")
+    fuses = (others > kept_count(others, setting.keep_ratio.get(layer, 1.0))) & (setting.fusion != "none")
     return width * fuses * seen.attention.double()
 
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from offramp.bypass import Bypass
 from offramp.errors import InvalidInput
-from offramp.token_exit import TokenExit
+from offramp.model.bypass import Bypass
+from offramp.model.token_exit.config import TokenExit
 
 
 class MultiExitConfig(PreTrainedConfig):
@@ -19,7 +19,7 @@ class MultiExitConfig(PreTrainedConfig):
 
     Args:
         backbone: the encoder's configuration, or its data form.
-        head: "linear", "shared_pooler", "pooler" or "attention" (see `offramp.heads`).
+        head: "linear", "shared_pooler", "pooler" or "attention" (see `offramp.model.heads`).
         pooling: "first" or "mean".
         exit_layers: increasing layer numbers that end with the last layer; None = after every layer.
         exit_dropout: before each exit's last linear map, in training.
@@ -29,7 +29,7 @@ class MultiExitConfig(PreTrainedConfig):
             now (Kong et al., "Accelerating Inference for Pretrained Language Models by Unified Multi-Perspective Early
             Exiting", COLING 2022, section 3.2); None = each exit speaks for itself.
         token_exit: a `TokenExit` or its data form; None = all tokens stay.
-        own_head: set where the last exit is the head of a fine-tuned model (see `offramp.heads`).
+        own_head: set where the last exit is the head of a fine-tuned model (see `offramp.model.heads`).
     """
 
     model_type = "multi_exit"

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
-from offramp.backbones.base import Backbone, real_tokens
+from offramp.model.backbones.base import Backbone, real_tokens
 from offramp.types.carry import Carry
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"

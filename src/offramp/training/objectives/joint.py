@@ -9,7 +9,8 @@ from typing import final
 
 from torch import Tensor
 
-from offramp.objectives.base import FREEZING, Objective, Stage, depth_weighted, exit_losses
+from offramp.model.losses import depth_weighted, exit_losses
+from offramp.training.objectives.base import FREEZING, Objective, Stage
 from offramp.types.outputs import ExitOutput
 
 

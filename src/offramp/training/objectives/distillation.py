@@ -17,8 +17,8 @@ from typing import final
 from torch import Tensor, nn
 
 from offramp.errors import InvalidInput
-from offramp.gate import gate_losses
-from offramp.objectives.base import FREEZING, Objective, Stage, exit_losses, task_losses
+from offramp.model.losses import exit_losses, gate_losses, task_losses
+from offramp.training.objectives.base import FREEZING, Objective, Stage
 from offramp.types.outputs import ExitOutput, class_log_probs
 from offramp.types.problem_types import REGRESSION
 

@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
-from transformers import (
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from offramp.data.batching import collate, encode, token_limit
-from offramp.data.examples import Examples
 from offramp.errors import InvalidInput
-from offramp.model import MultiExitModel
-from offramp.objectives.base import Objective, Stage, task_losses
-from offramp.objectives.joint import Weighted
+from offramp.model.losses import task_losses
+from offramp.model.modeling import MultiExitModel
+from offramp.training.objectives.base import Objective, Stage
+from offramp.training.objectives.joint import Weighted
 from offramp.types.outputs import ExitOutput
-from offramp.types.problem_types import REGRESSION
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +146,7 @@ class ExitTrainer(Trainer):
         labels = inputs.pop("labels")
         scales = self.branch_scales if model.training else None
         if model.training and "backbone" not in self.stage.learns:
-            _hold_statistics(self.model.backbone)
+            _freeze_batch_norm(self.model.backbone)
         outputs = model(**inputs, branch_scales=scales)
         problem_type = self.model.config.problem_type
         exits = ExitOutput(outputs.exit_logits, outputs.exit_certainty, problem_type=problem_type)
@@ -228,7 +214,7 @@ def _frozen(model: MultiExitModel, stage: Stage) -> Iterator[None]:
     frozen = [
         parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and part_of(name, model) not in learns
+        if parameter.requires_grad and parameter_group(name, model) not in learns
     ]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -239,14 +225,14 @@ def _frozen(model: MultiExitModel, stage: Stage) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _hold_statistics(backbone: torch.nn.Module) -> None:
+def _freeze_batch_norm(backbone: torch.nn.Module) -> None:
     """Keep batch norms as they are: a frozen backbone's running means are as frozen as its weights."""
     for module in backbone.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
-def part_of(name: str, model: MultiExitModel) -> str:
+def parameter_group(name: str, model: MultiExitModel) -> str:
     """Which of the objective's parts a parameter belongs to; a pooler that exits share goes with the last one.
 
     An exit's bypass is a part of the exit; what an objective trains along is called "assistants".
@@ -264,117 +250,3 @@ def part_of(name: str, model: MultiExitModel) -> str:
     kind, number = rest[0], int(rest[1])
     final = model.heads.pooler_of.get(last) if kind == "poolers" else last
     return "final_exit" if number == final else "early_exits"
-
-
-def token_rows(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:
-    """Examples as the rows that a Trainer takes: tokens and `labels`."""
-    tokens = encode(tokenizer, examples.texts, max_length)
-    return [{**row, "labels": label} for row, label in zip(tokens, examples.labels, strict=True)]
-
-
-def default_arguments(folder: str | os.PathLike[str], **changes: Any) -> TrainingArguments:
-    """Training arguments that suit small labelled data; any of transformers' own can be changed.
-
-    Args:
-        folder: where checkpoints go.
-        changes: e.g. `num_train_epochs=3`, `seed=1`, `bf16=True`.
-    """
-    usual: dict[str, Any] = {
-        "num_train_epochs": 5,
-        "per_device_train_batch_size": 32,
-        "per_device_eval_batch_size": 64,
-        "learning_rate": 1e-4,
-        "warmup_steps": 0.1,
-        "weight_decay": 0.01,
-        "train_sampling_strategy": "group_by_length",
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "save_total_limit": 1,
-        "logging_strategy": "epoch",
-        "report_to": "none",
-        "disable_tqdm": True,  # `Progress` stands in for the Trainer's bars
-        "use_cpu": not torch.accelerator.is_available(),
-    }
-    return TrainingArguments(os.fspath(folder), **{**usual, **changes})
-
-
-class Progress(TrainerCallback):
-    """On standard error: one bar for the whole training, where that is a terminal, and a line for each log."""
-
-    def __init__(self) -> None:
-        self.bar: tqdm[Any] | None = None
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """See `transformers.TrainerCallback`."""
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=None)
-
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """See `transformers.TrainerCallback`."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """See `transformers.TrainerCallback`."""
-        for prefix in ("", "eval_"):
-            exits = [value for name, value in logs.items() if name.startswith(f"{prefix}loss_exit_")]
-            if exits:
-                losses = " ".join(f"{loss:.3f}" for loss in exits)
-                kind = "validation" if prefix else "training"
-                tqdm.write(f"epoch {state.epoch:.1f}: {kind} loss of the exits {losses}", file=sys.stderr)
-
-    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """See `transformers.TrainerCallback`."""
-        if self.bar is not None:
-            self.bar.close()
-
-
-def fit(
-    model: MultiExitModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | os.PathLike[str],
-    train: Examples,
-    validation: Examples | None = None,
-    *,
-    objective: Objective | None = None,
-    resume: bool = False,
-    **changes: Any,
-) -> list[dict[str, float]]:
-    """Train a model on labelled texts and save it with its tokenizer. Exits of a regression start at the labels' mean.
-
-    Args:
-        model: what learns; left in eval mode.
-        tokenizer: its `model_max_length` cuts the texts.
-        folder: gets weights, configuration, tokenizer and card; `folder/checkpoints` is there until training is done.
-        train: what to learn from.
-        validation: for the losses that are logged after each epoch; nothing is chosen by it.
-        objective: default `Weighted()`; each of its stages runs for all epochs.
-        resume: go on from the last checkpoint in `folder`, if there is one.
-        changes: to `default_arguments`.
-
-    Returns:
-        The Trainer's log: losses of every exit by epoch.
-    """
-    checkpoints = Path(folder) / "checkpoints"
-    if train.problem_type == REGRESSION:
-        labels = torch.tensor(train.labels, dtype=torch.float32)
-        model.heads.start_at(labels.view(len(labels), -1).mean(dim=0))
-    limit = token_limit(tokenizer, model.config.backbone)
-    if validation is None:
-        changes = {"eval_strategy": "no", **changes}
-    trainer = ExitTrainer(
-        model,
-        default_arguments(checkpoints, **changes),
-        objective=objective,
-        exit_learning_rate=1e-3,
-        train_dataset=token_rows(train, tokenizer, limit),
-        eval_dataset=token_rows(validation, tokenizer, limit) if validation else None,
-        data_collator=partial(collate, pad_token_id=model.config.pad_token_id),
-        callbacks=[Progress()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume and any(checkpoints.rglob("checkpoint-*")))
-    tokenizer.save_pretrained(folder)
-    model.eval().save_pretrained(folder)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    log: list[dict[str, float]] = trainer.state.log_history
-    return log

@@ -14,7 +14,8 @@ from typing import final
 
 from torch import Tensor
 
-from offramp.objectives.base import FREEZING, Objective, Stage, exit_losses
+from offramp.model.losses import exit_losses
+from offramp.training.objectives.base import FREEZING, Objective, Stage
 from offramp.types.outputs import ExitOutput
 
 

@@ -16,167 +16,24 @@ move against each other, so this is for encoders whose positions are in the embe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from torch import Tensor
+from transformers import PreTrainedConfig
 
-from offramp.backbones.base import padding_mask
 from offramp.errors import InvalidInput
-from offramp.heads import token_shares
+from offramp.model.backbones.base import padding_mask
+from offramp.model.heads import token_shares
+from offramp.model.token_exit.class_attention import CLASS_ATTENTION
+from offramp.model.token_exit.config import FINEST, TokenExit
 from offramp.types.carry import Carry
 
-FUSIONS = ("weighted_sum", "weighted_mean", "none")
-CLASS_ATTENTION = "offramp_class_attention"
-"""The attention implementation that tells the class-attention row, as transformers knows it."""
 
-FINEST = 10_000  # the largest denominator: 0.7 * 10 must be 7, whatever binary fractions make of it
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class TokenExit:
-    """Which tokens leave where.
-
-    Attributes:
-        keep_ratio: layer number -> share of the tokens beside the first that it keeps, in (0, 1]; a sequence is one
-            for each layer from the first on.
-        beta: how much a layer's attention counts against the memory, in 0..1, from layer 2 on; or one number for each
-            layer (the authors' code has 1 in its first four).
-        fusion: what becomes of those who leave: "weighted_sum" and "weighted_mean" make one token of them, "none" does
-            not.
-
-    Raises:
-        InvalidInput: a value out of its range.
-    """
-
-    keep_ratio: Mapping[int, float] = field(default_factory=lambda: {4: 0.7, 7: 0.7, 10: 0.7})
-    beta: float | tuple[float, ...] = 0.5
-    fusion: str = "weighted_sum"
-
-    def __post_init__(self) -> None:
-        ratios = self.keep_ratio if isinstance(self.keep_ratio, Mapping) else dict(enumerate(self.keep_ratio, start=1))
-        object.__setattr__(self, "keep_ratio", {_layer(layer): ratios[layer] for layer in ratios})
-        if not self.keep_ratio or not all(0 < ratio <= 1 for ratio in self.keep_ratio.values()):
-            raise InvalidInput(f"keep_ratio must give layers a share above 0 and at most 1, got {self.keep_ratio!r}")
-        if not isinstance(self.beta, (int, float)):
-            object.__setattr__(self, "beta", tuple(self.beta))
-        if not all(0 <= beta <= 1 for beta in self._betas):
-            raise InvalidInput(f"beta must be from 0 to 1, got {self.beta!r}")
-        if self.fusion not in FUSIONS:
-            raise InvalidInput(f"fusion must be one of {', '.join(FUSIONS)}; got {self.fusion!r}")
-
-    @classmethod
-    def from_exit_ratio(
-        cls,
-        exit_ratio: float | Mapping[int, float],
-        *,
-        beta: float | Sequence[float] = 0.5,
-        fusion: str = "weighted_sum",
-    ) -> TokenExit:
-        """By the share R_ee that leaves (eq. 7), in place of the share that stays.
-
-        Args:
-            exit_ratio: layer number -> share, in [0, 1); one number is for layers 4, 7 and 10, as in the authors' code.
-            beta: see the class.
-            fusion: see the class.
-        """
-        given = exit_ratio if isinstance(exit_ratio, Mapping) else dict.fromkeys((4, 7, 10), exit_ratio)
-        keep = {layer: 1 - share for layer, share in given.items()}
-        return cls(keep_ratio=keep, beta=beta if isinstance(beta, (int, float)) else tuple(beta), fusion=fusion)
-
-    @property
-    def last(self) -> int:
-        """The last layer of the schedule."""
-        return max(self.keep_ratio)
-
-    @property
-    def _betas(self) -> tuple[float, ...]:
-        return self.beta if isinstance(self.beta, tuple) else (self.beta,)
-
-    def beta_at(self, layer: int) -> float:
-        """Beta of layer `layer` (1-based)."""
-        return self.beta[layer - 1] if isinstance(self.beta, tuple) else self.beta
-
-    def reads(self, layer: int) -> bool:
-        """Whether a selection wants the attention of layer `layer` (1-based): a beta of 1 forgets what was before."""
-        for later in range(layer, self.last + 1):
-            if later > layer and self.beta_at(later) == 1:
-                return False
-            if later in self.keep_ratio:
-                return True
-        return False
-
-    def check_depth(self, depth: int) -> None:
-        """Hold the schedule against a model's depth.
-
-        Raises:
-            InvalidInput: layers that the model does not have, or another number of betas.
-        """
-        if self.last > depth:
-            raise InvalidInput(f"token exit at layer {self.last}, but the model has {depth}; give keep_ratio")
-        if isinstance(self.beta, tuple) and len(self.beta) != depth:
-            raise InvalidInput(f"beta is one number or one for each of the {depth} layers, got {len(self.beta)}")
-
-    def to_data(self) -> dict[str, Any]:
-        """Plain data; `TokenExit(**data)` is the same again, also after JSON made words of the layer numbers."""
-        return asdict(self)
-
-
-def _layer(number: Any) -> int:
-    try:
-        layer = int(number)
-    except (TypeError, ValueError):
-        layer = 0
-    if layer < 1 or isinstance(number, float):
-        raise InvalidInput(f"keep_ratio's layers are whole numbers from 1, got {number!r}")
-    return layer
-
-
-def class_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """How much the first token looks at each of the others, mean over heads, (B, T-1) in float32.
-
-    Args:
-        query: (B, H, T, d).
-        key: (B, H, T, d).
-        mask: (B, 1, T, T) bool, True = may be looked at; None = all.
-        scaling: of the products.
-    """
-    looks = (query[:, :, :1] @ key.transpose(2, 3)).float() * scaling  # (B, H, 1, T)
-    if mask is not None:
-        looks = looks.masked_fill(~mask[:, :, :1], torch.finfo(looks.dtype).min)
-    return looks.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
-
-
-def class_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    **kwargs: Any,
-) -> tuple[Tensor, Callable[[], Tensor]]:
-    """The fast kernel's output; in place of weights, `class_row` of these very tensors, worked out when it is called.
-
-    So a layer whose row nobody wants runs at full speed. The row is exact, costs O(T d) and knows no dropout.
-    """
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    return output, partial(class_row, query, key, attention_mask, scaling)
-
-
-AttentionInterface.register(CLASS_ATTENTION, class_attention)
-AttentionMaskInterface.register(CLASS_ATTENTION, sdpa_mask)
-
-
-def kept(counts: Tensor, ratio: float) -> Tensor:
+def kept_count(counts: Tensor, ratio: float) -> Tensor:
     """How many of `counts` (N,) tokens stay, the first one not counted: ceil, at least 1."""
     share = Fraction(ratio).limit_denominator(FINEST)
     asked = (counts * share.numerator + share.denominator - 1) // share.denominator
@@ -222,7 +79,7 @@ def select(scores: Tensor, mask: Tensor, ratio: float, fusion: str) -> Selection
     """
     real = mask[:, 1:].bool()  # (B, T-1)
     counts = real.sum(dim=1)  # (B,)
-    keep = kept(counts, ratio)
+    keep = kept_count(counts, ratio)
     if not torch.compiler.is_exporting() and torch.equal(keep, counts):
         return None
     order = _in_order(scores.masked_fill(~real, -torch.inf), descending=True)
@@ -258,7 +115,7 @@ def _with_first(scores: Tensor) -> Tensor:
     return torch.cat((scores.new_zeros(len(scores), 1), scores), dim=1)
 
 
-def step(
+def apply_token_exit(
     setting: TokenExit, layer: int, carry: Carry, row: Callable[[], Tensor], config: PreTrainedConfig
 ) -> tuple[Carry, Selection | None]:
     """What a layer does between its halves: remember its attention and, if it is in the schedule, select.

@@ -12,7 +12,8 @@ from typing import final
 
 from torch import Tensor
 
-from offramp.objectives.base import Objective, Stage, exit_losses
+from offramp.model.losses import exit_losses
+from offramp.training.objectives.base import Objective, Stage
 from offramp.types.outputs import ExitOutput
 
 

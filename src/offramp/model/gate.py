@@ -13,11 +13,7 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor, nn
-
-from offramp.types.outputs import ExitOutput, predictions
-from offramp.types.problem_types import REGRESSION
 
 
 @final
@@ -36,27 +32,3 @@ class Gate(nn.Module):
         """U (B,) in float32, of what the exit reads (B, W)."""
         logit: Tensor = self.linear(read)
         return logit.float().sigmoid().squeeze(-1)
-
-
-def gate_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
-    """J_i of every exit, (L,), mean over the batch; zeros where the model has no gate.
-
-    For several labels an exit is right where it has the whole set; of several values the worst counts.
-
-    Args:
-        exits: logits (L, B, C), certainty (L, B).
-        labels: (B,) or (B, C).
-    """
-    if exits.certainty is None:
-        return exits.logits.new_zeros(len(exits.logits))
-    return (exits.certainty - rightness(exits, labels)).square().mean(dim=1)
-
-
-@torch.no_grad()
-def rightness(exits: ExitOutput, labels: Tensor) -> Tensor:
-    """v_i (L, B) in 0..1: how right each exit is (eq. 10 and 11)."""
-    logits = exits.logits.float()  # (L, B, C)
-    _, batch, outputs = logits.shape
-    if exits.problem_type == REGRESSION:
-        return 1 - (logits - labels.float().view(batch, outputs)).abs().amax(dim=-1).tanh()
-    return (predictions(exits) == labels.long().view(batch, -1)).all(dim=-1).float()

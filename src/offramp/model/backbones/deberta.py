@@ -14,8 +14,8 @@ from typing import Any, cast, final
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from offramp.backbones.base import Backbone, OwnHead, real_tokens
-from offramp.backbones.bert import BERT_PARTS
+from offramp.model.backbones.base import Backbone, OwnHead, real_tokens
+from offramp.model.backbones.bert import BERT_PARTS
 from offramp.types.carry import Carry
 
 

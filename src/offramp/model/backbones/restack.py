@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
-from offramp.backbones.bert import FAMILIES, Bert
 from offramp.errors import InvalidInput, UnsupportedBackbone
+from offramp.model.backbones.bert import FAMILIES, Bert
 
 
 def restack(encoder: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
@@ -26,7 +26,7 @@ def restack(encoder: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
         layers: 0-based, e.g. `range(6)` = the first six, `[0, 0, 1, 1]` = the first two, twice each.
 
     Raises:
-        UnsupportedBackbone: a family that is not a row of `offramp.backbones.bert`.
+        UnsupportedBackbone: a family that is not a row of `offramp.model.backbones.bert`.
         InvalidInput: no layers, a layer that is not there, or shared layers that cannot run in that order.
     """
     chosen = list(layers)

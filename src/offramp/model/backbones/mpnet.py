@@ -9,8 +9,8 @@ from typing import cast, final
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from offramp.backbones.base import Backbone, OwnHead, padding_mask, real_tokens
-from offramp.backbones.bert import BERT_PARTS, ROBERTA_HEAD
+from offramp.model.backbones.base import Backbone, OwnHead, padding_mask, real_tokens
+from offramp.model.backbones.bert import BERT_PARTS, ROBERTA_HEAD
 from offramp.types.carry import Carry
 
 

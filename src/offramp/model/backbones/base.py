@@ -90,7 +90,8 @@ class Backbone(ABC):
         """The first half of layer `number` (0-based): self-attention, residual and norm.
 
         Returns:
-            The states (B, T, D), and what the attention function tells of its weights (see `offramp.token_exit`).
+            The states (B, T, D), and what the attention function tells of its weights (see
+            `offramp.model.token_exit.class_attention`).
         """
         raise self._whole()
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast, final
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from offramp.backbones.base import Backbone, OwnHead, padding_mask, real_tokens
+from offramp.model.backbones.base import Backbone, OwnHead, padding_mask, real_tokens
 from offramp.types.carry import Carry
 
 

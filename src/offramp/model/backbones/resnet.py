@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithNoAttention
 
-from offramp.backbones.base import Backbone
 from offramp.errors import InvalidInput
+from offramp.model.backbones.base import Backbone
 from offramp.types.carry import Carry
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offramp.gate import gate_losses
 from offramp.types.outputs import ExitOutput
-from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
 PARTS = frozenset({"backbone", "early_exits", "final_exit", "gate"})
 
@@ -63,40 +59,3 @@ class Objective(ABC):
     def branch_scales(self, exits: int) -> tuple[float, ...] | None:
         """For each exit the share of the gradient at its layer that is its own; None = gradients as they are."""
         return None
-
-
-def exit_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
-    """What every exit has to answer for, (L,), mean over the batch: L_i, and with a gate L_i + J_i (BERxiT, section 4).
-
-    Args:
-        exits: logits (L, B, C), certainty (L, B) or None.
-        labels: (B,) or (B, C).
-    """
-    return task_losses(exits, labels) + gate_losses(exits, labels)
-
-
-def task_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
-    """The task's loss L_i of every exit, (L,), mean over the batch.
-
-    Cross-entropy for a single label, binary cross-entropy for several, squared error for regression.
-
-    Args:
-        exits: logits (L, B, C).
-        labels: (B,) or (B, C).
-    """
-    logits = exits.logits.float()
-    depth, batch, outputs = logits.shape
-    if exits.problem_type == REGRESSION:
-        wanted = labels.float().view(batch, outputs)  # (B, C)
-        return (logits - wanted).square().mean(dim=(1, 2))
-    if exits.problem_type == MULTI_LABEL:
-        wanted = labels.float().expand(depth, batch, outputs)
-        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=(1, 2))
-    each = F.cross_entropy(logits.reshape(-1, outputs), labels.long().repeat(depth), reduction="none")
-    return each.view(depth, batch).mean(dim=1)
-
-
-def depth_weighted(losses: Tensor) -> Tensor:
-    """sum_i i L_i / sum_i i, with exits numbered from 1 (PABEE, section 3.3; PCEE-BERT, eq. 1)."""
-    weights = torch.arange(1, len(losses) + 1, dtype=losses.dtype, device=losses.device)  # (L,)
-    return (weights * losses).sum() / weights.sum()

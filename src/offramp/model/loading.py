@@ -1,0 +1,34 @@
+"""Load a model with exits from a folder or a hub name."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from offramp.model.hub import from_pretrained_or_raise, load_config, load_tokenizer, refuse_images
+from offramp.model.modeling import MultiExitModel
+
+
+def load_model(folder: str | os.PathLike[str]) -> MultiExitModel:
+    """A model with exits from a folder or a hub name, in eval mode; on the GPU if there is one.
+
+    Raises:
+        InvalidInput: nothing can be loaded from there, or it is a model without exits.
+    """
+    load_config(folder)
+    model: MultiExitModel = from_pretrained_or_raise(MultiExitModel, folder).eval()
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return model
+
+
+def load_folder(folder: str | os.PathLike[str]) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
+    """A model of texts with exits and its tokenizer; see `load_model`.
+
+    Raises:
+        InvalidInput: nothing can be loaded from there, it is a model without exits, or one of images.
+    """
+    refuse_images(folder, load_config(folder))
+    return load_model(folder), load_tokenizer(folder)

@@ -1,0 +1,29 @@
+"""The table of the papers' comparisons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from offramp.registry import load
+
+if TYPE_CHECKING:
+    from offramp.studies.base import Study
+
+STUDIES = {
+    "badge": "offramp.studies.badge:STUDY",
+    "berxit": "offramp.studies.berxit:STUDY",
+    "mpee": "offramp.studies.mpee:STUDY",
+    "pabee": "offramp.studies.pabee:STUDY",
+    "pcee": "offramp.studies.pcee:STUDY",
+}
+
+
+def load_study(name: str) -> Study:
+    """A paper's comparison by name, e.g. "pcee".
+
+    Raises:
+        UnknownName: no such study.
+    """
+    found: Any = load(STUDIES, name)
+    study: Study = found
+    return study
