@@ -22,9 +22,9 @@ def main() -> None:
     ids = np.arange(1000, 1000 + TOKENS).reshape(1, TOKENS)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     if kind == "graph":
-        from offramp.engine.runner import Graph
+        from offramp.inference.onnx.session import OnnxSession
 
-        graph = Graph.load(file)
+        graph = OnnxSession.load(file)
         graph.run(inputs, math.inf)
     else:
         import onnxruntime

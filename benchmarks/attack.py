@@ -32,7 +32,7 @@ from attack_search import Fool, Found, Goal, Slow, Told, Words, read_synonyms, s
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Text
-from offramp.engines import Eager
+from offramp.inference.torch_engine import TorchEngine
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_encoder, load_tokenizer
 from offramp.policies.registry import load_policy
@@ -81,7 +81,7 @@ def in_batches(
     return torch.cat(parts)[order.argsort()]
 
 
-def all_exits(engine: Eager, batch: dict[str, Tensor]) -> Tensor:
+def all_exits(engine: TorchEngine, batch: dict[str, Tensor]) -> Tensor:
     """Logits of every exit, (B, L, C)."""
     return engine.exits(batch).logits.transpose(0, 1)
 

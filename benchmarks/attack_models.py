@@ -15,13 +15,13 @@ import torch
 from transformers import set_seed
 
 from offramp.data.examples import Columns, Examples, read_examples
-from offramp.engines import Eager
 from offramp.evaluation.metrics import layerwise
+from offramp.inference.record import record
+from offramp.inference.torch_engine import TorchEngine
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_tokenizer
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
-from offramp.tracing import record
 from offramp.training.fit import fit, token_rows
 from offramp.types.trace import Trace
 from training import drawn
@@ -89,9 +89,9 @@ def train(task: Task, data: Path, folder: Path, seed: int) -> None:
     fit(model, tokenizer, folder, rows, resume=True, **recipe, **schedule)
 
 
-def deployed(folder: Path) -> Eager:
+def deployed(folder: Path) -> TorchEngine:
     """The model as it is attacked: in bfloat16."""
-    return Eager(load_model(folder).to(torch.bfloat16))
+    return TorchEngine(load_model(folder).to(torch.bfloat16))
 
 
 def validation_trace(task: Task, data: Path, folder: Path) -> Trace:

@@ -35,12 +35,12 @@ from offramp.data.batching import collate
 from offramp.errors import CannotReach
 from offramp.evaluation.measure import measure
 from offramp.evaluation.metrics import layerwise
+from offramp.inference.record import record
 from offramp.model.backbones.resnet import CifarResNetConfig
 from offramp.model.config import MultiExitConfig
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import load_policy
-from offramp.tracing import record
 from offramp.training.trainer import ExitTrainer
 from offramp.types.operating_point import Target
 from offramp.types.trace import Trace

@@ -35,9 +35,10 @@ from offramp.calibration.calibrate import calibrate
 from offramp.contest import compare
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Columns, read_examples
-from offramp.engine.about import GRAPHS, WEIGHTS
-from offramp.engines import load_engine
-from offramp.exporting import export
+from offramp.inference.export import export
+from offramp.inference.load_engine import load_engine
+from offramp.inference.onnx.metadata import GRAPHS, WEIGHTS
+from offramp.inference.record import record
 from offramp.model.hub import load_tokenizer
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
@@ -45,7 +46,6 @@ from offramp.policies.fitting import fit_lines
 from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import scores
 from offramp.rivals import exported, full_depth, plain_exports
-from offramp.tracing import record
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.outputs import Answers
 from offramp.types.trace import Trace

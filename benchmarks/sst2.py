@@ -25,15 +25,15 @@ from offramp.bench import interleaved, median, plain
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Columns, read_examples
-from offramp.engines import Eager
 from offramp.evaluation.measure import measure
 from offramp.evaluation.metrics import layerwise
+from offramp.inference.predictor import Predictor
+from offramp.inference.record import record
+from offramp.inference.torch_engine import TorchEngine
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_tokenizer
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import load_policy
-from offramp.predictor import Predictor
-from offramp.tracing import record
 from offramp.training.fit import fit
 from offramp.types.operating_point import Target
 from offramp.types.trace import Trace
@@ -124,7 +124,7 @@ def clock(folder: Path, data: Path, trace: Trace, setting: Setting) -> dict[str,
     batches = [collate([rows[number] for number in numbers], model.config.pad_token_id) for numbers in order]
     points = {name: calibrate(trace, POLICIES["entropy"], target) for name, target in TARGETS.items()}
     rivals: dict[str, Any] = {"plain": partial(plain, model)}
-    rivals |= {name: Predictor(Eager(model), tokenizer, point).answer for name, point in points.items()}
+    rivals |= {name: Predictor(TorchEngine(model), tokenizer, point).answer for name, point in points.items()}
     calls = {name: partial(whole_pass, run, batches) for name, run in rivals.items()}
     taken = interleaved(calls, setting.rounds)
     parts = ideal_parts(model, batches)

@@ -28,9 +28,11 @@ from offramp.bench import interleaved, median, plain
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Columns, Examples, read_examples
-from offramp.engines import Eager
 from offramp.evaluation.measure import measure
 from offramp.evaluation.metrics import layerwise
+from offramp.inference.predictor import Predictor
+from offramp.inference.record import record
+from offramp.inference.torch_engine import TorchEngine
 from offramp.model.default_encoder import default_encoder
 from offramp.model.flops import macs_ratio
 from offramp.model.hub import load_tokenizer
@@ -39,8 +41,6 @@ from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.config import TokenExit
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay
-from offramp.predictor import Predictor
-from offramp.tracing import record
 from offramp.training.fit import fit
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
@@ -190,7 +190,7 @@ def rivals(folder: Path, seen: dict[str, Trace]) -> dict[str, Callable[[dict[str
     model, tokenizer = load_folder(folder)
     whole = plain if model.config.token_exit is None else full_depth
     alone = model if model.config.token_exit is None else last_exit_alone(model)
-    early = {name: Predictor(Eager(model), tokenizer, point).answer for name, point in points(seen).items()}
+    early = {name: Predictor(TorchEngine(model), tokenizer, point).answer for name, point in points(seen).items()}
     return {FULL: partial(whole, alone), **early}
 
 

@@ -76,5 +76,5 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from exported import exported_folder, one_registry, parts_of
 
     with pytest.MonkeyPatch.context() as patch, one_registry():
-        patch.setattr("offramp.exporting.export_parts", parts_of)
+        patch.setattr("offramp.inference.export.export_parts", parts_of)
         yield exported_folder(tmp_path_factory.mktemp("exported") / "model")

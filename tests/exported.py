@@ -18,11 +18,12 @@ from onnx import GraphProto, TensorProto
 from torch import Tensor
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-import offramp.exporting
-from offramp.engine.assemble import Parts, assemble
-from offramp.engine.fragments import Prepare, export_parts
-from offramp.engine.runner import Graph
-from offramp.exporting import with_steps
+import offramp.inference.export
+from offramp.inference.export import with_steps
+from offramp.inference.onnx.assemble import assemble
+from offramp.inference.onnx.export_blocks import Prepare, export_parts
+from offramp.inference.onnx.pieces import ModelParts
+from offramp.inference.onnx.session import OnnxSession
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import policy_to_dict
@@ -31,7 +32,7 @@ from tiny import balanced, save_folder, tiny_model
 
 NAMES = {0: "bad", 1: "fine", 2: "good"}
 DEFAULT = OperatingPoint({"name": "entropy"}, (0.05, 0.06, 0.07))
-_PARTS: dict[str, Parts] = {}
+_PARTS: dict[str, ModelParts] = {}
 _registry = cache(ONNXRegistry.from_torchlib)
 
 
@@ -49,7 +50,9 @@ def gated() -> MultiExitModel:
     return balanced(tiny_model(id2label=NAMES, pooling="mean", certainty=True))
 
 
-def parts_of(model: MultiExitModel, digest: str, precision: str = "float32", prepare: Prepare | None = None) -> Parts:
+def parts_of(
+    model: MultiExitModel, digest: str, precision: str = "float32", prepare: Prepare | None = None
+) -> ModelParts:
     """`export_parts`, once for the same weights: neither their digest nor the kind of problem is in a piece."""
     config = model.config
     shape = (precision, model.layers, config.head, config.pooling, config.memory, config.bypass, config.token_exit)
@@ -63,16 +66,16 @@ def parts_of(model: MultiExitModel, digest: str, precision: str = "float32", pre
     return replace(parts, about=replace(parts.about, model=digest, problem_type=config.problem_type))
 
 
-def with_policies(parts: Parts, policies: Sequence[Policy]) -> Parts:
+def with_policies(parts: ModelParts, policies: Sequence[Policy]) -> ModelParts:
     """`with_steps` without making the exporter's table anew."""
     with one_registry():
         return with_steps(parts, policies)
 
 
-def graph_of(model: MultiExitModel, policy: Policy) -> Graph:
+def graph_of(model: MultiExitModel, policy: Policy) -> OnnxSession:
     """A model with one policy, ready to run."""
     parts = with_policies(parts_of(model, "of a test"), [policy])
-    return Graph.load(assemble(parts, policy_to_dict(policy)).SerializeToString())
+    return OnnxSession.load(assemble(parts, policy_to_dict(policy)).SerializeToString())
 
 
 def arrays(batch: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
@@ -95,7 +98,7 @@ def exported_folder(folder: Path) -> Path:
     save_folder(folder, gated())
     write_points({"default": DEFAULT}, folder / "operating_points.json")
     for int8 in (False, True):
-        offramp.exporting.export(folder, policies=["pcee"], int8=int8)
+        offramp.inference.export.export(folder, policies=["pcee"], int8=int8)
     return folder
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from offramp.errors import NotApplicable
+from offramp.inference.record import record
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.config import TokenExit
 from offramp.policies.base import Policy
 from offramp.policies.fitting import fit_policy
 from offramp.policies.registry import FITTED, POLICIES, load_policy, policy_to_dict
 from offramp.policies.replay import scores
-from offramp.tracing import record
 from offramp.types.carry import Carry
 from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL

@@ -14,15 +14,16 @@ from onnx import ModelProto, numpy_helper
 
 import offramp
 from exported import arrays, copied, gated, graph_of, parts_of, weights_in, with_policies
-from offramp.engine.about import ABOUT, weights_digest
-from offramp.engine.assemble import DEEPEST, Parts, assemble, policy_key, switch_policy, take_apart
-from offramp.engine.fragments import SHARED_BYTES, export_parts
-from offramp.engine.runner import Graph
 from offramp.errors import InvalidInput
-from offramp.exporting import export
+from offramp.inference.export import export
+from offramp.inference.onnx.assemble import DEEPEST, assemble, switch_policy
+from offramp.inference.onnx.export_blocks import SHARED_BYTES, export_parts
+from offramp.inference.onnx.metadata import ABOUT, weights_digest
+from offramp.inference.onnx.pieces import ModelParts, disassemble, policy_key
+from offramp.inference.onnx.session import OnnxSession
+from offramp.inference.record import record
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import load_policy, policy_to_dict
-from offramp.tracing import record
 from tiny import encoder_config, padded, rows_for, save_folder, tiny_model, token_rows
 
 ENTROPY = {"name": "entropy"}
@@ -34,7 +35,7 @@ def albert() -> MultiExitModel:
     return tiny_model("albert", pooling="mean", certainty=True)
 
 
-def file_of(parts: Parts, *names: str) -> bytes:
+def file_of(parts: ModelParts, *names: str) -> bytes:
     """A file with these policies that runs the first one."""
     policies = [load_policy(name) for name in names]
     return assemble(with_policies(parts, policies), policy_to_dict(policies[0])).SerializeToString()
@@ -51,20 +52,20 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_taken_apart_and_assembled_again_is_the_same_bytes(file: str, exported: Path) -> None:
     content = (exported / file).read_bytes()
-    parts = take_apart(ModelProto.FromString(content))
+    parts = disassemble(ModelProto.FromString(content))
     assert assemble(parts, parts.about.policy).SerializeToString() == content
 
 
 def test_so_it_is_where_blocks_share_weights() -> None:
     content = file_of(parts_of(albert(), "of a test"), "entropy", "patience")
-    parts = take_apart(ModelProto.FromString(content))
+    parts = disassemble(ModelProto.FromString(content))
     assert parts.shared
     assert assemble(parts, ENTROPY).SerializeToString() == content
 
 
 def test_a_file_that_is_none_of_ours_is_not_taken_apart() -> None:
     with pytest.raises(InvalidInput, match="not a graph that `offramp export` wrote"):
-        take_apart(ModelProto())
+        disassemble(ModelProto())
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -73,11 +74,11 @@ def test_a_file_is_valid_onnx(file: str, exported: Path) -> None:
 
 
 def test_what_a_file_says_of_itself(exported: Path) -> None:
-    about = Graph.load(exported / "model.onnx").about
+    about = OnnxSession.load(exported / "model.onnx").about
     assert about.model == weights_digest(exported)
     assert (about.precision, about.policy, about.layers) == ("float32", ENTROPY, (1, 2, 3, 4))
     assert (about.outputs, about.certainty, about.problem_type) == (3, True, "single_label_classification")
-    assert Graph.load(exported / "model.int8.onnx").about.precision == "int8"
+    assert OnnxSession.load(exported / "model.int8.onnx").about.precision == "int8"
 
 
 # Another policy.
@@ -87,7 +88,7 @@ def test_what_a_file_says_of_itself(exported: Path) -> None:
 def test_a_file_that_was_switched_is_the_one_that_was_exported_with_the_policy(name: str) -> None:
     parts = with_policies(parts_of(gated(), "of a test"), [load_policy(each) for each in ("entropy", name)])
     data = policy_to_dict(load_policy(name))
-    switched = assemble(take_apart(assemble(parts, ENTROPY)), data)
+    switched = assemble(disassemble(assemble(parts, ENTROPY)), data)
     assert switched.SerializeToString() == assemble(parts, data).SerializeToString()
 
 
@@ -99,7 +100,7 @@ def test_switching_changes_the_policy_and_leaves_the_weights(folder: Path) -> No
 
     assert runs == {"name": "pcee", "measure": "entropy", "patience": 2}
     assert {file.name for file in folder.glob("*onnx*")} == {*FILES, *(f"{file}.data" for file in FILES)}
-    graph = Graph.load(path)
+    graph = OnnxSession.load(path)
     assert graph.about.policy == runs
     told = graph.run(arrays(padded(gated(), rows)), 0.05)
     expected = graph_of(gated(), load_policy("pcee")).run(arrays(padded(gated(), rows)), 0.05)
@@ -205,7 +206,7 @@ def test_a_model_that_is_too_deep_is_refused_before_anything_is_exported(
 ) -> None:
     torch.manual_seed(0)
     model = MultiExitModel.from_backbone(encoder_config(num_hidden_layers=DEEPEST + 2), 3)
-    monkeypatch.setattr("offramp.exporting.export_parts", None)
+    monkeypatch.setattr("offramp.inference.export.export_parts", None)
     with pytest.raises(InvalidInput, match="34 exits: a graph holds at most 33; train with exit_layers="):
         export(save_folder(tmp_path, model))
     assert not list(tmp_path.glob("*onnx*"))
@@ -226,9 +227,9 @@ def test_the_deepest_model_that_is_taken_can_be_read_again_and_runs() -> None:
     model = MultiExitModel.from_backbone(config, 3).eval()
     assert len(model.layers) == DEEPEST + 1
     content = file_of(export_parts(model, ""), "entropy")
-    parts = take_apart(ModelProto.FromString(content))
+    parts = disassemble(ModelProto.FromString(content))
     assert assemble(parts, ENTROPY).SerializeToString() == content
     rows = rows_for(model, 5)
-    told = Graph.load(content).run(arrays(padded(model, rows)), math.inf)
+    told = OnnxSession.load(content).run(arrays(padded(model, rows)), math.inf)
     assert told.exit_layers.tolist() == [DEEPEST + 1] * 5
     assert np.allclose(told.logits, record(model, rows).logits[-1], atol=1e-3)

@@ -12,13 +12,13 @@ from offramp import bench, rivals
 from offramp.bench import Line, Ratio, Times, interleaved, median, plain, turns
 from offramp.contest import Contest, compare, leave_at
 from offramp.contest import Result as Row
-from offramp.engines import Eager
-from offramp.exporting import export
+from offramp.inference.export import export
+from offramp.inference.record import record
+from offramp.inference.torch_engine import TorchEngine
 from offramp.model.card import save_points
 from offramp.model.loading import load_model
 from offramp.policies.replay import replay
 from offramp.rivals import Rival
-from offramp.tracing import record
 from offramp.types.operating_point import OperatingPoint
 from offramp.verdict import contest_text, verdict
 from tiny import LAYERS, balanced, padded, save_folder, text_rows, texts, tiny_model
@@ -158,7 +158,7 @@ def test_without_a_point_the_verdict_says_how_to_get_one() -> None:
 def test_everybody_leaves_at_the_layer_asked_for() -> None:
     model = tiny_model(exit_layers=[1, 3, 4])
     for layer in model.layers:
-        answers = Eager(model).answer(padded(model, text_rows(5)), leave_at(layer, model.layers))
+        answers = TorchEngine(model).answer(padded(model, text_rows(5)), leave_at(layer, model.layers))
         assert answers.exit_layers.tolist() == [layer] * 5
 
 
@@ -173,7 +173,7 @@ def test_a_comparison_scores_what_was_answered_at_that_batch_size(clock: Clock) 
         clock.work(len(inputs["input_ids"]) * 4.0)
         return plain(model, inputs)
 
-    class Timed(Eager):
+    class Timed(TorchEngine):
         def answer(self, inputs: Any, point: Any) -> Any:
             answers = super().answer(inputs, point)
             clock.work(1.0 * len(answers.logits) + answers.exit_layers.sum().item())  # embed 1, block 1

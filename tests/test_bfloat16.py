@@ -11,6 +11,7 @@ from torch import Tensor
 
 from helpers import CASE_IDS, CASES, first_exits
 from offramp.early_exit.loop import run
+from offramp.inference.record import record
 from offramp.model.bypass import Bypass
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.config import TokenExit
@@ -18,7 +19,6 @@ from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import MaxProb
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import run_policy
-from offramp.tracing import record
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace

@@ -13,15 +13,15 @@ from torch import fx, nn
 
 from helpers import threshold_between
 from offramp.early_exit.loop import run
-from offramp.engine.compiled import Compiled
 from offramp.errors import UnsupportedBackbone
+from offramp.inference.record import record
+from offramp.inference.torch_compile import Compiled
 from offramp.model.backbones.resnet import CifarResNetConfig
 from offramp.model.bypass import Bypass
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.config import TokenExit
 from offramp.policies.confidence import MaxProb
 from offramp.policies.replay import scores
-from offramp.tracing import record
 from offramp.types.outputs import Answers
 from tiny import FAMILIES, LAYERS, padded, rows_for, tiny_model
 

@@ -12,13 +12,13 @@ from transformers import BertConfig
 from helpers import crossed
 from offramp import TokenExit
 from offramp.errors import InvalidInput, UnsupportedBackbone
+from offramp.inference.record import record
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.bypass import Bypass
 from offramp.model.config import MultiExitConfig
 from offramp.model.flops import lengths, macs, macs_ratio, plain_macs
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.replay import replay
-from offramp.tracing import record
 from tiny import ABSOLUTE, LAYERS, encoder_config, padded, tiny_model, token_rows
 
 HALVES = TokenExit(keep_ratio={1: 0.5, 3: 0.3})

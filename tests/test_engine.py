@@ -25,6 +25,7 @@ from helpers import (
 )
 from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput
+from offramp.inference.record import record
 from offramp.model.bypass import Bypass
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.config import TokenExit
@@ -32,7 +33,6 @@ from offramp.policies.base import Policy
 from offramp.policies.confidence import MaxProb
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, run_policy, scores
-from offramp.tracing import record
 from offramp.types.carry import Carry
 from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL

@@ -12,14 +12,16 @@ from transformers.utils import logging as transformers_logging
 from exported import DEFAULT, arrays, copied, gated, graph_of
 from helpers import threshold_between
 from offramp.calibration.calibrate import calibrate
-from offramp.engine.assemble import policy_key
-from offramp.engines import Eager, Exported, load_engine
 from offramp.errors import InvalidInput, UnknownName
-from offramp.exporting import export
+from offramp.inference.export import export
+from offramp.inference.load_engine import load_engine
+from offramp.inference.onnx.pieces import policy_key
+from offramp.inference.onnx_engine import OnnxEngine
+from offramp.inference.predictor import Predictor
+from offramp.inference.record import record
+from offramp.inference.torch_engine import TorchEngine
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import scores
-from offramp.predictor import Predictor
-from offramp.tracing import record
 from offramp.types.operating_point import OperatingPoint, Target, write_points
 from tiny import LAYERS, padded, rows_for, text_rows, texts, tiny_model
 
@@ -38,7 +40,9 @@ def point() -> OperatingPoint:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The warnings of this test."""
     messages: list[str] = []
-    monkeypatch.setattr("offramp.engines.logger.warning", lambda text, *rest: messages.append(text % rest))
+    monkeypatch.setattr(
+        "offramp.inference.onnx_engine.logger.warning", lambda text, *rest: messages.append(text % rest)
+    )
     return messages
 
 
@@ -72,7 +76,7 @@ def test_full_depth_is_the_last_exits_own_answer_whatever_the_policy() -> None:
     model = gated()
     graph = graph_of(model, load_policy("entropy", ensemble="all"))
     inputs = padded(model, text_rows(9))
-    answers = Exported(graph, model.config).answer(inputs, None)
+    answers = OnnxEngine(graph, model.config).answer(inputs, None)
     with torch.no_grad():
         assert torch.allclose(answers.logits, model(**inputs).logits, atol=1e-4, rtol=0)
     ensemble = torch.from_numpy(graph.run(arrays(inputs), math.inf).logits)
@@ -97,7 +101,7 @@ def test_no_texts_no_answers(exported: Path) -> None:
 
 def test_a_text_whose_logits_are_not_finite_is_an_error(exported: Path) -> None:
     engine = load_engine(exported, "onnx")
-    assert isinstance(engine, Exported)
+    assert isinstance(engine, OnnxEngine)
     told = engine.graph.run({"input_ids": padded(gated(), text_rows(3))["input_ids"].numpy()}, 1.0)
 
     class Broken:
@@ -108,7 +112,7 @@ def test_a_text_whose_logits_are_not_finite_is_an_error(exported: Path) -> None:
             logits[1] = float("nan")
             return replace(told, logits=logits)
 
-    answers = Exported(Broken(), engine.config).answer({}, DEFAULT)  # type: ignore[arg-type]
+    answers = OnnxEngine(Broken(), engine.config).answer({}, DEFAULT)  # type: ignore[arg-type]
     assert answers.failed.tolist() == [False, True, False]
 
 
@@ -136,7 +140,7 @@ def test_auto_is_torch_where_there_is_no_graph(folder: Path, told: list[str]) ->
 
 
 def test_auto_is_torch_without_onnx_runtime(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.engines.find_spec", lambda name: None)
+    monkeypatch.setattr("offramp.inference.load_engine.find_spec", lambda name: None)
     assert Predictor.load(exported).engine.name == "torch-float32"
 
 
@@ -145,7 +149,7 @@ def test_auto_falls_back_to_torch_and_says_why_if_the_point_is_for_another_polic
 ) -> None:
     write_points({"default": OperatingPoint({"name": "patience"}, (1.5,) * 3)}, folder / POINTS)
     predictor = Predictor.load(folder)
-    assert isinstance(predictor.engine, Eager)
+    assert isinstance(predictor.engine, TorchEngine)
     (warning,) = told
     assert warning.startswith("torch runs this model: the graph runs the policy {'name': 'entropy'}, ")
     assert "the operating point is for {'name': 'patience'}; the file does not hold its steps: " in warning

@@ -15,14 +15,15 @@ from onnx import FunctionProto, TensorProto, numpy_helper
 
 from exported import DEFAULT, NAMES, copied, gated, graphs_in, parts_of, weights_in
 from helpers import threshold_between
-from offramp.engine.assemble import Parts
-from offramp.engine.runner import Graph
-from offramp.engines import Exported, load_engine
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.exporting import Disagreement, check, export, with_steps
+from offramp.inference.export import ExportMismatch, check, export, with_steps
+from offramp.inference.load_engine import load_engine
+from offramp.inference.onnx.pieces import ModelParts
+from offramp.inference.onnx.session import OnnxSession
+from offramp.inference.onnx_engine import OnnxEngine
+from offramp.inference.record import record
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, scores
-from offramp.tracing import record
 from offramp.types.operating_point import OperatingPoint, write_points
 from tiny import rows_for, text_rows, texts, tiny_model
 
@@ -50,7 +51,7 @@ def data(tmp_path: Path) -> Path:
 # A file bears its name once it was checked.
 
 
-def with_a_wrong_weight(parts: Parts, wrong_by: Sequence[float] = (0.01, 0.01, 0.01)) -> Parts:
+def with_a_wrong_weight(parts: ModelParts, wrong_by: Sequence[float] = (0.01, 0.01, 0.01)) -> ModelParts:
     """The last exit's classifier adds something to what it should say."""
     *others, last = parts.levels
     bias = next(weight for weight in last.weights if list(weight.dims) == [3])
@@ -59,7 +60,7 @@ def with_a_wrong_weight(parts: Parts, wrong_by: Sequence[float] = (0.01, 0.01, 0
     return replace(parts, levels=(*others, replace(last, weights=weights)))
 
 
-def with_a_wrong_comparison(parts: Parts) -> Parts:
+def with_a_wrong_comparison(parts: ModelParts) -> ModelParts:
     """Who should stay leaves."""
     functions = {}
     for name, function in parts.functions.items():
@@ -80,15 +81,17 @@ def test_a_file_whose_policy_is_wrong_is_not_written(
     path = folder / ("model.int8.onnx" if int8 else "model.onnx")
     if old:
         path.write_bytes(old)
-    monkeypatch.setattr("offramp.exporting.with_steps", lambda *given: with_a_wrong_comparison(with_steps(*given)))
-    with pytest.raises(Disagreement, match="rows leave elsewhere than they should, at the threshold"):
+    monkeypatch.setattr(
+        "offramp.inference.export.with_steps", lambda *given: with_a_wrong_comparison(with_steps(*given))
+    )
+    with pytest.raises(ExportMismatch, match="rows leave elsewhere than they should, at the threshold"):
         export(folder, int8=int8)
     assert {file.name: file.read_bytes() for file in folder.glob("*onnx*")} == ({path.name: old} if old else {})
 
 
 def test_a_file_whose_weights_are_wrong_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.exporting.export_parts", lambda *given: with_a_wrong_weight(parts_of(*given)))
-    with pytest.raises(Disagreement, match=r"the graph \(float32, policy .*\): logits are off by 0\.01; .* in order"):
+    monkeypatch.setattr("offramp.inference.export.export_parts", lambda *given: with_a_wrong_weight(parts_of(*given)))
+    with pytest.raises(ExportMismatch, match=r"the graph \(float32, policy .*\): logits are off by 0\.01; .* in order"):
         export(folder)
     assert not list(folder.glob("*onnx*"))
 
@@ -97,7 +100,7 @@ def test_a_file_whose_weights_are_wrong_is_not_written(folder: Path, monkeypatch
 def test_a_policy_that_has_no_meaning_for_the_model_is_refused_before_anything_is_exported(
     asked: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.exporting.export_parts", None)
+    monkeypatch.setattr("offramp.inference.export.export_parts", None)
     with pytest.raises(NotApplicable):
         export(folder, **asked)
     assert not list(folder.glob("*onnx*"))
@@ -110,7 +113,7 @@ def test_a_graph_is_checked_where_some_rows_leave_and_some_stay(exported: Path) 
     check(engine, rows, reference)
     wrong = reference.logits.clone()
     wrong[1, 3] += 0.02  # of one exit and one row
-    with pytest.raises(Disagreement):
+    with pytest.raises(ExportMismatch):
         check(engine, rows, replace(reference, logits=wrong))
 
 
@@ -120,31 +123,31 @@ def test_a_graph_is_checked_where_some_rows_leave_and_some_stay(exported: Path) 
 def test_the_policy_is_that_of_the_default_point(exported: Path) -> None:
     assert DEFAULT.policy == {"name": "entropy"}
     for file in ("model.onnx", "model.int8.onnx"):
-        assert Graph.load(exported / file).about.policy == {"name": "entropy"}
+        assert OnnxSession.load(exported / file).about.policy == {"name": "entropy"}
 
 
 def test_without_a_default_point_it_is_the_usual_one(folder: Path) -> None:
     points = {"deep": OperatingPoint({"name": "pcee", "measure": "max-prob", "patience": 3}, (0.9, 0.9, 0.9))}
     write_points(points, folder / "operating_points.json")
     checked = export(folder, dataset=text_rows(12))
-    assert checked.policy == Graph.load(checked.path).about.policy == {"name": "margin"}
+    assert checked.policy == OnnxSession.load(checked.path).about.policy == {"name": "margin"}
     assert checked.policies == [{"name": "margin"}, {"name": "pcee", "measure": "max-prob", "patience": 3}]
 
 
 def test_a_file_holds_each_policy_once_and_each_has_been_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
-    monkeypatch.setattr("offramp.exporting.check", lambda engine, *_: held.append(engine.graph.about.policy))
+    monkeypatch.setattr("offramp.inference.export.check", lambda engine, *_: held.append(engine.graph.about.policy))
     others = ["margin", load_policy("patience"), {"name": "entropy"}, {"name": "patience"}]
     checked = export(folder, policies=others, dataset=text_rows(8))
     assert checked.policies == [{"name": "entropy"}, {"name": "margin"}, {"name": "patience"}]
     assert sorted(policy["name"] for policy in held) == ["entropy", "margin", "patience"]
-    assert Graph.load(checked.path).about.policy == {"name": "entropy"}
+    assert OnnxSession.load(checked.path).about.policy == {"name": "entropy"}
 
 
 @pytest.mark.parametrize("asked", ["patience", {"name": "patience"}, load_policy("patience")])
 def test_another_policy_may_be_asked_for(asked: Any, folder: Path) -> None:
     checked = export(folder, asked, dataset=text_rows(8))
-    assert checked.policy == Graph.load(folder / "model.onnx").about.policy == {"name": "patience"}
+    assert checked.policy == OnnxSession.load(folder / "model.onnx").about.policy == {"name": "patience"}
 
 
 # What is told of it.
@@ -175,7 +178,7 @@ def test_with_labels_the_scores_of_file_and_torch_are_told(int8: bool, folder: P
 
 def test_what_8_bits_cost_is_told_and_not_refused(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "offramp.exporting.export_parts", lambda *given: with_a_wrong_weight(parts_of(*given), (2.0, 0.0, 0.0))
+        "offramp.inference.export.export_parts", lambda *given: with_a_wrong_weight(parts_of(*given), (2.0, 0.0, 0.0))
     )
     checked = export(folder, int8=True, dataset=data)
     labels = torch.tensor([number % 3 for number in range(40)])
@@ -281,4 +284,4 @@ def test_the_same_weights_written_later_are_no_other_weights(exported: Path, tmp
     folder = copied(exported, tmp_path / "model")
     after = (folder / "model.onnx").stat().st_mtime + 10
     os.utime(folder / "model.safetensors", (after, after))
-    assert isinstance(load_engine(folder, "onnx"), Exported)
+    assert isinstance(load_engine(folder, "onnx"), OnnxEngine)

@@ -21,10 +21,11 @@ from exported import one_registry
 from helpers import TEMPERATURES, fitted, random_trace
 from offramp.calibration.calibrate import calibrate
 from offramp.cli import main
-from offramp.engine.assemble import DOMAIN, OPSET, policy_key
-from offramp.engine.fragments import export_steps
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluation.metrics import calibration_error
+from offramp.inference.onnx.assemble import DOMAIN, OPSET
+from offramp.inference.onnx.export_policy import export_steps
+from offramp.inference.onnx.pieces import policy_key
 from offramp.model.card import save_points
 from offramp.policies.base import Memory
 from offramp.policies.confidence import Entropy, MaxProb

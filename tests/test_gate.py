@@ -5,12 +5,12 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from offramp.errors import InvalidInput
+from offramp.inference.record import record
 from offramp.model.gate import Gate
 from offramp.model.losses import correctness_target, depth_weighted, exit_losses, gate_losses, task_losses
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.certainty import Certainty
 from offramp.policies.replay import scores
-from offramp.tracing import record
 from offramp.training.objectives.joint import Joint
 from offramp.training.objectives.staged import TwoStage
 from offramp.types.outputs import ExitOutput

@@ -13,14 +13,14 @@ import torch
 from exported import arrays, gated, graph_of
 from helpers import CHOICES, LEAVING, OUTPUTS, Case, clear_of_noise, has_meaning, threshold_between
 from offramp.early_exit.loop import run
-from offramp.engine.runner import Graph, Told
+from offramp.inference.onnx.session import GraphOutput, OnnxSession
+from offramp.inference.record import record
 from offramp.model.bypass import Bypass
 from offramp.model.heads import HEADS
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import scores
-from offramp.tracing import record
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from tiny import ABSOLUTE, FAMILIES, LAYERS, padded, rows_for, tiny_model
@@ -59,7 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class Exported:
     case: Case
-    graph: Graph
+    graph: OnnxSession
     policy: Policy
 
 
@@ -119,7 +119,7 @@ def assert_the_contract(one: Exported, thresholds: Sequence[float]) -> set[int]:
     return set(expected.exit_layers.tolist())
 
 
-def assert_same(told: Told, expected: Answers, numbers: torch.Tensor, check: torch.Tensor) -> None:
+def assert_same(told: GraphOutput, expected: Answers, numbers: torch.Tensor, check: torch.Tensor) -> None:
     rows = numbers[check]
     assert told.exit_layers[check.numpy()].tolist() == expected.exit_layers[rows].tolist()
     assert np.allclose(told.logits[check.numpy()], expected.logits[rows], atol=TOLERANCE, rtol=0)

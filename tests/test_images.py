@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from transformers import AutoModel, AutoModelForImageClassification
 
 from offramp.errors import DataError, InvalidInput
+from offramp.inference.predictor import Predictor
+from offramp.inference.record import record
 from offramp.model.backbones.resnet import BasicBlock, CifarResNet, CifarResNetConfig, CifarResNetCut
 from offramp.model.modeling import MultiExitModel
-from offramp.predictor import Predictor
-from offramp.tracing import record
 from offramp.training.fit import default_arguments
 from offramp.training.objectives.registry import load_objective
 from offramp.training.trainer import ExitTrainer

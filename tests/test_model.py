@@ -16,14 +16,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertMod
 from helpers import crossed
 from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput, UnknownName
+from offramp.inference.predictor import Predictor
+from offramp.inference.record import record
 from offramp.model.config import MultiExitConfig
 from offramp.model.loading import load_folder
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.confidence import Entropy
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, scores
-from offramp.predictor import Predictor
-from offramp.tracing import record
 from offramp.types.operating_point import POINTS_FILE, Measured, OperatingPoint, write_points
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from tiny import (

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from offramp.engines import Eager
 from offramp.errors import InvalidInput, UnknownName
+from offramp.inference.predictor import Predictor
+from offramp.inference.record import record
+from offramp.inference.torch_engine import TorchEngine
 from offramp.model.hub import load_points
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.confidence import Entropy
 from offramp.policies.replay import replay, scores
-from offramp.predictor import Predictor
-from offramp.tracing import record
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, write_points
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from tiny import (
@@ -37,7 +37,7 @@ def at_layer(layer: int) -> OperatingPoint:
 
 
 def predictor_of(model: MultiExitModel, point: OperatingPoint | None = None) -> Predictor:
-    return Predictor(Eager(model.cpu().eval()), tiny_tokenizer(), point)
+    return Predictor(TorchEngine(model.cpu().eval()), tiny_tokenizer(), point)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_what_is_no_text_is_refused_with_its_number(predictor: Predictor, item: 
 
 
 def test_a_stream_answers_in_order(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.predictor.WINDOW", 9)
+    monkeypatch.setattr("offramp.inference.predictor.WINDOW", 9)
     assert same_answers(list(predictor.stream(iter(texts(COUNT)), batch_size=4)), predictor(texts(COUNT)))
 
 
@@ -238,7 +238,7 @@ def test_texts_may_come_from_a_generator(predictor: Predictor) -> None:
 
 
 def test_a_stream_reads_no_more_than_its_window_ahead(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.predictor.WINDOW", 5)
+    monkeypatch.setattr("offramp.inference.predictor.WINDOW", 5)
     read = []
 
     def endless() -> Iterator[str]:

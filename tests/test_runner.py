@@ -16,11 +16,11 @@ from onnx import TensorProto, helper
 
 from exported import arrays, gated, graph_of, parts_of, with_policies
 from helpers import POISON
-from offramp.engine.assemble import assemble
-from offramp.engine.runner import Array, Graph
 from offramp.errors import InvalidInput
+from offramp.inference.onnx.assemble import assemble
+from offramp.inference.onnx.session import Array, OnnxSession
+from offramp.inference.record import record
 from offramp.policies.registry import load_policy, policy_to_dict
-from offramp.tracing import record
 from tiny import LAYERS, padded, tiny_model, token_rows
 
 ROWS = token_rows(9)
@@ -28,7 +28,7 @@ TOLERANCE = 1e-5
 
 
 @cache
-def graph(policy: str = "fixed") -> Graph:
+def graph(policy: str = "fixed") -> OnnxSession:
     return graph_of(gated(), load_policy(policy))
 
 
@@ -157,7 +157,7 @@ def test_a_row_of_nan_leaves_at_once_and_touches_nobody(policy: str) -> None:
     weights = tuple(sick if weight.name == table.name else weight for weight in poison.embed.weights)
     rule = load_policy(policy)
     parts = with_policies(replace(poison, embed=replace(poison.embed, weights=weights)), [rule])
-    poisoned = Graph.load(assemble(parts, policy_to_dict(rule)).SerializeToString())
+    poisoned = OnnxSession.load(assemble(parts, policy_to_dict(rule)).SerializeToString())
     rows = [dict(row, input_ids=list(row["input_ids"])) for row in ROWS]
     rows[3]["input_ids"][0] = POISON
     well = [number for number in range(9) if number != 3]
@@ -217,12 +217,12 @@ def test_a_file_that_is_no_graph_is_refused_by_name(tmp_path: Path) -> None:
     for content in (b"", b"not a graph", b"\x08\x0a" * 40):
         (tmp_path / "model.onnx").write_bytes(content)
         with pytest.raises(InvalidInput, match=r"model\.onnx: ONNX Runtime cannot load it") as refused:
-            Graph.load(tmp_path / "model.onnx")
+            OnnxSession.load(tmp_path / "model.onnx")
         assert "\n" not in str(refused.value)
     with pytest.raises(InvalidInput, match=r"none\.onnx: ONNX Runtime cannot load it"):
-        Graph.load(tmp_path / "none.onnx")
+        OnnxSession.load(tmp_path / "none.onnx")
     with pytest.raises(InvalidInput, match="the graph: ONNX Runtime cannot load it"):
-        Graph.load(b"not a graph")
+        OnnxSession.load(b"not a graph")
 
 
 def test_a_graph_of_somebody_else_is_refused_by_name(tmp_path: Path) -> None:
@@ -230,18 +230,20 @@ def test_a_graph_of_somebody_else_is_refused_by_name(tmp_path: Path) -> None:
     alien = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "alien", [x], [y])
     onnx.save(helper.make_model(alien, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "a.onnx")
     with pytest.raises(InvalidInput, match=r"a\.onnx: not a graph that `offramp export` wrote"):
-        Graph.load(tmp_path / "a.onnx")
+        OnnxSession.load(tmp_path / "a.onnx")
 
 
 def test_weights_beside_a_graph_are_those_inside(exported: Path) -> None:
-    beside = Graph.load(exported / "model.onnx")
-    inside = Graph.load(onnx.load(exported / "model.onnx").SerializeToString())
+    beside = OnnxSession.load(exported / "model.onnx")
+    inside = OnnxSession.load(onnx.load(exported / "model.onnx").SerializeToString())
     assert beside.about == inside.about
     assert np.array_equal(beside.run(batch(), math.inf).logits, inside.run(batch(), math.inf).logits)
 
 
 def test_the_runner_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, offramp.engine.runner; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, offramp.inference.onnx.session; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

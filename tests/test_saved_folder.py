@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import offramp
-from offramp.engine.about import weights_digest
-from offramp.engine.assemble import switch_policy
+from offramp.inference.onnx.assemble import switch_policy
+from offramp.inference.onnx.metadata import weights_digest
 from offramp.types.operating_point import read_points
 
 FOLDER = Path(__file__).parent / "data" / "folder_of_0.1.0"

@@ -8,8 +8,8 @@ import pytest
 
 from command import offramp
 from offramp import bench
-from offramp.engines import Eager
 from offramp.errors import InvalidInput
+from offramp.inference.torch_engine import TorchEngine
 from offramp.timing import TIMED, measure_costs
 from offramp.types.operating_point import POINTS_FILE, read_points
 from offramp.types.outputs import Answers
@@ -31,7 +31,7 @@ class Timed:
 
     def __init__(self, clock: Clock, seconds: dict[int, float], model: Any = None) -> None:
         self.clock, self.seconds = clock, seconds
-        self.eager = Eager(model or tiny_model(exit_layers=list(seconds)))
+        self.eager = TorchEngine(model or tiny_model(exit_layers=list(seconds)))
         self.name, self.config = "fake-float32", self.eager.config
         self.batches: list[tuple[int, int]] = []
         self.policies: set[str] = set()

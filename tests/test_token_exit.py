@@ -15,13 +15,13 @@ from transformers import AutoModel
 from helpers import crossed
 from offramp import TokenExit
 from offramp.errors import InvalidInput, UnsupportedBackbone
+from offramp.inference.record import record
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.bypass import Bypass
 from offramp.model.config import MultiExitConfig
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.class_attention import CLASS_ATTENTION, class_attention_row
 from offramp.model.token_exit.selection import kept_count, select
-from offramp.tracing import record
 from tiny import ABSOLUTE, LAYERS, VOCABULARY, encoder_config, padded, tiny_model, token_rows
 
 HALVES = TokenExit(keep_ratio={1: 0.5, 3: 0.6})

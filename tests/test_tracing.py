@@ -8,10 +8,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from offramp.data.examples import Columns, Examples
-from offramp.engine.about import weights_digest
 from offramp.errors import DataError, InvalidInput, UnknownName
+from offramp.inference.onnx.metadata import weights_digest
+from offramp.inference.record import read_for, record
 from offramp.model.modeling import MultiExitModel
-from offramp.tracing import read_for, record
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from tiny import FAMILIES, LAYERS, TEXTS, padded, rows_for, save_folder, text_rows, texts, tiny_model, token_rows

@@ -11,9 +11,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from offramp.data.batching import collate
 from offramp.data.examples import Examples
 from offramp.errors import InvalidInput
+from offramp.inference.predictor import Predictor
 from offramp.model.losses import exit_losses
 from offramp.model.modeling import MultiExitModel
-from offramp.predictor import Predictor
 from offramp.training.fit import default_arguments, fit, token_rows
 from offramp.training.objectives.base import Objective
 from offramp.training.objectives.registry import OBJECTIVES, load_objective

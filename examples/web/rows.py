@@ -27,9 +27,9 @@ from torch import Tensor
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE
-from offramp.engine.about import GRAPHS
 from offramp.errors import OfframpError
-from offramp.predictor import Predictor
+from offramp.inference.onnx.metadata import GRAPHS
+from offramp.inference.predictor import Predictor
 from offramp.types.outputs import Answers
 
 COUNT = 50

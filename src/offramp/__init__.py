@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from offramp.errors import InvalidInput as InvalidInput
     from offramp.errors import OfframpError as OfframpError
     from offramp.evaluation.compare import compare as compare
+    from offramp.inference.predictor import Predictor as Predictor
+    from offramp.inference.record import record as record
     from offramp.model.bypass import Bypass as Bypass
     from offramp.model.config import MultiExitConfig as MultiExitConfig
     from offramp.model.modeling import MultiExitModel as MultiExitModel
@@ -31,9 +33,7 @@ if TYPE_CHECKING:
     from offramp.policies.registry import load_policy as load_policy
     from offramp.policies.replay import replay as replay
     from offramp.policies.replay import scores as scores
-    from offramp.predictor import Predictor as Predictor
     from offramp.timing import measure_costs as measure_costs
-    from offramp.tracing import record as record
     from offramp.training.objectives.registry import load_objective as load_objective
     from offramp.training.trainer import ExitTrainer as ExitTrainer
     from offramp.types.cost_table import CostTable as CostTable
@@ -53,6 +53,8 @@ _HOMES = {
     "data.examples": ("Examples", "read_examples"),
     "errors": ("CannotReach", "InvalidInput", "OfframpError"),
     "evaluation.compare": ("compare",),
+    "inference.predictor": ("Predictor",),
+    "inference.record": ("record",),
     "model.bypass": ("Bypass",),
     "model.config": ("MultiExitConfig",),
     "model.modeling": ("MultiExitModel",),
@@ -61,9 +63,7 @@ _HOMES = {
     "policies.fitting": ("fit_lines", "fit_policy", "fit_temperatures"),
     "policies.registry": ("load_policy",),
     "policies.replay": ("replay", "scores"),
-    "predictor": ("Predictor",),
     "timing": ("measure_costs",),
-    "tracing": ("record",),
     "training.objectives.registry": ("load_objective",),
     "training.trainer": ("ExitTrainer",),
     "types.cost_table": ("CostTable",),

@@ -25,15 +25,17 @@ from torch import Tensor
 from offramp.bench import Line, Ratio, Run, Times, median, turns
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import GUESSED, Columns, Text, read_rows
-from offramp.engine.about import ENGINES
-from offramp.engines import Eager, Engine, load_engine
 from offramp.errors import InvalidInput
 from offramp.evaluation.metrics import layerwise, metric_for
+from offramp.inference.engine import Engine
+from offramp.inference.load_engine import load_engine
+from offramp.inference.onnx.metadata import ENGINES
+from offramp.inference.record import read_for
+from offramp.inference.torch_engine import TorchEngine
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import load_config, load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
 from offramp.rivals import Rival, full_depth
-from offramp.tracing import read_for
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers
 from offramp.types.trace import Trace
@@ -253,7 +255,7 @@ def time_folder(
     tokens = encode(tokenizer, [texts[number] for number in chosen], token_limit(tokenizer, config.backbone))
     labels = None if labels is None else labels[chosen]
     eager = running.get("torch")
-    model = eager.model if isinstance(eager, Eager) else load_model(folder)
+    model = eager.model if isinstance(eager, TorchEngine) else load_model(folder)
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as exports:
         rivals = full_depth(model, Path(exports), collate(tokens[:2], config.pad_token_id))

@@ -17,17 +17,17 @@ from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import Columns, Examples, read_examples
 from offramp.data.readers import SAMPLE
 from offramp.evaluation.metrics import layerwise
+from offramp.inference.predictor import Predictor
+from offramp.inference.record import read_for, record
 from offramp.model.card import save_points
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_tokenizer
 from offramp.model.loading import load_folder
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.fitting import fit_default_policy
-from offramp.predictor import DEFAULT, Predictor
 from offramp.report import draw_curves, measure_all, point_table, scores_text, usual_curves
-from offramp.tracing import read_for, record
 from offramp.training.fit import fit
-from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.operating_point import DEFAULT, OperatingPoint, Target
 from offramp.types.trace import Trace
 
 COLUMNS = Columns(text="text", label="intent")

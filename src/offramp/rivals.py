@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from offramp.bench import Inputs, Run, forward, plain
-from offramp.engine.about import GRAPHS
+from offramp.inference.onnx.metadata import GRAPHS
 from offramp.model.modeling import MultiExitModel
 
 log = logging.getLogger("offramp")
@@ -70,13 +70,14 @@ def plain_exports(model: MultiExitModel, folder: Path) -> dict[str, Path]:
         return paths
     import onnx
 
-    from offramp.engine.fragments import export_whole, quiet
-    from offramp.engine.quantize import int8
+    from offramp.inference.onnx.export_blocks import export_whole
+    from offramp.inference.onnx.quantize import int8
+    from offramp.inference.onnx.torch_export import silence_exporter
 
     log.info("exporting the plain model to ONNX, in float32 and int8")
     whole = export_whole(copy.deepcopy(model).float().cpu(), forward)
     onnx.save(whole, paths["onnx"])
-    with quiet():
+    with silence_exporter():
         onnx.save(int8(whole), paths["onnx-int8"])
     return paths
 
@@ -90,7 +91,7 @@ def session(path: Path, fused: bool) -> Run:
     """
     import onnxruntime
 
-    from offramp.engine.runner import SLOW
+    from offramp.inference.onnx.session import SLOW
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

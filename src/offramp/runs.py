@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from offramp.data.batching import token_limit
 from offramp.data.examples import Examples
 from offramp.errors import InvalidInput
+from offramp.inference.record import record
 from offramp.model.backbones.restack import restack
 from offramp.model.bypass import Bypass
 from offramp.model.config import MultiExitConfig
@@ -27,7 +28,6 @@ from offramp.model.hub import load_encoder, load_tokenizer
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.config import TokenExit
 from offramp.studies.base import Training
-from offramp.tracing import record
 from offramp.training.fit import fit, token_rows
 from offramp.training.objectives.base import Objective
 from offramp.training.objectives.registry import load_objective

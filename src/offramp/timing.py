@@ -17,11 +17,13 @@ from offramp.bench import Line, turns
 from offramp.contest import leave_at
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import Text
-from offramp.engines import Eager, Engine, Exported
 from offramp.errors import InvalidInput
+from offramp.inference.engine import Engine
+from offramp.inference.onnx_engine import OnnxEngine
+from offramp.inference.record import resolve_engine
+from offramp.inference.torch_engine import TorchEngine
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import default_policy
-from offramp.tracing import running
 from offramp.types.cost_table import CostTable
 
 TIMED = 64
@@ -29,7 +31,7 @@ TIMED = 64
 
 
 def measure_costs(
-    model: MultiExitModel | Eager | Exported | str | os.PathLike[str],
+    model: MultiExitModel | TorchEngine | OnnxEngine | str | os.PathLike[str],
     rows: Sequence[Text] | Sequence[Mapping[str, Any]],
     engine: str = "torch",
     *,
@@ -47,7 +49,7 @@ def measure_costs(
     more or less, which only small encoders notice. A graph scores with its own.
 
     Args:
-        model: a model, what runs one (see `offramp.engines`), or the folder or hub name of one.
+        model: a model, what runs one (see `offramp.inference.load_engine`), or the folder or hub name of one.
         rows: texts and pairs, which need a model's folder, or rows that are tokenized already; like those to come. Of
             more than TIMED, or four batches, so many are timed, spread evenly over their lengths.
         engine: what runs a folder's model: "torch", "onnx" or "onnx-int8".
@@ -78,13 +80,13 @@ def measure_costs(
 
 
 def _tokens(
-    model: MultiExitModel | Eager | Exported | str | os.PathLike[str],
+    model: MultiExitModel | TorchEngine | OnnxEngine | str | os.PathLike[str],
     rows: Sequence[Text] | Sequence[Mapping[str, Any]],
     engine: str,
 ) -> tuple[Engine, Sequence[Mapping[str, Any]]]:
     """What runs the model, and the rows as it reads them."""
     ready = [row for row in rows if isinstance(row, Mapping)]
-    runs, tokenizer = running(model, engine, of_texts=not ready)
+    runs, tokenizer = resolve_engine(model, engine, of_texts=not ready)
     if ready:
         return runs, ready
     if tokenizer is None:
@@ -102,10 +104,10 @@ def _spread(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, A
 
 def _machine(engine: Engine) -> str:
     """The processor that runs the model, in words."""
-    if isinstance(engine, Eager) and engine.model.device.type == "cuda":
+    if isinstance(engine, TorchEngine) and engine.model.device.type == "cuda":
         return torch.cuda.get_device_name(engine.model.device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     words = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-    return f"{words}, {torch.get_num_threads()} threads" if isinstance(engine, Eager) else words
+    return f"{words}, {torch.get_num_threads()} threads" if isinstance(engine, TorchEngine) else words

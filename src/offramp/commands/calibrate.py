@@ -31,8 +31,8 @@ from offramp.commands.points import (
     laddered,
     tell,
 )
-from offramp.engine.about import GRAPHS
 from offramp.errors import InvalidInput
+from offramp.inference.onnx.metadata import GRAPHS
 from offramp.policies.registry import FITTED
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def record(
     offramp record model --data validation.csv -o trace.safetensors
     """
     quiet()
-    from offramp.tracing import record as record_trace
+    from offramp.inference.record import record as record_trace
 
     trace = record_trace(folder, data, engine, columns=columns_of(given), split=split, batch_size=batch_size)
     trace.save(output)
@@ -206,7 +206,7 @@ def _timed(folder: Path, given: Mapping[str, Any]) -> CostTable:
 
 def _tell_other_policy(folder: Path, engine: str, point: OperatingPoint) -> None:
     """Print a line where the graph does not run the policy of a new point."""
-    from offramp.engines import load_engine
+    from offramp.inference.load_engine import load_engine
 
     try:
         load_engine(folder, engine).check(point)

@@ -46,8 +46,8 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     from offramp.comparing import comparison_data, comparison_text, slices_data, slices_text
     from offramp.evaluation.compare import compare
     from offramp.evaluation.metrics import metric_for
-    from offramp.predictor import DEFAULT
     from offramp.report import scores_data, scores_text
+    from offramp.types.operating_point import DEFAULT
 
     groups = _groups(slice_by, given)  # before the model runs: a wrong name is told at once
     trace, points, metric = read_trace(folder, given), saved_points(folder), given["metric"]
@@ -91,7 +91,7 @@ def _slices(
     """Slices of the default point."""
     from offramp.evaluation.slices import by_groups, by_label, by_length
     from offramp.model.hub import load_config
-    from offramp.predictor import DEFAULT
+    from offramp.types.operating_point import DEFAULT
 
     if DEFAULT not in points:
         raise InvalidInput(f"{folder} has no operating point {DEFAULT!r} to slice; `offramp calibrate` makes one")

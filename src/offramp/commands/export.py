@@ -20,8 +20,8 @@ from offramp.commands.options import (
     policy_words,
     quiet,
 )
-from offramp.engine.about import ENGINES, GRAPHS, weights_digest
 from offramp.errors import InvalidInput
+from offramp.inference.onnx.metadata import ENGINES, GRAPHS, weights_digest
 
 
 @click.command()
@@ -53,14 +53,14 @@ def export(
     asked = {"name": policy, **parameters} if policy else None
     path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
     if asked and data is None and path.exists():
-        from offramp.engine.assemble import switch_policy
+        from offramp.inference.onnx.assemble import switch_policy
 
         if runs := switch_policy(path, weights_digest(folder), asked):
             told = {"path": str(path), "policy": runs}
             click.echo(json.dumps(told) if as_json else f"{path} runs {policy_words(runs)} now")
             return
     quiet()
-    from offramp.exporting import export as write
+    from offramp.inference.export import export as write
 
     checked = write(folder, asked, int8=int8, dataset=data, columns=columns_of(given), split=split)
     if as_json:
@@ -113,7 +113,7 @@ def bench(
         raise click.UsageError(f"--batch-size takes numbers of rows such as 1,8,32; got {sizes!r}")
     quiet()
     from offramp.contest import time_folder
-    from offramp.engines import check_name
+    from offramp.inference.load_engine import check_name
     from offramp.verdict import contest_text, verdict
 
     names = engines.split(",") if engines else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from offramp.commands.options import FOLDER, json_option, policy_words, quiet
-from offramp.engine.about import GRAPHS, weights_digest
+from offramp.inference.onnx.metadata import GRAPHS, weights_digest
 
 if TYPE_CHECKING:
     from offramp.types.operating_point import OperatingPoint
@@ -75,6 +75,6 @@ def _graphs(folder: Path) -> list[str]:
     files = [folder / name for name in GRAPHS.values() if (folder / name).exists()]
     if not files or find_spec("onnxruntime") is None:
         return [path.name for path in files]
-    from offramp.engine.runner import Graph
+    from offramp.inference.onnx.session import OnnxSession
 
-    return [f"{path.name} ({policy_words(Graph.load(path).about.policy)})" for path in files]
+    return [f"{path.name} ({policy_words(OnnxSession.load(path).about.policy)})" for path in files]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from offramp.engine.about import ENGINES
+from offramp.inference.onnx.metadata import ENGINES
 from offramp.policies.registry import POLICIES, summarize
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def columns_of(given: Mapping[str, Any]) -> Columns:
 
 def read_trace(folder: Path, given: Mapping[str, Any]) -> Trace:
     """The trace in a file, or one of the model on data."""
-    from offramp.tracing import record
+    from offramp.inference.record import record
     from offramp.types.trace import Trace
 
     if (given["data"] is None) == (given["trace"] is None):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from offramp.engine.about import weights_digest
 from offramp.errors import InvalidInput
+from offramp.inference.onnx.metadata import weights_digest
 
 if TYPE_CHECKING:
     from offramp.policies.base import Policy

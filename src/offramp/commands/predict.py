@@ -10,7 +10,7 @@ import click
 
 from offramp.commands.options import FILE, FOLDER, columns_of, quiet
 from offramp.commands.output import finished_only
-from offramp.engine.about import ENGINES
+from offramp.inference.onnx.metadata import ENGINES
 
 
 @click.command()
@@ -44,7 +44,8 @@ def predict(
     from tqdm import tqdm
 
     from offramp.data.examples import read_rows
-    from offramp.predictor import DEFAULT, Predictor
+    from offramp.inference.predictor import Predictor
+    from offramp.types.operating_point import DEFAULT
 
     point = None if operating_point == "full" else operating_point or DEFAULT
     predictor = Predictor.load(folder, engine, point)

@@ -54,12 +54,12 @@ def report(
     offramp report model --data test.csv -o report.html
     """
     quiet()
+    from offramp.inference.record import read_for, record
     from offramp.model.hub import load_config
     from offramp.page.content import Texts, page
     from offramp.page.environment import environment
     from offramp.page.render import render
     from offramp.timing import measure_costs
-    from offramp.tracing import read_for, record
 
     points = saved_points(folder)
     examples = read_for(load_config(folder), data, columns_of(given), split)

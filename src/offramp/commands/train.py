@@ -111,11 +111,11 @@ def train(
     from transformers import set_seed
 
     from offramp.data.examples import read_examples
+    from offramp.inference.record import read_for
+    from offramp.inference.record import record as record_trace
     from offramp.model.default_encoder import default_encoder
     from offramp.model.hub import load_tokenizer
     from offramp.policies.fitting import fit_default_policy
-    from offramp.tracing import read_for
-    from offramp.tracing import record as record_trace
     from offramp.training.fit import fit
     from offramp.training.objectives.registry import load_objective
 

@@ -23,10 +23,9 @@ from offramp.page.exits import ExitRow, exit_rows
 from offramp.policies.fitting import fit_default_policy
 from offramp.policies.registry import default_policy
 from offramp.policies.replay import replay, scores
-from offramp.predictor import DEFAULT
 from offramp.report import measure_all
 from offramp.types.cost_table import CostTable
-from offramp.types.operating_point import Measured, OperatingPoint, Target
+from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target
 from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, labels_of, trace_digest

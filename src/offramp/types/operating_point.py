@@ -194,3 +194,6 @@ def write_points(points: Mapping[str, OperatingPoint], path: str | os.PathLike[s
     unfinished = Path(f"{os.fspath(path)}.tmp")
     unfinished.write_text(text + "\n", encoding="utf-8")
     unfinished.replace(path)
+
+
+DEFAULT = "default"

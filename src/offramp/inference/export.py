@@ -24,21 +24,23 @@ from tqdm import tqdm
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import GUESSED, Columns, read_rows
 from offramp.data.readers import SAMPLE
-from offramp.engine.about import GRAPHS, WEIGHTS, weights_digest
-from offramp.engine.assemble import Parts, assemble, policy_key, refuse_depth, with_weights_beside
-from offramp.engine.fragments import export_parts, export_steps
-from offramp.engine.quantize import int8 as to_int8
-from offramp.engine.runner import Graph
-from offramp.engines import Exported
 from offramp.errors import OfframpError
 from offramp.evaluation.metrics import layerwise, metric_for
+from offramp.inference.onnx.assemble import assemble, refuse_depth
+from offramp.inference.onnx.export_blocks import export_parts
+from offramp.inference.onnx.export_policy import export_steps
+from offramp.inference.onnx.metadata import GRAPHS, WEIGHTS, weights_digest
+from offramp.inference.onnx.pieces import ModelParts, policy_key, with_weights_beside
+from offramp.inference.onnx.quantize import int8 as to_int8
+from offramp.inference.onnx.session import OnnxSession
+from offramp.inference.onnx_engine import OnnxEngine
+from offramp.inference.record import read_for, record
 from offramp.model.hub import load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import default_policy, load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
-from offramp.tracing import read_for, record
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, predictions
 from offramp.types.problem_types import REGRESSION
@@ -54,12 +56,12 @@ PolicyLike = Policy | Mapping[str, Any] | str
 """A policy, its name, or its data; see `load_policy`."""
 
 
-class Disagreement(OfframpError):
+class ExportMismatch(OfframpError):
     """An exported file does not do what the model does."""
 
 
 @dataclass(frozen=True)
-class Checked:
+class ExportReport:
     """An exported file, and what was found when it was checked.
 
     Attributes:
@@ -100,19 +102,19 @@ def export(
     dataset: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None = None,
     columns: Columns = GUESSED,
     split: str = "validation",
-) -> Checked:
+) -> ExportReport:
     """Write `model.onnx` or `model.int8.onnx` into a model's folder, with the weights in a file beside it (`.data`).
 
     The file holds the steps of `policy`, of the folder's operating points' policies, of the usual policy and of
     `policies`, each once, and of no others. It takes another policy that it holds in seconds
-    (`offramp.engine.assemble.switch_policy`).
+    (`offramp.inference.onnx.assemble.switch_policy`).
 
     Args:
         folder: what `save_pretrained` wrote.
         policy: the one that the graph runs; None = that of the operating point "default", else the usual one.
         policies: others whose steps the file is to hold.
         int8: the encoder's weights as int8.
-        dataset: what to check it on: labelled data for the model (see `offramp.tracing.record`), or rows that are
+        dataset: what to check it on: labelled data for the model (see `offramp.record`), or rows that are
             tokenized already; None = texts of the built-in sample.
         columns: which columns of a file to read.
         split: which part of a named data set to read.
@@ -139,9 +141,9 @@ def export(
         graph, weights = (Path(place) / f"{path.name}{ending}" for ending in ("", WEIGHTS))
         parts = with_weights_beside(parts, weights)
 
-        def written(rule: Policy) -> Exported:
+        def written(rule: Policy) -> OnnxEngine:
             onnx.save(assemble(parts, policy_to_dict(rule)), graph)
-            return Exported(Graph.load(graph), model.config)
+            return OnnxEngine(OnnxSession.load(graph), model.config)
 
         some = reference.take(torch.arange(min(CHECKED, len(rows))))
         for rule in tqdm(others, desc="check", unit="policy", disable=None, leave=False):
@@ -152,7 +154,7 @@ def export(
         size = graph.stat().st_size + weights.stat().st_size
         weights.replace(folder / weights.name)
         graph.replace(path)
-    return Checked(
+    return ExportReport(
         path=path,
         engine=exported.name,
         policy=policy_to_dict(runs),
@@ -166,7 +168,7 @@ def export(
     )
 
 
-def with_steps(parts: Parts, policies: Sequence[Policy]) -> Parts:
+def with_steps(parts: ModelParts, policies: Sequence[Policy]) -> ModelParts:
     """Return the pieces with the steps of these policies.
 
     Raises:
@@ -181,7 +183,7 @@ def with_steps(parts: Parts, policies: Sequence[Policy]) -> Parts:
     return replace(parts, functions=functions, about=replace(about, policies=calls))
 
 
-def check(exported: Exported, rows: Rows, reference: Trace) -> None:
+def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
     """Hold a graph against a trace: it must leave where a replay leaves, with the same logits.
 
     Args:
@@ -199,7 +201,7 @@ def check(exported: Exported, rows: Rows, reference: Trace) -> None:
     if about.precision == "int8":
         own, runs = record(exported, alone, batch_size=1), [(1, alone)]
         if (own.logits.isnan() & reference.logits[:, : len(alone)].isfinite()).any():  # NaN: behind a row's exit
-            raise Disagreement(f"{who}: rows leave elsewhere than they should, at the threshold inf")
+            raise ExportMismatch(f"{who}: rows leave elsewhere than they should, at the threshold inf")
         reference = own
     rule = load_policy(about.policy)
     score = scores(rule, reference)[:-1].double()  # (L-1, N)
@@ -212,13 +214,13 @@ def check(exported: Exported, rows: Rows, reference: Trace) -> None:
             found = _answers(exported, some, threshold, size)
             sure = clear[: len(some)].nonzero().squeeze(1)
             if not torch.equal(found.exit_layers[sure], expected.exit_layers[sure]):
-                raise Disagreement(f"{who}: rows leave elsewhere than they should, at the threshold {threshold:g}")
+                raise ExportMismatch(f"{who}: rows leave elsewhere than they should, at the threshold {threshold:g}")
             apart = (found.logits[sure] - expected.logits[sure]).abs()
             if not (apart <= room).all():
-                raise Disagreement(f"{who}: logits are off by {apart.max():.2g}; {room:.2g} would be in order")
+                raise ExportMismatch(f"{who}: logits are off by {apart.max():.2g}; {room:.2g} would be in order")
 
 
-def _answers(exported: Exported, rows: Rows, threshold: float, size: int) -> Answers:
+def _answers(exported: OnnxEngine, rows: Rows, threshold: float, size: int) -> Answers:
     """Answers to rows, in batches of `size` in their order."""
     point = OperatingPoint(exported.graph.about.policy, (threshold,) * (len(exported.config.exit_layers) - 1))
     parts = []

@@ -14,14 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import Text
-from offramp.engines import AUTO, Engine, load_engine
 from offramp.errors import InvalidInput
+from offramp.inference.engine import Engine
+from offramp.inference.load_engine import AUTO, load_engine
 from offramp.model.hub import load_config, load_points, load_tokenizer, named_point, refuse_images
-from offramp.types.operating_point import OperatingPoint
+from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
-DEFAULT = "default"
 WINDOW = 1024  # texts that are sorted by length together while streaming
 Answer = dict[str, Any]
 
@@ -52,7 +52,7 @@ class Predictor:
         Args:
             folder: what `save_pretrained` wrote, with its tokenizer.
             engine: "torch", on the GPU if there is one; "onnx" or "onnx-int8", what `offramp export` wrote; "auto"
-                takes the best there is (see `offramp.engines.load_engine`).
+                takes the best there is (see `offramp.inference.load_engine.load_engine`).
             operating_point: a point, or the name of one saved with the model; None = full depth. A model without a
                 point called "default" runs at full depth.
 

@@ -22,55 +22,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from offramp.engine.about import ABOUT, About, StepCall
 from offramp.errors import InvalidInput
+from offramp.inference.onnx.metadata import ABOUT, GraphMetadata, PolicyCall
+from offramp.inference.onnx.pieces import ModelParts, _acting, disassemble, policy_key
 from offramp.policies.registry import WRAPPERS
 
 OPSET = 20
 DOMAIN = "offramp.steps"
 DEEPEST = 32  # `onnx` cannot parse more branches inside each other: protobuf ends at a depth of 100
-BESIDE_BYTES, PAGE = 1024, 4096  # smaller weights stay in the graph
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """Nodes with their weights; they read and write values by name."""
-
-    nodes: tuple[NodeProto, ...]
-    weights: tuple[TensorProto, ...] = ()
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A model in pieces, and the steps of some policies.
-
-    Attributes:
-        inputs: of the graph, as ONNX describes them.
-        embed: reads the inputs, writes `carry0.*`.
-        levels: one an exit: the block that leads to it, and what it says.
-        cuts: one for each exit but the last: reads `row{i}` and what goes on, writes `cut{i}.*`.
-        shared: weights that several levels read.
-        functions: the steps of policies, by name.
-        about: what is known of them.
-    """
-
-    inputs: tuple[onnx.ValueInfoProto, ...]
-    embed: Fragment
-    levels: tuple[Fragment, ...]
-    cuts: tuple[Fragment, ...]
-    shared: tuple[TensorProto, ...]
-    functions: Mapping[str, FunctionProto]
-    about: About
 
 
 def refuse_depth(exits: int) -> None:
@@ -81,21 +50,7 @@ def refuse_depth(exits: int) -> None:
         )
 
 
-def policy_key(policy: Mapping[str, Any]) -> str:
-    """A policy as data -> its key among a file's policies; the rows that it was fitted on do not belong to it."""
-    return json.dumps(_acting(policy), sort_keys=True)
-
-
-def _acting(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """What a policy does, as data."""
-    return {
-        name: _acting(value) if isinstance(value, Mapping) else value
-        for name, value in policy.items()
-        if name != "fitted_on"
-    }
-
-
-def assemble(parts: Parts, policy: Mapping[str, Any]) -> ModelProto:
+def assemble(parts: ModelParts, policy: Mapping[str, Any]) -> ModelProto:
     """One graph of a model's pieces.
 
     Inputs: the model's, and `thresholds` (1 or B, L-1). Outputs: `logits` (B, C), `exit_layer` (B,) int64,
@@ -115,70 +70,6 @@ def assemble(parts: Parts, policy: Mapping[str, Any]) -> ModelProto:
     return _Assembly(parts, calls).model(_acting(policy))
 
 
-def take_apart(model: ModelProto) -> Parts:
-    """The pieces of a graph that `assemble` made.
-
-    Raises:
-        InvalidInput: it is none of ours.
-    """
-    about = About.of({each.key: each.value for each in model.metadata_props})
-    scopes = list(_scopes(model.graph, len(about.layers)))
-    weights = [{weight.name: weight for weight in scope.initializer} for scope in scopes]
-
-    def piece(prefix: str, scope: GraphProto, held: Mapping[str, TensorProto]) -> Fragment:
-        nodes = tuple(node for node in scope.node if node.name.startswith(prefix))
-        return Fragment(nodes, tuple(weight for name, weight in held.items() if name.startswith(prefix)))
-
-    cuts = []
-    for number, scope in enumerate(scopes[1:]):
-        cut = _branch(_named(scope, f"cut{number}"), "else_branch")
-        cuts.append(piece(f"cut{number}/", cut, {weight.name: weight for weight in cut.initializer}))
-    return Parts(
-        inputs=tuple(each for each in model.graph.input if each.name != "thresholds"),
-        embed=piece("embed/", scopes[0], weights[0]),
-        levels=tuple(piece(f"level{i}/", scope, weights[i]) for i, scope in enumerate(scopes)),
-        cuts=tuple(cuts),
-        shared=tuple(weight for name, weight in weights[0].items() if name.startswith("shared/")),
-        functions={function.name: function for function in model.functions},
-        about=about,
-    )
-
-
-def with_weights_beside(parts: Parts, path: Path) -> Parts:
-    """The pieces with their weights in a file of their own, which is to lie beside the graph.
-
-    ONNX Runtime keeps a copy of what a branch holds for every branch around it, so that weights inside the graph would
-    be in memory many times over.
-
-    Args:
-        parts: with weights inside.
-        path: of the file, which is written.
-    """
-    with path.open("wb") as file:
-
-        def moved(weight: TensorProto) -> TensorProto:
-            content = numpy_helper.to_array(weight).tobytes()
-            if len(content) < BESIDE_BYTES:
-                return weight
-            file.write(b"\0" * (-file.tell() % PAGE))  # ONNX Runtime maps whole pages
-            beside = TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
-            beside.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", path.name), ("offset", file.tell()), ("length", len(content))):
-                beside.external_data.add(key=key, value=str(value))
-            file.write(content)
-            return beside
-
-        def lightened(fragment: Fragment) -> Fragment:
-            return replace(fragment, weights=tuple(moved(weight) for weight in fragment.weights))
-
-        return replace(
-            parts,
-            embed=lightened(parts.embed),
-            levels=tuple(lightened(level) for level in parts.levels),
-            shared=tuple(moved(weight) for weight in parts.shared),
-        )
-
-
 def switch_policy(path: Path, digest: str, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Let a file run another policy whose steps it holds.
 
@@ -192,7 +83,7 @@ def switch_policy(path: Path, digest: str, asked: Mapping[str, Any]) -> Mapping[
         other weights.
     """
     model = onnx.load(path, load_external_data=False)
-    about = About.of({each.key: each.value for each in model.metadata_props})
+    about = GraphMetadata.of({each.key: each.value for each in model.metadata_props})
     held = [json.loads(key) for key in about.policies]
     found = [
         policy
@@ -202,39 +93,21 @@ def switch_policy(path: Path, digest: str, asked: Mapping[str, Any]) -> Mapping[
     if about.model != digest or not found:
         return None
     unfinished = path.with_name(path.name + ".unfinished")
-    onnx.save(assemble(take_apart(model), found[0]), unfinished)
+    onnx.save(assemble(disassemble(model), found[0]), unfinished)
     unfinished.replace(path)
     policy: Mapping[str, Any] = found[0]
     return policy
-
-
-def _scopes(graph: GraphProto, exits: int) -> Iterable[GraphProto]:
-    """The graph of each level, from the outermost."""
-    for number in range(exits):
-        yield graph
-        if number < exits - 1:
-            graph = _branch(_named(graph, f"go_on{number}"), "then_branch")
-
-
-def _named(graph: GraphProto, name: str) -> NodeProto:
-    found: NodeProto = next(node for node in graph.node if node.name == name)
-    return found
-
-
-def _branch(node: NodeProto, name: str) -> GraphProto:
-    found: GraphProto = next(attribute.g for attribute in node.attribute if attribute.name == name)
-    return found
 
 
 @dataclass(frozen=True)
 class _Assembly:
     """Builds the graph of some pieces with the calls of a policy."""
 
-    parts: Parts
-    calls: Sequence[StepCall]
+    parts: ModelParts
+    calls: Sequence[PolicyCall]
 
     @property
-    def about(self) -> About:
+    def about(self) -> GraphMetadata:
         return self.parts.about
 
     @property
@@ -316,7 +189,7 @@ class _Assembly:
         _add(graph, "Cast", [f"{table}.number"], [f"{table}.row"], to=INT)
         _add(graph, "ScatterND", [f"carry{i}.table", f"{table}.row", f"{table}.all"], [table])
 
-    def _step(self, graph: GraphProto, i: int, call: StepCall, last: bool) -> None:
+    def _step(self, graph: GraphProto, i: int, call: PolicyCall, last: bool) -> None:
         if call.function is None:
             return
         reads, writes = [f"logits{i}"], []

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from offramp.engine.about import About
 from offramp.errors import InvalidInput
+from offramp.inference.onnx.metadata import GraphMetadata
 
 Array = np.ndarray[Any, Any]
 SLOW = "SkipLayerNormFusion"  # on CPUs slower than the sum and the norm that it replaces
 
 
 @dataclass(frozen=True)
-class Told:
+class GraphOutput:
     """What a graph says of a batch.
 
     Attributes:
@@ -35,7 +35,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Graph:
+class OnnxSession:
     """An exported model, ready to run.
 
     Attributes:
@@ -44,10 +44,10 @@ class Graph:
     """
 
     session: onnxruntime.InferenceSession
-    about: About
+    about: GraphMetadata
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str] | bytes) -> Graph:
+    def load(cls, source: str | os.PathLike[str] | bytes) -> OnnxSession:
         """Load a file, or its bytes.
 
         Raises:
@@ -62,13 +62,13 @@ class Graph:
             session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOW]
             )
-            return cls(session, About.of(session.get_modelmeta().custom_metadata_map))
+            return cls(session, GraphMetadata.of(session.get_modelmeta().custom_metadata_map))
         except InvalidInput as error:
             raise InvalidInput(f"{where}: {error}") from None
         except Exception as error:  # ONNX Runtime's own have no common root
             raise InvalidInput(f"{where}: ONNX Runtime cannot load it ({' '.join(str(error).split())[:200]})") from None
 
-    def run(self, inputs: Mapping[str, Array], thresholds: float | Sequence[float] | Array) -> Told:
+    def run(self, inputs: Mapping[str, Array], thresholds: float | Sequence[float] | Array) -> GraphOutput:
         """Answer a batch; each sample leaves at the first exit where its score reaches its threshold.
 
         Args:
@@ -84,7 +84,7 @@ class Graph:
         rows = len(next(iter(given.values())))
         told = self.session.run(None, {**given, "thresholds": self._limits(thresholds, rows)})
         certainty = told[3] if self.about.certainty else None
-        return Told(told[0], told[1], told[2], certainty)
+        return GraphOutput(told[0], told[1], told[2], certainty)
 
     def _inputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         wanted = [(each.name, len(each.shape)) for each in self.session.get_inputs() if each.name != "thresholds"]

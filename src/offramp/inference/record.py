@@ -13,9 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import GUESSED, Columns, Examples, read_examples
-from offramp.engine.about import weights_digest
-from offramp.engines import AUTO, Eager, Engine, Exported, check_name, load_engine
 from offramp.errors import DataError, InvalidInput
+from offramp.inference.engine import Engine
+from offramp.inference.load_engine import AUTO, check_name, load_engine
+from offramp.inference.onnx.metadata import weights_digest
+from offramp.inference.onnx_engine import OnnxEngine
+from offramp.inference.torch_engine import TorchEngine
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import load_config, load_tokenizer, refuse_images
@@ -27,7 +30,7 @@ TASKS = {SINGLE_LABEL: "classification", MULTI_LABEL: "multi-label", REGRESSION:
 
 
 def record(
-    model: MultiExitModel | Eager | Exported | str | os.PathLike[str],
+    model: MultiExitModel | TorchEngine | OnnxEngine | str | os.PathLike[str],
     dataset: str | os.PathLike[str] | Examples | Sequence[Mapping[str, Any]],
     engine: str = "torch",
     *,
@@ -38,7 +41,7 @@ def record(
     """Run every layer on a data set and keep what every exit said.
 
     Args:
-        model: a model, what runs one (see `offramp.engines`), or the folder or hub name of one.
+        model: a model, what runs one (see `offramp.inference.load_engine`), or the folder or hub name of one.
         dataset: a file or a data set's name (see `offramp.data`), examples in memory, or rows that are tokenized
             already: mappings with `input_ids` (`pixel_values` of images) and perhaps `labels`, such as a
             `datasets.Dataset`. Texts need a model's folder.
@@ -53,7 +56,7 @@ def record(
     """
     if batch_size < 1:
         raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
-    runs, tokenizer = running(model, engine, of_texts=isinstance(dataset, (str, os.PathLike, Examples)))
+    runs, tokenizer = resolve_engine(model, engine, of_texts=isinstance(dataset, (str, os.PathLike, Examples)))
     about = {"engine": runs.name}
     if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
         about["weights"] = weights_digest(model)
@@ -67,16 +70,16 @@ def record(
     return Trace(logits, labels, certainty, layers, runs.config.problem_type, about, tokens)
 
 
-def running(
-    model: MultiExitModel | Eager | Exported | str | os.PathLike[str], engine: str, of_texts: bool
+def resolve_engine(
+    model: MultiExitModel | TorchEngine | OnnxEngine | str | os.PathLike[str], engine: str, of_texts: bool
 ) -> tuple[Engine, PreTrainedTokenizerBase | None]:
     """What runs the model, and its tokenizer where texts are to be read."""
     check_name(engine)
     if isinstance(model, MultiExitModel):
         if engine not in (AUTO, "torch"):
             raise InvalidInput(f"engine {engine!r} runs what was exported to a folder: give record() the folder")
-        return Eager(model), None
-    if isinstance(model, (Eager, Exported)):
+        return TorchEngine(model), None
+    if isinstance(model, (TorchEngine, OnnxEngine)):
         return model, None
     if of_texts:
         refuse_images(model, load_config(model))

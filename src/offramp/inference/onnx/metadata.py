@@ -21,7 +21,7 @@ ABOUT = "offramp"
 
 
 @dataclass(frozen=True)
-class StepCall:
+class PolicyCall:
     """How a policy is called at one exit.
 
     Attributes:
@@ -36,7 +36,7 @@ class StepCall:
 
 
 @dataclass(frozen=True)
-class About:
+class GraphMetadata:
     """What a file says of itself, for the runner and for `assemble`.
 
     Attributes:
@@ -61,10 +61,10 @@ class About:
     problem_type: str
     carried: tuple[Mapping[str, int], ...]
     written: tuple[tuple[str, ...], ...]
-    policies: Mapping[str, tuple[StepCall, ...]] = field(default_factory=dict)
+    policies: Mapping[str, tuple[PolicyCall, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str]) -> About:
+    def of(cls, metadata: Mapping[str, str]) -> GraphMetadata:
         """What a file's metadata say.
 
         Raises:
@@ -77,7 +77,7 @@ class About:
             told[name] = tuple(told[name])
         told["written"] = tuple(tuple(names) for names in told["written"])
         told["policies"] = {
-            policy: tuple(StepCall(call["function"], call["answers"], tuple(call["memory"])) for call in calls)
+            policy: tuple(PolicyCall(call["function"], call["answers"], tuple(call["memory"])) for call in calls)
             for policy, calls in told["policies"].items()
         }
         return cls(**told)

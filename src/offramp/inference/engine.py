@@ -1,0 +1,37 @@
+"""The protocol of what runs a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from offramp.model.config import MultiExitConfig
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import Answers, ExitOutput
+
+
+class Engine(Protocol):
+    """Runs a model."""
+
+    @property
+    def name(self) -> str:
+        """With its precision, as traces and operating points tell it."""
+
+    @property
+    def config(self) -> MultiExitConfig:
+        """Of the model."""
+
+    def check(self, point: OperatingPoint | None) -> None:
+        """Refuse a point that this engine cannot run.
+
+        Raises:
+            InvalidInput: it is for another number of exits, or for another policy than the engine's only one.
+        """
+
+    def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
+        """Answer a batch, (B, T) each, at a point; None = full depth. The answers are on the CPU."""
+
+    def exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+        """What every exit says of a batch at full depth: logits (L, B, C), certainty (L, B), on the CPU."""

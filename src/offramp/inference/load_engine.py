@@ -1,0 +1,99 @@
+"""Choose and load what runs a model."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.utils import logging
+
+from offramp.errors import InvalidInput, UnknownName
+from offramp.inference.onnx.metadata import ENGINES, GRAPHS, WEIGHTS, weights_digest
+from offramp.inference.onnx_engine import OnnxEngine
+from offramp.inference.torch_engine import TorchEngine
+from offramp.model.hub import find_file, load_config
+from offramp.model.loading import load_model
+from offramp.types.operating_point import OperatingPoint
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.get_logger(__name__)
+
+AUTO = "auto"
+
+
+def check_name(engine: str) -> None:
+    """Refuse what is no engine.
+
+    Raises:
+        UnknownName: neither "auto" nor one of ENGINES.
+    """
+    if engine not in (AUTO, *ENGINES):
+        raise UnknownName(f"unknown engine {engine!r}; known: {AUTO}, {', '.join(ENGINES)}")
+
+
+def load_engine(
+    folder: str | os.PathLike[str], engine: str = AUTO, point: OperatingPoint | None = None
+) -> TorchEngine | OnnxEngine:
+    """What runs the model of a folder or hub name.
+
+    Args:
+        folder: what `save_pretrained` wrote, and `offramp export` if a graph is to run.
+        engine: one of ENGINES; "auto" takes the exported graph on a machine without a GPU, if there is one for the
+            point's policy: the int8 one for a point that was measured with it, else the float32 one.
+        point: the operating point to be run.
+
+    Raises:
+        UnknownName: no such engine.
+        InvalidInput: nothing can be loaded from there; no such graph, or one of other weights.
+    """
+    check_name(engine)
+    if engine == AUTO:
+        return _best(folder, point)
+    return TorchEngine(load_model(folder)) if engine == "torch" else _exported(folder, engine)
+
+
+def _best(folder: str | os.PathLike[str], point: OperatingPoint | None) -> TorchEngine | OnnxEngine:
+    measured = point.measured.about.get("engine") if point is not None and point.measured is not None else None
+    engine = "onnx-int8" if measured == "onnx-int8" else "onnx"
+    if (
+        torch.accelerator.is_available()
+        or find_spec("onnxruntime") is None
+        or find_file(folder, GRAPHS[engine]) is None
+    ):
+        return TorchEngine(load_model(folder))
+    try:
+        exported = _exported(folder, engine)
+        exported.check(point)
+    except InvalidInput as error:
+        logger.warning("torch runs this model: %s", error)
+        return TorchEngine(load_model(folder))
+    return exported
+
+
+def _exported(folder: str | os.PathLike[str], engine: str) -> OnnxEngine:
+    config = load_config(folder)
+    path, weights = (find_file(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
+    if path is None or weights is None:
+        option = " --int8" if engine == "onnx-int8" else ""
+        lacking = GRAPHS[engine] + ("" if path is None else WEIGHTS)
+        raise InvalidInput(f"{folder}: no {lacking}; `offramp export {folder}{option}` makes it")
+    try:
+        from offramp.inference.onnx.session import OnnxSession
+    except ImportError:
+        raise InvalidInput("a graph needs ONNX Runtime: pip install 'offramp[onnx]'") from None
+    graph = OnnxSession.load(path)
+    if _newer_weights(Path(folder), Path(path)) and weights_digest(folder) != graph.about.model:
+        raise InvalidInput(
+            f"{path}: made of other weights than those beside it; `offramp export {folder}` makes it anew"
+        )
+    return OnnxEngine(graph, config)
+
+
+def _newer_weights(folder: Path, graph: Path) -> bool:
+    """Whether weights were written after the graph; reading them all takes as long as loading the graph."""
+    return any(path.stat().st_mtime > graph.stat().st_mtime for path in folder.glob("*.safetensors"))

@@ -1,0 +1,143 @@
+"""The pieces of a model as ONNX, their weights, and how a file is taken apart again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from offramp.inference.onnx.metadata import GraphMetadata
+
+BESIDE_BYTES, PAGE = 1024, 4096  # smaller weights stay in the graph
+
+
+@dataclass(frozen=True)
+class Subgraph:
+    """Nodes with their weights; they read and write values by name."""
+
+    nodes: tuple[NodeProto, ...]
+    weights: tuple[TensorProto, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """A model in pieces, and the steps of some policies.
+
+    Attributes:
+        inputs: of the graph, as ONNX describes them.
+        embed: reads the inputs, writes `carry0.*`.
+        levels: one an exit: the block that leads to it, and what it says.
+        cuts: one for each exit but the last: reads `row{i}` and what goes on, writes `cut{i}.*`.
+        shared: weights that several levels read.
+        functions: the steps of policies, by name.
+        about: what is known of them.
+    """
+
+    inputs: tuple[onnx.ValueInfoProto, ...]
+    embed: Subgraph
+    levels: tuple[Subgraph, ...]
+    cuts: tuple[Subgraph, ...]
+    shared: tuple[TensorProto, ...]
+    functions: Mapping[str, FunctionProto]
+    about: GraphMetadata
+
+
+def policy_key(policy: Mapping[str, Any]) -> str:
+    """A policy as data -> its key among a file's policies; the rows that it was fitted on do not belong to it."""
+    return json.dumps(_acting(policy), sort_keys=True)
+
+
+def _acting(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """What a policy does, as data."""
+    return {
+        name: _acting(value) if isinstance(value, Mapping) else value
+        for name, value in policy.items()
+        if name != "fitted_on"
+    }
+
+
+def disassemble(model: ModelProto) -> ModelParts:
+    """The pieces of a graph that `assemble` made.
+
+    Raises:
+        InvalidInput: it is none of ours.
+    """
+    about = GraphMetadata.of({each.key: each.value for each in model.metadata_props})
+    scopes = list(_scopes(model.graph, len(about.layers)))
+    weights = [{weight.name: weight for weight in scope.initializer} for scope in scopes]
+
+    def piece(prefix: str, scope: GraphProto, held: Mapping[str, TensorProto]) -> Subgraph:
+        nodes = tuple(node for node in scope.node if node.name.startswith(prefix))
+        return Subgraph(nodes, tuple(weight for name, weight in held.items() if name.startswith(prefix)))
+
+    cuts = []
+    for number, scope in enumerate(scopes[1:]):
+        cut = _branch(_named(scope, f"cut{number}"), "else_branch")
+        cuts.append(piece(f"cut{number}/", cut, {weight.name: weight for weight in cut.initializer}))
+    return ModelParts(
+        inputs=tuple(each for each in model.graph.input if each.name != "thresholds"),
+        embed=piece("embed/", scopes[0], weights[0]),
+        levels=tuple(piece(f"level{i}/", scope, weights[i]) for i, scope in enumerate(scopes)),
+        cuts=tuple(cuts),
+        shared=tuple(weight for name, weight in weights[0].items() if name.startswith("shared/")),
+        functions={function.name: function for function in model.functions},
+        about=about,
+    )
+
+
+def with_weights_beside(parts: ModelParts, path: Path) -> ModelParts:
+    """The pieces with their weights in a file of their own, which is to lie beside the graph.
+
+    ONNX Runtime keeps a copy of what a branch holds for every branch around it, so that weights inside the graph would
+    be in memory many times over.
+
+    Args:
+        parts: with weights inside.
+        path: of the file, which is written.
+    """
+    with path.open("wb") as file:
+
+        def moved(weight: TensorProto) -> TensorProto:
+            content = numpy_helper.to_array(weight).tobytes()
+            if len(content) < BESIDE_BYTES:
+                return weight
+            file.write(b"\0" * (-file.tell() % PAGE))  # ONNX Runtime maps whole pages
+            beside = TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+            beside.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", path.name), ("offset", file.tell()), ("length", len(content))):
+                beside.external_data.add(key=key, value=str(value))
+            file.write(content)
+            return beside
+
+        def lightened(fragment: Subgraph) -> Subgraph:
+            return replace(fragment, weights=tuple(moved(weight) for weight in fragment.weights))
+
+        return replace(
+            parts,
+            embed=lightened(parts.embed),
+            levels=tuple(lightened(level) for level in parts.levels),
+            shared=tuple(moved(weight) for weight in parts.shared),
+        )
+
+
+def _scopes(graph: GraphProto, exits: int) -> Iterable[GraphProto]:
+    """The graph of each level, from the outermost."""
+    for number in range(exits):
+        yield graph
+        if number < exits - 1:
+            graph = _branch(_named(graph, f"go_on{number}"), "then_branch")
+
+
+def _named(graph: GraphProto, name: str) -> NodeProto:
+    found: NodeProto = next(node for node in graph.node if node.name == name)
+    return found
+
+
+def _branch(node: NodeProto, name: str) -> GraphProto:
+    found: GraphProto = next(attribute.g for attribute in node.attribute if attribute.name == name)
+    return found

@@ -1,0 +1,88 @@
+"""Run an exported graph in ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from offramp.errors import InvalidInput
+from offramp.model.config import MultiExitConfig
+from offramp.policies.decision import thresholds_per_exit
+from offramp.policies.registry import WRAPPERS, load_policy, summarize
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import Answers, ExitOutput
+
+if TYPE_CHECKING:
+    from offramp.inference.onnx.session import OnnxSession
+
+logger = logging.get_logger(__name__)
+
+
+@final
+@dataclass(frozen=True)
+class OnnxEngine:
+    """A graph that `offramp export` wrote, in ONNX Runtime on the CPU.
+
+    Attributes:
+        graph: runs one policy, whatever the thresholds.
+        config: of the model that it was made of.
+    """
+
+    graph: OnnxSession
+    config: MultiExitConfig
+
+    @property
+    def name(self) -> str:
+        """See `Engine`."""
+        return f"onnx-{self.graph.about.precision}"
+
+    def check(self, point: OperatingPoint | None) -> None:
+        """See `Engine.check`."""
+        if point is None:
+            return
+        thresholds_per_exit(point.thresholds, len(self.config.exit_layers))
+        runs = self.graph.about.policy
+        if load_policy(point.policy) != load_policy(runs):
+            raise InvalidInput(
+                f"the graph runs the policy {summarize(runs)}, the operating point is for {summarize(point.policy)}; "
+                f"{self._remedy(point.policy)}"
+            )
+        measured = point.measured.about.get("engine", self.name) if point.measured is not None else self.name
+        if measured != self.name and "onnx-int8" in (measured, self.name):
+            logger.warning("this operating point was measured with %s and runs with %s", measured, self.name)
+
+    def _remedy(self, policy: Mapping[str, Any]) -> str:
+        """Return how a graph comes to run a policy."""
+        about = self.graph.about
+        command = f"offramp export FOLDER{' --int8' if about.precision == 'int8' else ''}"
+        if all(load_policy(json.loads(key)) != load_policy(policy) for key in about.policies):
+            return f"the file does not hold its steps: save the point, and `{command}` writes them"
+        if any(wrapper in policy for wrapper in WRAPPERS):  # which `--policy` cannot name
+            return f'save the point as "default", and `{command}` makes a graph that runs it'
+        return f"`{command} --policy {policy['name']}` lets the graph run it"
+
+    def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
+        """See `Engine.answer`."""
+        told = self.graph.run(_arrays(inputs), math.inf if point is None else point.thresholds)
+        # without a point the last exit's own answer, which an ensemble may have changed
+        logits = torch.from_numpy(told.logits_by_exit[:, -1] if point is None else told.logits)
+        return Answers(logits, torch.from_numpy(told.exit_layers), ~logits.isfinite().all(dim=-1))
+
+    def exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+        """See `Engine.exits`."""
+        told = self.graph.run(_arrays(inputs), math.inf)
+        certainty = None if told.certainty_by_exit is None else torch.from_numpy(told.certainty_by_exit).T
+        logits = torch.from_numpy(told.logits_by_exit).transpose(0, 1)
+        return ExitOutput(logits, certainty, problem_type=self.config.problem_type)
+
+
+def _arrays(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: value.numpy() for name, value in inputs.items()}

@@ -1,0 +1,72 @@
+"""Run a model in torch, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from offramp.early_exit.loop import run
+from offramp.model.config import MultiExitConfig
+from offramp.model.modeling import MultiExitModel
+from offramp.policies.decision import thresholds_per_exit
+from offramp.policies.fixed import Fixed
+from offramp.policies.registry import load_policy
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import Answers, ExitOutput
+
+
+@final
+@dataclass(frozen=True)
+class TorchEngine:
+    """Torch, layer by layer.
+
+    Attributes:
+        model: on the device to run on.
+    """
+
+    model: MultiExitModel
+
+    @property
+    def name(self) -> str:
+        """See `Engine`."""
+        kind = self.model.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else self.model.dtype
+        return f"torch-{'autocast-' if autocast else ''}{str(dtype).removeprefix('torch.')}"
+
+    @property
+    def config(self) -> MultiExitConfig:
+        """See `Engine`."""
+        config: MultiExitConfig = self.model.config
+        return config
+
+    def check(self, point: OperatingPoint | None) -> None:
+        """See `Engine.check`."""
+        if point is not None:
+            load_policy(point.policy)
+            thresholds_per_exit(point.thresholds, len(self.model.layers))
+
+    @torch.inference_mode()
+    def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
+        """See `Engine.answer`."""
+        policy = load_policy(point.policy) if point else Fixed()
+        thresholds = point.thresholds if point else float(self.model.layers[-1])
+        answers = run(self.model, policy, thresholds, self._moved(inputs))
+        return Answers(answers.logits.cpu(), answers.exit_layers.cpu(), answers.failed.cpu())
+
+    @torch.inference_mode()
+    def exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+        """See `Engine.exits`."""
+        was_training = self.model.training
+        self.model.eval()
+        out = self.model.exits(self._moved(inputs))
+        self.model.train(was_training)
+        certainty = None if out.certainty is None else out.certainty.cpu()
+        return ExitOutput(out.logits.cpu(), certainty, problem_type=out.problem_type)
+
+    def _moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
