@@ -1,10 +1,10 @@
 import json
 
 from helpers import random_trace
-from offramp.comparing import comparison_data, comparison_text, slices_data, slices_text
 from offramp.evaluation.compare import compare
 from offramp.evaluation.curves import area, score_at
 from offramp.evaluation.slices import Slice
+from offramp.report.comparison import comparison_data, comparison_text, slices_data, slices_text
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 
 

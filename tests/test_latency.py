@@ -13,7 +13,7 @@ from offramp.calibration.calibrate import calibrate
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluation.measure import measure
 from offramp.policies.replay import replay
-from offramp.report import point_text, scores_data, scores_text
+from offramp.report.tables import point_text, scores_data, scores_text
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import OperatingPoint, Target, read_points, write_points
 from offramp.types.trace import Trace

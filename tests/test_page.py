@@ -19,23 +19,23 @@ import torch
 from helpers import random_trace
 from offramp.calibration.calibrate import calibrate
 from offramp.errors import InvalidInput
-from offramp.evaluation.bootstrap import BootstrapCurve
+from offramp.evaluation.bootstrap import BootstrapCurve, loss_interval
 from offramp.evaluation.compare import compare
 from offramp.evaluation.curves import score_at
 from offramp.evaluation.slices import Slice
-from offramp.page.content import Page, Texts, loss_interval, page, rivals, times
-from offramp.page.decision import Case, decide, percent, promise
-from offramp.page.examples import LONGEST, groups, shortened
-from offramp.page.exits import exit_rows
-from offramp.page.render import code, in_script, render, worst
 from offramp.policies.replay import replay
+from offramp.report.html.content import Page, Texts, best_alternative, page, times
+from offramp.report.html.examples import LONGEST, groups, shortened
+from offramp.report.html.exits import exit_rows
+from offramp.report.html.render import code, in_script, render, worst
+from offramp.report.html.verdict import PointAssessment, certificate_text, decide, percent
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Certificate, Measured, OperatingPoint, Target
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
 
-charts = pytest.importorskip("offramp.page.charts", reason="the page's charts need offramp[report]")
+charts = pytest.importorskip("offramp.report.html.charts", reason="the page's charts need offramp[report]")
 
 NASTY = "</script><script>alert('1')</script> & <img src=x onerror=alert(2)> NaN"
 CERTIFICATE = Certificate("drop", 0.02, 0.05, 0.02, 0.0125, 400, "binomial", "torch", "data", "weights")
@@ -44,10 +44,10 @@ CERTIFICATE = Certificate("drop", 0.02, 0.05, 0.02, 0.0125, 400, "binomial", "to
 # --- the decision ---------------------------------------------------------------------------------------------------
 
 
-def case(score: float, mean_exit: float = 3.0, loss: tuple[float, float] = (0.0, 0.02), **more: Any) -> Case:
+def case(score: float, mean_exit: float = 3.0, loss: tuple[float, float] = (0.0, 0.02), **more: Any) -> PointAssessment:
     point = OperatingPoint({"name": "margin"}, (0.5,) * 5, {"max_drop": 0.01})
     told = Measured("accuracy", score, 0.8, 0.95, mean_exit, 6, 200)
-    return Case("fast", point, told, None, "No.", loss, **more)
+    return PointAssessment("fast", point, told, None, "No.", loss, **more)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def case(score: float, mean_exit: float = 3.0, loss: tuple[float, float] = (0.0,
     ],
 )
 def test_early_exit_pays_where_layers_are_saved_and_what_was_asked_is_held(
-    given: Case, verdict: str, words: str
+    given: PointAssessment, verdict: str, words: str
 ) -> None:
     told = decide(given)
     assert told.verdict == verdict
@@ -99,14 +99,14 @@ def test_what_was_asked_in_time_and_speed_is_held_or_not() -> None:
 
 
 def test_a_promise_is_told_in_plain_words() -> None:
-    assert promise(None).startswith("Nothing: ")
-    assert promise(CERTIFICATE) == (
+    assert certificate_text(None).startswith("Nothing: ")
+    assert certificate_text(CERTIFICATE) == (
         "With 95% confidence, at most 2% of the full model's right answers lost, for rows drawn like the 400 it was "
         "certified on (seen there: 1.2%)."
     )
-    assert promise(CERTIFICATE, "other weights") == "Nothing here: the certificate is of other weights."
-    assert promise(replace(CERTIFICATE, delta=None)).startswith("On average over draws of rows, at most 2%")
-    assert "nobody leaves early: too few rows" in promise(replace(CERTIFICATE, note="too few rows"))
+    assert certificate_text(CERTIFICATE, "other weights") == "Nothing here: the certificate is of other weights."
+    assert certificate_text(replace(CERTIFICATE, delta=None)).startswith("On average over draws of rows, at most 2%")
+    assert "nobody leaves early: too few rows" in certificate_text(replace(CERTIFICATE, note="too few rows"))
 
 
 def test_shares_have_two_digits_and_no_empty_decimal() -> None:
@@ -189,7 +189,7 @@ def test_another_policy_is_better_where_its_interval_is_above() -> None:
         score_at(band.mean_exits, band.scores, at) or 0 for name, band in seen.bands.items() if name != "entropy"
     )
     for own, word in ((0.0, "Yes: "), (best - 0.001, "Not clearly: "), (best, "No: ")):
-        told = rivals(seen, "entropy", Measured("accuracy", own, 1.0, None, at, 6, 25))
+        told = best_alternative(seen, "entropy", Measured("accuracy", own, 1.0, None, at, 6, 25))
         assert told.startswith(word)
         assert f"{best:.4f}" in told
 

@@ -6,7 +6,8 @@ import torch
 from helpers import random_trace
 from offramp.bench import interleaved, median
 from offramp.calibration.calibrate import calibrate
-from offramp.report import draw_curves, point_text, scores_data, scores_text, table, usual_curves
+from offramp.report.plots import draw_curves, usual_curves
+from offramp.report.tables import point_text, scores_data, scores_text, table
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace

@@ -16,6 +16,7 @@ from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import Columns, Examples, read_examples
 from offramp.data.readers import SAMPLE
+from offramp.evaluation.measure import measure_all
 from offramp.evaluation.metrics import layerwise
 from offramp.inference.predictor import Predictor
 from offramp.inference.record import read_for, record
@@ -25,7 +26,8 @@ from offramp.model.hub import load_tokenizer
 from offramp.model.loading import load_folder
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.fitting import fit_default_policy
-from offramp.report import draw_curves, measure_all, point_table, scores_text, usual_curves
+from offramp.report.plots import draw_curves, usual_curves
+from offramp.report.tables import point_table, scores_text
 from offramp.training.fit import fit
 from offramp.types.operating_point import DEFAULT, OperatingPoint, Target
 from offramp.types.trace import Trace

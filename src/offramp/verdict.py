@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from offramp.bench import Ratio
 from offramp.contest import Contest, Result
-from offramp.report import table
+from offramp.report.tables import table
 
 HEAD = (
     *("engine", "point", "score", "mean exit", "p50, ms", "p99, ms", "a second"),

@@ -43,10 +43,10 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     offramp evaluate model --data test.csv --slice-by length --picture policies.png
     """
     quiet()
-    from offramp.comparing import comparison_data, comparison_text, slices_data, slices_text
     from offramp.evaluation.compare import compare
     from offramp.evaluation.metrics import metric_for
-    from offramp.report import scores_data, scores_text
+    from offramp.report.comparison import comparison_data, comparison_text, slices_data, slices_text
+    from offramp.report.tables import scores_data, scores_text
     from offramp.types.operating_point import DEFAULT
 
     groups = _groups(slice_by, given)  # before the model runs: a wrong name is told at once
@@ -104,7 +104,7 @@ def _slices(
 
 
 def _draw(found: Comparison | None, points: Mapping[str, OperatingPoint], picture: Path, metric: str | None) -> None:
-    from offramp.report import draw_curves
+    from offramp.report.plots import draw_curves
 
     if found is None:
         raise InvalidInput("one exit or one row: there are no policies to draw")

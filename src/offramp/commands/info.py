@@ -28,7 +28,7 @@ def info(folder: Path, as_json: bool) -> None:
     """
     quiet()
     from offramp.model.loading import load_folder
-    from offramp.report import point_text
+    from offramp.report.tables import point_text
 
     model, _ = load_folder(folder)
     config = model.config

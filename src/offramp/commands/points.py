@@ -108,7 +108,7 @@ def tell(
     cost: CostTable | None = None,
 ) -> None:
     """Scores of the exits and of the points, on one trace; expected times, where there is a cost table."""
-    from offramp.report import scores_data, scores_text
+    from offramp.report.tables import scores_data, scores_text
 
     made = scores_data if as_json else scores_text
     told = made(trace, points, metric, cost)

@@ -56,9 +56,9 @@ def report(
     quiet()
     from offramp.inference.record import read_for, record
     from offramp.model.hub import load_config
-    from offramp.page.content import Texts, page
-    from offramp.page.environment import environment
-    from offramp.page.render import render
+    from offramp.report.html.content import Texts, page
+    from offramp.report.html.provenance import environment
+    from offramp.report.html.render import render
     from offramp.timing import measure_costs
 
     points = saved_points(folder)

@@ -13,7 +13,7 @@ from offramp.evaluation.metrics import metric_for
 from offramp.evaluation.sweep import per_exit_constant, sweep
 from offramp.policies.base import Policy
 from offramp.policies.replay import finite_outputs
-from offramp.types.outputs import ExitOutput
+from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.trace import Trace, labels_of
 
 POINTS = 200
@@ -108,3 +108,30 @@ def _summed(statistics: Tensor, exits: Tensor, times: Tensor) -> Iterator[Tensor
         moved = (before != now).nonzero().squeeze(-1)
         sums = sums + times[moved].T @ (statistics[now[moved], moved] - statistics[before[moved], moved])
         yield sums
+
+
+LOSS_RESAMPLES = 500
+
+
+def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> tuple[float, float]:
+    """95% interval of the full model's score minus the early one, by a paired bootstrap over the rows.
+
+    Args:
+        trace: with labels, N rows.
+        answers: the early ones, of the same rows.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
+    """
+    _, found = metric_for(trace, metric)
+    drawn = torch.randint(len(trace), (LOSS_RESAMPLES, len(trace)), generator=torch.Generator().manual_seed(0))
+    times = torch.zeros(drawn.shape, dtype=torch.float64)
+    times.scatter_add_(1, drawn, torch.ones_like(times))  # (R, N) how often each row was drawn
+    ranked = None if found.resampled is None else found.resampled(labels_of(trace), times.T)
+
+    def resampled(logits: Tensor) -> Tensor:
+        out = ExitOutput(logits, problem_type=trace.problem_type)
+        sums = times @ found.statistics(out, labels_of(trace)) if ranked is None else ranked(out)  # (R, S)
+        return found.value(sums, len(trace))
+
+    lost = resampled(trace.logits[-1]) - resampled(answers.logits)
+    low, high = lost.quantile(torch.tensor([0.025, 0.975], dtype=lost.dtype)).tolist()
+    return low, high

@@ -13,7 +13,7 @@ from offramp.evaluation.metrics import metric_for, score
 from offramp.policies.base import Policy
 from offramp.policies.replay import replay
 from offramp.types.cost_table import CostTable
-from offramp.types.operating_point import Measured
+from offramp.types.operating_point import Measured, OperatingPoint
 from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
@@ -56,3 +56,10 @@ def measure(
     cost.check(trace.layer_numbers)
     about = {**trace.about, "timed": cost.words()}
     return replace(told, about=about, expected_ms=cost.mean_ms(answers.exit_layers))
+
+
+def measure_all(
+    trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None, cost: CostTable | None = None
+) -> dict[str, Measured]:
+    """What every operating point does on a trace."""
+    return {name: measure(trace, point.policy, point.thresholds, metric, cost) for name, point in points.items()}

@@ -10,8 +10,8 @@ import altair as alt
 from torch import Tensor
 
 from offramp.evaluation.bootstrap import BootstrapCurve
-from offramp.page.content import Page
-from offramp.page.exits import ExitRow
+from offramp.report.html.content import Page
+from offramp.report.html.exits import ExitRow
 from offramp.types.operating_point import Measured
 
 MOST_PLACES = 90

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.page.exits import right_rows
+from offramp.report.html.exits import right_rows
 from offramp.types.outputs import Answers, ExitOutput, predictions
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace, labels_of

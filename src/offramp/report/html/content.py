@@ -11,28 +11,26 @@ from torch import Tensor
 
 from offramp.calibration.calibrate import calibrate
 from offramp.errors import CannotReach, InvalidInput
+from offramp.evaluation.bootstrap import loss_interval
 from offramp.evaluation.compare import Comparison, compare
 from offramp.evaluation.curves import score_at
-from offramp.evaluation.measure import measure
+from offramp.evaluation.measure import measure, measure_all
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.slices import Slice, by_label, by_length
 from offramp.evaluation.sweep import per_exit_constant, sweep
-from offramp.page.decision import Case, Decision, decide, policy_name, promise
-from offramp.page.examples import Group, groups
-from offramp.page.exits import ExitRow, exit_rows
 from offramp.policies.fitting import fit_default_policy
 from offramp.policies.registry import default_policy
 from offramp.policies.replay import replay, scores
-from offramp.report import measure_all
+from offramp.report.html.examples import Group, groups
+from offramp.report.html.exits import ExitRow, exit_rows
+from offramp.report.html.verdict import Decision, PointAssessment, certificate_text, decide, policy_text
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target
-from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.problem_types import REGRESSION
-from offramp.types.trace import Trace, labels_of, trace_digest
+from offramp.types.trace import Trace, trace_digest
 
 USUAL_DROP = 0.01
 """What a point would be allowed to lose where none is saved."""
-RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def page(
         shown=case.name,
         policy=case.point.policy["name"],
         points=measure_all(trace, points, metric, cost),
-        policies={each: policy_name(point) for each, point in points.items()},
+        policies={each: policy_text(point) for each, point in points.items()},
         comparison=seen,
         marks=measure_all(seen.trace, points, metric, cost),
         ms={} if cost is None else times(seen, cost),
@@ -138,7 +136,9 @@ def page(
         groups=groups(trace, answers, texts.texts, texts.names),
         slices=_slices(trace, case.point, texts.names, metric),
         certificates={
-            each: promise(point.certificate, _void(trace, point)) for each, point in points.items() if point.certificate
+            each: certificate_text(point.certificate, _void(trace, point))
+            for each, point in points.items()
+            if point.certificate
         },
         environment=environment,
     )
@@ -151,17 +151,19 @@ def _case(
     name: str | None,
     metric: str | None,
     cost: CostTable | None,
-) -> Case:
+) -> PointAssessment:
     if name is not None and name not in points:
         raise InvalidInput(f"no saved operating point {name!r}; there are: {', '.join(points) or 'none'}")
     name = name or (DEFAULT if DEFAULT in points else next(iter(points), None))
     point = _found_here(trace, metric) if name is None else points[name]
-    return Case(
+    return PointAssessment(
         name=name or "",
         point=point,
         told=measure(trace, point.policy, point.thresholds, metric, cost),
         full_ms=None if cost is None else cost.ms[-1],
-        rivals=rivals(seen, point.policy["name"], measure(seen.trace, point.policy, point.thresholds, metric)),
+        rivals=best_alternative(
+            seen, point.policy["name"], measure(seen.trace, point.policy, point.thresholds, metric)
+        ),
         loss=loss_interval(trace, replay(trace, point.policy, point.thresholds), metric),
         saved=name is not None,
         seen=name is None or _chosen_here(trace, point),
@@ -169,7 +171,7 @@ def _case(
     )
 
 
-def rivals(seen: Comparison, policy: str, told: Measured) -> str:
+def best_alternative(seen: Comparison, policy: str, told: Measured) -> str:
     """Whether another policy would do better at a point's mean exit, in words.
 
     Args:
@@ -223,30 +225,6 @@ def _void(trace: Trace, point: OperatingPoint) -> str:
     if promised.engine is not None and promised.engine != trace.about.get("engine"):
         return f"another engine, {promised.engine}"
     return ""
-
-
-def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> tuple[float, float]:
-    """95% interval of the full model's score minus the early one, by a paired bootstrap over the rows.
-
-    Args:
-        trace: with labels, N rows.
-        answers: the early ones, of the same rows.
-        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
-    """
-    _, found = metric_for(trace, metric)
-    drawn = torch.randint(len(trace), (RESAMPLES, len(trace)), generator=torch.Generator().manual_seed(0))
-    times = torch.zeros(drawn.shape, dtype=torch.float64)
-    times.scatter_add_(1, drawn, torch.ones_like(times))  # (R, N) how often each row was drawn
-    ranked = None if found.resampled is None else found.resampled(labels_of(trace), times.T)
-
-    def resampled(logits: Tensor) -> Tensor:
-        out = ExitOutput(logits, problem_type=trace.problem_type)
-        sums = times @ found.statistics(out, labels_of(trace)) if ranked is None else ranked(out)  # (R, S)
-        return found.value(sums, len(trace))
-
-    lost = resampled(trace.logits[-1]) - resampled(answers.logits)
-    low, high = lost.quantile(torch.tensor([0.025, 0.975], dtype=lost.dtype)).tolist()
-    return low, high
 
 
 def times(seen: Comparison, cost: CostTable) -> dict[str, Tensor]:

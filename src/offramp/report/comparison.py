@@ -15,7 +15,7 @@ from offramp.evaluation.curves import area, score_at
 from offramp.evaluation.slices import Slice
 from offramp.evaluation.sweep import Curve
 from offramp.policies.registry import policy_to_dict, summarize
-from offramp.report import table
+from offramp.report.tables import table
 
 SHARES = (1 / 4, 1 / 3, 1 / 2, 2 / 3)
 """Of the layers: the budgets at which policies are told."""

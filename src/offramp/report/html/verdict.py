@@ -38,7 +38,7 @@ VERDICTS = {
 
 
 @dataclass(frozen=True)
-class Case:
+class PointAssessment:
     """A point, and all that is known of it.
 
     Attributes:
@@ -70,25 +70,25 @@ class Case:
             return "idle"
         if not self.saved:
             return "open"
-        if held(self.point, self.told):
+        if meets_target(self.point, self.told):
             return "pays"
         allowed = self.point.target.get("max_drop", -math.inf) * (self.told.full_score or 0.0)
         return "unsure" if self.loss[0] <= allowed else "costs"
 
 
-def decide(case: Case) -> Decision:
+def decide(case: PointAssessment) -> Decision:
     """Whether a point pays, in words."""
     facts = (
         ("Operating point", _where(case)),
         ("What it saves", _saves(case.told, case.full_ms)),
         ("What it loses", _loses(case)),
-        ("What is guaranteed", promise(case.point.certificate, case.void)),
+        ("What is guaranteed", certificate_text(case.point.certificate, case.void)),
         ("Would another policy do better?", case.rivals),
     )
     return Decision(case.verdict, _headline(case), facts)
 
 
-def held(point: OperatingPoint, told: Measured) -> bool:
+def meets_target(point: OperatingPoint, told: Measured) -> bool:
     """Whether what was asked of a point is so on the rows that it was measured on; nothing asked is held."""
     score, full = told.score or 0.0, told.full_score or 0.0
     over = {
@@ -100,7 +100,7 @@ def held(point: OperatingPoint, told: Measured) -> bool:
     return all(over[key] <= 1e-12 for key in point.target if key in over)
 
 
-def promise(certificate: Certificate | None, void: str = "") -> str:
+def certificate_text(certificate: Certificate | None, void: str = "") -> str:
     """A certificate in plain words, or that there is none.
 
     Args:
@@ -130,7 +130,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f}".removesuffix(".0") + "%"
 
 
-def policy_name(point: OperatingPoint) -> str:
+def policy_text(point: OperatingPoint) -> str:
     """A policy in words: "pcee (measure entropy, patience 2)"."""
     rest = ", ".join(f"{key} {value}" for key, value in summarize(point.policy).items() if key != "name")
     return f"{point.policy['name']} ({rest})" if rest else str(point.policy["name"])
@@ -155,7 +155,7 @@ def asked_text(point: OperatingPoint) -> str:
     return ", ".join(told) or "nothing"
 
 
-def _headline(case: Case) -> str:
+def _headline(case: PointAssessment) -> str:
     told, point = case.told, f"the point “{case.name}”"
     time = "" if told.expected_ms is None or case.full_ms is None else _time_saved(told.expected_ms, case.full_ms)
     saves = f"saves {percent(told.saving)} of the layers{time} and {_change(told)}"
@@ -180,12 +180,12 @@ def _change(told: Measured) -> str:
     return f"{'loses' if lost > 0 else 'gains'} {abs(lost):.1f} points of {told.metric}"
 
 
-def _where(case: Case) -> str:
+def _where(case: PointAssessment) -> str:
     point = case.point
     name = f"“{case.name}”: " if case.saved else "none is saved; the best found here: "
     asked = f" (asked for: {asked_text(point)})" if point.target else ""
     more = "" if case.saved else " `offramp calibrate` saves one, chosen on rows of its own."
-    return f"{name}{policy_name(point)}, threshold {thresholds_text(point)}{asked}.{more}"
+    return f"{name}{policy_text(point)}, threshold {thresholds_text(point)}{asked}.{more}"
 
 
 def _saves(told: Measured, full_ms: float | None) -> str:
@@ -199,7 +199,7 @@ def _saves(told: Measured, full_ms: float | None) -> str:
     )
 
 
-def _loses(case: Case) -> str:
+def _loses(case: PointAssessment) -> str:
     told, (low, high) = case.told, case.loss
     kept = f"{told.metric} {told.score:.4f} against {told.full_score:.4f} of the full model on {told.rows} rows"
     said = [f"{kept}, a loss of {_points(low)} to {_points(high)} points (95% interval)."]

@@ -10,11 +10,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from offramp.comparing import comparison_data
 from offramp.errors import InvalidInput
 from offramp.evaluation.slices import Slice
-from offramp.page.content import Page
-from offramp.page.decision import percent
+from offramp.report.comparison import comparison_data
+from offramp.report.html.content import Page
+from offramp.report.html.verdict import percent
 
 MOST_SLICES = 12
 """So many labels are shown, those that lose most."""
@@ -29,9 +29,9 @@ def render(page: Page) -> str:
         InvalidInput: what draws charts is not installed.
     """
     script = vega()
-    from offramp.page.charts import CONFIG, charts
+    from offramp.report.html.charts import CONFIG, charts
 
-    folder = resources.files("offramp.page")
+    folder = resources.files("offramp.report.html")
     style, template = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.html"))
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"percent": percent, "code": code}

@@ -1,0 +1,85 @@
+"""Draw trade-off curves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from offramp.errors import InvalidInput
+from offramp.evaluation.bootstrap import BootstrapCurve
+from offramp.evaluation.measure import measure_all
+from offramp.evaluation.metrics import layerwise, metric_for
+from offramp.evaluation.sweep import Curve, curve
+from offramp.policies.registry import load_policy
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.problem_types import REGRESSION
+from offramp.types.trace import Trace
+
+CLASSIFICATION_POLICIES = ("entropy", "margin", "pcee", "patience")
+REGRESSION_POLICIES = ("stability",)
+
+
+def usual_curves(trace: Trace, metric: str | None = None) -> dict[str, Curve]:
+    """The curves of the best-known policies."""
+    names = REGRESSION_POLICIES if trace.problem_type == REGRESSION else CLASSIFICATION_POLICIES
+    return {name: curve(trace, load_policy(name), metric) for name in names}
+
+
+def draw_curves(
+    trace: Trace,
+    lines: Mapping[str, Curve | BootstrapCurve],
+    points: Mapping[str, OperatingPoint],
+    path: str | os.PathLike[str],
+    title: str,
+    metric: str | None = None,
+    score_name: str | None = None,
+) -> None:
+    """Draw score against mean exit layer: a line for each policy, a mark for each operating point.
+
+    Args:
+        trace: with labels; not the one on which the points were chosen.
+        lines: by policy; a band's intervals are shaded.
+        points: marks, measured on `trace`.
+        path: .png, .svg or .pdf.
+        title: over the picture.
+        metric: a name of `offramp.evaluation.metrics.METRICS`.
+        score_name: beside the picture; None = the metric's name.
+
+    Raises:
+        InvalidInput: matplotlib is not installed, or does not write such a file.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InvalidInput("drawing needs matplotlib: pip install 'offramp[demo]'") from None
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, (name, seen) in enumerate(lines.items()):
+        color = f"C{number % 10}"
+        axes.plot(seen.mean_exits, seen.scores, label=name, linewidth=1.6, color=color)
+        if isinstance(seen, BootstrapCurve):
+            axes.fill_between(seen.mean_exits, seen.low, seen.high, color=color, alpha=0.07, linewidth=0)
+    axes.plot(
+        trace.layer_numbers,
+        layerwise(trace, metric),
+        "o",
+        color="0.6",
+        markersize=4,
+        label="everybody at one exit",
+    )
+    for name, told in measure_all(trace, points, metric).items():
+        place = (told.mean_exit, float(told.score or 0))
+        axes.plot(*place, "*", color="black", markersize=11)
+        axes.annotate(name, place, textcoords="offset points", xytext=(6, -13))
+    axes.margins(x=0.08)  # room for the names
+    axes.set_xlabel(f"mean exit layer (of {trace.layer_numbers[-1]})")
+    axes.set_ylabel(score_name or metric_for(trace, metric)[0])
+    axes.set_title(title)
+    axes.grid(alpha=0.25)
+    figure.legend(frameon=False, loc="outside right upper")
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise InvalidInput(f"{os.fspath(path)}: {error}") from None
