@@ -24,13 +24,13 @@ from typing import Any
 from machine import as_lines, provenance
 from offramp.model.config import MultiExitConfig
 from offramp.model.default_encoder import default_encoder, encoder_name
-from offramp.runs import Trained
-from offramp.studies.base import Study, Training
-from offramp.studies.pabee import NINE, SIX, WEIGHTED, WHOLE
-from offramp.studies.pcee import GATED
+from offramp.studies.markdown import data_set_of, page
+from offramp.studies.papers.pabee import NINE, SIX, WEIGHTED, WHOLE
+from offramp.studies.papers.pcee import GATED
 from offramp.studies.registry import load_study
-from offramp.study import examine
-from offramp.study_page import data_set_of, page
+from offramp.studies.run import run_study
+from offramp.studies.spec import Study, TrainingSpec
+from offramp.studies.training_runs import Trained
 from offramp.types.trace import Trace
 from training import REGRESSIONS, TASKS, Cell, examples_of
 
@@ -64,7 +64,7 @@ class Case:
     studies: tuple[str, ...]
     pairs: bool = False
 
-    def cell(self, training: Training, seed: int) -> Cell:
+    def cell(self, training: TrainingSpec, seed: int) -> Cell:
         """The run of `training.py`."""
         return Cell(self.task, training.name, self.depth, seed)
 
@@ -79,7 +79,7 @@ CASES = {
 }
 
 
-def as_run(training: Training) -> Training:
+def as_run(training: TrainingSpec) -> TrainingSpec:
     """What a study's training is in `training.py`."""
     return replace(training, name=TRAININGS[training.name], exits={})
 
@@ -100,19 +100,19 @@ def load(case: Case, name: str, seeds: Sequence[int], runs: Path) -> Study:
     return replace(study, systems=(first, *systems), plain=DEPTH_WEIGHTED, notes=(*notes, LAST_EXIT))
 
 
-def there(case: Case, training: Training, seeds: Sequence[int], runs: Path) -> bool:
+def there(case: Case, training: TrainingSpec, seeds: Sequence[int], runs: Path) -> bool:
     """Whether a training has been run with all seeds."""
     return all(case.cell(training, seed).file(runs).exists() for seed in seeds)
 
 
-def trained(case: Case, training: Training, seed: int, runs: Path) -> Trained:
+def trained(case: Case, training: TrainingSpec, seed: int, runs: Path) -> Trained:
     """What `training.py` left of a run."""
     trace = Trace.load(case.cell(training, seed).file(runs).with_suffix(".safetensors"))
     return Trained({"validation": trace}, MultiExitConfig(), 0.0, 0.0)
 
 
 def setting(case: Case, cell: Cell, runs: Path) -> dict[str, Any]:
-    """How a run was trained, as `offramp.runs.Setting.told` says it."""
+    """How a run was trained, as `offramp.studies.training_runs.ExperimentConfig.told` says it."""
     told = json.loads(cell.file(runs).read_text())
     recipe = told["recipe"]
     return {
@@ -134,7 +134,7 @@ def report(name: str, case: Case, study_name: str, given: argparse.Namespace) ->
     runs = {(each.name, seed): trained(case, each, seed, given.runs) for each in trainings for seed in seeds}
     cell = case.cell(DEPTH_WEIGHTED, seeds[0])
     pairs = examples_of(cell, given.data, None)[1].texts if case.pairs else None
-    found = examine(study, runs, seeds, TASKS[case.task].metrics, pairs)
+    found = run_study(study, runs, seeds, TASKS[case.task].metrics, pairs)
     found |= {"setting": setting(case, cell, given.runs), "about": provenance()}
     target = RESULTS / f"study_{study.name}_{name}"
     text = [page(study, found, data_set_of(study, case.task)), as_lines(found["about"]), ""]

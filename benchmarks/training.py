@@ -35,7 +35,7 @@ from offramp.model.backbones.restack import restack
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_encoder, load_tokenizer
 from offramp.model.modeling import MultiExitModel
-from offramp.runs import drawn, train_and_record
+from offramp.studies.training_runs import subsample, train_and_record
 from offramp.training.objectives.base import Objective
 from offramp.training.objectives.registry import load_objective
 from offramp.types.trace import Trace
@@ -150,7 +150,7 @@ def examples_of(cell: Cell, data: Path, limit: int | None) -> tuple[Examples, Ex
     if kind == "regression":
         middle, spread = mean(train.labels), stdev(train.labels)
         train, held_out = (scaled(examples, middle, spread) for examples in (train, held_out))
-    return drawn(train, limit or task.rows), drawn(held_out, limit or len(held_out))
+    return subsample(train, limit or task.rows), subsample(held_out, limit or len(held_out))
 
 
 def scaled(examples: Examples, middle: float, spread: float) -> Examples:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from helpers import random_trace
-from offramp.analyses import bleu, bleu_confidence, certainty_quartiles, overthinking, token_similarity
 from offramp.errors import InvalidInput, NotApplicable
+from offramp.studies.analyses import bleu, bleu_confidence, certainty_quartiles, overthinking
+from offramp.studies.token_similarity import token_similarity
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
 from tiny import LAYERS, padded, tiny_model, token_rows

@@ -3,9 +3,9 @@
 import pytest
 
 from offramp.policies.registry import POLICIES, load_policy
-from offramp.studies.base import AS_IT_IS, EXITS, Between, Training, printed
+from offramp.studies.markdown import TITLES, printed_rows
 from offramp.studies.registry import STUDIES, load_study
-from offramp.study_page import TITLES, printed_rows
+from offramp.studies.spec import AS_IT_IS, EXITS, SpeedupBetween, TrainingSpec, printed
 from offramp.training.objectives.registry import OBJECTIVES
 
 
@@ -38,7 +38,7 @@ def test_every_printed_figure_stands_beside_a_row_of_ours(name: str) -> None:
 
 
 def test_trainings_of_one_name_are_one_training() -> None:
-    found: dict[str, Training] = {}
+    found: dict[str, TrainingSpec] = {}
     for name in STUDIES:
         for regression in (False, True):
             for training in load_study(name).all_trainings(regression):
@@ -58,7 +58,10 @@ def test_figures_looked_up_in_the_papers() -> None:
     pcee = printed_figures("pcee", "mrpc", "PCEE-BERT", "50% saved")
     assert pcee == pytest.approx({"score": 84.8, "saving": 0.53})
     assert printed_figures("pcee", "rte", "PABEE", "75% saved") == pytest.approx({"score": 55.8, "saving": 0.75})
-    assert printed_figures("pabee", "rte", "PABEE", Between(1.30, 1.96).label) == {"score": 80.1, "speedup": 1.57}
+    assert printed_figures("pabee", "rte", "PABEE", SpeedupBetween(1.30, 1.96).label) == {
+        "score": 80.1,
+        "speedup": 1.57,
+    }
     assert printed_figures("berxit", "mrpc", "ALT", "70% saved") == {"relative": 94, "saving": pytest.approx(0.74)}
     assert printed_figures("berxit", "stsb", "ALT-LTE", "98% of the score")["mean_exit"] == 4.6
     assert printed_figures("badge", "mnli", "joint-bypass", EXITS) == {"average": 77.8, "best": 83.8}

@@ -13,12 +13,12 @@ from transformers import BertModel
 from command import offramp
 from helpers import random_trace
 from offramp.model.config import MultiExitConfig
-from offramp.readings import Reading
-from offramp.runs import Trained
-from offramp.studies.base import AS_IT_IS, Study
+from offramp.studies.markdown import data_set_of, page
 from offramp.studies.registry import STUDIES, load_study
-from offramp.study import Told, examine
-from offramp.study_page import data_set_of, page
+from offramp.studies.run import SeedSummary, run_study
+from offramp.studies.selection import Selected
+from offramp.studies.spec import AS_IT_IS, Study
+from offramp.studies.training_runs import Trained
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from tiny import LAYERS, encoder_config, texts, tiny_tokenizer
 
@@ -33,10 +33,10 @@ SETTING = {
 
 
 def test_a_row_tells_median_and_range_of_the_seeds_that_have_one() -> None:
-    readings = [Reading(None, {"score": score}) for score in (0.1, 0.5, 0.2)]
-    told = Told("a", "b", (*readings, None))
+    readings = [Selected(None, {"score": score}) for score in (0.1, 0.5, 0.2)]
+    told = SeedSummary("a", "b", (*readings, None))
     assert (told.low, told.middle, told.high) == ({"score": 0.1}, {"score": 0.2}, {"score": 0.5})
-    assert Told("a", "b", (None,)).middle == {}
+    assert SeedSummary("a", "b", (None,)).middle == {}
 
 
 LAYERS_OF = {"half-pooler": [3], "three-quarters-pooler": [4]}
@@ -69,7 +69,7 @@ def made_up(study: Study, seeds: Sequence[int], *, regression: bool = False) -> 
 @pytest.mark.parametrize("name", sorted(STUDIES))
 def test_every_study_reads_every_system_at_every_ask(name: str, regression: bool) -> None:
     study = load_study(name)
-    found = examine(study, made_up(study, [0, 1], regression=regression), [0, 1])
+    found = run_study(study, made_up(study, [0, 1], regression=regression), [0, 1])
     wanted = {(system.name, ask.label) for system in study.systems_for(regression) for ask in study.asks}
     wanted |= {(system.name, AS_IT_IS) for system in study.systems_for(regression)}
     rows = {(row["system"], row["ask"]): row for row in found["rows"]}
@@ -85,7 +85,7 @@ def test_every_study_reads_every_system_at_every_ask(name: str, regression: bool
 def test_the_pace_is_that_of_one_system() -> None:
     study = load_study("pcee")
     runs = made_up(study, [0])
-    found = examine(study, runs, [0])
+    found = run_study(study, runs, [0])
     readings = {(row["system"], row["ask"]): row["readings"][0] for row in found["rows"]}
     asks = [ask.label for ask in study.asks if readings["PABEE", ask.label] is not None]
     assert asks
@@ -95,14 +95,14 @@ def test_the_pace_is_that_of_one_system() -> None:
         ours, theirs = (readings[name, ask]["figures"]["score"] for name in ("PCEE-BERT", "PABEE"))
         (ahead,) = (row for row in found["ahead"] if (row["system"], row["ask"]) == ("PCEE-BERT", ask))
         assert ahead["seeds"] == [ahead["middle"]] == [pytest.approx(ours - theirs)]
-    free = examine(replace(study, pace=None), runs, [0])
+    free = run_study(replace(study, pace=None), runs, [0])
     savings = [row["readings"][0] for row in free["rows"] if (row["system"], row["ask"]) == ("PCEE-BERT", "25% saved")]
     assert savings[0]["option"]["figures"]["saving"] == pytest.approx(0.25, abs=0.02)
 
 
 def test_what_everybody_at_one_layer_scores_is_that_exits_score() -> None:
     study = load_study("pcee")
-    found = examine(study, made_up(study, [0]), [0])
+    found = run_study(study, made_up(study, [0]), [0])
     exits = next(row for row in found["exits"] if row["training"] == "weighted-shared-pooler")
     rows = {row["ask"]: row["middle"] for row in found["rows"] if row["system"] == "Budgeted"}
     layer = round(rows["50% saved"]["mean_exit"])
@@ -115,7 +115,7 @@ def test_what_everybody_at_one_layer_scores_is_that_exits_score() -> None:
 
 def test_a_page_of_data_that_is_in_no_paper_has_all_that_was_printed() -> None:
     study = load_study("pabee")
-    found = {**examine(study, made_up(study, [0]), [0]), "setting": SETTING}
+    found = {**run_study(study, made_up(study, [0]), [0]), "setting": SETTING}
     text = page(study, found, None)
     assert "## The paper's own figures" in text
     assert "| PABEE | best of 1.30x to 1.96x | 61.2 at 1.57x |" in text

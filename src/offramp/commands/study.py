@@ -13,7 +13,7 @@ from offramp.commands.options import FOLDER, column_options, columns_of, json_op
 from offramp.studies.registry import STUDIES, load_study
 
 if TYPE_CHECKING:
-    from offramp.runs import Setting
+    from offramp.studies.training_runs import ExperimentConfig
 
 
 @click.command()
@@ -43,17 +43,17 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     """
     quiet()
     from offramp.model.flops import plain_macs
-    from offramp.runs import all_kept, build_model
-    from offramp.study import examine
-    from offramp.study_page import data_set_of, page
+    from offramp.studies.markdown import data_set_of, page
+    from offramp.studies.run import run_study
+    from offramp.studies.training_runs import build_model, load_or_train_all
     from offramp.types.problem_types import REGRESSION
 
     chosen, setting = load_study(name), _setting(given)
     trainings = chosen.all_trainings(setting.train.problem_type == REGRESSION)
     if "macs_ratio" in chosen.shows:
         plain_macs(build_model(chosen.plain, setting).config, [1])  # refuses layers that have no price
-    runs = all_kept(output, trainings, range(seeds), setting)
-    found = examine(chosen, runs, range(seeds), metrics or (None,), setting.pairs())
+    runs = load_or_train_all(output, trainings, range(seeds), setting)
+    found = run_study(chosen, runs, range(seeds), metrics or (None,), setting.pairs())
     found["setting"] = setting.told()
     text = page(chosen, found, data_set_of(chosen, given["train_source"]))
     (output / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -61,11 +61,11 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     click.echo(json.dumps(found) if as_json else text)
 
 
-def _setting(given: Mapping[str, Any]) -> Setting:
+def _setting(given: Mapping[str, Any]) -> ExperimentConfig:
     """What all runs have in common, from the options."""
     from offramp.data.examples import read_examples
     from offramp.model.default_encoder import default_encoder
-    from offramp.runs import Setting, drawn
+    from offramp.studies.training_runs import ExperimentConfig, subsample
 
     sources = {"train": given["train_source"], "validation": given["validation_source"], "test": given["test_source"]}
     sources = {split: source for split, source in sources.items() if source is not None}
@@ -73,8 +73,8 @@ def _setting(given: Mapping[str, Any]) -> Setting:
     for split, source in sources.items():
         names = (read["train"].label_names or None) if read else None
         rows = read_examples(source, columns_of(given), split=split, task=given["task"], label_names=names)
-        read[split] = drawn(rows, given["limit"] or len(rows))
-    return Setting(
+        read[split] = subsample(rows, given["limit"] or len(rows))
+    return ExperimentConfig(
         given["backbone"] or default_encoder(),
         read.pop("train"),
         read,

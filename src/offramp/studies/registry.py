@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from offramp.registry import load
 
 if TYPE_CHECKING:
-    from offramp.studies.base import Study
+    from offramp.studies.spec import Study
 
 STUDIES = {
-    "badge": "offramp.studies.badge:STUDY",
-    "berxit": "offramp.studies.berxit:STUDY",
-    "mpee": "offramp.studies.mpee:STUDY",
-    "pabee": "offramp.studies.pabee:STUDY",
-    "pcee": "offramp.studies.pcee:STUDY",
+    "badge": "offramp.studies.papers.badge:STUDY",
+    "berxit": "offramp.studies.papers.berxit:STUDY",
+    "mpee": "offramp.studies.papers.mpee:STUDY",
+    "pabee": "offramp.studies.papers.pabee:STUDY",
+    "pcee": "offramp.studies.papers.pcee:STUDY",
 }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from offramp.readings import FAR
-from offramp.studies.base import EXITS, Published, Study
+from offramp.studies.selection import FAR
+from offramp.studies.spec import EXITS, PublishedResult, Study
 
 TITLES = {
     "score": "score",
@@ -29,7 +29,7 @@ SHOWN = {
 OURS = {"score": 100, "relative": 100, "saving": 100}
 """What our figures are multiplied by to be shown."""
 THEIRS = {"saving": 100}
-"""The same for printed ones (see `offramp.studies.base.Published`)."""
+"""The same for printed ones (see `offramp.studies.spec.PublishedResult`)."""
 
 
 ANALYSES = (
@@ -51,7 +51,7 @@ def page(study: Study, found: Mapping[str, Any], data: str | None) -> str:
 
     Args:
         study: what was compared.
-        found: as `offramp.study.examine` gives it, with what `offramp.runs.Setting.told` says under "setting".
+        found: as `run_study` gives it, with what `ExperimentConfig.told` says under "setting".
         data: the paper's name for the data set; None = it is not in the paper.
     """
     parts = [
@@ -110,7 +110,7 @@ def _shown(name: str, value: float, units: Mapping[str, float]) -> str:
     return SHOWN[name].format(value * units.get(name, 1))
 
 
-def _of(theirs: Sequence[Published], place: tuple[str, str], row: Mapping[str, Any]) -> str:
+def _of(theirs: Sequence[PublishedResult], place: tuple[str, str], row: Mapping[str, Any]) -> str:
     """What a table of the paper has for a row of ours."""
     for each in theirs:
         if (each.table, each.backbone, each.system, each.ask) == (*place, row["system"], row["ask"]):
@@ -118,7 +118,7 @@ def _of(theirs: Sequence[Published], place: tuple[str, str], row: Mapping[str, A
     return ""
 
 
-def _figures(row: Published) -> str:
+def _figures(row: PublishedResult) -> str:
     return " at ".join(_shown(name, value, THEIRS) for name, value in row.figures.items() if name in SHOWN)
 
 
@@ -213,7 +213,7 @@ def _lines(name: str, row: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def printed_rows(rows: Sequence[Published]) -> list[str]:
+def printed_rows(rows: Sequence[PublishedResult]) -> list[str]:
     """Everything that the paper printed, a table for each of its tables."""
     lines: list[str] = []
     for place in dict.fromkeys((row.table, row.backbone) for row in rows):

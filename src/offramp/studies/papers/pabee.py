@@ -1,18 +1,18 @@
 """PABEE: patience."""
 
-from offramp.studies.base import AS_IT_IS, Between, Study, System, Training, printed
+from offramp.studies.spec import AS_IT_IS, SpeedupBetween, Study, SystemSpec, TrainingSpec, printed
 
 POOLER = {"head": "shared_pooler"}
 """One pooler for all exits, as in the code that the printed figures come from; the paper writes "a linear layer"."""
 
-WHOLE = Training("plain-pooler", "last", POOLER, alone=True)
-WEIGHTED = Training("weighted-shared-pooler", "weighted", POOLER)
-NINE = Training("three-quarters-pooler", "last", POOLER, kept=0.75, alone=True)
-SIX = Training("half-pooler", "last", POOLER, kept=0.5, alone=True)
+WHOLE = TrainingSpec("plain-pooler", "last", POOLER, alone=True)
+WEIGHTED = TrainingSpec("weighted-shared-pooler", "weighted", POOLER)
+NINE = TrainingSpec("three-quarters-pooler", "last", POOLER, kept=0.75, alone=True)
+SIX = TrainingSpec("half-pooler", "last", POOLER, kept=0.5, alone=True)
 
 ENTROPY, LARGEST, PATIENCE = {"name": "entropy"}, {"name": "max-prob"}, {"name": "patience"}
 STABILITY = tuple({"name": "stability", "patience": patience} for patience in (1, 2, 3))
-BEST = Between(1.30, 1.96)
+BEST = SpeedupBetween(1.30, 1.96)
 
 TABLE_1 = f"""
  | | cola | mnli | mrpc | qnli | qqp | rte | sst2 | stsb
@@ -39,12 +39,12 @@ STUDY = Study(
         'Zhou et al., "BERT Loses Patience: Fast and Robust Inference with Early Exit", NeurIPS 2020, tables 1 and 2'
     ),
     systems=(
-        System("Backbone", WHOLE, regression=()),
-        System("9L", NINE, regression=()),
-        System("6L", SIX, regression=()),
-        System("BranchyNet", WEIGHTED, (ENTROPY,)),
-        System("Shallow-Deep", WEIGHTED, (LARGEST,)),
-        System("PABEE", WEIGHTED, (PATIENCE,), regression=STABILITY),
+        SystemSpec("Backbone", WHOLE, regression=()),
+        SystemSpec("9L", NINE, regression=()),
+        SystemSpec("6L", SIX, regression=()),
+        SystemSpec("BranchyNet", WEIGHTED, (ENTROPY,)),
+        SystemSpec("Shallow-Deep", WEIGHTED, (LARGEST,)),
+        SystemSpec("PABEE", WEIGHTED, (PATIENCE,), regression=STABILITY),
     ),
     asks=(BEST,),
     shows=("score", "speedup"),

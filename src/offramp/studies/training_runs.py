@@ -27,7 +27,7 @@ from offramp.model.default_encoder import encoder_name
 from offramp.model.hub import load_encoder, load_tokenizer
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.config import TokenExit
-from offramp.studies.base import Training
+from offramp.studies.spec import TrainingSpec
 from offramp.training.fit import fit, token_rows
 from offramp.training.objectives.base import Objective
 from offramp.training.objectives.registry import load_objective
@@ -88,7 +88,7 @@ def train_and_record(
 
 
 @dataclass(frozen=True)
-class Setting:
+class ExperimentConfig:
     """What all runs of a folder have in common.
 
     Attributes:
@@ -131,7 +131,7 @@ class Setting:
         }
 
 
-def claim(folder: Path, setting: Setting) -> None:
+def check_config(folder: Path, setting: ExperimentConfig) -> None:
     """Note in a folder what its runs have in common.
 
     Raises:
@@ -145,7 +145,7 @@ def claim(folder: Path, setting: Setting) -> None:
     file.write_text(told)
 
 
-def kept(folder: Path, training: Training, seed: int, setting: Setting) -> Trained:
+def load_or_train(folder: Path, training: TrainingSpec, seed: int, setting: ExperimentConfig) -> Trained:
     """A training run from a folder, run and stored there first if it is not there yet.
 
     Args:
@@ -162,21 +162,21 @@ def kept(folder: Path, training: Training, seed: int, setting: Setting) -> Train
     return _stored(home, setting.held_out)
 
 
-def all_kept(
-    folder: Path, trainings: Iterable[Training], seeds: Iterable[int], setting: Setting
+def load_or_train_all(
+    folder: Path, trainings: Iterable[TrainingSpec], seeds: Iterable[int], setting: ExperimentConfig
 ) -> dict[tuple[str, int], Trained]:
     """Every training with every seed, by name and seed; see `kept`."""
     wanted = [(training, seed) for seed in seeds for training in trainings]
     for training in {training.name: training for training, _ in wanted}.values():
         build_model(training, setting)  # what cannot be built is refused before hours of training
-    claim(folder, setting)
+    check_config(folder, setting)
     found = {}
     for training, seed in tqdm(wanted, desc="runs", unit="run", disable=None):
-        found[training.name, seed] = kept(folder, training, seed, setting)
+        found[training.name, seed] = load_or_train(folder, training, seed, setting)
     return found
 
 
-def _run(folder: Path, training: Training, seed: int, setting: Setting) -> Trained:
+def _run(folder: Path, training: TrainingSpec, seed: int, setting: ExperimentConfig) -> Trained:
     tokenizer = load_tokenizer(setting.backbone)
     if setting.max_length is not None:
         tokenizer.model_max_length = setting.max_length
@@ -192,7 +192,7 @@ def _run(folder: Path, training: Training, seed: int, setting: Setting) -> Train
     )
 
 
-def build_model(training: Training, setting: Setting) -> MultiExitModel:
+def build_model(training: TrainingSpec, setting: ExperimentConfig) -> MultiExitModel:
     """The model that a training starts from."""
     encoder = load_encoder(setting.backbone)
     if setting.layers is not None:
@@ -214,7 +214,7 @@ def build_model(training: Training, setting: Setting) -> MultiExitModel:
     )
 
 
-def _exits(training: Training, depth: int) -> dict[str, Any]:
+def _exits(training: TrainingSpec, depth: int) -> dict[str, Any]:
     exits = dict(training.exits)
     if "bypass" in exits:
         exits["bypass"] = Bypass(**exits["bypass"])
@@ -231,7 +231,7 @@ def of_depth(encoder: Any, layers: int) -> Any:
     return restack(encoder, chosen)
 
 
-def drawn(examples: Examples, count: int) -> Examples:
+def subsample(examples: Examples, count: int) -> Examples:
     """So many rows at random, the same ones each time; all of them, as they are, where there are no more."""
     if count >= len(examples):
         return examples

@@ -15,16 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.analyses import bleu_confidence, certainty_quartiles, overthinking
 from offramp.calibration.certify import certify
 from offramp.errors import CannotReach
 from offramp.evaluation.metrics import metric_for
-from offramp.readings import Figures, Model, Option, Reading, lost, model_of, options, pick, read
-from offramp.runs import Trained
-from offramp.studies.base import AS_IT_IS, Ask, Saving, Study, System, Training
+from offramp.studies.analyses import bleu_confidence, certainty_quartiles, overthinking
+from offramp.studies.selection import (
+    Candidate,
+    Figures,
+    Selected,
+    SplitTraces,
+    candidates,
+    evaluate,
+    model_of,
+    quality_loss,
+    select,
+)
+from offramp.studies.spec import AS_IT_IS, Budget, LayersSaved, Study, SystemSpec, TrainingSpec
+from offramp.studies.training_runs import Trained
 from offramp.types.problem_types import REGRESSION
 
-Models = Mapping[tuple[str, int], Model]
+Models = Mapping[tuple[str, int], SplitTraces]
 """By training and seed."""
 
 LEVEL, DELTA = 0.05, 0.05
@@ -32,7 +42,7 @@ LEVEL, DELTA = 0.05, 0.05
 
 
 @dataclass(frozen=True)
-class Told:
+class SeedSummary:
     """A row of the results.
 
     Attributes:
@@ -46,7 +56,7 @@ class Told:
 
     system: str
     ask: str
-    readings: tuple[Reading | None, ...]
+    readings: tuple[Selected | None, ...]
     middle: Figures = field(init=False)
     low: Figures = field(init=False)
     high: Figures = field(init=False)
@@ -64,7 +74,7 @@ class Told:
         return {"system": self.system, "ask": self.ask, "readings": readings, **spread}
 
 
-def examine(
+def run_study(
     study: Study,
     runs: Mapping[tuple[str, int], Trained],
     seeds: Sequence[int],
@@ -75,7 +85,7 @@ def examine(
 
     Args:
         study: what is compared.
-        runs: its training runs, by name and seed (`offramp.runs.all_kept`).
+        runs: its training runs, by name and seed (`offramp.studies.training_runs.load_or_train_all`).
         seeds: those to be told.
         metrics: the score is their mean; None = the usual one.
         pairs: the texts of the validation rows, to hold confidence against BLEU; None = do not.
@@ -91,7 +101,7 @@ def examine(
     }
     one = models[study.plain.name, seeds[0]]
     by_seed = zip(*(_seed(study, systems, models, seed) for seed in seeds), strict=True)
-    rows = [Told(each[0][0], each[0][1], tuple(reading for *_, reading in each)) for each in by_seed]
+    rows = [SeedSummary(each[0][0], each[0][1], tuple(reading for *_, reading in each)) for each in by_seed]
     return {
         "study": study.name,
         "source": study.source,
@@ -110,7 +120,9 @@ def examine(
     }
 
 
-def _seed(study: Study, systems: Sequence[System], models: Models, seed: int) -> list[tuple[str, str, Reading | None]]:
+def _seed(
+    study: Study, systems: Sequence[SystemSpec], models: Models, seed: int
+) -> list[tuple[str, str, Selected | None]]:
     """System, label of the ask, and what came of it, for one seed."""
     plain = models[study.plain.name, seed]
     wanted, whole = plain.chooses.exits()[-1], plain.reports.exits()[-1]
@@ -118,16 +130,16 @@ def _seed(study: Study, systems: Sequence[System], models: Models, seed: int) ->
     for system in systems:
         model = models[system.training.name, seed]
         policies = _policies(system, model)
-        seen = options(model.chooses, policies) if policies else []
+        seen = candidates(model.chooses, policies) if policies else []
         for ask in study.asks if policies else (None,):
-            option = None if ask is None else pick(paces.get(ask, ask), seen, wanted)
+            option = None if ask is None else select(paces.get(ask, ask), seen, wanted)
             missing = ask is not None and option is None
-            reading = None if missing else Reading(option, read(model.reports, option, whole))
+            reading = None if missing else Selected(option, evaluate(model.reports, option, whole))
             found.append((system.name, AS_IT_IS if ask is None else ask.label, reading))
     return found
 
 
-def _ahead(study: Study, rows: Sequence[Told]) -> list[dict[str, Any]]:
+def _ahead(study: Study, rows: Sequence[SeedSummary]) -> list[dict[str, Any]]:
     """How much each system's score is above that of the one that sets the pace, for each seed that has both."""
     leader = {row.ask: row.readings for row in rows if row.system == study.pace}
     found = []
@@ -139,24 +151,24 @@ def _ahead(study: Study, rows: Sequence[Told]) -> list[dict[str, Any]]:
     return found
 
 
-def _paces(study: Study, systems: Sequence[System], models: Models, seed: int) -> dict[Ask, Ask]:
+def _paces(study: Study, systems: Sequence[SystemSpec], models: Models, seed: int) -> dict[Budget, Budget]:
     """What each ask for savings becomes where one system sets the pace."""
     leader = next((system for system in systems if system.name == study.pace), None)
     if leader is None:
         return {}
     part = models[leader.training.name, seed].chooses
-    seen = options(part, _policies(leader, models[leader.training.name, seed]))
-    picked = {ask: pick(ask, seen, math.nan) for ask in study.asks if isinstance(ask, Saving)}
-    return {ask: Saving(option.figures["saving"]) for ask, option in picked.items() if option is not None}
+    seen = candidates(part, _policies(leader, models[leader.training.name, seed]))
+    picked = {ask: select(ask, seen, math.nan) for ask in study.asks if isinstance(ask, LayersSaved)}
+    return {ask: LayersSaved(option.figures["saving"]) for ask, option in picked.items() if option is not None}
 
 
-def _policies(system: System, model: Model) -> tuple[Mapping[str, Any], ...]:
+def _policies(system: SystemSpec, model: SplitTraces) -> tuple[Mapping[str, Any], ...]:
     if model.chooses.trace.problem_type == REGRESSION:
         return system.regression or ()
     return system.policies
 
 
-def _exits(training: Training, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
+def _exits(training: TrainingSpec, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
     scores = [models[training.name, seed].reports.exits() for seed in seeds]
     averages, bests = [sum(each) / len(each) for each in scores], [max(each) for each in scores]
     return {
@@ -171,11 +183,11 @@ def _exits(training: Training, models: Models, seeds: Sequence[int]) -> dict[str
     }
 
 
-def _leaves(system: System) -> bool:
+def _leaves(system: SystemSpec) -> bool:
     return bool(system.policies) and system.policies[0]["name"] != "fixed"
 
 
-def _promise(system: System, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
+def _promise(system: SystemSpec, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
     """Where a guarantee puts a system's first policy: on the rows that choose, then what it does on the others."""
     found = []
     for seed in seeds:
@@ -184,9 +196,9 @@ def _promise(system: System, models: Models, seeds: Sequence[int]) -> dict[str, 
             point = certify(model.chooses.trace, system.policies[0], level=LEVEL, delta=DELTA)
         except CannotReach:
             continue
-        option = Option(system.policies[0], point.thresholds[0], {})
-        figures = read(model.reports, option, model.reports.exits()[-1])
-        found.append({**figures, "lost": lost(model.reports.trace, option)})
+        option = Candidate(system.policies[0], point.thresholds[0], {})
+        figures = evaluate(model.reports, option, model.reports.exits()[-1])
+        found.append({**figures, "lost": quality_loss(model.reports.trace, option)})
     told = {name: median([each[name] for each in found]) for name in (found[0] if found else ())}
     return {
         "system": system.name,
@@ -198,7 +210,7 @@ def _promise(system: System, models: Models, seeds: Sequence[int]) -> dict[str, 
     }
 
 
-def _reached(system: System, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
+def _reached(system: SystemSpec, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
     """The mean exit layers that a system can be set to, on the rows that choose: ends, number and widest gap.
 
     PCEE-BERT's figure 8 has them at 100 thresholds a patience; here are all that differ.
@@ -206,7 +218,7 @@ def _reached(system: System, models: Models, seeds: Sequence[int]) -> dict[str, 
     found = []
     for seed in seeds:
         model = models[system.training.name, seed]
-        seen = options(model.chooses, _policies(system, model))
+        seen = candidates(model.chooses, _policies(system, model))
         exits = sorted({option.figures["mean_exit"] for option in seen})
         gap = max((high - low for low, high in pairwise(exits)), default=0.0)
         found.append({"least": exits[0], "most": exits[-1], "settings": len(exits), "widest_gap": gap})
@@ -214,7 +226,7 @@ def _reached(system: System, models: Models, seeds: Sequence[int]) -> dict[str, 
 
 
 def _analysis(
-    training: Training,
+    training: TrainingSpec,
     runs: Mapping[tuple[str, int], Trained],
     seeds: Sequence[int],
     pairs: Sequence[tuple[str, str]] | None,
@@ -224,17 +236,17 @@ def _analysis(
     found: dict[str, Any] = {"training": training.name}
     if traces[0].problem_type != REGRESSION:
         seen = [overthinking(trace) for trace in traces]
-        found["entropy"] = _middle([each.entropy for each in seen])
-        found["error"] = _middle([each.error for each in seen])
+        found["entropy"] = _median([each.entropy for each in seen])
+        found["error"] = _median([each.error for each in seen])
         found["spoilt"] = median([each.spoilt for each in seen])
     if traces[0].certainty is not None:
-        found["certainty"] = _middle([certainty_quartiles(trace) for trace in traces])
+        found["certainty"] = _median([certainty_quartiles(trace) for trace in traces])
     if pairs is not None:
-        found["bleu"] = _middle([bleu_confidence(trace, pairs) for trace in traces])
+        found["bleu"] = _median([bleu_confidence(trace, pairs) for trace in traces])
     return found
 
 
-def _middle(each: Sequence[Tensor]) -> Any:
+def _median(each: Sequence[Tensor]) -> Any:
     """The median over the seeds of every element; None where a seed has none."""
     middle = torch.stack([one.double() for one in each]).quantile(0.5, dim=0)
     return _plain(middle.tolist())

@@ -21,8 +21,8 @@ from offramp.evaluation.sweep import sweep
 from offramp.model.flops import macs, plain_macs
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import finite_outputs, replay, run_policy
-from offramp.runs import Trained
-from offramp.studies.base import Ask, Between, Cheaper, Saving
+from offramp.studies.spec import Budget, LayersSaved, MacsReduced, SpeedupBetween
+from offramp.studies.training_runs import Trained
 from offramp.types.outputs import ExitOutput
 from offramp.types.trace import Trace, labels_of
 
@@ -37,7 +37,7 @@ where it is asked for."""
 
 
 @dataclass(frozen=True)
-class Part:
+class EvaluationSplit:
     """Some rows of a model, and what it costs to leave.
 
     Attributes:
@@ -89,7 +89,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Option:
+class Candidate:
     """One threshold of one policy, and what it does on the rows that choose."""
 
     policy: Mapping[str, Any]
@@ -103,15 +103,15 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Model:
+class SplitTraces:
     """A trained model: the rows that choose, and those that are reported."""
 
-    chooses: Part
-    reports: Part
+    chooses: EvaluationSplit
+    reports: EvaluationSplit
 
 
 @dataclass(frozen=True)
-class Reading:
+class Selected:
     """What a system did at one ask with one seed.
 
     Attributes:
@@ -119,7 +119,7 @@ class Reading:
         figures: on the rows reported.
     """
 
-    option: Option | None
+    option: Candidate | None
     figures: Figures
 
     def to_json(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def halves(trace: Trace) -> tuple[Trace, Trace]:
     return trace.take(order[: len(order) // 2]), trace.take(order[len(order) // 2 :])
 
 
-def model_of(trained: Trained, plain: Trained, metrics: tuple[str | None, ...], priced: bool) -> Model:
+def model_of(trained: Trained, plain: Trained, metrics: tuple[str | None, ...], priced: bool) -> SplitTraces:
     """A training run as rows that choose and rows that report: validation and test, or halves of validation.
 
     Args:
@@ -150,15 +150,15 @@ def model_of(trained: Trained, plain: Trained, metrics: tuple[str | None, ...], 
     """
     depth = trained_depth(plain)
 
-    def part(trace: Trace) -> Part:
+    def part(trace: Trace) -> EvaluationSplit:
         if not priced or trace.tokens is None:
-            return Part(trace, depth, metrics)
+            return EvaluationSplit(trace, depth, metrics)
         costs = macs(trained.config, trace.tokens), plain_macs(plain.config, trace.tokens)
-        return Part(trace, depth, metrics, *costs)
+        return EvaluationSplit(trace, depth, metrics, *costs)
 
     traces = trained.traces
     both = (traces["validation"], traces["test"]) if "test" in traces else halves(traces["validation"])
-    return Model(*map(part, both))
+    return SplitTraces(*map(part, both))
 
 
 def trained_depth(trained: Trained) -> int:
@@ -166,7 +166,7 @@ def trained_depth(trained: Trained) -> int:
     return next(iter(trained.traces.values())).layer_numbers[-1]
 
 
-def options(part: Part, policies: Sequence[Mapping[str, Any]]) -> list[Option]:
+def candidates(part: EvaluationSplit, policies: Sequence[Mapping[str, Any]]) -> list[Candidate]:
     """Every threshold of every policy on some rows, each policy's from strictest to loosest.
 
     But not patience 0, which is no patience: everybody leaves at the first exit.
@@ -184,14 +184,14 @@ def options(part: Part, policies: Sequence[Mapping[str, Any]]) -> list[Option]:
         ).mean(dim=0)  # (K,)
         rows = zip(swept.thresholds.tolist(), values.tolist(), swept.statistics[:, :2].tolist(), strict=True)
         found += [
-            Option(data, threshold, part.told(value, *spent))
+            Candidate(data, threshold, part.told(value, *spent))
             for threshold, value, spent in rows
             if threshold > 0 or data["name"] != "patience"
         ]
     return found
 
 
-def pick(ask: Ask, found: Sequence[Option], plain_score: float) -> Option | None:
+def select(ask: Budget, found: Sequence[Candidate], plain_score: float) -> Candidate | None:
     """The option that does what is asked; None where there is none.
 
     Args:
@@ -199,11 +199,11 @@ def pick(ask: Ask, found: Sequence[Option], plain_score: float) -> Option | None
         found: as `options` gives them.
         plain_score: of the plain model on the same rows.
     """
-    if isinstance(ask, Saving):
+    if isinstance(ask, LayersSaved):
         return _nearest(found, lambda option: abs(option.figures["saving"] - ask.share))
-    if isinstance(ask, Cheaper):  # distance in share of the cost
+    if isinstance(ask, MacsReduced):  # distance in share of the cost
         return _nearest(found, lambda option: abs(1 / option.figures["macs_ratio"] - 1 / ask.times))
-    if isinstance(ask, Between):
+    if isinstance(ask, SpeedupBetween):
         fits = [option for option in found if ask.least <= option.figures["speedup"] <= ask.most]
     else:
         fits = _keeping(found, ask.share * plain_score)
@@ -211,9 +211,9 @@ def pick(ask: Ask, found: Sequence[Option], plain_score: float) -> Option | None
     return max(fits, key=lambda option: (option.figures["score"], option.figures["saving"]), default=None)
 
 
-def _nearest(found: Sequence[Option], distance: Callable[[Option], float]) -> Option | None:
+def _nearest(found: Sequence[Candidate], distance: Callable[[Candidate], float]) -> Candidate | None:
     """Of each policy the nearest option; of those about as near the one that scores best, if it is not far."""
-    nearest: dict[str, Option] = {}
+    nearest: dict[str, Candidate] = {}
     for option in found:
         name = str(option.policy)
         if name not in nearest or distance(option) < distance(nearest[name]):
@@ -224,9 +224,9 @@ def _nearest(found: Sequence[Option], distance: Callable[[Option], float]) -> Op
     return best if distance(best) <= FAR else None
 
 
-def _keeping(found: Sequence[Option], wanted: float) -> list[Option]:
+def _keeping(found: Sequence[Candidate], wanted: float) -> list[Candidate]:
     """The options of each policy before the first that scores less than wanted."""
-    good: list[Option] = []
+    good: list[Candidate] = []
     failed: set[str] = set()
     for option in found:
         if option.figures["score"] < wanted - 1e-12:
@@ -236,7 +236,7 @@ def _keeping(found: Sequence[Option], wanted: float) -> list[Option]:
     return good
 
 
-def read(part: Part, option: Option | None, plain_score: float) -> Figures:
+def evaluate(part: EvaluationSplit, option: Candidate | None, plain_score: float) -> Figures:
     """What an option does on some rows; None is the last exit."""
     policy, threshold = (option.policy, option.threshold) if option else ({"name": "fixed"}, math.inf)
     answers = replay(part.trace, policy, threshold)
@@ -249,7 +249,7 @@ def read(part: Part, option: Option | None, plain_score: float) -> Figures:
     return {**part.told(value, layers, spent), **relative}
 
 
-def lost(trace: Trace, option: Option) -> float:
+def quality_loss(trace: Trace, option: Candidate) -> float:
     """Share of the rows that are answered wrong where the last exit is right."""
     policy = load_policy(option.policy)
     loss, _ = losses(trace, run_policy(policy, trace)[1], "quality")  # (L, N)

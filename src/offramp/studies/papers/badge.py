@@ -1,14 +1,14 @@
 """BADGE: bypasses and divergence."""
 
-from offramp.studies.base import AS_IT_IS, EXITS, PLAIN, Saving, Study, System, Training, printed
-from offramp.studies.pabee import ENTROPY, LARGEST, PATIENCE
+from offramp.studies.papers.pabee import ENTROPY, LARGEST, PATIENCE
+from offramp.studies.spec import AS_IT_IS, EXITS, PLAIN, LayersSaved, Study, SystemSpec, TrainingSpec, printed
 
-TWO_STAGE = Training("two-stage", "two-stage")
-JOINT = Training("joint", "joint")
-ATTENTION = Training("joint-attention", "joint", {"head": "attention"})
-EQUILIBRIUM = Training("gradient-equilibrium", "gradient-equilibrium")
-ALTERNATING = Training("alternating", "alternating")
-BYPASS = Training("joint-bypass", "joint", {"bypass": {"rank": 16}})
+TWO_STAGE = TrainingSpec("two-stage", "two-stage")
+JOINT = TrainingSpec("joint", "joint")
+ATTENTION = TrainingSpec("joint-attention", "joint", {"head": "attention"})
+EQUILIBRIUM = TrainingSpec("gradient-equilibrium", "gradient-equilibrium")
+ALTERNATING = TrainingSpec("alternating", "alternating")
+BYPASS = TrainingSpec("joint-bypass", "joint", {"bypass": {"rank": 16}})
 DIVERGENCE = tuple({"name": "divergence", "patience": patience} for patience in (1, 2, 3))
 
 TABLE_1 = f"""
@@ -44,14 +44,14 @@ STUDY = Study(
         'Divergence-based Early Exiting", ACL 2023 (industry track), tables 1 and 6, figure 2'
     ),
     systems=(
-        System("ALBERT", PLAIN, regression=()),
-        System("Entropy", BYPASS, (ENTROPY,)),
-        System("Maxprob", BYPASS, (LARGEST,)),
-        System("Patience", BYPASS, (PATIENCE,)),
-        System("DGE", BYPASS, DIVERGENCE),
-        System("JT+Patience", JOINT, (PATIENCE,)),
+        SystemSpec("ALBERT", PLAIN, regression=()),
+        SystemSpec("Entropy", BYPASS, (ENTROPY,)),
+        SystemSpec("Maxprob", BYPASS, (LARGEST,)),
+        SystemSpec("Patience", BYPASS, (PATIENCE,)),
+        SystemSpec("DGE", BYPASS, DIVERGENCE),
+        SystemSpec("JT+Patience", JOINT, (PATIENCE,)),
     ),
-    asks=(Saving(0.75), Saving(0.50), Saving(0.25)),
+    asks=(LayersSaved(0.75), LayersSaved(0.50), LayersSaved(0.25)),
     shows=("score", "saving"),
     published=(
         *printed("table 1", "ALBERT-base", ("score",), WHOLE),

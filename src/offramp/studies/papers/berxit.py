@@ -1,17 +1,17 @@
 """BERxiT: alternating training and learning to exit."""
 
-from offramp.studies.base import AS_IT_IS, Keeps, Saving, Study, System, Training, printed
-from offramp.studies.pabee import ENTROPY, LARGEST, PATIENCE, STABILITY, WEIGHTED
-from offramp.studies.pcee import CERTAINTY
+from offramp.studies.papers.pabee import ENTROPY, LARGEST, PATIENCE, STABILITY, WEIGHTED
+from offramp.studies.papers.pcee import CERTAINTY
+from offramp.studies.spec import AS_IT_IS, LayersSaved, ScoreKept, Study, SystemSpec, TrainingSpec, printed
 
 OWN = {"head": "pooler"}
 """A pooler for each exit, as in the authors' code."""
-TWO_STAGE = Training("two-stage-pooler", "two-stage", OWN)
-JOINT = Training("joint-pooler", "joint", OWN)
-ALTERNATING = Training("alternating-pooler", "alternating", OWN)
-LEARNED = Training("alternating-pooler-gate", "alternating", {**OWN, "certainty": True})
-MILD, MIDDLE, HARD = Saving(0.30), Saving(0.50), Saving(0.70)
-NEARLY, LESS = Keeps(0.99), Keeps(0.98)
+TWO_STAGE = TrainingSpec("two-stage-pooler", "two-stage", OWN)
+JOINT = TrainingSpec("joint-pooler", "joint", OWN)
+ALTERNATING = TrainingSpec("alternating-pooler", "alternating", OWN)
+LEARNED = TrainingSpec("alternating-pooler-gate", "alternating", {**OWN, "certainty": True})
+MILD, MIDDLE, HARD = LayersSaved(0.30), LayersSaved(0.50), LayersSaved(0.70)
+NEARLY, LESS = ScoreKept(0.99), ScoreKept(0.98)
 
 TABLE_2 = f"""
  | | rte | mrpc | sst2 | qnli | qqp | mnli | mnli-mm
@@ -44,12 +44,12 @@ STUDY = Study(
         "EACL 2021, tables 2 and 3"
     ),
     systems=(
-        System("RAW", TWO_STAGE, regression=()),
-        System("2STG", TWO_STAGE, (ENTROPY,)),
-        System("JOINT", JOINT, (LARGEST,)),
-        System("ALT", ALTERNATING, (LARGEST,)),
-        System("ALT-LTE", LEARNED, (CERTAINTY,), regression=(CERTAINTY,)),
-        System("PABEE", WEIGHTED, (PATIENCE,), regression=STABILITY),
+        SystemSpec("RAW", TWO_STAGE, regression=()),
+        SystemSpec("2STG", TWO_STAGE, (ENTROPY,)),
+        SystemSpec("JOINT", JOINT, (LARGEST,)),
+        SystemSpec("ALT", ALTERNATING, (LARGEST,)),
+        SystemSpec("ALT-LTE", LEARNED, (CERTAINTY,), regression=(CERTAINTY,)),
+        SystemSpec("PABEE", WEIGHTED, (PATIENCE,), regression=STABILITY),
     ),
     asks=(MILD, MIDDLE, HARD, NEARLY, LESS),
     shows=("score", "relative", "saving", "speedup", "mean_exit"),

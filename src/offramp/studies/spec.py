@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSpec:
     """One way to train a model. Systems that share it share its runs, within a study and between studies.
 
     Attributes:
@@ -28,12 +28,12 @@ class Training:
     tokens: Mapping[float, float] = field(default_factory=dict)
 
 
-PLAIN = Training("plain", "last", alone=True)
+PLAIN = TrainingSpec("plain", "last", alone=True)
 """The encoder with one classifier at its end."""
 
 
 @dataclass(frozen=True)
-class System:
+class SystemSpec:
     """A row of the paper's table: a trained model, and how it leaves.
 
     Attributes:
@@ -44,13 +44,13 @@ class System:
     """
 
     name: str
-    training: Training
+    training: TrainingSpec
     policies: tuple[Mapping[str, Any], ...] = ()
     regression: tuple[Mapping[str, Any], ...] | None = None
 
 
 @dataclass(frozen=True)
-class Saving:
+class LayersSaved:
     """The threshold that comes nearest to a share of the layers saved (PCEE-BERT, eq. 4)."""
 
     share: float
@@ -62,7 +62,7 @@ class Saving:
 
 
 @dataclass(frozen=True)
-class Between:
+class SpeedupBetween:
     """The threshold with the best score among those of a range of speed-ups: layers over mean exit layer."""
 
     least: float
@@ -75,7 +75,7 @@ class Between:
 
 
 @dataclass(frozen=True)
-class Keeps:
+class ScoreKept:
     """The most savings that keep a share of the plain model's score, at this and at all stricter thresholds."""
 
     share: float
@@ -87,7 +87,7 @@ class Keeps:
 
 
 @dataclass(frozen=True)
-class Cheaper:
+class MacsReduced:
     """The threshold that comes nearest to so many times fewer multiply-accumulates (MPEE, eq. 15)."""
 
     times: float
@@ -103,11 +103,11 @@ AS_IT_IS = "as it is"
 EXITS = "exits"
 """The label of figures over all exits of a training."""
 
-Ask = Saving | Between | Keeps | Cheaper
+Budget = LayersSaved | SpeedupBetween | ScoreKept | MacsReduced
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedResult:
     """Figures that a paper printed.
 
     Attributes:
@@ -146,32 +146,32 @@ class Study:
 
     name: str
     source: str
-    systems: tuple[System, ...]
-    asks: tuple[Ask, ...]
+    systems: tuple[SystemSpec, ...]
+    asks: tuple[Budget, ...]
     shows: tuple[str, ...]
-    published: tuple[Published, ...]
-    plain: Training = PLAIN
+    published: tuple[PublishedResult, ...]
+    plain: TrainingSpec = PLAIN
     pace: str | None = None
-    trainings: tuple[Training, ...] = ()
+    trainings: tuple[TrainingSpec, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def all_trainings(self, regression: bool) -> tuple[Training, ...]:
+    def all_trainings(self, regression: bool) -> tuple[TrainingSpec, ...]:
         """Every training that it needs, the plain one first."""
         used = [self.plain, *self.trainings, *(system.training for system in self.systems_for(regression))]
         return tuple({training.name: training for training in used}.values())
 
-    def systems_for(self, regression: bool) -> tuple[System, ...]:
+    def systems_for(self, regression: bool) -> tuple[SystemSpec, ...]:
         """The systems that have a meaning for the kind of labels."""
         return tuple(system for system in self.systems if not regression or system.regression is not None)
 
-    def published_on(self, data: str | None) -> tuple[Published, ...]:
+    def published_on(self, data: str | None) -> tuple[PublishedResult, ...]:
         """What the paper printed for a data set."""
         return tuple(row for row in self.published if row.data == data)
 
 
 def printed(
     table: str, backbone: str, figures: tuple[str, ...], text: str, scales: tuple[float, ...] | None = None
-) -> tuple[Published, ...]:
+) -> tuple[PublishedResult, ...]:
     """The rows of a table, written as in the paper.
 
     Args:
@@ -190,5 +190,5 @@ def printed(
             if cell != "-":
                 numbers = [float(number) for number in cell.split()]
                 told = {name: number * scale for name, number, scale in zip(figures, numbers, scales, strict=True)}
-                rows.append(Published(table, backbone, data, system, ask, told))
+                rows.append(PublishedResult(table, backbone, data, system, ask, told))
     return tuple(rows)

@@ -1,14 +1,14 @@
 """MPEE: tokens and layers."""
 
-from offramp.studies.base import AS_IT_IS, Cheaper, Study, System, Training, printed
-from offramp.studies.berxit import OWN, TWO_STAGE
-from offramp.studies.pabee import ENTROPY, PATIENCE, SIX, WEIGHTED, WHOLE
+from offramp.studies.papers.berxit import OWN, TWO_STAGE
+from offramp.studies.papers.pabee import ENTROPY, PATIENCE, SIX, WEIGHTED, WHOLE
+from offramp.studies.spec import AS_IT_IS, MacsReduced, Study, SystemSpec, TrainingSpec, printed
 
-FAST_BERT = Training("self-distillation-attention", "self-distillation", {"head": "attention"})
+FAST_BERT = TrainingSpec("self-distillation-attention", "self-distillation", {"head": "attention"})
 RECALLING = {**OWN, "memory": 0.9}
-LAYERS_ALONE = Training("mpee-all-tokens", "ensemble-distillation", RECALLING)
-BOTH = Training("mpee", "ensemble-distillation", RECALLING, tokens={4 / 12: 0.7, 7 / 12: 0.7, 10 / 12: 0.7})
-TWICE, MORE = Cheaper(2.0), Cheaper(3.5)
+LAYERS_ALONE = TrainingSpec("mpee-all-tokens", "ensemble-distillation", RECALLING)
+BOTH = TrainingSpec("mpee", "ensemble-distillation", RECALLING, tokens={4 / 12: 0.7, 7 / 12: 0.7, 10 / 12: 0.7})
+TWICE, MORE = MacsReduced(2.0), MacsReduced(3.5)
 
 TABLE_1 = f"""
  | | mnli | sst2 | mrpc | qqp | mnli-mm | qnli | rte
@@ -32,14 +32,14 @@ STUDY = Study(
         'Early Exiting", COLING 2022, tables 1 and 2'
     ),
     systems=(
-        System("BERT-Base", WHOLE, regression=()),
-        System("BERT-6L", SIX, regression=()),
-        System("DeeBERT", TWO_STAGE, (ENTROPY,)),
-        System("FastBERT", FAST_BERT, (ENTROPY,)),
-        System("PABEE", WEIGHTED, (PATIENCE,)),
-        System("MPEE", BOTH, (ENTROPY,)),
-        System("w/o Layer-EE", BOTH),
-        System("w/o Token-EE", LAYERS_ALONE, (ENTROPY,)),
+        SystemSpec("BERT-Base", WHOLE, regression=()),
+        SystemSpec("BERT-6L", SIX, regression=()),
+        SystemSpec("DeeBERT", TWO_STAGE, (ENTROPY,)),
+        SystemSpec("FastBERT", FAST_BERT, (ENTROPY,)),
+        SystemSpec("PABEE", WEIGHTED, (PATIENCE,)),
+        SystemSpec("MPEE", BOTH, (ENTROPY,)),
+        SystemSpec("w/o Layer-EE", BOTH),
+        SystemSpec("w/o Token-EE", LAYERS_ALONE, (ENTROPY,)),
     ),
     asks=(TWICE, MORE),
     shows=("score", "macs_ratio"),

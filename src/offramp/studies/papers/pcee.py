@@ -1,13 +1,13 @@
 """PCEE-BERT: patience and confidence."""
 
-from offramp.studies.base import AS_IT_IS, Saving, Study, System, Training, printed
-from offramp.studies.pabee import ENTROPY, LARGEST, PATIENCE, POOLER, WEIGHTED, WHOLE
+from offramp.studies.papers.pabee import ENTROPY, LARGEST, PATIENCE, POOLER, WEIGHTED, WHOLE
+from offramp.studies.spec import AS_IT_IS, LayersSaved, Study, SystemSpec, TrainingSpec, printed
 
-GATED = Training("weighted-shared-pooler-gate", "weighted", {**POOLER, "certainty": True})
+GATED = TrainingSpec("weighted-shared-pooler-gate", "weighted", {**POOLER, "certainty": True})
 """With BERxiT's gate, which needs a training of its own."""
 CERTAINTY = {"name": "certainty"}
 PATIENT = tuple({"name": "pcee", "measure": "entropy", "patience": patience} for patience in (2, 3, 6))
-MOST, HALF, LEAST = Saving(0.75), Saving(0.50), Saving(0.25)
+MOST, HALF, LEAST = LayersSaved(0.75), LayersSaved(0.50), LayersSaved(0.25)
 
 TABLE_2 = f"""
  | | cola | mnli | mrpc | qnli | qqp | rte | sst2
@@ -39,15 +39,15 @@ STUDY = Study(
         "Findings of NAACL 2022, table 2"
     ),
     systems=(
-        System("BERT base", WHOLE, regression=()),
-        System("Budgeted", WEIGHTED, ({"name": "fixed"},), regression=({"name": "fixed"},)),
-        System("BranchyNet", WEIGHTED, (ENTROPY,)),
-        System("Shallow-Deep", WEIGHTED, (LARGEST,)),
-        System("BERxiT", GATED, (CERTAINTY,), regression=(CERTAINTY,)),
-        System("PABEE", WEIGHTED, (PATIENCE,)),
-        System("PCEE-BERT", WEIGHTED, PATIENT),
-        System("PCEE-BERT-v1", WEIGHTED, tuple({**policy, "measure": "max-prob"} for policy in PATIENT)),
-        System("DGE", WEIGHTED, tuple({"name": "divergence", "patience": patience} for patience in (1, 2, 3))),
+        SystemSpec("BERT base", WHOLE, regression=()),
+        SystemSpec("Budgeted", WEIGHTED, ({"name": "fixed"},), regression=({"name": "fixed"},)),
+        SystemSpec("BranchyNet", WEIGHTED, (ENTROPY,)),
+        SystemSpec("Shallow-Deep", WEIGHTED, (LARGEST,)),
+        SystemSpec("BERxiT", GATED, (CERTAINTY,), regression=(CERTAINTY,)),
+        SystemSpec("PABEE", WEIGHTED, (PATIENCE,)),
+        SystemSpec("PCEE-BERT", WEIGHTED, PATIENT),
+        SystemSpec("PCEE-BERT-v1", WEIGHTED, tuple({**policy, "measure": "max-prob"} for policy in PATIENT)),
+        SystemSpec("DGE", WEIGHTED, tuple({"name": "divergence", "patience": patience} for patience in (1, 2, 3))),
     ),
     asks=(MOST, HALF, LEAST),
     shows=("score", "saving"),
