@@ -30,9 +30,10 @@ from transformers import BertConfig, set_seed
 
 from engine_report import page
 from machine import provenance
-from offramp.bench import Ratio, Run, Times, median, turns
+from offramp.bench.baselines import exported, full_depth, plain_exports
+from offramp.bench.compare import run_benchmark
+from offramp.bench.timer import Run, SpeedupRange, Times, median, time_batches
 from offramp.calibration.calibrate import calibrate
-from offramp.contest import compare
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Columns, read_examples
 from offramp.inference.export import export
@@ -45,7 +46,6 @@ from offramp.model.modeling import MultiExitModel
 from offramp.policies.fitting import fit_lines
 from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import scores
-from offramp.rivals import exported, full_depth, plain_exports
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.outputs import Answers
 from offramp.types.trace import Trace
@@ -130,7 +130,7 @@ def sst2_piece(folder: Path, sentences: Path, size: int, rounds: int) -> dict[st
     rows, labels = sst2_rows(folder, sentences)
     model = load_model(folder)
     rivals = full_depth(model, folder, collate(rows[:2], model.config.pad_token_id))
-    found = compare(engines, points, rivals, rows, labels, size, rounds)
+    found = run_benchmark(engines, points, rivals, rows, labels, size, rounds)
     return {"rows": len(rows), "results": [asdict(each) for each in found]}
 
 
@@ -142,7 +142,7 @@ def base_piece(folder: Path, tokens: int, size: int, rounds: int) -> dict[str, A
     for name, engine in engines.items():
         trace = record(engine, rows, batch_size=size)
         points[name] = {told: spread(trace, saving) for told, saving in SAVINGS.items()}
-    found = compare(engines, points, exported(load_model(folder), folder), rows, None, size, rounds)
+    found = run_benchmark(engines, points, exported(load_model(folder), folder), rows, None, size, rounds)
     return {"rows": len(rows), "results": [asdict(each) for each in found]}
 
 
@@ -207,7 +207,7 @@ def loops_piece(folder: Path, rows: Rows, points: Mapping[str, OperatingPoint], 
             for numbers in length_sorted(rows, size)
         ]
         alone: dict[str, Run] = {"one `if` a layer": partial(papers_loop, model, points["onnx"])} if size == 1 else {}
-        times, said = turns({**alone, **runs}, batches, rounds)
+        times, said = time_batches({**alone, **runs}, batches, rounds)
         slowest = next(iter(times.values()))
         told[str(size)] = {name: loop_row(slowest, each, said[name]) for name, each in times.items()}
     return {"rows": len(rows), "sizes": told}
@@ -217,7 +217,7 @@ def loop_row(slowest: Times, times: Times, said: Sequence[Any]) -> dict[str, Any
     """Of one way to run: the mean exit, milliseconds a text, how many times as fast as the first one."""
     exits = torch.cat([each.exit_layers for each in said])
     ms = 1000 / times.per_second
-    return {"mean_exit": exits.double().mean().item(), "ms": ms, "faster": asdict(Ratio.of(slowest, times))}
+    return {"mean_exit": exits.double().mean().item(), "ms": ms, "faster": asdict(SpeedupRange.of(slowest, times))}
 
 
 def start(kind: str, file: Path) -> tuple[float, float]:

@@ -21,7 +21,8 @@ import torch
 from transformers import set_seed
 
 from machine import as_lines, provenance
-from offramp.bench import interleaved, median, plain
+from offramp.bench.baselines import plain
+from offramp.bench.timer import median, time_interleaved
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Columns, read_examples
@@ -126,7 +127,7 @@ def clock(folder: Path, data: Path, trace: Trace, setting: Setting) -> dict[str,
     rivals: dict[str, Any] = {"plain": partial(plain, model)}
     rivals |= {name: Predictor(TorchEngine(model), tokenizer, point).answer for name, point in points.items()}
     calls = {name: partial(whole_pass, run, batches) for name, run in rivals.items()}
-    taken = interleaved(calls, setting.rounds)
+    taken = time_interleaved(calls, setting.rounds)
     parts = ideal_parts(model, batches)
     depth = trace.layer_numbers[-1]
     told = {}
@@ -161,7 +162,7 @@ def ideal_parts(model: MultiExitModel, batches: list[dict[str, torch.Tensor]]) -
     """Seconds of embedding and of one block, summed over two passes through the batches."""
     carries = [model.embed(batch) for batch in batches]
     count = len(batches)
-    taken = interleaved(
+    taken = time_interleaved(
         {
             "embed": lambda number: model.embed(batches[number % count]),
             "block": lambda number: model.block(0, carries[number % count]),

@@ -24,7 +24,8 @@ from torch import Tensor
 from transformers import set_seed
 
 from machine import as_lines, provenance
-from offramp.bench import interleaved, median, plain
+from offramp.bench.baselines import plain
+from offramp.bench.timer import median, time_interleaved
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Columns, Examples, read_examples
@@ -210,7 +211,7 @@ def clock(
         for schedule, folder in folders.items()
         for name, run in rivals(folder, seen[schedule]).items()
     }
-    taken = interleaved({pair: partial(whole_pass, run, batches) for pair, run in runs.items()}, task.rounds)
+    taken = time_interleaved({pair: partial(whole_pass, run, batches) for pair, run in runs.items()}, task.rounds)
     found: dict[str, dict[str, list[float]]] = {schedule: {} for schedule in folders}
     for (schedule, name), seconds in taken.items():
         found[schedule][name] = [1000 * each / len(rows) for each in seconds]

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedConfig, PreTrainedModel
 
 from machine import provenance
-from offramp.bench import interleaved, median
+from offramp.bench.timer import median, time_interleaved
 from offramp.model.bypass import Bypass
 from offramp.model.default_encoder import default_encoder
 from offramp.model.modeling import MultiExitModel
@@ -86,7 +86,7 @@ def step_of(rival: str, encoder: str, pooling: str, dtype: str) -> Callable[[int
 def times(encoder: str, pooling: str, dtype: str) -> dict[str, dict[str, float]]:
     """Median seconds of each rival's step, and the median of its ratio to the plain one."""
     steps = {rival: step_of(rival, encoder, pooling, dtype) for rival in RIVALS}
-    taken = interleaved(steps, ROUNDS)
+    taken = time_interleaved(steps, ROUNDS)
     told = {}
     for rival, seconds in taken.items():
         ratios = [with_exits / plain for with_exits, plain in zip(seconds, taken["plain"], strict=True)]

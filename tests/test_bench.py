@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 from command import offramp
-from offramp import bench, rivals
-from offramp.bench import Line, Ratio, Times, interleaved, median, plain, turns
-from offramp.contest import Contest, compare, leave_at
-from offramp.contest import Result as Row
+from offramp.bench import baselines as rivals
+from offramp.bench import timer as bench
+from offramp.bench.baselines import Baseline, plain
+from offramp.bench.compare import BenchmarkResult, run_benchmark
+from offramp.bench.compare import BenchmarkRow as Row
+from offramp.bench.summary import conclusion, contest_text
+from offramp.bench.timer import LayerCostModel, SpeedupRange, Times, median, time_batches, time_interleaved
 from offramp.inference.export import export
 from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.card import save_points
 from offramp.model.loading import load_model
 from offramp.policies.replay import replay
-from offramp.rivals import Rival
-from offramp.types.operating_point import OperatingPoint
-from offramp.verdict import contest_text, verdict
+from offramp.types.operating_point import OperatingPoint, fixed_depth_point
 from tiny import LAYERS, balanced, padded, save_folder, text_rows, texts, tiny_model
 
 
@@ -52,7 +53,7 @@ def test_rivals_run_in_turn_and_the_first_round_does_not_count(clock: Clock) -> 
         calls.append((name, number))
         clock.work(100 if number == 0 else number)
 
-    taken = interleaved({name: lambda number, name=name: run(name, number) for name in "ab"}, 2)
+    taken = time_interleaved({name: lambda number, name=name: run(name, number) for name in "ab"}, 2)
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert taken == {"a": [1, 2], "b": [1, 2]}
     assert median([3.0, 1.0, 2.0, 10.0]) == 2.5
@@ -66,7 +67,7 @@ def test_a_turn_is_all_batches_behind_one_that_does_not_count(clock: Clock) -> N
         seen.append(len(inputs["input_ids"]))
         return clock.work(float(len(inputs["input_ids"])))
 
-    times, said = turns({"one": run}, batches, 2)
+    times, said = time_batches({"one": run}, batches, 2)
     assert seen == [4, 2, 1] + 2 * [4, 4, 2, 1]
     assert times["one"].seconds.tolist() == [[4, 2, 1], [4, 2, 1]]
     assert times["one"].rows.tolist() == [4, 2, 1]
@@ -86,15 +87,15 @@ def test_percentiles_are_over_batches_and_their_median_rounds() -> None:
 def test_a_ratio_is_taken_round_by_round() -> None:
     rows = torch.tensor([1])
     slower, faster = (Times(torch.tensor(seconds), rows) for seconds in ([[4.0], [9], [5]], [[2.0], [3], [5]]))
-    assert Ratio.of(slower, faster) == Ratio(2, 1, 3)
+    assert SpeedupRange.of(slower, faster) == SpeedupRange(2, 1, 3)
 
 
 def test_a_line_tells_the_embedding_from_the_blocks() -> None:
-    line = Line.through({1: 3.0, 2: 5.0, 6: 13.0})  # 1 + 2 k
+    line = LayerCostModel.through({1: 3.0, 2: 5.0, 6: 13.0})  # 1 + 2 k
     assert (line.embed, line.block) == pytest.approx((1, 2))
     assert line.ideal(6, 6) == 1
     assert line.ideal(6, 1.5) == pytest.approx(13 / 4)
-    noisy = Line.through({1: 2.0, 2: 5.0, 3: 5.0})  # by hand: slope ((-1)(-2) + 0 + 1) / 2, mean 4
+    noisy = LayerCostModel.through({1: 2.0, 2: 5.0, 3: 5.0})  # by hand: slope ((-1)(-2) + 0 + 1) / 2, mean 4
     assert (noisy.block, noisy.embed) == pytest.approx((1.5, 1))
 
 
@@ -109,23 +110,23 @@ def result(**changes: Any) -> Row:
         "p50_ms": 1.0,
         "p99_ms": 2.0,
         "per_second": 500.0,
-        "speedup": Ratio(1.5, 1.4, 1.6),
+        "speedup": SpeedupRange(1.5, 1.4, 1.6),
         "ideal": 2.0,
         "efficiency": 0.75,
-        "against_best": Ratio(1.25, 1.2, 1.3),
+        "against_best": SpeedupRange(1.25, 1.2, 1.3),
     }
     return Row(**usual | changes)
 
 
-def contest(*results: Row) -> Contest:
-    own = {"rival": True, "ideal": None, "efficiency": None, "score": 0.9, "against_best": Ratio(1, 1, 1)}
+def contest(*results: Row) -> BenchmarkResult:
+    own = {"rival": True, "ideal": None, "efficiency": None, "score": 0.9, "against_best": SpeedupRange(1, 1, 1)}
     sizes = dict.fromkeys(each.batch_size for each in results)
     best = [result(batch_size=size, engine="onnx-int8", name="plain onnx-int8", **own) for size in sizes]
-    return Contest("accuracy", 6, 100, 5, 2, (*best, *results))
+    return BenchmarkResult("accuracy", 6, 100, 5, 2, (*best, *results))
 
 
-SLOW = Ratio(0.7, 0.6, 0.8)
-UNSURE = Ratio(1.4, 0.9, 1.5)
+SLOW = SpeedupRange(0.7, 0.6, 0.8)
+UNSURE = SpeedupRange(1.4, 0.9, 1.5)
 
 
 def test_the_verdict_says_where_early_exit_pays_and_where_not() -> None:
@@ -134,31 +135,33 @@ def test_the_verdict_says_where_early_exit_pays_and_where_not() -> None:
         result(batch_size=8, against_best=SLOW),
         result(batch_size=8, name="safe", against_best=UNSURE),
         result(engine="torch", against_best=SLOW),
-        result(name="full", engine="torch", against_best=Ratio(3, 3, 3)),
+        result(name="full", engine="torch", against_best=SpeedupRange(3, 3, 3)),
     )
-    assert verdict(told) == (
+    assert conclusion(told) == (
         "Early exit pays here, most at batch size 1 with onnx at the point 'fast': 1.25 (1.20-1.30) times as fast as "
         "the fastest full-depth model, plain onnx-int8, at accuracy 0.8750 against 0.9000; it does not pay with onnx "
         "at batch size 8 (fast, safe), torch."
     )
-    assert contest_text(told).endswith(verdict(told))
-    assert "it pays in all settings measured." in verdict(contest(result()))
+    assert contest_text(told).endswith(conclusion(told))
+    assert "it pays in all settings measured." in conclusion(contest(result()))
 
 
 def test_the_verdict_says_that_early_exit_does_not_pay() -> None:
-    told = verdict(contest(result(against_best=SLOW), result(batch_size=8, against_best=Ratio(0.5, 0.5, 0.5))))
+    told = conclusion(
+        contest(result(against_best=SLOW), result(batch_size=8, against_best=SpeedupRange(0.5, 0.5, 0.5)))
+    )
     assert told.startswith("Early exit does not pay here: at its best, at batch size 1 with onnx at the point 'fast'")
     assert "0.70 (0.60-0.80) times as fast" in told
 
 
 def test_without_a_point_the_verdict_says_how_to_get_one() -> None:
-    assert "`offramp calibrate`" in verdict(contest(result(name="full")))
+    assert "`offramp calibrate`" in conclusion(contest(result(name="full")))
 
 
 def test_everybody_leaves_at_the_layer_asked_for() -> None:
     model = tiny_model(exit_layers=[1, 3, 4])
     for layer in model.layers:
-        answers = TorchEngine(model).answer(padded(model, text_rows(5)), leave_at(layer, model.layers))
+        answers = TorchEngine(model).answer(padded(model, text_rows(5)), fixed_depth_point(layer, model.layers))
         assert answers.exit_layers.tolist() == [layer] * 5
 
 
@@ -179,8 +182,8 @@ def test_a_comparison_scores_what_was_answered_at_that_batch_size(clock: Clock) 
             clock.work(1.0 * len(answers.logits) + answers.exit_layers.sum().item())  # embed 1, block 1
             return answers
 
-    found = compare(
-        {"torch": Timed(model)}, {"torch": {"a": point}}, [Rival("torch", "plain", rival)], rows, labels, 8, 2
+    found = run_benchmark(
+        {"torch": Timed(model)}, {"torch": {"a": point}}, [Baseline("torch", "plain", rival)], rows, labels, 8, 2
     )
     full_depth, full, early = found
     mean_exit = expected.exit_layers.double().mean().item()

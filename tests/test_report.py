@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers import random_trace
-from offramp.bench import interleaved, median
+from offramp.bench.timer import median, time_interleaved
 from offramp.calibration.calibrate import calibrate
 from offramp.report.plots import draw_curves, usual_curves
 from offramp.report.tables import point_text, scores_data, scores_text, table
@@ -45,7 +45,7 @@ def test_the_curve_is_a_picture(problem_type: str, tmp_path: Path) -> None:
 
 def test_rivals_run_in_turn_and_the_first_round_does_not_count() -> None:
     calls: list[tuple[str, int]] = []
-    taken = interleaved({name: lambda number, name=name: calls.append((name, number)) for name in "ab"}, 2)
+    taken = time_interleaved({name: lambda number, name=name: calls.append((name, number)) for name in "ab"}, 2)
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 2, "b": 2}
     assert median([3.0, 1.0, 2.0, 10.0]) == 2.5

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from command import offramp
-from offramp import bench
+from offramp.bench import timer as bench
+from offramp.bench.cost_table import TIMED, measure_costs
 from offramp.errors import InvalidInput
 from offramp.inference.torch_engine import TorchEngine
-from offramp.timing import TIMED, measure_costs
 from offramp.types.operating_point import POINTS_FILE, read_points
 from offramp.types.outputs import Answers
 from tiny import LAYERS, balanced, image_rows, save_folder, text_rows, texts, tiny_model, token_rows
@@ -48,7 +48,7 @@ class Timed:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     told = Clock()
     monkeypatch.setattr(bench, "time", told)
-    monkeypatch.setattr("offramp.timing.running", lambda model, engine, of_texts: (model, None))
+    monkeypatch.setattr("offramp.bench.cost_table.running", lambda model, engine, of_texts: (model, None))
     return told
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.model.auto import register_with_transformers
 
 if TYPE_CHECKING:
+    from offramp.bench.cost_table import measure_costs as measure_costs
     from offramp.calibration.calibrate import calibrate as calibrate
     from offramp.calibration.certify import certify as certify
     from offramp.calibration.ladder import ladder as ladder
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from offramp.policies.registry import load_policy as load_policy
     from offramp.policies.replay import replay as replay
     from offramp.policies.replay import scores as scores
-    from offramp.timing import measure_costs as measure_costs
     from offramp.training.objectives.registry import load_objective as load_objective
     from offramp.training.trainer import ExitTrainer as ExitTrainer
     from offramp.types.cost_table import CostTable as CostTable
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "bench.cost_table": ("measure_costs",),
     "calibration.calibrate": ("calibrate",),
     "calibration.certify": ("certify",),
     "calibration.ladder": ("ladder",),
@@ -63,7 +64,6 @@ _HOMES = {
     "policies.fitting": ("fit_lines", "fit_policy", "fit_temperatures"),
     "policies.registry": ("load_policy",),
     "policies.replay": ("replay", "scores"),
-    "timing": ("measure_costs",),
     "training.objectives.registry": ("load_objective",),
     "training.trainer": ("ExitTrainer",),
     "types.cost_table": ("CostTable",),

@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import set_seed
 
-from offramp.bench import interleaved, median, plain
+from offramp.bench.baselines import plain
+from offramp.bench.timer import median, time_interleaved
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import Columns, Examples, read_examples
@@ -114,7 +115,7 @@ def milliseconds(folder: Path, examples: Examples, batch_size: int, calls: int) 
 
     rivals = {FULL: partial(with_batch, partial(plain, model))}
     rivals |= {name: partial(with_batch, predictor.answer) for name, predictor in predictors.items()}
-    return {name: 1000 * median(seconds) / batch_size for name, seconds in interleaved(rivals, calls).items()}
+    return {name: 1000 * median(seconds) / batch_size for name, seconds in time_interleaved(rivals, calls).items()}
 
 
 def six_messages(folder: Path, examples: Examples) -> str:

@@ -193,8 +193,8 @@ def _target(ladder: bool, confidence: float | None, name: str | None, given: Map
 
 def _timed(folder: Path, given: Mapping[str, Any]) -> CostTable:
     """What each exit takes on the texts of --data."""
+    from offramp.bench.cost_table import measure_costs
     from offramp.data.examples import read_rows
-    from offramp.timing import measure_costs
 
     rows = read_rows(given["data"], columns_of(given), split=given["split"], labelled=False)
     cost = measure_costs(folder, [row.text for row in rows], given["engine"], batch_size=given["batch_size"] or 1)

@@ -112,16 +112,16 @@ def bench(
     if min(batch_sizes) < 1:
         raise click.UsageError(f"--batch-size takes numbers of rows such as 1,8,32; got {sizes!r}")
     quiet()
-    from offramp.contest import time_folder
+    from offramp.bench.folder import benchmark_folder
+    from offramp.bench.summary import conclusion, contest_text
     from offramp.inference.load_engine import check_name
-    from offramp.verdict import contest_text, verdict
 
     names = engines.split(",") if engines else None
     for name in names or ():
         check_name(name)
     columns = columns_of(given)
-    told = time_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, columns=columns, split=split)
-    click.echo(json.dumps({**asdict(told), "verdict": verdict(told)}) if as_json else contest_text(told))
+    told = benchmark_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, columns=columns, split=split)
+    click.echo(json.dumps({**asdict(told), "verdict": conclusion(told)}) if as_json else contest_text(told))
 
 
 def _refuse_without_onnx() -> None:

@@ -54,12 +54,12 @@ def report(
     offramp report model --data test.csv -o report.html
     """
     quiet()
+    from offramp.bench.cost_table import measure_costs
     from offramp.inference.record import read_for, record
     from offramp.model.hub import load_config
     from offramp.report.html.content import Texts, page
     from offramp.report.html.provenance import environment
     from offramp.report.html.render import render
-    from offramp.timing import measure_costs
 
     points = saved_points(folder)
     examples = read_for(load_config(folder), data, columns_of(given), split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,3 +197,8 @@ def write_points(points: Mapping[str, OperatingPoint], path: str | os.PathLike[s
 
 
 DEFAULT = "default"
+
+
+def fixed_depth_point(layer: int, layers: Sequence[int]) -> OperatingPoint:
+    """Everybody leaves at one layer: under any policy every score reaches a threshold of -inf, and none one of inf."""
+    return OperatingPoint({"name": "fixed"}, tuple(-math.inf if each >= layer else math.inf for each in layers[:-1]))

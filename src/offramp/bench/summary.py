@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from offramp.bench import Ratio
-from offramp.contest import Contest, Result
+from offramp.bench.compare import BenchmarkResult, BenchmarkRow
+from offramp.bench.timer import SpeedupRange
 from offramp.report.tables import table
 
 HEAD = (
@@ -14,7 +14,7 @@ HEAD = (
 )
 
 
-def contest_text(told: Contest) -> str:
+def contest_text(told: BenchmarkResult) -> str:
     """A table for each batch size, then the verdict."""
     scored = "no labels" if told.metric is None else f"score: {told.metric}"
     parts = [
@@ -25,15 +25,15 @@ def contest_text(told: Contest) -> str:
     for size in dict.fromkeys(each.batch_size for each in told.results):
         rows = [_row(each) for each in told.results if each.batch_size == size]
         parts.append(f"batch size {size}\n{table(HEAD, rows)}")
-    return "\n\n".join([*parts, verdict(told)])
+    return "\n\n".join([*parts, conclusion(told)])
 
 
-def ratio_text(ratio: Ratio) -> str:
+def ratio_text(ratio: SpeedupRange) -> str:
     """Such as "1.52 (1.48-1.60)"."""
     return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
 
 
-def verdict(told: Contest) -> str:
+def conclusion(told: BenchmarkResult) -> str:
     """Whether early exit pays here, where most and how much, and where not.
 
     It pays where it was faster than the fastest full-depth rival in every round.
@@ -60,7 +60,7 @@ def verdict(told: Contest) -> str:
     return f"Early exit pays here, most {where}: {speed}{kept}; {rest}."
 
 
-def _places(lost: Sequence[Result], early: Sequence[Result]) -> str:
+def _places(lost: Sequence[BenchmarkRow], early: Sequence[BenchmarkRow]) -> str:
     """Settings, shortest first: "torch", "onnx at batch size 8 (default, fast)"."""
     found = []
     for engine in dict.fromkeys(each.engine for each in lost):
@@ -74,7 +74,7 @@ def _places(lost: Sequence[Result], early: Sequence[Result]) -> str:
     return ", ".join(found)
 
 
-def _row(each: Result) -> list[str]:
+def _row(each: BenchmarkRow) -> list[str]:
     return [
         "-" if each.rival else each.engine,
         each.name,

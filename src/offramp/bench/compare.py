@@ -10,33 +10,21 @@ and that the rows which stay make small batches, whose layers cost more a row.
 from __future__ import annotations
 
 import logging
-import math
-import os
-import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from offramp.bench import Line, Ratio, Run, Times, median, turns
-from offramp.data.batching import collate, encode, length_sorted, token_limit
-from offramp.data.examples import GUESSED, Columns, Text, read_rows
-from offramp.errors import InvalidInput
+from offramp.bench.baselines import Baseline
+from offramp.bench.timer import LayerCostModel, Run, SpeedupRange, Times, median, time_batches
+from offramp.data.batching import collate, length_sorted
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.inference.engine import Engine
-from offramp.inference.load_engine import load_engine
-from offramp.inference.onnx.metadata import ENGINES
-from offramp.inference.record import read_for
-from offramp.inference.torch_engine import TorchEngine
 from offramp.model.config import MultiExitConfig
-from offramp.model.hub import load_config, load_points, load_tokenizer, refuse_images
-from offramp.model.loading import load_model
-from offramp.rivals import Rival, full_depth
-from offramp.types.operating_point import OperatingPoint
+from offramp.types.operating_point import OperatingPoint, fixed_depth_point
 from offramp.types.outputs import Answers
 from offramp.types.trace import Trace
 
@@ -47,7 +35,7 @@ FULL = "full"
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchmarkRow:
     """What an engine at an operating point, or a full-depth rival, did at one batch size.
 
     Attributes:
@@ -75,10 +63,10 @@ class Result:
     p50_ms: float
     p99_ms: float
     per_second: float
-    speedup: Ratio
+    speedup: SpeedupRange
     ideal: float | None
     efficiency: float | None
-    against_best: Ratio
+    against_best: SpeedupRange
 
     @property
     def early(self) -> bool:
@@ -87,7 +75,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Contest:
+class BenchmarkResult:
     """All results on one model and one data set.
 
     Attributes:
@@ -104,23 +92,18 @@ class Contest:
     rows: int
     rounds: int
     threads: int
-    results: tuple[Result, ...]
+    results: tuple[BenchmarkRow, ...]
 
 
-def leave_at(layer: int, layers: Sequence[int]) -> OperatingPoint:
-    """Everybody leaves at one layer: under any policy every score reaches a threshold of -inf, and none one of inf."""
-    return OperatingPoint({"name": "fixed"}, tuple(-math.inf if each >= layer else math.inf for each in layers[:-1]))
-
-
-def compare(
+def run_benchmark(
     engines: Mapping[str, Engine],
     points: Mapping[str, Mapping[str, OperatingPoint]],
-    rivals: Sequence[Rival],
+    rivals: Sequence[Baseline],
     rows: Sequence[Mapping[str, Any]],
     labels: Tensor | None,
     batch_size: int,
     rounds: int,
-) -> list[Result]:
+) -> list[BenchmarkRow]:
     """Time engines at their operating points, and at full depth, against full-depth rivals.
 
     Args:
@@ -147,13 +130,13 @@ def compare(
         for point in at.values():
             engine.check(point)
         runs |= {(key, name): partial(engine.answer, point=point) for name, point in at.items()}
-        runs |= {(key, layer): partial(engine.answer, point=leave_at(layer, layers)) for layer in shallow}
-    times, said = turns(runs, batches, rounds)
+        runs |= {(key, layer): partial(engine.answer, point=fixed_depth_point(layer, layers)) for layer in shallow}
+    times, said = time_batches(runs, batches, rounds)
     told = _Told(batch_size, layers[-1], config.problem_type, ordered, rivals, times, said)
     found = [told.result(rival, rival.engine, rival.name) for rival in rivals]
     for key in engines:
         depths = {layer: (key, layer) for layer in shallow} | {layers[-1]: (key, FULL)}
-        line = Line.through({layer: median(times[timed].passes) for layer, timed in depths.items()})
+        line = LayerCostModel.through({layer: median(times[timed].passes) for layer, timed in depths.items()})
         found += [told.result((key, name), key, name, line) for name in (FULL, *points.get(key, {}))]
     return found
 
@@ -166,7 +149,7 @@ class _Told:
     depth: int
     problem_type: str
     labels: Tensor | None
-    rivals: Sequence[Rival]
+    rivals: Sequence[Baseline]
     times: Mapping[Hashable, Times]
     said: Mapping[Hashable, Sequence[Answers | Tensor]]
 
@@ -175,14 +158,14 @@ class _Told:
         those = [self.times[rival] for rival in self.rivals if engine in (None, rival.engine)]
         return min(those, key=lambda times: median(times.passes))
 
-    def result(self, key: Hashable, engine: str, name: str, line: Line | None = None) -> Result:
+    def result(self, key: Hashable, engine: str, name: str, line: LayerCostModel | None = None) -> BenchmarkRow:
         """Of what was timed under a key; a rival has no line."""
         times = self.times[key]
         logits, exits = _together(self.said[key])
         mean_exit = float(self.depth) if exits is None else exits.double().mean().item()
-        speedup = Ratio.of(self.fastest(engine), times)
+        speedup = SpeedupRange.of(self.fastest(engine), times)
         ideal = None if line is None else line.ideal(self.depth, mean_exit)
-        return Result(
+        return BenchmarkRow(
             batch_size=self.batch_size,
             engine=engine,
             name=name,
@@ -195,7 +178,7 @@ class _Told:
             speedup=speedup,
             ideal=ideal,
             efficiency=None if ideal is None else speedup.median / ideal,
-            against_best=Ratio.of(self.fastest(), times),
+            against_best=SpeedupRange.of(self.fastest(), times),
         )
 
 
@@ -214,93 +197,3 @@ def _metric(config: MultiExitConfig, labels: Tensor) -> str:
 def _trace(logits: Tensor, labels: Tensor, problem_type: str) -> Trace:
     """Answers as a trace of one exit, to be scored."""
     return Trace(logits.unsqueeze(0), labels, problem_type=problem_type)
-
-
-def time_folder(
-    folder: str | os.PathLike[str],
-    source: str,
-    engines: Sequence[str] | None = None,
-    batch_sizes: Sequence[int] = (1, 8, 32),
-    *,
-    rows: int = 512,
-    rounds: int = 5,
-    columns: Columns = GUESSED,
-    split: str = "test",
-) -> Contest:
-    """Time a model's folder: each engine, each of its saved points that the engine can run, each batch size.
-
-    Args:
-        folder: what `save_pretrained` wrote, with its tokenizer.
-        source: texts, and labels if there are some: a file or a data set's name.
-        engines: names of ENGINES; None = torch, and the graphs that are there.
-        batch_sizes: rows at once.
-        rows: at most so many texts, taken evenly from the source.
-        rounds: how often everybody answers all of them.
-        columns: which columns of a file to read.
-        split: which part of a named data set to read.
-
-    Raises:
-        DataError: rows or labels that do not fit the model.
-        InvalidInput: a model of images or of one exit, no such graph.
-    """
-    config = load_config(folder)
-    refuse_images(folder, config)
-    if len(config.exit_layers) == 1:
-        raise InvalidInput(f"{folder}: a model of one exit has nowhere to leave early")
-    running = _engines(folder, engines)
-    points = {key: _points(key, engine, folder) for key, engine in running.items()}
-    texts, labels = _texts(folder, source, columns, split)
-    chosen = [number * len(texts) // min(rows, len(texts)) for number in range(min(rows, len(texts)))]
-    tokenizer = load_tokenizer(folder)
-    tokens = encode(tokenizer, [texts[number] for number in chosen], token_limit(tokenizer, config.backbone))
-    labels = None if labels is None else labels[chosen]
-    eager = running.get("torch")
-    model = eager.model if isinstance(eager, TorchEngine) else load_model(folder)
-    results: list[Result] = []
-    with tempfile.TemporaryDirectory() as exports:
-        rivals = full_depth(model, Path(exports), collate(tokens[:2], config.pad_token_id))
-        for size in batch_sizes:
-            log.info("%d texts, batches of %d", len(tokens), size)
-            results += compare(running, points, rivals, tokens, labels, size, rounds)
-    metric = None if labels is None else _metric(config, labels)
-    return Contest(metric, config.exit_layers[-1], len(tokens), rounds, torch.get_num_threads(), tuple(results))
-
-
-def _engines(folder: str | os.PathLike[str], names: Sequence[str] | None) -> dict[str, Engine]:
-    """What was asked for; else torch, and every graph that can run."""
-    if names is not None:
-        return {name: load_engine(folder, name) for name in names}
-    found: dict[str, Engine] = {}
-    for name in ENGINES:
-        try:
-            found[name] = load_engine(folder, name)
-        except InvalidInput as error:
-            if name == "torch":
-                raise
-            log.info("without %s: %s", name, error)
-    return found
-
-
-def _points(key: str, engine: Engine, folder: str | os.PathLike[str]) -> dict[str, OperatingPoint]:
-    """The saved points that an engine can run."""
-    points = {}
-    for name, point in load_points(folder).items():
-        if name == FULL:  # everybody runs it anyhow
-            continue
-        try:
-            engine.check(point)
-            points[name] = point
-        except InvalidInput as error:
-            log.info("without %s at %r: %s", key, name, error)
-    return points
-
-
-def _texts(
-    folder: str | os.PathLike[str], source: str, columns: Columns, split: str
-) -> tuple[list[Text], Tensor | None]:
-    """Texts, and their labels where the first one has one."""
-    rows = list(read_rows(source, columns, split=split, labelled=False))
-    if rows[0].label is None:
-        return [row.text for row in rows], None
-    examples = read_for(load_config(folder), source, columns, split)
-    return examples.texts, torch.tensor(examples.labels)

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from offramp.bench import Line, turns
-from offramp.contest import leave_at
+from offramp.bench.timer import LayerCostModel, time_batches
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import Text
 from offramp.errors import InvalidInput
@@ -25,6 +24,7 @@ from offramp.inference.torch_engine import TorchEngine
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import default_policy
 from offramp.types.cost_table import CostTable
+from offramp.types.operating_point import fixed_depth_point
 
 TIMED = 64
 """Rows that are timed, where there are more, or four batches: each goes through every exit in every round."""
@@ -69,11 +69,13 @@ def measure_costs(
     pad = runs.config.pad_token_id
     batches = [collate([chosen[number] for number in numbers], pad) for numbers in length_sorted(chosen, batch_size)]
     policy = {"name": default_policy(runs.config.problem_type)}
-    points = {layer: replace(leave_at(layer, layers), policy=policy) for layer in layers}
-    times, _ = turns({layer: partial(runs.answer, point=point) for layer, point in points.items()}, batches, rounds)
+    points = {layer: replace(fixed_depth_point(layer, layers), policy=policy) for layer in layers}
+    times, _ = time_batches(
+        {layer: partial(runs.answer, point=point) for layer, point in points.items()}, batches, rounds
+    )
     medians = {layer: 1000 / times[layer].per_second for layer in layers}
     ms = tuple(accumulate(medians.values(), max))
-    embed = min(max(Line.through(medians).embed, 0.0), ms[0])
+    embed = min(max(LayerCostModel.through(medians).embed, 0.0), ms[0])
     lengths = [len(row["input_ids"]) for row in chosen if "input_ids" in row]
     mean = sum(lengths) / len(lengths) if lengths else None
     return CostTable(tuple(layers), ms, embed, runs.name, min(batch_size, len(chosen)), mean, _machine(runs))

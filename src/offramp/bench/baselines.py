@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -17,15 +17,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from offramp.bench import Inputs, Run, forward, plain
+from offramp.bench.timer import Inputs, Run
 from offramp.inference.onnx.metadata import GRAPHS
 from offramp.model.modeling import MultiExitModel
+
+
+def forward(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The rival without exits, logits (B, C): transformers' own forward of the encoder, then the last head."""
+    hidden = model.backbone(**inputs).last_hidden_state
+    logits: Tensor = model.heads(len(model.layers) - 1, hidden, inputs["attention_mask"])
+    return logits
+
+
+@torch.inference_mode()
+def plain(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """`forward` as one runs it."""
+    return forward(model, inputs)
+
 
 log = logging.getLogger("offramp")
 
 
 @dataclass(frozen=True)
-class Rival:
+class Baseline:
     """A way to the full model's answer without early exit.
 
     Attributes:
@@ -39,7 +53,7 @@ class Rival:
     run: Run
 
 
-def full_depth(model: MultiExitModel, folder: Path, trial: Inputs) -> list[Rival]:
+def full_depth(model: MultiExitModel, folder: Path, trial: Inputs) -> list[Baseline]:
     """All rivals that can run here; a line tells which cannot.
 
     Args:
@@ -47,17 +61,17 @@ def full_depth(model: MultiExitModel, folder: Path, trial: Inputs) -> list[Rival
         folder: where the plain exports are, or are made (see `plain_exports`).
         trial: a batch, to see whether torch.compile works on it.
     """
-    rivals = [Rival("torch", "plain torch", partial(on_device, plain, model)), *_compiled(model, trial)]
+    rivals = [Baseline("torch", "plain torch", partial(on_device, plain, model)), *_compiled(model, trial)]
     if any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")):
         log.info("without ONNX Runtime, the strongest rival on a CPU: pip install 'offramp[onnx]'")
         return rivals
     return [*rivals, *exported(model, folder)]
 
 
-def exported(model: MultiExitModel, folder: Path) -> list[Rival]:
+def exported(model: MultiExitModel, folder: Path) -> list[Baseline]:
     """The rivals in ONNX Runtime: float32 and int8, each with and without the fusion."""
     return [
-        Rival(engine, f"plain {engine}{told}", session(path, fused))
+        Baseline(engine, f"plain {engine}{told}", session(path, fused))
         for engine, path in plain_exports(model, folder).items()
         for fused, told in ((False, ""), (True, ", norms fused"))
     ]
@@ -114,7 +128,7 @@ def on_device(function: Callable[[MultiExitModel, Inputs], Tensor], model: Multi
     return logits.cpu()
 
 
-def _compiled(model: MultiExitModel, trial: Inputs) -> list[Rival]:
+def _compiled(model: MultiExitModel, trial: Inputs) -> list[Baseline]:
     log.info("compiling the plain model with torch.compile")
     run = partial(on_device, torch.no_grad()(torch.compile(forward, dynamic=True)), model)
     try:
@@ -122,4 +136,4 @@ def _compiled(model: MultiExitModel, trial: Inputs) -> list[Rival]:
     except Exception as error:  # compilers fail in many ways: there is none, or it cannot trace the encoder
         log.info("torch.compile is not among the rivals: %s", str(error).strip().splitlines()[0])
         return []
-    return [Rival("torch.compile", "plain torch.compile", run)]
+    return [Baseline("torch.compile", "plain torch.compile", run)]

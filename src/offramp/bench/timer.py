@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from offramp.model.modeling import MultiExitModel
 from offramp.types.outputs import Answers
 
 Name = TypeVar("Name", bound=Hashable)
@@ -21,7 +20,7 @@ Run = Callable[[Inputs], Answers | Tensor]
 """Answers a batch; what always goes to full depth may give logits (B, C) alone."""
 
 
-def interleaved(rivals: Mapping[Name, Callable[[int], object]], rounds: int) -> dict[Name, list[float]]:
+def time_interleaved(rivals: Mapping[Name, Callable[[int], object]], rounds: int) -> dict[Name, list[float]]:
     """Seconds of every call, by rival; each round runs all rivals once, after one round that does not count.
 
     Args:
@@ -43,19 +42,6 @@ def interleaved(rivals: Mapping[Name, Callable[[int], object]], rounds: int) -> 
 def median(values: Sequence[float]) -> float:
     """The middle value; of an even number, the mean of the two."""
     return torch.tensor(values, dtype=torch.float64).quantile(0.5).item()
-
-
-def forward(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The rival without exits, logits (B, C): transformers' own forward of the encoder, then the last head."""
-    hidden = model.backbone(**inputs).last_hidden_state
-    logits: Tensor = model.heads(len(model.layers) - 1, hidden, inputs["attention_mask"])
-    return logits
-
-
-@torch.inference_mode()
-def plain(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """`forward` as one runs it."""
-    return forward(model, inputs)
 
 
 @dataclass(frozen=True)
@@ -91,7 +77,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class SpeedupRange:
     """How many times as fast as another: the median of the rounds, the lowest and the highest."""
 
     median: float
@@ -99,21 +85,21 @@ class Ratio:
     high: float
 
     @classmethod
-    def of(cls, slower: Times, faster: Times) -> Ratio:
+    def of(cls, slower: Times, faster: Times) -> SpeedupRange:
         """Of two rivals, round by round."""
         ratios = [one / other for one, other in zip(slower.passes, faster.passes, strict=True)]
         return cls(median(ratios), min(ratios), max(ratios))
 
 
 @dataclass(frozen=True)
-class Line:
+class LayerCostModel:
     """What a pass through k layers takes: embed + k block, in seconds."""
 
     embed: float
     block: float
 
     @classmethod
-    def through(cls, seconds: Mapping[int, float]) -> Line:
+    def through(cls, seconds: Mapping[int, float]) -> LayerCostModel:
         """The least squares of seconds by depth in layers, two depths or more."""
         depths = torch.tensor(list(seconds), dtype=torch.float64)
         values = torch.tensor(list(seconds.values()), dtype=torch.float64)
@@ -126,7 +112,7 @@ class Line:
         return (self.embed + depth * self.block) / (self.embed + mean_exit * self.block)
 
 
-def turns(
+def time_batches(
     rivals: Mapping[Name, Run], batches: Sequence[Inputs], rounds: int
 ) -> tuple[dict[Name, Times], dict[Name, list[Answers | Tensor]]]:
     """Let rivals take turns, all batches at a turn; also what each of them answered, batch by batch.
@@ -151,5 +137,5 @@ def turns(
             taken.append(time.perf_counter() - start)
         seconds[name].append(taken)
 
-    interleaved({name: partial(turn, name) for name in rivals}, rounds)
+    time_interleaved({name: partial(turn, name) for name in rivals}, rounds)
     return {name: Times(torch.tensor(each, dtype=torch.float64), rows) for name, each in seconds.items()}, answers
