@@ -4,7 +4,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from offramp.cli import main
+from offramp.cli.main import main
 
 
 def offramp(*arguments: Any, given: str | None = None) -> Result:

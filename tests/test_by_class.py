@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from helpers import random_trace
 from offramp.calibration.certify import certify
-from offramp.cli import main
+from offramp.cli.main import main
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.policies.class_offsets import ClassOffsets
 from offramp.policies.confidence import MaxProb

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertModel
 
 from command import offramp
 from exported import copied
-from offramp.commands.train import HEADS as CLI_HEADS
+from offramp.cli.train import HEADS as CLI_HEADS
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.predictor import Predictor
@@ -491,7 +491,7 @@ def test_export_refuses_what_makes_no_sense(folder: Path) -> None:
 def test_without_its_packages_export_says_how_to_get_them(
     absent: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.commands.export.find_spec", lambda name: None if name == absent else name)
+    monkeypatch.setattr("offramp.cli.export.find_spec", lambda name: None if name == absent else name)
     result = offramp("export", folder)
     assert result.exit_code == 1
     assert result.stderr == f"Error: export needs {absent}: pip install 'offramp[onnx]'\n"

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-import offramp.demo as story
+import offramp.cli.demo as story
+from offramp.cli.demo import COLUMNS, FULL, main_job
 from offramp.data.examples import read_examples
 from offramp.data.readers import SAMPLE
-from offramp.demo import COLUMNS, FULL, main_job
 from offramp.model.modeling import MultiExitModel
 from offramp.types.operating_point import POINTS_FILE, read_points
 from tiny import LAYERS, balanced, save_folder, tiny_model

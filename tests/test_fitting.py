@@ -20,7 +20,7 @@ import offramp
 from exported import one_registry
 from helpers import TEMPERATURES, fitted, random_trace
 from offramp.calibration.calibrate import calibrate
-from offramp.cli import main
+from offramp.cli.main import main
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluation.metrics import calibration_error
 from offramp.inference.onnx.assemble import DOMAIN, OPSET

@@ -10,7 +10,7 @@ import offramp
 from helpers import LINES, random_trace
 from offramp.calibration.calibrate import calibrate
 from offramp.calibration.certify import certify
-from offramp.cli import main
+from offramp.cli.main import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.policies.confidence import Margin, MaxProb
 from offramp.policies.ensemble import Ensemble

@@ -19,7 +19,7 @@ from command import offramp
 from helpers import random_trace
 from offramp.calibration.bounds import betting, binomial, conformal, hoeffding_bentkus
 from offramp.calibration.certify import METHODS, Method, certify, losses, lost_at
-from offramp.cli import main
+from offramp.cli.main import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
 from offramp.evaluation.sweep import all_splits
 from offramp.model.card import save_points

@@ -1,6 +1,6 @@
 """`python -m offramp` is `offramp`."""
 
-from offramp.cli import main
+from offramp.cli.main import main
 
 if __name__ == "__main__":
     main(prog_name="offramp")

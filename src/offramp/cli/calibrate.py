@@ -1,8 +1,7 @@
-"""`offramp record` and `offramp calibrate`."""
+"""`offramp calibrate`."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,70 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offramp.commands.options import (
-    FILE,
+from offramp.calibration.prepare import prepare_policy
+from offramp.cli.options import (
     FOLDER,
     POLICY_PARAMETERS,
     column_options,
     columns_of,
-    engine_option,
     json_option,
     policy_options,
-    quiet,
     read_trace,
     scored_options,
+    silence_transformers,
 )
-from offramp.commands.points import (
-    add_ladder,
-    add_points,
-    calibrated,
-    certified,
-    laddered,
-    tell,
-)
+from offramp.cli.points import add_ladder, add_points, calibrated, certified, laddered, print_scores
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import GRAPHS
 from offramp.policies.registry import FITTED
 
 if TYPE_CHECKING:
-    from offramp.policies.base import Policy
     from offramp.types.cost_table import CostTable
     from offramp.types.operating_point import OperatingPoint
-    from offramp.types.trace import Trace
 
 DEFAULT = "default"
 TARGETS = ("max_drop", "speedup", "agreement", "latency_ms")
-
-
-@click.command()
-@click.argument("folder", type=FOLDER)
-@click.option("--data", required=True, metavar="FILE", help="csv, tsv, jsonl, parquet, or a data set's name.")
-@click.option("-o", "--output", type=FILE, required=True, help="Where the trace goes, e.g. trace.safetensors.")
-@click.option("--split", default="validation", show_default=True, help="Of a named data set.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@engine_option
-@column_options
-@json_option
-def record(
-    folder: Path, data: str, output: Path, split: str, batch_size: int, engine: str, as_json: bool, **given: Any
-) -> None:
-    """Run every layer on labelled data and keep what every exit said.
-
-    \b
-    offramp record model --data validation.csv -o trace.safetensors
-    """
-    quiet()
-    from offramp.inference.record import record as record_trace
-
-    trace = record_trace(folder, data, engine, columns=columns_of(given), split=split, batch_size=batch_size)
-    trace.save(output)
-    shape = {
-        "exits": trace.depth,
-        "rows": len(trace),
-        "outputs": trace.logits.shape[-1],
-        "trace": str(output),
-    }
-    click.echo(json.dumps(shape) if as_json else f"{output}: {len(trace)} rows x {trace.depth} exits")
 
 
 @click.command()
@@ -141,7 +99,7 @@ def calibrate(
         raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature and --per-exit")
     if temperature and per_exit:
         raise click.UsageError("--temperature and --per-exit both put the exits on one scale; choose one")
-    quiet()
+    silence_transformers()
     from offramp.policies.fitting import fit_default_policy
 
     trace = read_trace(folder, given)
@@ -151,7 +109,7 @@ def calibrate(
     if not (policy or parameters or temperature or per_exit or confidence):
         rule, trace = fit_default_policy(trace)
     else:
-        rule, trace = _asked(trace, policy, parameters, temperature, per_exit, apart=confidence is not None)
+        rule, trace = prepare_policy(trace, policy, parameters, temperature, per_exit, apart=confidence is not None)
     cost = _timed(folder, given) if "latency_ms" in target else None
     if ladder:
         points = laddered(folder, trace, rule, given["metric"], confidence)
@@ -162,7 +120,7 @@ def calibrate(
     (add_ladder if ladder else add_points)(folder, points)
     if given["data"] is not None and given["engine"] in GRAPHS:
         _tell_other_policy(folder, given["engine"], next(iter(points.values())))
-    tell(as_json, trace, points, given["metric"], cost)
+    print_scores(as_json, trace, points, given["metric"], cost)
     if not as_json:
         _tell_promises(points, confidence)
 
@@ -242,36 +200,3 @@ def _offsets_of(folder: Path, told: str) -> tuple[float, ...]:
             raise click.UsageError(f"--hold-back: the model has no class {name!r}; it has: {', '.join(names)}")
         numbers[name] = value
     return tuple(numbers.values())
-
-
-def _asked(
-    trace: Trace, policy: str | None, parameters: dict[str, Any], temperature: bool, per_exit: bool, apart: bool
-) -> tuple[Policy, Trace]:
-    """The policy that was asked for, with its numbers, and the rows to choose its threshold on.
-
-    Numbers are fitted on a random half of the rows, the lines of --per-exit on all, unless `apart`.
-    """
-    from offramp.policies.fitting import fit_lines, fit_policy, fit_temperatures
-    from offramp.policies.registry import default_policy, load_policy, policy_to_dict
-
-    name = policy or default_policy(str(trace.problem_type))
-    if name in FITTED:
-        ours, trace = _halves(trace, name)
-        parameters = {**policy_to_dict(fit_policy(name, ours)), **parameters}
-        return load_policy(parameters), trace
-    if temperature:
-        ours, trace = _halves(trace, "temperatures")
-        parameters |= fit_temperatures(ours)
-    if per_exit:
-        ours, trace = _halves(trace, "thresholds for each exit") if apart else (trace, trace)
-        parameters |= fit_lines(name, ours)
-    return load_policy(name, **parameters), trace
-
-
-def _halves(trace: Trace, what: str) -> tuple[Trace, Trace]:
-    """Two random halves of the rows: to fit, and to choose the threshold."""
-    from offramp.policies.fitting import halves
-
-    ours, rest = halves(trace)
-    click.echo(f"{what} fitted on {len(ours)} rows, the threshold chosen on the other {len(rest)}", err=True)
-    return ours, rest

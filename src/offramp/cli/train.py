@@ -12,16 +12,16 @@ from typing import Any
 
 import click
 
-from offramp.commands.options import (
+from offramp.cli.options import (
     FOLDER,
     Command,
     column_options,
     columns_of,
     json_option,
     learning_options,
-    quiet,
+    silence_transformers,
 )
-from offramp.commands.points import add_points, calibrated, tell
+from offramp.cli.points import add_points, calibrated, print_scores
 from offramp.errors import CannotReach, InvalidInput
 from offramp.training.objectives.registry import OBJECTIVES
 
@@ -59,8 +59,8 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
     \b
     offramp demo
     """
-    quiet()
-    from offramp.demo import main_job
+    silence_transformers()
+    from offramp.cli.demo import main_job
 
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         figures = main_job(output, seed, epochs)
@@ -107,7 +107,7 @@ def train(
     offramp train --train train.csv --validation dev.csv --backbone FINE_TUNED --objective two-stage --freeze -o model
     """
     _refuse_to_overwrite(output, resume)
-    quiet()
+    silence_transformers()
     from transformers import set_seed
 
     from offramp.data.examples import read_examples
@@ -160,7 +160,7 @@ def train(
         add_points(output, points)
     except (CannotReach, InvalidInput) as error:
         click.echo(f"no default operating point, answers run at full depth: {error}", err=True)
-    tell(as_json, trace, points)
+    print_scores(as_json, trace, points)
 
 
 def _refuse_to_overwrite(folder: Path, resume: bool) -> None:

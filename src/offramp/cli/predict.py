@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from offramp.commands.options import FILE, FOLDER, columns_of, quiet
-from offramp.commands.output import finished_only
+from offramp.cli.options import FILE, FOLDER, columns_of, silence_transformers
+from offramp.cli.output import finished_only
 from offramp.inference.onnx.metadata import ENGINES
 
 
@@ -40,7 +40,7 @@ def predict(
     offramp predict model texts.txt > answers.jsonl
     echo "where is my parcel" | offramp predict model
     """
-    quiet()
+    silence_transformers()
     from tqdm import tqdm
 
     from offramp.data.examples import read_rows

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offramp.commands.options import FOLDER, json_option, policy_words, quiet
+from offramp.cli.options import FOLDER, json_option, policy_text, silence_transformers
 from offramp.inference.onnx.metadata import GRAPHS, weights_digest
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def info(folder: Path, as_json: bool) -> None:
     \b
     offramp info model
     """
-    quiet()
+    silence_transformers()
     from offramp.model.loading import load_folder
     from offramp.report.tables import point_text
 
@@ -77,4 +77,4 @@ def _graphs(folder: Path) -> list[str]:
         return [path.name for path in files]
     from offramp.inference.onnx.session import OnnxSession
 
-    return [f"{path.name} ({policy_words(OnnxSession.load(path).about.policy)})" for path in files]
+    return [f"{path.name} ({policy_text(OnnxSession.load(path).about.policy)})" for path in files]

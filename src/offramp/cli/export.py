@@ -1,4 +1,4 @@
-"""`offramp export` and `offramp bench`."""
+"""`offramp export`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import click
 
-from offramp.commands.options import (
+from offramp.cli.options import (
     FOLDER,
     POLICY_PARAMETERS,
     column_options,
     columns_of,
     json_option,
     policy_options,
-    policy_words,
-    quiet,
+    policy_text,
+    silence_transformers,
 )
 from offramp.errors import InvalidInput
-from offramp.inference.onnx.metadata import ENGINES, GRAPHS, weights_digest
+from offramp.inference.onnx.metadata import GRAPHS, weights_digest
 
 
 @click.command()
@@ -57,9 +57,9 @@ def export(
 
         if runs := switch_policy(path, weights_digest(folder), asked):
             told = {"path": str(path), "policy": runs}
-            click.echo(json.dumps(told) if as_json else f"{path} runs {policy_words(runs)} now")
+            click.echo(json.dumps(told) if as_json else f"{path} runs {policy_text(runs)} now")
             return
-    quiet()
+    silence_transformers()
     from offramp.inference.export import export as write
 
     checked = write(folder, asked, int8=int8, dataset=data, columns=columns_of(given), split=split)
@@ -67,61 +67,11 @@ def export(
         click.echo(json.dumps({**asdict(checked), "path": str(checked.path)}))
         return
     click.echo(f"{checked.path}: {checked.bytes / 1e6:.1f} MB in {checked.seconds:.0f} s")
-    click.echo(
-        f"runs {policy_words(checked.policy)}; holds {', '.join(policy_words(each) for each in checked.policies)}"
-    )
+    click.echo(f"runs {policy_text(checked.policy)}; holds {', '.join(policy_text(each) for each in checked.policies)}")
     same = "" if checked.agreement is None else f"{checked.agreement:.2%} of the answers the same, "
     click.echo(f"{checked.rows} rows at full depth against torch: {same}logits at most {checked.difference:.2g} off")
     if checked.score is not None:
         click.echo(f"{checked.metric} {checked.score:.4f}, torch {checked.torch_score:.4f}")
-
-
-@click.command()
-@click.argument("folder", type=FOLDER)
-@click.option("--data", required=True, metavar="FILE", help="Texts; labels, where there are some, are scored.")
-@click.option("--split", default="test", show_default=True, help="Of a named data set.")
-@click.option("--batch-size", "sizes", default="1,8,32", show_default=True, metavar="1,8,32")
-@click.option("--engines", metavar=",".join(ENGINES), help="[default: torch, and the graphs that are there]")
-@click.option("--rows", type=click.IntRange(min=1), default=512, show_default=True, help="So many texts at most.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="All texts, so many times.")
-@column_options
-@json_option
-def bench(
-    folder: Path,
-    data: str,
-    split: str,
-    sizes: str,
-    engines: str | None,
-    rows: int,
-    rounds: int,
-    as_json: bool,
-    **given: Any,
-) -> None:
-    """Time the saved operating points against the plain model, without exits, in every runtime there is.
-
-    It ends with whether early exit pays here. The machine should do nothing else meanwhile.
-
-    \b
-    offramp bench model --data test.csv
-    offramp bench model --data test.csv --batch-size 1,32 --engines onnx-int8
-    """
-    try:
-        batch_sizes = [int(size) for size in sizes.split(",")]
-    except ValueError:
-        batch_sizes = [0]
-    if min(batch_sizes) < 1:
-        raise click.UsageError(f"--batch-size takes numbers of rows such as 1,8,32; got {sizes!r}")
-    quiet()
-    from offramp.bench.folder import benchmark_folder
-    from offramp.bench.summary import conclusion, contest_text
-    from offramp.inference.load_engine import check_name
-
-    names = engines.split(",") if engines else None
-    for name in names or ():
-        check_name(name)
-    columns = columns_of(given)
-    told = benchmark_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, columns=columns, split=split)
-    click.echo(json.dumps({**asdict(told), "verdict": conclusion(told)}) if as_json else contest_text(told))
 
 
 def _refuse_without_onnx() -> None:

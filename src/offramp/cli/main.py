@@ -8,14 +8,16 @@ from typing import Any
 import click
 
 from offramp import __version__
-from offramp.commands.calibrate import calibrate, record
-from offramp.commands.evaluate import evaluate
-from offramp.commands.export import bench, export
-from offramp.commands.info import info
-from offramp.commands.predict import predict
-from offramp.commands.report import report
-from offramp.commands.study import study
-from offramp.commands.train import demo, train
+from offramp.cli.bench import bench
+from offramp.cli.calibrate import calibrate
+from offramp.cli.evaluate import evaluate
+from offramp.cli.export import export
+from offramp.cli.info import info
+from offramp.cli.predict import predict
+from offramp.cli.record import record
+from offramp.cli.report import report
+from offramp.cli.study import study
+from offramp.cli.train import demo, train
 from offramp.errors import OfframpError
 
 

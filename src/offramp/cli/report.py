@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offramp.commands.options import FILE, FOLDER, column_options, columns_of, engine_option, json_option, quiet
-from offramp.commands.output import finished_only
-from offramp.commands.points import saved_points
+from offramp.cli.options import (
+    FILE,
+    FOLDER,
+    column_options,
+    columns_of,
+    engine_option,
+    json_option,
+    silence_transformers,
+)
+from offramp.cli.output import finished_only
+from offramp.cli.points import saved_points
 
 if TYPE_CHECKING:
     from offramp.data.examples import Text
@@ -53,7 +61,7 @@ def report(
     \b
     offramp report model --data test.csv -o report.html
     """
-    quiet()
+    silence_transformers()
     from offramp.bench.cost_table import measure_costs
     from offramp.inference.record import read_for, record
     from offramp.model.hub import load_config

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offramp.commands.options import FOLDER, column_options, columns_of, json_option, learning_options, quiet
+from offramp.cli.options import FOLDER, column_options, columns_of, json_option, learning_options, silence_transformers
 from offramp.studies.registry import STUDIES, load_study
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     offramp study pcee --train glue/mrpc --validation glue/mrpc --metric accuracy --metric f1 -o study
     offramp study pabee --train train.csv --validation dev.csv --test test.csv --seeds 5 -o study
     """
-    quiet()
+    silence_transformers()
     from offramp.model.flops import plain_macs
     from offramp.studies.markdown import data_set_of, page
     from offramp.studies.run import run_study

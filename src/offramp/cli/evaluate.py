@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offramp.commands.options import FILE, FOLDER, column_options, json_option, quiet, read_trace, scored_options
-from offramp.commands.points import saved_points
+from offramp.cli.options import (
+    FILE,
+    FOLDER,
+    column_options,
+    json_option,
+    read_trace,
+    scored_options,
+    silence_transformers,
+)
+from offramp.cli.points import saved_points
 from offramp.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -20,7 +28,6 @@ if TYPE_CHECKING:
     from offramp.evaluation.sweep import Curve
     from offramp.types.operating_point import OperatingPoint
     from offramp.types.trace import Trace
-
 
 KNOWN = ("label", "length")  # what a trace can be sliced by
 
@@ -42,7 +49,7 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     offramp evaluate model --data test.csv
     offramp evaluate model --data test.csv --slice-by length --picture policies.png
     """
-    quiet()
+    silence_transformers()
     from offramp.evaluation.compare import compare
     from offramp.evaluation.metrics import metric_for
     from offramp.report.comparison import comparison_data, comparison_text, slices_data, slices_text

@@ -100,7 +100,7 @@ def add_ladder(folder: Path, points: Mapping[str, OperatingPoint]) -> None:
     add_points(folder, points, LADDER_NAMES)
 
 
-def tell(
+def print_scores(
     as_json: bool,
     trace: Trace,
     points: Mapping[str, OperatingPoint],

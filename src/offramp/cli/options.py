@@ -95,7 +95,7 @@ def policy_options(command: Command) -> Command:
     return click.option("--policy", type=names, help=usual)(command)
 
 
-def quiet() -> None:
+def silence_transformers() -> None:
     """No bars and no chatter of transformers' own; offramp's say what matters."""
     from transformers.utils import logging as transformers_logging
 
@@ -122,7 +122,7 @@ def read_trace(folder: Path, given: Mapping[str, Any]) -> Trace:
     return record(folder, given["data"], given["engine"], columns=columns_of(given), split=given["split"])
 
 
-def policy_words(policy: Mapping[str, Any]) -> str:
+def policy_text(policy: Mapping[str, Any]) -> str:
     """A policy in words: "pcee (measure entropy, patience 2)"."""
     rest = ", ".join(f"{key} {value}" for key, value in summarize(policy).items() if key != "name")
     return f"{policy['name']} ({rest})" if rest else str(policy["name"])

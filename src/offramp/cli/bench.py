@@ -1,0 +1,61 @@
+"""`offramp bench`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from offramp.cli.options import FOLDER, column_options, columns_of, json_option, silence_transformers
+from offramp.inference.onnx.metadata import ENGINES
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--data", required=True, metavar="FILE", help="Texts; labels, where there are some, are scored.")
+@click.option("--split", default="test", show_default=True, help="Of a named data set.")
+@click.option("--batch-size", "sizes", default="1,8,32", show_default=True, metavar="1,8,32")
+@click.option("--engines", metavar=",".join(ENGINES), help="[default: torch, and the graphs that are there]")
+@click.option("--rows", type=click.IntRange(min=1), default=512, show_default=True, help="So many texts at most.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="All texts, so many times.")
+@column_options
+@json_option
+def bench(
+    folder: Path,
+    data: str,
+    split: str,
+    sizes: str,
+    engines: str | None,
+    rows: int,
+    rounds: int,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Time the saved operating points against the plain model, without exits, in every runtime there is.
+
+    It ends with whether early exit pays here. The machine should do nothing else meanwhile.
+
+    \b
+    offramp bench model --data test.csv
+    offramp bench model --data test.csv --batch-size 1,32 --engines onnx-int8
+    """
+    try:
+        batch_sizes = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        batch_sizes = [0]
+    if min(batch_sizes) < 1:
+        raise click.UsageError(f"--batch-size takes numbers of rows such as 1,8,32; got {sizes!r}")
+    silence_transformers()
+    from offramp.bench.folder import benchmark_folder
+    from offramp.bench.summary import conclusion, contest_text
+    from offramp.inference.load_engine import check_name
+
+    names = engines.split(",") if engines else None
+    for name in names or ():
+        check_name(name)
+    columns = columns_of(given)
+    told = benchmark_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, columns=columns, split=split)
+    click.echo(json.dumps({**asdict(told), "verdict": conclusion(told)}) if as_json else contest_text(told))

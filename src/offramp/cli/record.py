@@ -1,0 +1,50 @@
+"""`offramp record`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from offramp.cli.options import (
+    FILE,
+    FOLDER,
+    column_options,
+    columns_of,
+    engine_option,
+    json_option,
+    silence_transformers,
+)
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--data", required=True, metavar="FILE", help="csv, tsv, jsonl, parquet, or a data set's name.")
+@click.option("-o", "--output", type=FILE, required=True, help="Where the trace goes, e.g. trace.safetensors.")
+@click.option("--split", default="validation", show_default=True, help="Of a named data set.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@engine_option
+@column_options
+@json_option
+def record(
+    folder: Path, data: str, output: Path, split: str, batch_size: int, engine: str, as_json: bool, **given: Any
+) -> None:
+    """Run every layer on labelled data and keep what every exit said.
+
+    \b
+    offramp record model --data validation.csv -o trace.safetensors
+    """
+    silence_transformers()
+    from offramp.inference.record import record as record_trace
+
+    trace = record_trace(folder, data, engine, columns=columns_of(given), split=split, batch_size=batch_size)
+    trace.save(output)
+    shape = {
+        "exits": trace.depth,
+        "rows": len(trace),
+        "outputs": trace.logits.shape[-1],
+        "trace": str(output),
+    }
+    click.echo(json.dumps(shape) if as_json else f"{output}: {len(trace)} rows x {trace.depth} exits")
