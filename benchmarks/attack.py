@@ -83,7 +83,7 @@ def in_batches(
 
 def all_exits(engine: TorchEngine, batch: dict[str, Tensor]) -> Tensor:
     """Logits of every exit, (B, L, C)."""
-    return engine.exits(batch).logits.transpose(0, 1)
+    return engine.all_exits(batch).logits.transpose(0, 1)
 
 
 @torch.inference_mode()

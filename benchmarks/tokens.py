@@ -164,7 +164,7 @@ def last_exit_alone(model: MultiExitModel) -> MultiExitModel:
 @torch.inference_mode()
 def full_depth(model: MultiExitModel, inputs: dict[str, Tensor]) -> object:
     """Token exit without layer exit: every layer, one head."""
-    return model.exits(inputs)
+    return model.all_exits(inputs)
 
 
 def points(seen: dict[str, Trace]) -> dict[str, OperatingPoint]:

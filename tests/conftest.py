@@ -20,8 +20,8 @@ settings.load_profile("offramp")
 BUDGET_S = 2.0
 EXPORT_BUDGET_S = 60.0  # the first test that needs a graph exports it, for all that come after
 UNLIMITED = ("slow", "network", "gpu")
-EXPORTED = ("assemble", "cli", "engines", "exporting", "runner")  # these share what was exported
-EXPORTING = (*EXPORTED, "bench", "graph")
+EXPORTED = ("assemble", "commands", "load_engine", "export", "session")  # these share what was exported
+EXPORTING = (*EXPORTED, "benchmark", "graph", "saved_folder")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -72,8 +72,8 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A model's folder with both of its graphs; see `exported.exported_folder`. Nothing is to be changed there."""
-    from exported import exported_folder, one_registry, parts_of
+    """A model's folder with both graphs; see `support.graphs.exported_folder`. Nothing is to be changed there."""
+    from support.graphs import exported_folder, one_registry, parts_of
 
     with pytest.MonkeyPatch.context() as patch, one_registry():
         patch.setattr("offramp.inference.export.export_parts", parts_of)

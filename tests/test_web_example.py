@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from helpers import threshold_between
-from tiny import balanced, save_folder, tiny_model, tiny_tokenizer
+from support.models import balanced, save_folder, tiny_model, tiny_tokenizer
+from support.traces import threshold_between
 
 pytest.importorskip("onnxruntime")
 

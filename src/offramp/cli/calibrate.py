@@ -156,7 +156,7 @@ def _timed(folder: Path, given: Mapping[str, Any]) -> CostTable:
 
     rows = read_rows(given["data"], columns_of(given), split=given["split"], labelled=False)
     cost = measure_costs(folder, [row.text for row in rows], given["engine"], batch_size=given["batch_size"] or 1)
-    click.echo(f"timed: {cost.words()}", err=True)
+    click.echo(f"timed: {cost.describe()}", err=True)
     each = ", ".join(f"{layer}: {ms:.2f}" for layer, ms in zip(cost.layers, cost.ms, strict=True))
     click.echo(f"ms a sample that leaves behind layer {each}", err=True)
     return cost
@@ -174,7 +174,7 @@ def _tell_other_policy(folder: Path, engine: str, point: OperatingPoint) -> None
 
 def _tell_promises(points: Mapping[str, OperatingPoint], confidence: float | None) -> None:
     """The certificates in words, with names where there are several."""
-    promised = {name: point.certificate.words() for name, point in points.items() if point.certificate is not None}
+    promised = {name: point.certificate.describe() for name, point in points.items() if point.certificate is not None}
     for name, words in promised.items():
         click.echo(f"\n{words}" if len(points) == 1 else f"\n{name}: {words}")
     if len(promised) > 1:

@@ -65,19 +65,20 @@ def run(
     thresholds: float | Sequence[float] | Tensor,
     inputs: Mapping[str, Tensor],
     *,
-    looks: Collection[int] | None = None,
+    sync_exits: Collection[int] | None = None,
 ) -> Answers:
     """Answer a batch; each sample leaves at the first exit where its score reaches the threshold.
 
     The answers do not depend on the batch: alone, in company, in any order, a sample leaves at the same layer. Nor do
-    they depend on `looks`: whoever has left keeps the answer of that exit, while its row goes on until the next look.
+    they depend on `sync_exits`: whoever has left keeps the answer of that exit, while its row goes on until the
+    next look.
 
     Args:
         segments: the model.
         policy: scores each exit.
         thresholds: one number, or one for each exit but the last; inf = never.
         inputs: what `segments.embed` takes, batch first.
-        looks: behind which exits (0-based) to look who has left and cut them out; None = all. A look waits for the
+        sync_exits: behind which exits (0-based) to look who has left and cut them out; None = all. A look waits for the
             device, so on a GPU it may cost more than it saves (see `offramp.early_exit.sync`).
 
     Raises:
@@ -87,7 +88,7 @@ def run(
     carry = segments.embed(inputs)
     rows = torch.arange(len(carry.hidden), device=carry.hidden.device)  # who is still in the batch
     memory: Memory = ()
-    unseen: ExitedRows | None = None  # since the last look
+    since_sync: ExitedRows | None = None  # since the last look
     left: list[tuple[Tensor, ExitedRows]] = []
     for number, limit in enumerate(last_is_minus_infinity):
         carry = segments.block(number, carry)
@@ -97,18 +98,18 @@ def run(
         score = nan_where_invalid(step.score, step.logits)  # (B,)
         layer = torch.full_like(rows, segments.layers[number])
         now = ExitedRows(~continues(score, limit), step.logits, score.isnan(), layer)
-        unseen = now if unseen is None else unseen.then(now)
-        if not (out.last or looks is None or number in looks):
+        since_sync = now if since_sync is None else since_sync.then(now)
+        if not (out.last or sync_exits is None or number in sync_exits):
             continue
-        leaving = len(rows) if out.last else int(unseen.gone.sum())
+        leaving = len(rows) if out.last else int(since_sync.gone.sum())
         if leaving == len(rows):
-            left.append((rows, unseen))
+            left.append((rows, since_sync))
             break
         if leaving:
-            left.append((rows, unseen))
-            stay = (~unseen.gone).nonzero().squeeze(1)
+            left.append((rows, since_sync))
+            stay = (~since_sync.gone).nonzero().squeeze(1)
             rows, carry, memory = rows[stay], carry.take(stay), tuple(each[stay] for each in memory)
-        unseen = None
+        since_sync = None
     return _in_input_order(left)
 
 

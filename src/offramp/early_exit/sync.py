@@ -21,20 +21,20 @@ class SyncCosts:
     """What was measured of a model on a device, at one length.
 
     Attributes:
-        look_s: seconds that a look takes, with cutting the batch behind it.
+        sync_s: seconds that a look takes, with cutting the batch behind it.
         block_s: number of rows -> seconds that a block with its exit takes on so many; a straight line in between.
 
     Raises:
         InvalidInput: nothing was measured, or a price is below 0.
     """
 
-    look_s: float
+    sync_s: float
     block_s: Mapping[int, float]
 
     def __post_init__(self) -> None:
         if not self.block_s or min(self.block_s) < 1:
             raise InvalidInput(f"block_s must have the price of 1 row or more, got {dict(self.block_s)}")
-        if min(self.look_s, *self.block_s.values()) < 0:
+        if min(self.sync_s, *self.block_s.values()) < 0:
             raise InvalidInput(f"prices must be at least 0, got {self}")
 
 
@@ -67,14 +67,14 @@ def cheapest_sync_exits(
 
     @cache
     def cheapest_from(exit: int) -> tuple[float, tuple[int, ...]]:
-        """Seconds from behind a look at exit `exit` to the end, and the looks that are still to come."""
+        """Seconds from behind a look at exit `exit` to the end, and the sync_exits that are still to come."""
         chance = rows_behind(exit)
         each, anybody = (chance @ block).item(), 1 - chance[0].item()
         last = len(layers) - 1
         plans: list[tuple[float, tuple[int, ...]]] = [((last - exit) * each, ())]
         for next_ in range(exit + 1, last):
             seconds, later = cheapest_from(next_)
-            plans.append(((next_ - exit) * each + anybody * prices.look_s + seconds, (next_, *later)))
+            plans.append(((next_ - exit) * each + anybody * prices.sync_s + seconds, (next_, *later)))
         return min(plans)
 
     return frozenset(cheapest_from(-1)[1])

@@ -54,7 +54,7 @@ def measure(
     if cost is None:
         return told
     cost.check(trace.layer_numbers)
-    about = {**trace.about, "timed": cost.words()}
+    about = {**trace.about, "timed": cost.describe()}
     return replace(told, about=about, expected_ms=cost.mean_ms(answers.exit_layers))
 
 

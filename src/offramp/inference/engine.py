@@ -33,5 +33,5 @@ class Engine(Protocol):
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
         """Answer a batch, (B, T) each, at a point; None = full depth. The answers are on the CPU."""
 
-    def exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+    def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """What every exit says of a batch at full depth: logits (L, B, C), certainty (L, B), on the CPU."""

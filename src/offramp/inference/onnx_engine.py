@@ -76,7 +76,7 @@ class OnnxEngine:
         logits = torch.from_numpy(told.logits_by_exit[:, -1] if point is None else told.logits)
         return Answers(logits, torch.from_numpy(told.exit_layers), ~logits.isfinite().all(dim=-1))
 
-    def exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+    def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """See `Engine.exits`."""
         told = self.graph.run(_arrays(inputs), math.inf)
         certainty = None if told.certainty_by_exit is None else torch.from_numpy(told.certainty_by_exit).T

@@ -143,7 +143,7 @@ def _all_exits(
     certainty = torch.empty(logits.shape[:2]) if config.certainty else None
     batches = length_sorted(rows, batch_size)
     for numbers in tqdm(batches, desc="record", unit="batch", disable=None, leave=False):
-        out = engine.exits(collate([rows[number] for number in numbers], config.pad_token_id))
+        out = engine.all_exits(collate([rows[number] for number in numbers], config.pad_token_id))
         logits[:, numbers] = out.logits
         if certainty is not None and out.certainty is not None:
             certainty[:, numbers] = out.certainty

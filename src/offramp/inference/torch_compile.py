@@ -64,7 +64,7 @@ class Compiled:
 
     def block(self, exit: int, carry: Carry) -> Carry:
         """See `Segments`."""
-        return self._blocks[exit](_sizes_free(replace(carry, read=None)))  # the exit before has read
+        return self._blocks[exit](_sizes_free(replace(carry, exit_input=None)))  # the exit before has read
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """See `Segments`."""

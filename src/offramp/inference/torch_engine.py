@@ -59,11 +59,11 @@ class TorchEngine:
         return Answers(answers.logits.cpu(), answers.exit_layers.cpu(), answers.failed.cpu())
 
     @torch.inference_mode()
-    def exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+    def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """See `Engine.exits`."""
         was_training = self.model.training
         self.model.eval()
-        out = self.model.exits(self._moved(inputs))
+        out = self.model.all_exits(self._moved(inputs))
         self.model.train(was_training)
         certainty = None if out.certainty is None else out.certainty.cpu()
         return ExitOutput(out.logits.cpu(), certainty, problem_type=out.problem_type)

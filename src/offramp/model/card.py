@@ -79,6 +79,6 @@ def _table(points: Mapping[str, OperatingPoint]) -> str:
         )
         where = f"{told.mean_exit:.2f} of {told.depth} | {told.saving:.0%}"
         rows.append(f"| {name} | {point.policy['name']} | {score} | {full} | {where} |")
-    promised = [f"- {name}: {point.certificate.words()}" for name, point in points.items() if point.certificate]
+    promised = [f"- {name}: {point.certificate.describe()}" for name, point in points.items() if point.certificate]
     told_on = "Measured on the data on which the thresholds were chosen."
     return "\n".join([*rows, "", told_on, *(["", *promised] if promised else [])])

@@ -30,25 +30,25 @@ PLAIN = "linear"  # an own head without a pooler
 NARROW, NARROW_HEADS = 128, 2  # FastBERT's width; its code has 2 heads
 
 
-def token_shares(mask: Tensor) -> Tensor:
+def pooling_weights_of(mask: Tensor) -> Tensor:
     """How much each token counts in a mean over the real ones, (B, 1, T) in float32, of a mask (B, T)."""
     weight = mask.float()
     return (weight / weight.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(1)
 
 
-def pool(hidden: Tensor, shares: Tensor | None, pooling: str) -> Tensor:
+def pool(hidden: Tensor, pooling_weights: Tensor | None, pooling: str) -> Tensor:
     """One vector (B, D) for each sample.
 
     Args:
         hidden: (B, T, D).
-        shares: (B, 1, T), see `token_shares`; None = all tokens are real.
+        pooling_weights: (B, 1, T), see `pooling_weights_of`; None = all tokens are real.
         pooling: "first" = the first token's state, "mean" = the mean over the real tokens.
     """
     if pooling == "first":
         return hidden[:, 0]
-    if shares is None:
+    if pooling_weights is None:
         return hidden.mean(dim=1)
-    return torch.bmm(shares.to(hidden.dtype), hidden).squeeze(1)
+    return torch.bmm(pooling_weights.to(hidden.dtype), hidden).squeeze(1)
 
 
 class NarrowAttention(nn.Module):
@@ -66,8 +66,8 @@ class NarrowAttention(nn.Module):
         narrow = self.down(hidden)  # (B, T, 128)
         padding = None if mask is None else mask == 0
         seen, _ = self.attention(narrow, narrow, narrow, key_padding_mask=padding, need_weights=False)
-        shares = None if mask is None else token_shares(mask)
-        read: Tensor = self.dense(pool(seen, shares, self.pooling)).tanh()
+        pooling_weights = None if mask is None else pooling_weights_of(mask)
+        read: Tensor = self.dense(pool(seen, pooling_weights, self.pooling)).tanh()
         return read
 
 
@@ -136,21 +136,21 @@ class Heads(nn.Module):
         own = self.own_head is not None and exit == self.last
         return own or (self.pooling == "first" and not self.attentions)
 
-    def read(self, exit: int, hidden: Tensor, mask: Tensor | None, shares: Tensor | None = None) -> Tensor:
+    def read(self, exit: int, hidden: Tensor, mask: Tensor | None, pooling_weights: Tensor | None = None) -> Tensor:
         """What the last map of exit `exit` (0-based) reads, (B, W), of hidden states (B, T, D).
 
         Args:
             exit: its number.
             hidden: what the exit sees.
             mask: (B, T) 1 for a real token; None = all are real.
-            shares: `token_shares` of the mask, if they are worked out already.
+            pooling_weights: `pooling_weights_of` of the mask, if they are worked out already.
         """
-        if shares is None and mask is not None:
-            shares = token_shares(mask)
+        if pooling_weights is None and mask is not None:
+            pooling_weights = pooling_weights_of(mask)
         if exit < len(self.attentions):
             read = self.attentions[exit](hidden, mask)
         else:
-            read = pool(hidden, shares, "first" if self.reads_first_token(exit) else self.pooling)
+            read = pool(hidden, pooling_weights, "first" if self.reads_first_token(exit) else self.pooling)
         if exit in self.pooler_of:
             read = self.activation(self.poolers[self.pooler_of[exit]](read))
         dropped: Tensor = self.dropout(read)

@@ -31,7 +31,7 @@ from offramp.model.bypass import Bypass, BypassBranch, ZeroLinear
 from offramp.model.card import model_card, save_points
 from offramp.model.config import MultiExitConfig
 from offramp.model.gate import Gate
-from offramp.model.heads import PLAIN, Heads, token_shares
+from offramp.model.heads import PLAIN, Heads, pooling_weights_of
 from offramp.model.hub import is_classifier, load_encoder, load_points, named_point
 from offramp.model.losses import depth_weighted, exit_losses
 from offramp.model.token_exit.class_attention import CLASS_ATTENTION
@@ -101,42 +101,44 @@ class MultiExitModel(PreTrainedModel):
         self._family = load_backbone(config.backbone.model_type)
         self.backbone = self._family.build(config.backbone)
         self.main_input_name = self._family.input_name
-        self._token_exit = self._schedule(config)
+        self._token_exit = self._build_token_exit(config)
         every = self._family.widths(config.backbone)
         widths = [every[layer - 1] for layer in config.exit_layers]
         self.heads = Heads(config.head, config.pooling, widths, config.num_labels, config.exit_dropout, config.own_head)
-        self.bypasses = nn.ModuleList(self._branches(config))
+        self.bypasses = nn.ModuleList(self._build_bypasses(config))
         self.gate = Gate(_one_width(self.heads.widths)) if config.certainty else None
-        self.assistants = nn.ModuleList()  # what an objective trains along; empty but for the time of training
+        self.objective_modules = nn.ModuleList()  # what an objective trains along; empty but for the time of training
         self.operating_points: dict[str, OperatingPoint] = {}
-        self._leaving: OperatingPoint | None = None
+        self._operating_point: OperatingPoint | None = None
         self.post_init()
 
     @property
-    def _cut(self) -> Backbone:
+    def _encoder_view(self) -> Backbone:
         cut: Backbone = self._family(self.backbone)
         return cut
 
-    def _schedule(self, config: MultiExitConfig) -> TokenExit | None:
+    def _build_token_exit(self, config: MultiExitConfig) -> TokenExit | None:
         if config.token_exit is None:
             return None
-        if not self._cut.in_parts or not self._cut.absolute_positions:
+        if not self._encoder_view.in_parts or not self._encoder_view.absolute_positions:
             lack = (
-                "layers that come in parts" if not self._cut.in_parts else "positions that are in the embedding alone"
+                "layers that come in parts"
+                if not self._encoder_view.in_parts
+                else "positions that are in the embedding alone"
             )
             raise UnsupportedBackbone(f"token exit needs {lack}, which {config.backbone.model_type} has not")
         self.backbone.set_attn_implementation(CLASS_ATTENTION)
         return TokenExit(**config.token_exit)
 
-    def _branches(self, config: MultiExitConfig) -> list[BypassBranch]:
+    def _build_bypasses(self, config: MultiExitConfig) -> list[BypassBranch]:
         if config.bypass is None:
             return []
-        if not self._cut.in_parts:
+        if not self._encoder_view.in_parts:
             raise UnsupportedBackbone(
                 f"a bypass needs the parts of a layer, and those of this {config.backbone.model_type} cannot be had"
             )
         bypass, width = Bypass(**config.bypass), config.backbone.hidden_size
-        norms: list[Any] = [self._cut.norm(layer - 1) for layer in config.exit_layers]
+        norms: list[Any] = [self._encoder_view.norm(layer - 1) for layer in config.exit_layers]
         return [BypassBranch(bypass, width, norm.eps) for norm in norms]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -231,12 +233,12 @@ class MultiExitModel(PreTrainedModel):
         missing = self.backbone.load_state_dict(weights, strict=False).missing_keys
         if missing:
             raise InvalidInput(f"the encoder given has no weights for {missing[0]} and {len(missing) - 1} more")
-        path = self._cut.pooler_path(self.config.backbone)
+        path = self._encoder_view.pooler_path(self.config.backbone)
         if path and f"{path}.weight" in weights:
             for pooler in self.heads.poolers:
                 pooler.load_state_dict({name: weights[f"{path}.{name}"] for name in ("weight", "bias")})
         for layer, branch in zip(self.layers, self.bypasses, strict=False):
-            branch.get_submodule("norm").load_state_dict(self._cut.norm(layer - 1).state_dict())
+            branch.get_submodule("norm").load_state_dict(self._encoder_view.norm(layer - 1).state_dict())
         self.to(source.dtype)
 
     def _copy_head(self, source: PreTrainedModel, own: OwnHead) -> None:
@@ -254,25 +256,25 @@ class MultiExitModel(PreTrainedModel):
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """What goes into the first layer; see `Segments`."""
-        carry = self._cut.embed(inputs)
+        carry = self._encoder_view.embed(inputs)
         if self.heads.pooling != "mean" or carry.mask is None:
             return carry
-        return replace(carry, shares=token_shares(carry.mask))
+        return replace(carry, pooling_weights=pooling_weights_of(carry.mask))
 
     def block(self, exit: int, carry: Carry) -> Carry:
         """Run the layers that lead to exit `exit` (0-based); see `Segments`."""
-        carry = replace(carry, read=None)
+        carry = replace(carry, exit_input=None)
         *between, last = range(self.layers[exit - 1] if exit else 0, self.layers[exit])
         for number in between:
             carry = self._layer(number, carry)
         carry = self._layer(last, carry, exit)
-        return carry if self.config.memory is None else self._recalling(exit, carry)
+        return carry if self.config.memory is None else self._update_exit_memory(exit, carry)
 
     def _layer(self, number: int, carry: Carry, exit: int | None = None) -> Carry:
         """Layer `number` (0-based); `exit` (0-based) stands behind it."""
         bypassed = exit is not None and bool(self.bypasses)
         if not bypassed and not self._selects(number):
-            return self._cut.block(number, carry)
+            return self._encoder_view.block(number, carry)
         parts = partial(self._in_parts, number, exit if bypassed else None)
         if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
             recomputed: Carry = checkpoint(parts, carry, use_reentrant=False)
@@ -285,7 +287,7 @@ class MultiExitModel(PreTrainedModel):
 
     def _in_parts(self, number: int, exit: int | None, carry: Carry) -> Carry:
         """A layer half by half: token exit between the halves, the bypass of exit `exit` around it."""
-        cut, given, chosen = self._cut, carry.hidden, None
+        cut, given, chosen = self._encoder_view, carry.hidden, None
         attended, told = cut.attend(number, carry)
         carry = replace(carry, hidden=attended)
         if self._token_exit is not None and self._selects(number):
@@ -299,32 +301,32 @@ class MultiExitModel(PreTrainedModel):
         elif chosen is not None and rows.stop is None:
             given = chosen(given)
         read = self.bypasses[exit](given[:, rows], summed[:, rows])
-        return replace(carry, hidden=cut.norm(number)(summed), read=read)
+        return replace(carry, hidden=cut.norm(number)(summed), exit_input=read)
 
-    def _recalling(self, exit: int, carry: Carry) -> Carry:
+    def _update_exit_memory(self, exit: int, carry: Carry) -> Carry:
         """M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2, eq. 9 and 10)."""
         said = self.heads.classify(exit, self._read(exit, carry))  # (B, C)
-        before = said if carry.recalled is None else carry.recalled
-        return replace(carry, recalled=torch.lerp(before, said, self.config.memory))
+        before = said if carry.memory_logits is None else carry.memory_logits
+        return replace(carry, memory_logits=torch.lerp(before, said, self.config.memory))
 
     def _read(self, exit: int, carry: Carry) -> Tensor:
         """What the last map of exit `exit` (0-based) reads, (B, W)."""
-        return self.heads.read(exit, self._seen(carry), carry.mask, carry.shares)
+        return self.heads.read(exit, self._seen(carry), carry.mask, carry.pooling_weights)
 
     def _seen(self, carry: Carry) -> Tensor:
         """What the exit behind the last block sees, (B, T, D)."""
-        return self._cut.read(carry.hidden) if carry.read is None else carry.read
+        return self._encoder_view.read(carry.hidden) if carry.exit_input is None else carry.exit_input
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """What exit `exit` (0-based) says; see `Segments`."""
         about: dict[str, Any] = {"layer": self.layers[exit], "problem_type": self.config.problem_type}
-        if carry.recalled is not None and self.gate is None:
-            return ExitOutput(carry.recalled, **about)
+        if carry.memory_logits is not None and self.gate is None:
+            return ExitOutput(carry.memory_logits, **about)
         read = self._read(exit, carry)  # (B, W)
-        logits = self.heads.classify(exit, read) if carry.recalled is None else carry.recalled
+        logits = self.heads.classify(exit, read) if carry.memory_logits is None else carry.memory_logits
         return ExitOutput(logits, None if self.gate is None else self.gate(read), **about)
 
-    def exits(self, inputs: Mapping[str, Tensor], branch_scales: Sequence[float] | None = None) -> ExitOutput:
+    def all_exits(self, inputs: Mapping[str, Tensor], branch_scales: Sequence[float] | None = None) -> ExitOutput:
         """Full depth, whatever operating point is set: what every exit says, logits (L, B, C).
 
         Args:
@@ -375,8 +377,8 @@ class MultiExitModel(PreTrainedModel):
             "pixel_values": pixel_values,
         }
         inputs = {name: value for name, value in given.items() if value is not None}
-        if self._leaving is not None and not self.training and labels is None:
-            out = self._leave_early(inputs, self._leaving)
+        if self._operating_point is not None and not self.training and labels is None:
+            out = self._leave_early(inputs, self._operating_point)
         else:
             out = self._run_all(inputs, labels, branch_scales)
         return out if self._wants_dict(return_dict) else out.to_tuple()
@@ -391,7 +393,7 @@ class MultiExitModel(PreTrainedModel):
     def _run_all(
         self, inputs: Mapping[str, Tensor], labels: Tensor | None, branch_scales: Sequence[float] | None
     ) -> MultiExitOutput:
-        exits = self.exits(inputs, branch_scales)
+        exits = self.all_exits(inputs, branch_scales)
         return MultiExitOutput(
             loss=None if labels is None else depth_weighted(exit_losses(exits, labels)),
             logits=exits.logits[-1],
@@ -402,7 +404,7 @@ class MultiExitModel(PreTrainedModel):
     @property
     def operating_point(self) -> OperatingPoint | None:
         """The point that is set; None = full depth."""
-        return self._leaving
+        return self._operating_point
 
     def set_operating_point(self, point: OperatingPoint | str | None) -> None:
         """Leave early from now on, in eval mode.
@@ -419,7 +421,7 @@ class MultiExitModel(PreTrainedModel):
         if point is not None:
             load_policy(point.policy)
             thresholds_per_exit(point.thresholds, len(self.layers))
-        self._leaving = point
+        self._operating_point = point
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write weights, configuration, operating points and, where there is none yet, a model card."""
@@ -458,7 +460,7 @@ def _scaled(carry: Carry, share: float) -> Carry:
     def scaled(states: Tensor) -> Tensor:
         return states * share + (states * (1 - share)).detach()
 
-    also = {"read": carry.read, "token_scores": carry.token_scores}
+    also = {"exit_input": carry.exit_input, "token_importance": carry.token_importance}
     return replace(
         carry,
         hidden=scaled(carry.hidden),

@@ -25,13 +25,13 @@ class Step:
         score: (B,) float32, finite, or -inf for "not yet".
         logits: (B, C) the answer of whoever leaves here: the exit's own, unless the policy combines exits.
         memory: what to remember of each sample, batch first.
-        run: on how many exits in a row, this one last, the score stands: one number, or (B,).
+        window: on how many exits in a row, this one last, the score stands: one number, or (B,).
     """
 
     score: Tensor
     logits: Tensor
     memory: Memory = ()
-    run: int | Tensor = 1
+    window: int | Tensor = 1
 
 
 class Policy(ABC):

@@ -47,4 +47,4 @@ class ClassOffsets(Policy):
         step = self.policy.step(exit, out, memory)
         numbers = torch.tensor(self.offsets, device=out.logits.device)
         score = step.score.float() - numbers[predictions(out).squeeze(-1)]
-        return Step(score, step.logits, step.memory, step.run)
+        return Step(score, step.logits, step.memory, step.window)

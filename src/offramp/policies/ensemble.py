@@ -33,8 +33,8 @@ class Ensemble(Policy):
 
     Attributes:
         policy: says when to leave.
-        members: "run": the exits on which the score stands (`Step.run`), and at the last exit, where no threshold has
-            been reached, that exit alone; with the threshold "never" the answers are the full model's. "all": every
+        members: "run": the exits on which the score stands (`Step.window`), and at the last exit, where no threshold
+            has been reached, that exit alone; with the threshold "never" the answers are the full model's. "all": every
             exit so far, at the last exit too.
     """
 
@@ -53,11 +53,11 @@ class Ensemble(Policy):
         out = replace(out, logits=step.logits.float())
         said = _said(out).unsqueeze(1)  # (B, 1, G, K)
         said = torch.cat((memory[0], said), dim=1) if memory else said  # (B, M, G, K)
-        size = said.shape[1] if self.members == "all" else 1 if out.last else step.run
+        size = said.shape[1] if self.members == "all" else 1 if out.last else step.window
         sizes = torch.as_tensor(size, device=said.device).expand(said.shape[0])  # (B,)
         alone = (sizes == 1) | is_invalid(step.score, out.logits)
         logits = torch.where(alone.unsqueeze(-1), out.logits, _mean(out, said, sizes))
-        return Step(step.score, logits, (said, *step.memory), step.run)
+        return Step(step.score, logits, (said, *step.memory), step.window)
 
 
 def _said(out: ExitOutput) -> Tensor:

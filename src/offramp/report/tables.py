@@ -90,5 +90,5 @@ def point_text(point: OperatingPoint) -> str:
         if told.expected_ms is not None:
             lines.append(f"  {told.expected_ms:.2f} ms a sample expected ({told.about.get('timed', 'unknown')})")
     if point.certificate is not None:
-        lines.append(f"  {point.certificate.words()}")
+        lines.append(f"  {point.certificate.describe()}")
     return "\n".join(lines)

@@ -89,7 +89,7 @@ class ExitTrainer(Trainer):
         first, checkpoint = self._place_to_resume(resume_from_checkpoint)
         done: Any = None
         history: list[dict[str, Any]] = []
-        self._take_in(self.objective.modules())
+        self._attach_objective_modules(self.objective.modules())
         try:
             for number, stage in enumerate(stages[first:], start=first):
                 self.stage = stage
@@ -102,16 +102,16 @@ class ExitTrainer(Trainer):
                     done = super().train(checkpoint if number == first else None, **kwargs)
                 history += [{**entry, "stage": stage.name} for entry in self.state.log_history]
         finally:
-            self._take_in(())
+            self._attach_objective_modules(())
         if len(stages) > 1:
             self.state.log_history = history
         return done
 
-    def _take_in(self, modules: Sequence[torch.nn.Module]) -> None:
+    def _attach_objective_modules(self, modules: Sequence[torch.nn.Module]) -> None:
         """Make the objective's own modules a part of the model, where optimiser and checkpoints see them."""
         for module in modules:
             module(torch.zeros(len(self.model.layers), 1, self.model.config.num_labels))  # lazy layers take their shape
-        self.model.assistants = torch.nn.ModuleList(modules).to(self.args.device)
+        self.model.objective_modules = torch.nn.ModuleList(modules).to(self.args.device)
 
     def _place_to_resume(self, asked: str | bool | None) -> tuple[int, str | None]:
         """The number of the stage to go on with, and the checkpoint to start from."""
@@ -210,7 +210,7 @@ class LossSum:
 @contextmanager
 def _frozen(model: MultiExitModel, stage: Stage) -> Iterator[None]:
     """Freeze what a stage does not train; frozen parameters stay out of the optimiser as well."""
-    learns = stage.learns | {"assistants"}
+    learns = stage.learns | {"objective_modules"}
     frozen = [
         parameter
         for name, parameter in model.named_parameters()
@@ -235,14 +235,14 @@ def _freeze_batch_norm(backbone: torch.nn.Module) -> None:
 def parameter_group(name: str, model: MultiExitModel) -> str:
     """Which of the objective's parts a parameter belongs to; a pooler that exits share goes with the last one.
 
-    An exit's bypass is a part of the exit; what an objective trains along is called "assistants".
+    An exit's bypass is a part of the exit; what an objective trains along is called "objective_modules".
 
     Args:
         name: as in `model.named_parameters()`.
         model: the model.
     """
     place, *rest = name.split(".")
-    if place in ("assistants", "backbone", "gate"):
+    if place in ("objective_modules", "backbone", "gate"):
         return place
     last = model.heads.last
     if place == "bypasses":

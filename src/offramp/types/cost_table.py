@@ -71,7 +71,7 @@ class CostTable:
         if tuple(layers) != self.layers:
             raise InvalidInput(f"the cost table is of exits at layers {self.layers}, these lie at {tuple(layers)}")
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """What was timed, in one line."""
         length = "" if self.tokens is None else f", {self.tokens:.1f} tokens"
         return f"{self.engine}, batch size {self.batch_size}{length}, {self.machine}"

@@ -125,7 +125,7 @@ class Certificate:
     weights: str | None = None
     note: str = ""
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """The certificate in one line."""
         how = f"{self.method}, {self.rows} rows, {self.observed:.2%} seen"
         if self.note:

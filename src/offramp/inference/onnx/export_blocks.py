@@ -26,7 +26,7 @@ from offramp.types.carry import Carry
 if TYPE_CHECKING:
     from offramp.model.modeling import MultiExitModel
 
-FIELDS = tuple(field.name for field in fields(Carry) if field.name != "read")
+FIELDS = tuple(field.name for field in fields(Carry) if field.name != "exit_input")
 """What goes from block to block; what an exit reads has been read by then."""
 SHARED_BYTES = 1024  # smaller weights are kept where they are used
 

@@ -2,7 +2,7 @@
 
 He et al., "DeBERTa: Decoding-enhanced BERT with Disentangled Attention", ICLR 2021. Every block looks distances up in
 one embedding; which row of it belongs to a pair of tokens depends on their places alone, so all samples share that, in
-`Carry.pairs`. Version 2 may have a convolution over the embedding that joins after the first layer.
+`Carry.pair_bias`. Version 2 may have a convolution over the embedding that joins after the first layer.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Deberta(Backbone):
         hidden: Tensor = self.model.get_submodule("embeddings")(**taken, mask=mask)
         distances: Tensor | None = self.encoder.get_rel_pos(hidden)  # (1, T, T)
         pairs = None if distances is None else distances.unsqueeze(1)
-        return Carry(hidden, mask, self.encoder.get_attention_mask(mask), pairs=pairs)
+        return Carry(hidden, mask, self.encoder.get_attention_mask(mask), pair_bias=pairs)
 
     def block(self, number: int, carry: Carry) -> Carry:
         """See `Backbone.block`."""
@@ -80,5 +80,5 @@ class Deberta(Backbone):
 
     def _run(self, module: Any, carry: Carry) -> Tensor:
         embedding = self.encoder.get_rel_embedding()
-        found = module(carry.hidden, carry.attention, relative_pos=carry.pairs, rel_embeddings=embedding)
+        found = module(carry.hidden, carry.attention, relative_pos=carry.pair_bias, rel_embeddings=embedding)
         return cast(Tensor, found[0])

@@ -24,10 +24,10 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 @final
 class ModernBert(Backbone):
-    """`Carry.attention` is the global layers' mask and `Carry.pairs` the local layers', None where it is the same.
+    """`Carry.attention` is the global layers' mask and `Carry.pair_bias` the local layers', None where it is the same.
 
     Flash attention takes one mask, (B, T), and knows the window itself.
-    `Carry.places` holds cosines and sines side by side, of the global layers and then of the local ones.
+    `Carry.position_embeddings` holds cosines and sines side by side, of the global layers and then of the local ones.
     """
 
     @classmethod
@@ -53,17 +53,17 @@ class ModernBert(Backbone):
             hidden,
             mask,
             create_bidirectional_mask(**told),
-            pairs=local if local is not None and local.dim() == 4 else None,
-            places=torch.cat(turns, dim=-1),
+            pair_bias=local if local is not None and local.dim() == 4 else None,
+            position_embeddings=torch.cat(turns, dim=-1),
         )
 
     def block(self, number: int, carry: Carry) -> Carry:
         """See `Backbone.block`."""
-        assert carry.places is not None  # set in `embed`
+        assert carry.position_embeddings is not None  # set in `embed`
         layer: Any = self.model.layers[number]
-        turns = carry.places.chunk(2 * len(self._kinds()), dim=-1)
+        turns = carry.position_embeddings.chunk(2 * len(self._kinds()), dim=-1)
         start = 2 * self._kinds().index(layer.attention_type)
-        mask = carry.attention if layer.attention_type == GLOBAL or carry.pairs is None else carry.pairs
+        mask = carry.attention if layer.attention_type == GLOBAL or carry.pair_bias is None else carry.pair_bias
         hidden = layer(carry.hidden, attention_mask=mask, position_embeddings=turns[start : start + 2])
         return replace(carry, hidden=hidden)
 

@@ -18,7 +18,7 @@ from offramp.types.carry import Carry
 class MPNet(Backbone):
     """Song et al., "MPNet: Masked and Permuted Pre-training for Language Understanding", NeurIPS 2020.
 
-    The bias depends on nothing but the distance, so all layers and all samples share one, in `Carry.pairs`.
+    The bias depends on nothing but the distance, so all layers and all samples share one, in `Carry.pair_bias`.
     """
 
     in_parts = True
@@ -45,15 +45,17 @@ class MPNet(Backbone):
         mask = real_tokens(inputs)
         attention = padding_mask(self.model.config, hidden, mask)
         bias = self.model.encoder.compute_position_bias(hidden[:1])  # (1, H, T, T)
-        return Carry(hidden, mask, attention, pairs=bias)
+        return Carry(hidden, mask, attention, pair_bias=bias)
 
     def block(self, number: int, carry: Carry) -> Carry:
         """See `Backbone.block`."""
-        return replace(carry, hidden=self._layer(number)(carry.hidden, carry.attention, carry.pairs)[0])
+        return replace(carry, hidden=self._layer(number)(carry.hidden, carry.attention, carry.pair_bias)[0])
 
     def attend(self, number: int, carry: Carry) -> tuple[Tensor, Tensor | None]:
         """See `Backbone.attend`."""
-        attended: Tensor = self._layer(number).get_submodule("attention")(carry.hidden, carry.attention, carry.pairs)[0]
+        attended: Tensor = self._layer(number).get_submodule("attention")(
+            carry.hidden, carry.attention, carry.pair_bias
+        )[0]
         return attended, None
 
     def feed_forward(self, number: int, attended: Tensor) -> Tensor:

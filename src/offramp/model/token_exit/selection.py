@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig
 
 from offramp.errors import InvalidInput
 from offramp.model.backbones.base import padding_mask
-from offramp.model.heads import token_shares
+from offramp.model.heads import pooling_weights_of
 from offramp.model.token_exit.class_attention import CLASS_ATTENTION
 from offramp.model.token_exit.config import FINEST, TokenExit
 from offramp.types.carry import Carry
@@ -138,19 +138,19 @@ def apply_token_exit(
             f"token exit needs the attention implementation {CLASS_ATTENTION!r}, which the model has set"
         )
     looked_at = row()  # (B, T-1)
-    before = looked_at if carry.token_scores is None else carry.token_scores
+    before = looked_at if carry.token_importance is None else carry.token_importance
     scores = torch.lerp(before, looked_at, setting.beta_at(layer))
-    after = replace(carry, token_scores=None if layer == setting.last else scores)
+    after = replace(carry, token_importance=None if layer == setting.last else scores)
     ratio = setting.keep_ratio.get(layer, 1.0)
     mask = carry.hidden.new_ones(carry.hidden.shape[:2]).long() if carry.mask is None else carry.mask
     chosen = select(scores, mask, ratio, setting.fusion) if ratio < 1 else None
     if chosen is None:
         return after, None
     hidden = chosen(carry.hidden)
-    if after.token_scores is not None:
-        after = replace(after, token_scores=chosen.scores)
+    if after.token_importance is not None:
+        after = replace(after, token_importance=chosen.scores)
     if carry.mask is None:  # all samples are of one length, and stay so
         return replace(after, hidden=hidden), chosen
     attention = padding_mask(config, hidden, chosen.mask)
-    shares = None if carry.shares is None else token_shares(chosen.mask)
-    return replace(after, hidden=hidden, mask=chosen.mask, attention=attention, shares=shares), chosen
+    pooling_weights = None if carry.pooling_weights is None else pooling_weights_of(chosen.mask)
+    return replace(after, hidden=hidden, mask=chosen.mask, attention=attention, pooling_weights=pooling_weights), chosen

@@ -1,0 +1,289 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from offramp.bench import baselines as rivals
+from offramp.bench import timer as bench
+from offramp.bench.baselines import Baseline, plain
+from offramp.bench.compare import BenchmarkResult, run_benchmark
+from offramp.bench.compare import BenchmarkRow as Row
+from offramp.bench.summary import conclusion, contest_text
+from offramp.bench.timer import LayerCostModel, SpeedupRange, Times, median, time_batches, time_interleaved
+from offramp.inference.export import export
+from offramp.inference.record import record
+from offramp.inference.torch_engine import TorchEngine
+from offramp.model.card import save_points
+from offramp.model.loading import load_model
+from offramp.policies.replay import replay
+from offramp.types.operating_point import OperatingPoint, fixed_depth_point
+from support.command_line import offramp
+from support.models import LAYERS, balanced, padded, save_folder, text_rows, texts, tiny_model
+
+
+class Clock:
+    """Tells a time that only work moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> Tensor:
+        self.now += seconds
+        return torch.zeros(1, 2)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    told = Clock()
+    monkeypatch.setattr(bench, "time", told)
+    return told
+
+
+def test_rivals_run_in_turn_and_the_first_round_does_not_count(clock: Clock) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def run(name: str, number: int) -> None:
+        calls.append((name, number))
+        clock.work(100 if number == 0 else number)
+
+    taken = time_interleaved({name: lambda number, name=name: run(name, number) for name in "ab"}, 2)
+    assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert taken == {"a": [1, 2], "b": [1, 2]}
+    assert median([3.0, 1.0, 2.0, 10.0]) == 2.5
+
+
+def test_a_turn_is_all_batches_behind_one_that_does_not_count(clock: Clock) -> None:
+    batches = [{"input_ids": torch.full((rows, 3), rows)} for rows in (4, 2, 1)]
+    seen: list[int] = []
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        seen.append(len(inputs["input_ids"]))
+        return clock.work(float(len(inputs["input_ids"])))
+
+    times, said = time_batches({"one": run}, batches, 2)
+    assert seen == [4, 2, 1] + 2 * [4, 4, 2, 1]
+    assert times["one"].seconds.tolist() == [[4, 2, 1], [4, 2, 1]]
+    assert times["one"].rows.tolist() == [4, 2, 1]
+    assert len(said["one"]) == 3
+
+
+def test_percentiles_are_over_batches_and_their_median_rounds() -> None:
+    # batches of 2, 2 and 1 rows; the medians of the rounds are 2, 4 and 3 seconds: 1, 2 and 3 a sample
+    times = Times(torch.tensor([[2.0, 4, 3], [1, 40, 3], [9, 4, 1]]), torch.tensor([2, 2, 1]))
+    assert times.ms(0.5) == 2000
+    assert times.ms(1.0) == 3000
+    assert times.ms(0.75) == 2500
+    assert times.passes == [9, 44, 14]
+    assert times.per_second == 5 / 14
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    rows = torch.tensor([1])
+    slower, faster = (Times(torch.tensor(seconds), rows) for seconds in ([[4.0], [9], [5]], [[2.0], [3], [5]]))
+    assert SpeedupRange.of(slower, faster) == SpeedupRange(2, 1, 3)
+
+
+def test_a_line_tells_the_embedding_from_the_blocks() -> None:
+    line = LayerCostModel.through({1: 3.0, 2: 5.0, 6: 13.0})  # 1 + 2 k
+    assert (line.embed, line.block) == pytest.approx((1, 2))
+    assert line.ideal(6, 6) == 1
+    assert line.ideal(6, 1.5) == pytest.approx(13 / 4)
+    noisy = LayerCostModel.through({1: 2.0, 2: 5.0, 3: 5.0})  # by hand: slope ((-1)(-2) + 0 + 1) / 2, mean 4
+    assert (noisy.block, noisy.embed) == pytest.approx((1.5, 1))
+
+
+def result(**changes: Any) -> Row:
+    usual: dict[str, Any] = {
+        "batch_size": 1,
+        "engine": "onnx",
+        "name": "fast",
+        "rival": False,
+        "score": 0.875,
+        "mean_exit": 3.0,
+        "p50_ms": 1.0,
+        "p99_ms": 2.0,
+        "per_second": 500.0,
+        "speedup": SpeedupRange(1.5, 1.4, 1.6),
+        "ideal": 2.0,
+        "efficiency": 0.75,
+        "against_best": SpeedupRange(1.25, 1.2, 1.3),
+    }
+    return Row(**usual | changes)
+
+
+def contest(*results: Row) -> BenchmarkResult:
+    own = {"rival": True, "ideal": None, "efficiency": None, "score": 0.9, "against_best": SpeedupRange(1, 1, 1)}
+    sizes = dict.fromkeys(each.batch_size for each in results)
+    best = [result(batch_size=size, engine="onnx-int8", name="plain onnx-int8", **own) for size in sizes]
+    return BenchmarkResult("accuracy", 6, 100, 5, 2, (*best, *results))
+
+
+SLOW = SpeedupRange(0.7, 0.6, 0.8)
+UNSURE = SpeedupRange(1.4, 0.9, 1.5)
+
+
+def test_the_verdict_says_where_early_exit_pays_and_where_not() -> None:
+    told = contest(
+        result(),
+        result(batch_size=8, against_best=SLOW),
+        result(batch_size=8, name="safe", against_best=UNSURE),
+        result(engine="torch", against_best=SLOW),
+        result(name="full", engine="torch", against_best=SpeedupRange(3, 3, 3)),
+    )
+    assert conclusion(told) == (
+        "Early exit pays here, most at batch size 1 with onnx at the point 'fast': 1.25 (1.20-1.30) times as fast as "
+        "the fastest full-depth model, plain onnx-int8, at accuracy 0.8750 against 0.9000; it does not pay with onnx "
+        "at batch size 8 (fast, safe), torch."
+    )
+    assert contest_text(told).endswith(conclusion(told))
+    assert "it pays in all settings measured." in conclusion(contest(result()))
+
+
+def test_the_verdict_says_that_early_exit_does_not_pay() -> None:
+    told = conclusion(
+        contest(result(against_best=SLOW), result(batch_size=8, against_best=SpeedupRange(0.5, 0.5, 0.5)))
+    )
+    assert told.startswith("Early exit does not pay here: at its best, at batch size 1 with onnx at the point 'fast'")
+    assert "0.70 (0.60-0.80) times as fast" in told
+
+
+def test_without_a_point_the_verdict_says_how_to_get_one() -> None:
+    assert "`offramp calibrate`" in conclusion(contest(result(name="full")))
+
+
+def test_everybody_leaves_at_the_layer_asked_for() -> None:
+    model = tiny_model(exit_layers=[1, 3, 4])
+    for layer in model.layers:
+        answers = TorchEngine(model).answer(padded(model, text_rows(5)), fixed_depth_point(layer, model.layers))
+        assert answers.exit_layers.tolist() == [layer] * 5
+
+
+def test_a_comparison_scores_what_was_answered_at_that_batch_size(clock: Clock) -> None:
+    model = balanced(tiny_model(pooling="mean"))
+    rows, labels = text_rows(20), torch.arange(20) % 3
+    trace = record(model, [{**row, "labels": label} for row, label in zip(rows, labels.tolist(), strict=True)])
+    point = OperatingPoint({"name": "margin"}, (0.3,) * (LAYERS - 1))
+    expected = replay(trace, point.policy, point.thresholds)
+
+    def rival(inputs: dict[str, Tensor]) -> Tensor:
+        clock.work(len(inputs["input_ids"]) * 4.0)
+        return plain(model, inputs)
+
+    class Timed(TorchEngine):
+        def answer(self, inputs: Any, point: Any) -> Any:
+            answers = super().answer(inputs, point)
+            clock.work(1.0 * len(answers.logits) + answers.exit_layers.sum().item())  # embed 1, block 1
+            return answers
+
+    found = run_benchmark(
+        {"torch": Timed(model)}, {"torch": {"a": point}}, [Baseline("torch", "plain", rival)], rows, labels, 8, 2
+    )
+    full_depth, full, early = found
+    mean_exit = expected.exit_layers.double().mean().item()
+    assert [each.name for each in found] == ["plain", "full", "a"]
+    assert (full_depth.mean_exit, full.mean_exit, early.mean_exit) == pytest.approx((LAYERS, LAYERS, mean_exit))
+    assert early.score == pytest.approx((expected.logits.argmax(dim=-1) == labels).double().mean().item())
+    assert full_depth.score == full.score
+    assert (full.ideal, full.efficiency) == pytest.approx((1, 4 / (1 + LAYERS)))
+    assert early.ideal == pytest.approx((1 + LAYERS) / (1 + mean_exit))
+    assert early.speedup.median == pytest.approx(4 / (1 + mean_exit))
+    assert early.against_best == early.speedup
+    assert early.per_second == pytest.approx(1 / (1 + mean_exit))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a graph, two points of which the graph runs one, and texts."""
+    folder = tmp_path_factory.mktemp("bench")
+    model = save_folder(folder / "model", balanced(tiny_model(id2label={0: "x", 1: "y", 2: "z"})))
+    margin = OperatingPoint({"name": "margin"}, (0.2,) * (LAYERS - 1))
+    save_points({"default": margin, "other": OperatingPoint({"name": "entropy"}, (math.inf,) * (LAYERS - 1))}, model)
+    export(model, dataset=text_rows(16))
+    rivals.plain_exports(load_model(model), folder)
+    lines = [json.dumps({"text": text, "label": "xyz"[number % 3]}) for number, text in enumerate(texts(30))]
+    (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "texts.txt").write_text("\n".join(texts(6)) + "\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a C++ compiler, and much faster."""
+
+    def missing(*_: Any, **__: Any) -> Any:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("no compiler here\nand more")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", missing)
+
+
+def test_a_folder_is_timed_in_every_engine_at_every_point_that_it_can_run(place: Path) -> None:
+    options = ("--batch-size", "1,4", "--rows", 12, "--rounds", 2, "--json")
+    told = json.loads(offramp("bench", place / "model", "--data", place / "data.jsonl", *options).stdout)
+    assert (told["rows"], told["metric"], told["depth"], told["rounds"]) == (12, "accuracy", LAYERS, 2)
+    plains = [f"plain {kind}" for kind in ("torch", "onnx", "onnx, norms fused", "onnx-int8", "onnx-int8, norms fused")]
+    for size in (1, 4):
+        found = [each for each in told["results"] if each["batch_size"] == size]
+        assert [each["name"] for each in found if each["rival"]] == plains
+        assert [(each["engine"], each["name"]) for each in found if not each["rival"]] == [
+            *(("torch", "full"), ("torch", "default"), ("torch", "other")),
+            *(("onnx", "full"), ("onnx", "default")),
+        ]
+        scores = {each["name"]: each["score"] for each in found}
+        assert scores["plain torch"] == scores["full"] == scores["plain onnx"] == scores["other"]
+        assert {"median": 1, "low": 1, "high": 1} in [each["against_best"] for each in found if each["rival"]]
+    assert told["verdict"].startswith("Early exit ")
+
+
+def test_without_labels_nothing_is_scored_and_the_verdict_ends_the_text(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "plain_exports", lambda model, folder: {"onnx": place / "plain-model.onnx"})
+    options = ("--batch-size", 4, "--engines", "onnx", "--rounds", 1)
+    outcome = offramp("bench", place / "model", "--data", place / "texts.txt", *options)
+    assert outcome.exit_code == 0, outcome.output
+    assert "6 texts" in outcome.stdout
+    assert "no labels" in outcome.stdout
+    assert outcome.stdout.splitlines()[-1].startswith("Early exit ")
+    assert "torch.compile is not among the rivals: no compiler here" in outcome.stderr
+    assert "without onnx at 'other'" in outcome.stderr
+
+
+def test_plain_exports_say_what_torch_says(place: Path) -> None:
+    model = load_model(place / "model")
+    found = {rival.name: rival.run for rival in rivals.exported(model, place)}
+    for rows in (text_rows(1), text_rows(7)):
+        batch = padded(model, rows)
+        for name in ("plain onnx", "plain onnx, norms fused"):
+            torch.testing.assert_close(found[name](batch), plain(model, batch), rtol=0, atol=1e-4)
+        assert (found["plain onnx-int8"](batch) - plain(model, batch)).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--batch-size", "1,none"), 2, "--batch-size takes numbers of rows"),
+        (("--batch-size", "0"), 2, "--batch-size takes numbers of rows"),
+        (("--engines", "onyx"), 1, "unknown engine 'onyx'"),
+        (("--engines", "onnx-int8"), 1, "no model.int8.onnx"),
+        (("--data", "nowhere.csv"), 1, "nowhere.csv"),
+    ],
+)
+def test_what_cannot_be_timed_is_said_in_a_line(options: tuple[str, ...], code: int, words: str, place: Path) -> None:
+    outcome = offramp("bench", place / "model", "--data", place / "texts.txt", *options)
+    assert outcome.exit_code == code
+    assert words in outcome.stderr.splitlines()[-1]
+
+
+def test_a_model_of_one_exit_is_refused(place: Path, tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, tiny_model(exit_layers=[LAYERS]))
+    assert "nowhere to leave early" in offramp("bench", folder, "--data", place / "texts.txt").stderr

@@ -1,0 +1,201 @@
+"""The exported graph leaves where the torch loop leaves, with the same logits: policies x encoders, any batch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.early_exit.loop import run
+from offramp.inference.onnx.session import GraphOutput, OnnxSession
+from offramp.inference.record import record
+from offramp.model.bypass import Bypass
+from offramp.model.heads import HEADS
+from offramp.model.modeling import MultiExitModel
+from offramp.policies.base import Policy
+from offramp.policies.registry import load_policy
+from offramp.policies.replay import scores
+from offramp.types.outputs import Answers
+from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from support.contracts import CHOICES, LEAVING, OUTPUTS, Case, clear_of_noise
+from support.graphs import arrays, gated, graph_of
+from support.models import ABSOLUTE, FAMILIES, LAYERS, padded, rows_for, tiny_model
+from support.traces import has_meaning, threshold_between
+
+ROWS = 64
+BATCHES = [(1, 0, 8), (7, 3, ROWS), (64, 0, ROWS)]
+"""Rows at once, columns of padding more than they need, how many rows are asked."""
+TOLERANCE = 1e-4
+
+POLICIES: dict[str, dict[str, Any]] = {
+    **CHOICES,
+    "pcee, three in a row": {"name": "pcee", "patience": 3},
+    "stability, once": {"name": "stability", "patience": 1},
+    "stability, all": {"name": "stability", "ensemble": "all"},
+}
+QUICK = ("margin", "patience")  # of several labels; the others differ from one label in what they take the worst of
+POLICY_CASES = [
+    pytest.param(name, problem, marks=[pytest.mark.slow] if problem == MULTI_LABEL and name not in QUICK else [])
+    for problem in PROBLEM_TYPES
+    for name, data in POLICIES.items()
+    if has_meaning(load_policy(data), problem, LAYERS)
+]
+
+KINDS: dict[str, dict[str, Any]] = {
+    "albert": {"family": "albert"},
+    "modernbert": {"family": "modernbert"},
+    "cifar_resnet": {"family": "cifar_resnet", "num_labels": 1, "certainty": False},
+    "bert, all that exits may have": {
+        "bypass": Bypass(rank=4),
+        "memory": 0.6,
+        "token_exit": LEAVING,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    case: Case
+    graph: OnnxSession
+    policy: Policy
+
+
+def case_of(model: MultiExitModel) -> Case:
+    rows = rows_for(model, ROWS)
+    return Case(model, rows, record(model, rows, batch_size=16))
+
+
+@cache
+def bert(problem: str) -> Case:
+    """The same weights for every kind of problem; what a layer and an exit compute does not depend on it."""
+    model = tiny_model(num_labels=3, problem_type=problem, pooling="mean", certainty=True)
+    model.load_state_dict(gated().state_dict())
+    return case_of(model)
+
+
+@cache
+def kind(name: str) -> Case:
+    return case_of(built(**KINDS[name]))
+
+
+def built(**exits: Any) -> MultiExitModel:
+    model = tiny_model(**({"family": "bert", "pooling": "mean", "certainty": True} | exits))
+    for branch in model.bypasses:  # shut at the start
+        torch.nn.init.normal_(branch.up.weight)
+    return model
+
+
+def exported_from(case: Case, data: dict[str, Any]) -> Exported:
+    policy = load_policy(data)
+    return Exported(case, graph_of(case.model, policy), policy)
+
+
+def assert_the_contract(one: Exported, thresholds: Sequence[float]) -> set[int]:
+    """The graph is asked in batches of several sizes, the loop for all at once; the exits that rows left at."""
+    case, exits = one.case, torch.tensor(one.case.model.layers)
+    with torch.no_grad():
+        expected = run(case.model, one.policy, thresholds, padded(case.model, case.rows))
+    checked = clear_of_noise(case, one.policy, thresholds)
+    assert checked.float().mean() > 0.8
+    shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(5))
+    for size, extra, count in BATCHES:
+        for numbers in shuffled[:count].split(size):
+            chosen = [case.rows[number] for number in numbers.tolist()]
+            told = one.graph.run(arrays(padded(case.model, chosen, extra)), thresholds)
+            assert_same(told, expected, numbers, checked[numbers])
+            sure = numbers[checked[numbers]]
+            ran = (exits <= expected.exit_layers[sure].unsqueeze(1)).unsqueeze(-1)  # (K, L, 1)
+            said = case.trace.logits[:, sure].transpose(0, 1).where(ran, torch.nan)
+            assert np.allclose(
+                told.logits_by_exit[checked[numbers].numpy()], said, atol=TOLERANCE, rtol=0, equal_nan=True
+            )
+            if case.trace.certainty is not None:
+                sures = case.trace.certainty[:, sure].T.where(ran.squeeze(-1), torch.nan)
+                found = told.certainty_by_exit[checked[numbers].numpy()]
+                assert np.allclose(found, sures, atol=TOLERANCE, rtol=0, equal_nan=True)
+    return set(expected.exit_layers.tolist())
+
+
+def assert_same(told: GraphOutput, expected: Answers, numbers: torch.Tensor, check: torch.Tensor) -> None:
+    rows = numbers[check]
+    assert told.exit_layers[check.numpy()].tolist() == expected.exit_layers[rows].tolist()
+    assert np.allclose(told.logits[check.numpy()], expected.logits[rows], atol=TOLERANCE, rtol=0)
+
+
+def assert_the_contract_wherever_rows_leave(one: Exported) -> None:
+    """At thresholds at which few leave early, and many; and with another one at each exit."""
+    seen, exits = scores(one.policy, one.case.trace), len(one.case.model.layers)
+    left = [assert_the_contract(one, [threshold_between(seen[:-1], place)] * (exits - 1)) for place in (0.4, 0.75)]
+    ladder = [threshold_between(score, 0.9 - 0.2 * exit) for exit, score in enumerate(seen[:-1])]
+    left.append(assert_the_contract(one, ladder))
+    assert len(set.union(*left)) > 1  # else nothing was tested
+
+
+@pytest.mark.parametrize(("name", "problem"), POLICY_CASES)
+def test_with_any_policy_the_graph_answers_as_the_loop_does(name: str, problem: str) -> None:
+    assert_the_contract_wherever_rows_leave(exported_from(bert(problem), POLICIES[name]))
+
+
+@pytest.mark.parametrize("policy", ["entropy", "patience"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "cifar_resnet"])
+def test_with_another_encoder_or_other_exits_the_graph_answers_as_the_loop_does(name: str, policy: str) -> None:
+    assert_the_contract_wherever_rows_leave(exported_from(kind(name), POLICIES[policy]))
+
+
+@pytest.mark.parametrize("policy", ["fixed", "stability"])
+def test_a_graph_of_images_answers_as_the_loop_does(policy: str) -> None:
+    assert_the_contract_wherever_rows_leave(exported_from(kind("cifar_resnet"), POLICIES[policy]))
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [case for case in POLICY_CASES if not str(case.values[0]).endswith(", all")]
+)
+def test_never_gives_the_full_models_logits(name: str, problem: str) -> None:
+    one = exported_from(bert(problem), POLICIES[name])
+    told = one.graph.run(arrays(padded(one.case.model, one.case.rows)), math.inf)
+    assert told.exit_layers.tolist() == [LAYERS] * ROWS
+    assert np.allclose(told.logits, one.case.trace.logits[-1], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["albert", "bert, all that exits may have", "modernbert"])
+def test_where_all_texts_are_one_token_some_may_leave_too(name: str) -> None:
+    case = kind(name)
+    rows = [{"input_ids": [number], "attention_mask": [1]} for number in (7, 9, 11, 13)]
+    layers = np.array([2, 4, 1, 3])
+    fixed = graph_of(case.model, load_policy("fixed"))
+    told = fixed.run(arrays(padded(case.model, rows)), np.repeat(layers[:, None] - 0.5, LAYERS - 1, axis=1))
+    assert told.exit_layers.tolist() == layers.tolist()
+    expected = record(case.model, rows).logits[layers - 1, np.arange(4)]
+    assert np.allclose(told.logits, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_family_answers_as_a_graph_as_in_the_loop(family: str) -> None:
+    exits = {} if family == "cifar_resnet" else {"exit_layers": [1, 3, 4]}
+    for problem in (SINGLE_LABEL, MULTI_LABEL, REGRESSION):
+        model = tiny_model(family, OUTPUTS[problem], problem_type=problem, pooling="mean", **exits)
+        for policy in ("stability",) if problem == REGRESSION else ("divergence, js in a row", "margin", "patience"):
+            if has_meaning(load_policy(POLICIES[policy]), problem):
+                assert_the_contract_wherever_rows_leave(exported_from(case_of(model), POLICIES[policy]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_any_head_answers_as_a_graph_as_in_the_loop(head: str, pooling: str, family: str) -> None:
+    model = tiny_model(family, head=head, pooling=pooling)
+    assert_the_contract_wherever_rows_leave(exported_from(case_of(model), POLICIES["max-prob"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ABSOLUTE)
+def test_where_tokens_leave_the_graph_answers_as_the_loop_does(family: str) -> None:
+    case = case_of(tiny_model(family, pooling="mean", token_exit=LEAVING))
+    for policy in ("entropy", "patience"):
+        assert_the_contract_wherever_rows_leave(exported_from(case, POLICIES[policy]))

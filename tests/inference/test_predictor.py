@@ -1,0 +1,257 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from offramp.errors import InvalidInput, UnknownName
+from offramp.inference.predictor import Predictor
+from offramp.inference.record import record
+from offramp.inference.torch_engine import TorchEngine
+from offramp.model.hub import load_points
+from offramp.model.modeling import MultiExitModel
+from offramp.policies.confidence import Entropy
+from offramp.policies.replay import replay, scores
+from offramp.types.operating_point import POINTS_FILE, OperatingPoint, write_points
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
+from support.models import (
+    LAYERS,
+    SPECIAL,
+    WORDS,
+    balanced,
+    encoder_config,
+    save_folder,
+    text_rows,
+    texts,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+NAMES = {0: "bad", 1: "fine", 2: "good"}
+COUNT = 40
+
+
+def at_layer(layer: int) -> OperatingPoint:
+    return OperatingPoint({"name": "fixed"}, (float(layer),) * (LAYERS - 1))
+
+
+def predictor_of(model: MultiExitModel, point: OperatingPoint | None = None) -> Predictor:
+    return Predictor(TorchEngine(model.cpu().eval()), tiny_tokenizer(), point)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the points "default", at which some leave early, and "first"."""
+    path = save_folder(
+        tmp_path_factory.mktemp("model"), balanced(tiny_model(id2label=NAMES, pooling="mean", head="shared_pooler"))
+    )
+    seen = scores(Entropy(), record(path, text_rows(COUNT)))[:-1].unique()
+    threshold = seen[len(seen) // 2 : len(seen) // 2 + 2].mean().item()
+    points = {"default": OperatingPoint({"name": "entropy"}, (threshold,) * 3), "first": at_layer(1)}
+    write_points(points, path / POINTS_FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return Predictor.load(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without operating points."""
+    return save_folder(tmp_path_factory.mktemp("plain"), tiny_model())
+
+
+# What comes out.
+
+
+def test_answers_are_those_of_the_replayed_trace_in_input_order(folder: Path, predictor: Predictor) -> None:
+    trace = record(folder, text_rows(COUNT))
+    expected = replay(trace, predictor.point.policy, predictor.point.thresholds)
+    probabilities, classes = expected.logits.softmax(dim=-1).max(dim=-1)
+
+    answers = predictor(texts(COUNT), batch_size=7)
+
+    assert [answer["exit_layer"] for answer in answers] == expected.exit_layers.tolist()
+    assert [answer["label"] for answer in answers] == [NAMES[number] for number in classes.tolist()]
+    assert [answer["score"] for answer in answers] == pytest.approx(probabilities.tolist(), abs=1e-4)
+    assert all(list(answer) == ["label", "score", "exit_layer"] for answer in answers)
+    assert len({answer["label"] for answer in answers}) > 1
+    assert len({answer["exit_layer"] for answer in answers}) > 1
+
+
+def same_answers(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> bool:
+    return all(
+        one["label"] == other["label"]
+        and one["exit_layer"] == other["exit_layer"]
+        and one["score"] == pytest.approx(other["score"], abs=1e-4)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_batch_size_does_not_change_an_answer(predictor: Predictor, batch_size: int) -> None:
+    assert same_answers(predictor(texts(COUNT), batch_size=batch_size), predictor(texts(COUNT), batch_size=16))
+
+
+def test_texts_and_pairs_may_be_mixed(predictor: Predictor) -> None:
+    mixed = ["the cat sat", ("a dog", "the mat was good"), "fine", ["very", "bad"], ("not good", "but not awful")]
+    assert same_answers(predictor(mixed), [predictor([each])[0] for each in mixed])
+    one, other = predictor([("a dog", "the mat"), ("the mat", "a dog")])
+    assert one != other
+
+
+def test_no_texts_no_answers(predictor: Predictor) -> None:
+    assert predictor([]) == []
+
+
+def test_an_empty_text_has_an_answer(predictor: Predictor) -> None:
+    assert predictor([""])[0]["label"] in NAMES.values()
+
+
+def test_a_text_longer_than_the_model_reads_is_cut(predictor: Predictor) -> None:
+    start = " ".join(["cat"] * 30)  # 32 tokens with [CLS] and [SEP]
+    assert same_answers(predictor([start + " dog" * 500]), predictor([start]))
+
+
+def test_a_regression_answers_with_a_value() -> None:
+    model = tiny_model(num_labels=1)
+    logits = record(model, text_rows(3)).logits[-1].squeeze(-1).tolist()
+    answers = predictor_of(model)(texts(3))
+    assert [list(answer) for answer in answers] == [["value", "exit_layer"]] * 3
+    assert [answer["value"] for answer in answers] == pytest.approx(logits, abs=1e-4)
+
+
+def test_a_regression_of_several_outputs_answers_with_a_list() -> None:
+    model = tiny_model(num_labels=2, problem_type=REGRESSION)
+    logits = record(model, text_rows(1)).logits[-1, 0].tolist()
+    (answer,) = predictor_of(model)(texts(1))
+    assert answer["value"] == pytest.approx(logits, abs=1e-4)
+
+
+def test_several_labels_answer_with_those_above_one_half() -> None:
+    model = tiny_model(id2label=NAMES, problem_type=MULTI_LABEL)
+    with torch.no_grad():
+        for classifier in model.heads.classifiers:
+            classifier.weight.zero_()
+            classifier.bias.copy_(torch.tensor([2.0, -0.1, 0.1]))
+    assert predictor_of(model)(["the cat"]) == [{"labels": ["bad", "good"], "exit_layer": LAYERS}]
+    model.heads.classifiers[-1].bias.data.fill_(-1.0)
+    assert predictor_of(model)(["the cat"]) == [{"labels": [], "exit_layer": LAYERS}]
+
+
+@pytest.mark.parametrize("point", [None, at_layer(3)])
+def test_nan_is_an_error_and_no_answer(point: OperatingPoint | None) -> None:
+    model = tiny_model(num_labels=3)
+    word = len(SPECIAL) + WORDS.index("awful")
+    with torch.no_grad():
+        model.backbone.get_input_embeddings().weight[word] = torch.nan
+    good, bad, fine = predictor_of(model, point)(["the cat", "an awful cat", "a dog"])
+    assert bad == {"error": "the model's logits are not finite", "exit_layer": 1}
+    assert set(good) == set(fine) == {"label", "score", "exit_layer"}
+    assert good["exit_layer"] == fine["exit_layer"] == (LAYERS if point is None else 3)
+
+
+# Where it leaves.
+
+
+def test_the_default_point_is_used_if_there_is_one(folder: Path) -> None:
+    predictor = Predictor.load(folder)
+    assert predictor.point == load_points(folder)["default"]
+
+
+def test_without_a_default_point_every_text_goes_all_the_way(plain: Path) -> None:
+    predictor = Predictor.load(plain)
+    assert predictor.point is None
+    assert {answer["exit_layer"] for answer in predictor(texts(5))} == {LAYERS}
+
+
+@pytest.mark.parametrize(("point", "layer"), [("first", 1), (at_layer(3), 3), (None, LAYERS)])
+def test_a_point_may_be_a_name_a_point_or_none(folder: Path, point: Any, layer: int) -> None:
+    predictor = Predictor.load(folder, operating_point=point)
+    assert {answer["exit_layer"] for answer in predictor(texts(5))} == {layer}
+
+
+def test_full_depth_is_the_last_layer_where_exits_are_few() -> None:
+    predictor = predictor_of(tiny_model(exit_layers=[2, 4]))
+    assert {answer["exit_layer"] for answer in predictor(texts(5))} == {4}
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_engines_that_there_are(folder: Path, engine: str) -> None:
+    assert len(Predictor.load(folder, engine)(texts(2))) == 2
+
+
+# What is refused.
+
+
+def test_an_unknown_point_or_engine_is_refused_with_those_there_are(folder: Path) -> None:
+    with pytest.raises(UnknownName, match="no operating point 'slow'; there are: default, first"):
+        Predictor.load(folder, operating_point="slow")
+    with pytest.raises(UnknownName, match="unknown engine 'onxx'; known: auto, torch"):
+        Predictor.load(folder, engine="onxx")
+
+
+def test_a_folder_without_a_model_with_exits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no model can be loaded from there"):
+        Predictor.load(tmp_path)
+    encoder_config().save_pretrained(tmp_path)
+    with pytest.raises(InvalidInput, match="without exits"):
+        Predictor.load(tmp_path)
+
+
+def test_one_text_instead_of_a_list_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(InvalidInput, match="takes a list of texts"):
+        predictor("the cat sat")
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_size_below_one_is_refused(predictor: Predictor, size: int) -> None:
+    with pytest.raises(InvalidInput, match="batch_size must be at least 1"):
+        predictor(["the cat"], batch_size=size)
+
+
+@pytest.mark.parametrize("item", [None, 3, 1.5, b"bytes", ("one",), ("a", "b", "c"), ("a", None), {"text": "a"}])
+def test_what_is_no_text_is_refused_with_its_number(predictor: Predictor, item: Any) -> None:
+    with pytest.raises(InvalidInput, match="item 1 must be a text or a pair of texts, got"):
+        predictor(["the cat", item])
+
+
+# A stream.
+
+
+def test_a_stream_answers_in_order(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.inference.predictor.WINDOW", 9)
+    assert same_answers(list(predictor.stream(iter(texts(COUNT)), batch_size=4)), predictor(texts(COUNT)))
+
+
+@pytest.mark.parametrize("ask", [Predictor.__call__, lambda *asked: list(Predictor.stream(*asked))])
+def test_one_text_is_not_taken_for_its_letters(predictor: Predictor, ask: Callable[..., object]) -> None:
+    with pytest.raises(InvalidInput, match="takes a list of texts"):
+        ask(predictor, "the cat")
+
+
+def test_texts_may_come_from_a_generator(predictor: Predictor) -> None:
+    assert same_answers(predictor(text for text in texts(COUNT)), predictor(texts(COUNT)))
+
+
+def test_a_stream_reads_no_more_than_its_window_ahead(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.inference.predictor.WINDOW", 5)
+    read = []
+
+    def endless() -> Iterator[str]:
+        while True:
+            read.append("the cat")
+            yield "the cat"
+
+    answers = predictor.stream(endless(), batch_size=2)
+    assert read == []
+    next(answers)
+    assert len(read) == 5
+    for _ in range(4):
+        next(answers)
+    assert len(read) == 5
+    next(answers)
+    assert len(read) == 10

@@ -1,0 +1,107 @@
+"""Tiny models as graphs. Exporting one takes seconds, so the same pieces and steps are exported once a session."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import GraphProto, TensorProto
+from torch import Tensor
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+import offramp.inference.export
+from offramp.inference.export import with_steps
+from offramp.inference.onnx.assemble import assemble
+from offramp.inference.onnx.export_blocks import Prepare, export_parts
+from offramp.inference.onnx.pieces import ModelParts
+from offramp.inference.onnx.session import OnnxSession
+from offramp.model.modeling import MultiExitModel
+from offramp.policies.base import Policy
+from offramp.policies.registry import policy_to_dict
+from offramp.types.operating_point import OperatingPoint, write_points
+from support.models import balanced, save_folder, tiny_model
+
+NAMES = {0: "bad", 1: "fine", 2: "good"}
+DEFAULT = OperatingPoint({"name": "entropy"}, (0.05, 0.06, 0.07))
+_PARTS: dict[str, ModelParts] = {}
+_registry = cache(ONNXRegistry.from_torchlib)
+
+
+@contextmanager
+def one_registry() -> Iterator[None]:
+    """The exporter makes its table of operators anew each time, which takes as long as a step does; once will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(_registry))
+        yield
+
+
+@cache
+def gated() -> MultiExitModel:
+    """BERT with a gate, three classes and mean pooling; its random texts get different answers."""
+    return balanced(tiny_model(id2label=NAMES, pooling="mean", certainty=True))
+
+
+def parts_of(
+    model: MultiExitModel, digest: str, precision: str = "float32", prepare: Prepare | None = None
+) -> ModelParts:
+    """`export_parts`, once for the same weights: neither their digest nor the kind of problem is in a piece."""
+    config = model.config
+    shape = (precision, model.layers, config.head, config.pooling, config.memory, config.bypass, config.token_exit)
+    key = hashlib.sha256(repr(shape).encode())
+    for name, weight in model.state_dict().items():
+        key.update(name.encode() + weight.numpy().tobytes())
+    if key.hexdigest() not in _PARTS:
+        with one_registry():
+            _PARTS[key.hexdigest()] = export_parts(model, digest, precision, prepare)
+    parts = _PARTS[key.hexdigest()]
+    return replace(parts, about=replace(parts.about, model=digest, problem_type=config.problem_type))
+
+
+def with_policies(parts: ModelParts, policies: Sequence[Policy]) -> ModelParts:
+    """`with_steps` without making the exporter's table anew."""
+    with one_registry():
+        return with_steps(parts, policies)
+
+
+def graph_of(model: MultiExitModel, policy: Policy) -> OnnxSession:
+    """A model with one policy, ready to run."""
+    parts = with_policies(parts_of(model, "of a test"), [policy])
+    return OnnxSession.load(assemble(parts, policy_to_dict(policy)).SerializeToString())
+
+
+def arrays(batch: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: value.numpy() for name, value in batch.items()}
+
+
+def graphs_in(graph: GraphProto) -> list[GraphProto]:
+    """A graph and all branches inside it, at any depth."""
+    inner = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return [graph, *(each for branch in inner for each in graphs_in(branch))]
+
+
+def weights_in(model: onnx.ModelProto) -> list[TensorProto]:
+    """Every weight of a file, those in its branches too, as often as it is there."""
+    return [weight for graph in graphs_in(model.graph) for weight in graph.initializer]
+
+
+def exported_folder(folder: Path) -> Path:
+    """The gated model with a point called "default", and both files beside it; they hold entropy, margin and pcee."""
+    save_folder(folder, gated())
+    write_points({"default": DEFAULT}, folder / "operating_points.json")
+    for int8 in (False, True):
+        offramp.inference.export.export(folder, policies=["pcee"], int8=int8)
+    return folder
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """The same folder elsewhere, as old as it is."""
+    return Path(shutil.copytree(folder, to))

@@ -1,0 +1,152 @@
+"""Milliseconds of exits, all by hand: exit k takes k^2 ms."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from offramp.calibration.calibrate import calibrate
+from offramp.errors import CannotReach, InvalidInput
+from offramp.evaluation.measure import measure
+from offramp.policies.replay import replay
+from offramp.report.tables import point_text, scores_data, scores_text
+from offramp.types.cost_table import CostTable
+from offramp.types.operating_point import OperatingPoint, Target, read_points, write_points
+from offramp.types.trace import Trace
+
+TABLE = CostTable((1, 2, 3), (1.0, 4.0, 9.0), 0.5, "torch-float32", 8, 12.5, "a processor, 2 cores")
+
+# As the threshold falls, one move at a time, the times of the four samples add up to
+#   never 36; .9: 28 (the first leaves at exit 1); .8: 23; .6: 20; .5: 15; .3: 12; .2: 7; .1: 4
+CERTAINTY = torch.tensor([[0.9, 0.6, 0.3, 0.1], [0.9, 0.8, 0.5, 0.2], [0.0] * 4])
+TRACE = Trace(torch.zeros(3, 4, 2), torch.tensor([0, 0, 1, 1]), CERTAINTY, about={"engine": "torch-float32"})
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "threshold", "expected_ms"),
+    [
+        (9, math.inf, 9),
+        (8.99, 0.85, 7),
+        (5, 0.55, 5),
+        (4.99, 0.4, 3.75),
+        (3.75, 0.4, 3.75),
+        (1.75, 0.15, 1.75),
+        (1, -0.4, 1),
+    ],
+)
+def test_latency_is_the_strictest_threshold_that_is_fast_enough(
+    latency_ms: float, threshold: float, expected_ms: float
+) -> None:
+    point = calibrate(TRACE, "certainty", Target(latency_ms=latency_ms), cost=TABLE)
+    assert point.thresholds == pytest.approx((threshold, threshold))
+    assert point.measured.expected_ms == expected_ms
+    assert point.target == {"latency_ms": latency_ms}
+    assert TABLE.mean_ms(replay(TRACE, "certainty", threshold).exit_layers) == expected_ms
+
+
+def test_what_cannot_be_reached_names_the_best() -> None:
+    with pytest.raises(CannotReach, match=r"cannot answer in 0.9 ms a sample here; the best is 1$"):
+        calibrate(TRACE, "certainty", Target(latency_ms=0.9), cost=TABLE)
+
+
+def test_layers_between_exits_are_paid_for() -> None:
+    trace = replace(TRACE, layers=torch.tensor([2, 5, 6]))
+    table = replace(TABLE, layers=(2, 5, 6))
+    assert calibrate(trace, "certainty", Target(latency_ms=5), cost=table).measured.expected_ms == 5
+    with pytest.raises(InvalidInput, match=r"table is of exits at layers \(1, 2, 3\), these lie at \(2, 5, 6\)"):
+        calibrate(trace, "certainty", Target(latency_ms=5), cost=TABLE)
+
+
+def test_a_latency_needs_a_table_and_nothing_else_takes_one() -> None:
+    with pytest.raises(InvalidInput, match=r"cost=offramp.measure_costs\(folder, texts\)"):
+        calibrate(TRACE, "certainty", Target(latency_ms=5))
+    with pytest.raises(InvalidInput, match="for the target latency_ms alone"):
+        calibrate(TRACE, "certainty", Target(speedup=2), cost=TABLE)
+
+
+@pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
+def test_a_latency_is_above_0(value: float) -> None:
+    with pytest.raises(InvalidInput, match="latency_ms must be above 0, got"):
+        Target(latency_ms=value)
+
+
+def test_a_point_tells_its_time_and_what_was_timed(tmp_path: Path) -> None:
+    point = calibrate(TRACE, "certainty", Target(latency_ms=5), cost=TABLE)
+    told = "  5.00 ms a sample expected (torch-float32, batch size 8, 12.5 tokens, a processor, 2 cores)"
+    assert point_text(point).splitlines()[-1] == told
+    assert "(engine torch-float32)" in point_text(point)
+    write_points({"quick": point}, tmp_path / "points.json")
+    assert read_points(tmp_path / "points.json") == {"quick": point}
+    text = scores_text(TRACE, {"quick": point}, cost=TABLE)
+    assert text.splitlines()[-3].endswith("layers saved  ms a sample")
+    assert text.splitlines()[-1].split()[-1] == "5.00"
+    assert scores_data(TRACE, {"quick": point}, cost=TABLE)["points"]["quick"]["measured"]["expected_ms"] == 5
+
+
+def test_without_a_table_no_time_is_told() -> None:
+    point = calibrate(TRACE, "certainty", Target(speedup=1.5))
+    assert point.measured.expected_ms is None
+    assert " ms" not in point_text(point) + scores_text(TRACE, {"fast": point})
+    assert "timed" not in measure(TRACE, point.policy, point.thresholds).about
+
+
+def test_points_that_were_saved_before_there_were_times_still_load(tmp_path: Path) -> None:
+    old = """{"default": {"policy": {"name": "margin"}, "thresholds": [0.5, "never"], "target": {"max_drop": 0.01},
+        "measured": {"metric": "accuracy", "score": 0.9, "full_score": 0.91, "agreement": 0.98, "mean_exit": 2.5,
+        "depth": 3, "rows": 100, "about": {"engine": "torch-float32"}}, "certificate": null}}"""
+    (tmp_path / "points.json").write_text(old)
+    point = read_points(tmp_path / "points.json")["default"]
+    assert point.thresholds == (0.5, math.inf)
+    assert (point.measured.mean_exit, point.measured.expected_ms) == (2.5, None)
+    assert OperatingPoint.from_json(point.to_json()) == point
+
+
+# --- the table itself -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [12.5, None])
+def test_a_table_comes_back_as_it_was(tokens: float | None, tmp_path: Path) -> None:
+    table = replace(TABLE, tokens=tokens)
+    table.save(tmp_path / "costs.json")
+    assert CostTable.load(tmp_path / "costs.json") == table
+    assert ("tokens" in table.describe()) == (tokens is not None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": []},
+        {"layers": [0, 1, 2]},
+        {"layers": [1, 3, 2]},
+        {"layers": [1, 2]},
+        {"ms": [1, 4, 3]},
+        {"ms": [1, 4, math.inf]},
+        {"ms": [1, math.nan, 9]},
+        {"ms": ["a", "b", "c"]},
+        {"ms": [0, 4, 9], "embed_ms": 0},
+        {"embed_ms": 1.5},
+        {"embed_ms": -0.1},
+        {"embed_ms": None},
+        {"batch_size": 0},
+        {"unknown": 1},
+    ],
+)
+def test_a_file_that_is_no_table_is_one_clear_error(changes: dict[str, Any], tmp_path: Path) -> None:
+    TABLE.save(tmp_path / "costs.json")
+    data = json.loads((tmp_path / "costs.json").read_text())
+    (tmp_path / "bad.json").write_text(json.dumps(data | changes))
+    with pytest.raises(InvalidInput, match=r"bad\.json: not a cost table \("):
+        CostTable.load(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", "5", "null"])
+def test_nor_is_other_json(text: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(InvalidInput, match="not a cost table"):
+        CostTable.load(tmp_path / "bad.json")
+    with pytest.raises(InvalidInput, match=r"nowhere\.json: not a cost table \("):
+        CostTable.load(tmp_path / "nowhere.json")
