@@ -321,7 +321,7 @@ class Watched:
     def block(self, exit: int, carry: Carry) -> Carry:
         rows, columns = carry.hidden.shape[:2]
         self.reached.append((rows, columns))
-        for part in (carry.mask, carry.attention, carry.pair_bias):
+        for part in (carry.mask, carry.attention, carry.local_attention, carry.pair_bias):
             assert part is None or (len(part) in (1, rows) and part.shape[-1] == columns)
         assert carry.position_embeddings is None or carry.position_embeddings.shape[1] == columns
         return self.model.block(exit, carry)
@@ -451,13 +451,17 @@ def test_taking_rows_takes_their_token_scores_along(masked: bool) -> None:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_what_pairs_and_places_need_is_cut_with_rows_and_columns_unless_all_share_it(shared: bool) -> None:
+def test_biases_of_pairs_and_positions_are_cut_with_the_columns_and_what_is_a_rows_own_with_the_rows(
+    shared: bool,
+) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
-    held = 1 if shared else 3
-    pairs, places = torch.randn(held, 2, 5, 5), torch.randn(held, 5, 4)
-    kept = Carry(torch.randn(3, 5, WIDTH), mask, pair_bias=pairs, position_embeddings=places).take(torch.tensor([1, 2]))
-    assert torch.equal(kept.pair_bias, (pairs if shared else pairs[[1, 2]])[..., :3, :3])
-    assert torch.equal(kept.position_embeddings, (places if shared else places[[1, 2]])[:, :3])
+    bias, positions = torch.randn(1, 2, 5, 5), torch.randn(1 if shared else 3, 5, 4)
+    local = mask[:, None, None, :].expand(3, 1, 5, 5)
+    carry = Carry(torch.randn(3, 5, WIDTH), mask, local_attention=local, pair_bias=bias, position_embeddings=positions)
+    kept = carry.take(torch.tensor([1, 2]))
+    assert torch.equal(kept.pair_bias, bias[..., :3, :3])
+    assert torch.equal(kept.position_embeddings, (positions if shared else positions[[1, 2]])[:, :3])
+    assert torch.equal(kept.local_attention, local[[1, 2], :, :3, :3])
 
 
 def test_taking_rows_without_a_mask_cuts_no_columns() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.exc import InternalTorchDynamoError, Unsupported
 
-from offramp.early_exit.loop import Segments
+from offramp.early_exit.in_flight import Segments
 from offramp.errors import UnsupportedBackbone
 from offramp.types.carry import Carry
 from offramp.types.outputs import ExitOutput

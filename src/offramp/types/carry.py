@@ -1,11 +1,14 @@
-"""What goes from block to block."""
+"""What goes from block to block, cut and joined by rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from offramp.errors import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -14,21 +17,22 @@ class Carry:
 
     Attributes:
         hidden: (B, T, D) hidden states; of a convolutional backbone (B, D, H, W).
-        mask: (B, T) 1 for a real token, 0 for padding; None where there is no such thing as padding.
-        pooling_weights: (B, 1, T) how much each token counts in a mean over the real ones; None where nobody asks.
-        attention: what the blocks take as attention mask, (B, 1, 1 or T, T) or (B, T); None = everybody
-            sees everybody.
+        mask: (B, T) 1 for a real token, 0 for padding; None for images, which have none.
+        attention: the blocks' attention mask, (B, 1, 1 or T, T) or (B, T); None = every token attends to every token.
+        local_attention: (B, 1, T, T) the mask of blocks that attend within a window; None = `attention`.
+        pooling_weights: (B, 1, T) weight of each token in a mean over the real ones; None where no exit takes a mean.
         exit_input: (B, R, D) what the exit behind the last block reads in place of `hidden`; None = `hidden`.
-        memory_logits: (B, C) the logits that a model with exit memory has come to; None before the first exit.
-        token_importance: (B, T-1) how much each token but the first was looked at, where tokens leave (see
-            `offramp.model.token_exit.selection`); None = nobody asked yet, or any more.
-        pair_bias: (1 or B, H, T, T) what the blocks need for each pair of tokens besides; 1 = all samples share it.
-        position_embeddings: (1 or B, T, P) what the blocks need for each token's place; 1 = all samples share it.
+        memory_logits: (B, C) the logits of a model with exit memory so far; None before the first exit.
+        token_importance: (B, T-1) attention to each token but the first, where tokens exit (see
+            `offramp.model.token_exit.selection`); None = not yet, or no longer, needed.
+        pair_bias: (1, 1 or H, T, T) a number for each pair of positions, the same for all samples.
+        position_embeddings: (1 or B, T, P) numbers for each position; 1 = the same for all samples.
     """
 
     hidden: Tensor
     mask: Tensor | None = None
     attention: Tensor | None = None
+    local_attention: Tensor | None = None
     pooling_weights: Tensor | None = None
     exit_input: Tensor | None = None
     memory_logits: Tensor | None = None
@@ -37,37 +41,135 @@ class Carry:
     position_embeddings: Tensor | None = None
 
     def take(self, rows: Tensor) -> Carry:
-        """The given rows alone, (K,), cut to the columns that some of them still use; their exit has read."""
-        memory_logits, scores = (
-            None if each is None else _rows(each, rows) for each in (self.memory_logits, self.token_importance)
+        """Return the given rows alone, (K,), cut to the columns that some of them still use; their exit has read."""
+        positions = self.position_embeddings
+        own_positions = positions is not None and len(positions) == len(self.hidden)
+        kept = Carry(
+            self.hidden.index_select(0, rows),  # rows first: those that leave are not copied
+            _rows(self.mask, rows),
+            _rows(self.attention, rows),
+            _rows(self.local_attention, rows),
+            _rows(self.pooling_weights, rows),
+            memory_logits=_rows(self.memory_logits, rows),
+            token_importance=_rows(self.token_importance, rows),
+            pair_bias=self.pair_bias,
+            position_embeddings=_rows(positions, rows) if own_positions else positions,
         )
-        if self.mask is None:
-            return Carry(_rows(self.hidden, rows), memory_logits=memory_logits, token_importance=scores)
-        mask = _rows(self.mask, rows)  # (K, T)
-        least = 2 if torch.compiler.is_exporting() else 1  # ONNX Runtime fails where none but the first is left
-        used = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max().clamp(min=least).item()
-        torch._check(used <= mask.shape[1])  # type: ignore[no-untyped-call]  # `torch.export` cannot know it
-        attention = self.attention
-        if attention is not None:
-            attention = _rows(attention, rows)[..., :used]
-            if attention.dim() == 4 and attention.shape[-2] > 1:
-                attention = attention[..., :used, :]
-        scores = None if scores is None else scores[:, : used - 1]
-        pair_bias, position_embeddings = (
-            each if each is None or len(each) < len(self.mask) else _rows(each, rows)
-            for each in (self.pair_bias, self.position_embeddings)
-        )
+        return kept if kept.mask is None else kept._cut(_used_columns(kept.mask))
+
+    def concat(self, other: Carry) -> Carry:
+        """Return the rows of both, the shorter ones padded; their exit has read.
+
+        A missing attention mask is written where the other batch has one, or where the lengths differ. For flash
+        attention there is none to write: it joins batches of one length, or with padding.
+
+        Raises:
+            InvalidInput: states that do not fit together, such as images of two sizes.
+        """
+        if self.mask is None or other.mask is None:
+            if self.mask is not other.mask or self.hidden.shape[1:] != other.hidden.shape[1:]:
+                raise InvalidInput(
+                    f"states of shape {tuple(self.hidden.shape)} and {tuple(other.hidden.shape)} make no batch"
+                )
+            one, two = self, other
+        else:
+            one, two = self._padded_for(other), other._padded_for(self)
         return Carry(
-            _rows(self.hidden, rows)[:, :used],  # rows first: those who leave are not copied
-            mask[:, :used],
-            attention,
-            None if self.pooling_weights is None else _rows(self.pooling_weights, rows)[..., :used],
-            memory_logits=memory_logits,
-            token_importance=scores,
-            pair_bias=None if pair_bias is None else pair_bias[..., :used, :used],
-            position_embeddings=None if position_embeddings is None else position_embeddings[:, :used],
+            torch.cat((one.hidden, two.hidden)),
+            _joined(one.mask, two.mask),
+            _joined(one.attention, two.attention),
+            _joined(one.local_attention, two.local_attention),
+            _joined(one.pooling_weights, two.pooling_weights),
+            memory_logits=_joined(one.memory_logits, two.memory_logits),
+            token_importance=_joined(one.token_importance, two.token_importance),
+            pair_bias=_longer(one.pair_bias, two.pair_bias),
+            position_embeddings=_joined(one.position_embeddings, two.position_embeddings),
         )
 
+    def _cut(self, length: int) -> Carry:
+        """The first `length` columns; all behind them are padding."""
 
-def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    return tensor.index_select(0, rows)  # in ONNX one `Gather`; indexing is slower there
+        def corner(mask: Tensor | None) -> Tensor | None:
+            if mask is None or mask.dim() == 2 or mask.shape[-2] == 1:
+                return None if mask is None else mask[..., :length]
+            return mask[..., :length, :length]
+
+        mask, weights, importance = self.mask, self.pooling_weights, self.token_importance
+        bias, positions = self.pair_bias, self.position_embeddings
+        return replace(
+            self,
+            hidden=self.hidden[:, :length],
+            mask=None if mask is None else mask[:, :length],
+            attention=corner(self.attention),
+            local_attention=corner(self.local_attention),
+            pooling_weights=None if weights is None else weights[..., :length],
+            token_importance=None if importance is None else importance[:, : length - 1],
+            pair_bias=None if bias is None else bias[..., :length, :length],
+            position_embeddings=None if positions is None else positions[:, :length],
+        )
+
+    def _padded_for(self, other: Carry) -> Carry:
+        """These rows with as many columns as the longer of the two batches, and with the masks that the other has."""
+        extra = max(0, other.hidden.shape[1] - self.hidden.shape[1])
+        attention, local = self.attention, self.local_attention
+        if attention is None and (other.attention is not None or self.hidden.shape[1] != other.hidden.shape[1]):
+            attention = self._every_token(other.attention)
+        if local is None and other.local_attention is not None:
+            local = attention
+        importance, positions = self.token_importance, self.position_embeddings
+        return replace(
+            self,
+            hidden=F.pad(self.hidden, (0, 0, 0, extra)),
+            mask=None if self.mask is None else F.pad(self.mask, (0, extra)),
+            attention=None if attention is None else _padded_mask(attention, extra),
+            local_attention=None if local is None else _padded_mask(local, extra),
+            pooling_weights=None if self.pooling_weights is None else F.pad(self.pooling_weights, (0, extra)),
+            token_importance=None if importance is None else F.pad(importance, (0, extra)),
+            position_embeddings=None
+            if positions is None
+            else F.pad(positions, (0, 0, 0, extra)).expand(len(self.hidden), -1, -1),
+        )
+
+    def _every_token(self, like: Tensor | None) -> Tensor:
+        """An attention mask under which every token attends to every token, of the kind of another one."""
+        rows, length = self.hidden.shape[:2]
+        if like is None:
+            return self.hidden.new_zeros(rows, 1, 1, length)  # what scaled dot products and eager attention both take
+        seen = 0 if like.is_floating_point() else 1
+        return like.new_full((rows, length) if like.dim() == 2 else (rows, 1, 1, length), seen)
+
+
+def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.index_select(0, rows)  # in ONNX one `Gather`; indexing is slower there
+
+
+def _used_columns(mask: Tensor) -> int:
+    """How many columns of a mask (B, T) some row still uses."""
+    least = 2 if torch.compiler.is_exporting() else 1  # ONNX Runtime fails where none but the first is left
+    used = int((mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max().clamp(min=least).item())
+    torch._check(used <= mask.shape[1])  # type: ignore[no-untyped-call]  # `torch.export` cannot know it
+    return used
+
+
+def _padded_mask(mask: Tensor, extra: int) -> Tensor:
+    """An attention mask with `extra` more columns that no token attends to; new rows attend as the first one does."""
+    hidden = torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
+    wider = F.pad(mask, (0, extra), value=hidden)
+    if mask.dim() == 2 or mask.shape[-2] == 1:
+        return wider
+    return torch.cat((wider, wider[:, :, :1].expand(-1, -1, extra, -1)), dim=2)
+
+
+def _joined(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Two batches as one; where only one of two attention masks has a row for each token, the other one gets them."""
+    if one is None or other is None:
+        return None
+    if one.dim() == 4 and one.shape[2] != other.shape[2]:
+        height = max(one.shape[2], other.shape[2])
+        one, other = (mask.expand(-1, -1, height, -1) for mask in (one, other))
+    return torch.cat((one, other))
+
+
+def _longer(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Of two biases (1, H, T, T) the one for more positions; on the shared ones they are the same."""
+    return one if one is None or other is None or one.shape[-1] >= other.shape[-1] else other

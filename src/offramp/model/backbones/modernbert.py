@@ -24,7 +24,7 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 @final
 class ModernBert(Backbone):
-    """`Carry.attention` is the global layers' mask and `Carry.pair_bias` the local layers', None where it is the same.
+    """`Carry.attention` is the mask of the global layers, `Carry.local_attention` that of the local ones.
 
     Flash attention takes one mask, (B, T), and knows the window itself.
     `Carry.position_embeddings` holds cosines and sines side by side, of the global layers and then of the local ones.
@@ -53,7 +53,7 @@ class ModernBert(Backbone):
             hidden,
             mask,
             create_bidirectional_mask(**told),
-            pair_bias=local if local is not None and local.dim() == 4 else None,
+            local_attention=local if local is not None and local.dim() == 4 else None,
             position_embeddings=torch.cat(turns, dim=-1),
         )
 
@@ -63,7 +63,8 @@ class ModernBert(Backbone):
         layer: Any = self.model.layers[number]
         turns = carry.position_embeddings.chunk(2 * len(self._kinds()), dim=-1)
         start = 2 * self._kinds().index(layer.attention_type)
-        mask = carry.attention if layer.attention_type == GLOBAL or carry.pair_bias is None else carry.pair_bias
+        local = carry.local_attention if layer.attention_type == LOCAL else None
+        mask = carry.attention if local is None else local
         hidden = layer(carry.hidden, attention_mask=mask, position_embeddings=turns[start : start + 2])
         return replace(carry, hidden=hidden)
 

@@ -1,0 +1,211 @@
+"""Batches in flight: rows that stand before the same exit, whatever request each of them came with.
+
+    batch = start(policy, thresholds, inputs)
+    exited, batch = batch.advance(segments)      # one block, one exit; the rows that reach their threshold leave
+    batch = batch.merge(other)                   # rows of another batch that stand before the same exit
+
+The adaptive loop (`offramp.early_exit.loop`) advances one batch to its end. A scheduler advances and merges many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from offramp.errors import InvalidInput
+from offramp.policies.base import Memory, Policy
+from offramp.policies.decision import continues, nan_where_invalid
+from offramp.types.carry import Carry
+from offramp.types.outputs import ExitOutput
+
+
+class Segments(Protocol):
+    """A model cut at its exits; whatever offers these four runs early.
+
+    Relations: `MultiExitModel` is one (eager torch), `offramp.inference.torch_compile.Compiled` another; a policy reads
+    what `exit` returns. A graph runs the same loop unrolled and has the same contract test.
+    """
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """The layer number of each exit, increasing; 1 = after the first layer."""
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
+        """Return the input of the first block."""
+
+    def block(self, exit: int, carry: Carry) -> Carry:
+        """Run the layers that lead to exit `exit` (0-based) from the one before."""
+
+    def exit(self, exit: int, carry: Carry) -> ExitOutput:
+        """Classify at exit `exit` (0-based)."""
+
+
+@dataclass(frozen=True)
+class ExitedRows:
+    """The rows of a batch that have exited, with their answers.
+
+    Attributes:
+        rows: (B,) int64 numbers of all rows of the batch.
+        exited: (B,) bool; what follows counts for these rows alone.
+        logits: (B, C) of the exit at which each row left.
+        failed: (B,) bool: its score or its logits were not finite.
+        layers: (B,) int64 layer number of that exit.
+    """
+
+    rows: Tensor
+    exited: Tensor
+    logits: Tensor
+    failed: Tensor
+    layers: Tensor
+
+    def then(self, later: ExitedRows) -> ExitedRows:
+        """Add the rows of the same batch that exited later; a row that had exited already keeps its answer."""
+        logits = torch.where(self.exited.unsqueeze(-1), self.logits, later.logits)
+        failed = torch.where(self.exited, self.failed, later.failed)
+        layers = torch.where(self.exited, self.layers, later.layers)
+        return ExitedRows(self.rows, self.exited | later.exited, logits, failed, layers)
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """Rows of one or several requests that stand before the same exit.
+
+    Attributes:
+        rows: (B,) int64 numbers by which the caller knows the rows.
+        exit: the exit that comes next, 0-based.
+        policy: scores the exits.
+        thresholds: (B, L-1) float32, a row's own; inf = never.
+        inputs: what `Segments.embed` takes, batch first; None once it has run.
+        carry: what the next block takes; None before `Segments.embed`.
+        memory: what the policy remembers of each row.
+        since_sync: the rows that have exited since the host last asked the device and still run along; None = none.
+    """
+
+    rows: Tensor
+    exit: int
+    policy: Policy
+    thresholds: Tensor
+    inputs: Mapping[str, Tensor] | None
+    carry: Carry | None = None
+    memory: Memory = ()
+    since_sync: ExitedRows | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def advance(self, segments: Segments, *, sync: bool = True) -> tuple[ExitedRows | None, InFlight | None]:
+        """Run one block and one exit.
+
+        Args:
+            segments: the model.
+            sync: ask the device which rows have exited and cut them out. Without it they run along, keep the answer of
+                their exit, and are returned by a later call. The last exit needs no asking.
+
+        Returns:
+            The batch's exited rows, None where there are none or nobody asked; and the rows that continue, None where
+            there are none.
+        """
+        # 1) the block and the exit
+        carry = segments.block(self.exit, self._embedded(segments))
+        last = self.exit == len(segments.layers) - 1
+        out = replace(segments.exit(self.exit, carry), last=last)
+        # 2) the decision
+        step = self.policy.step(self.exit, out, self.memory)
+        score = nan_where_invalid(step.score, step.logits)  # (B,)
+        exited = torch.ones_like(score, dtype=torch.bool) if last else ~continues(score, self.thresholds[:, self.exit])
+        layers = torch.full_like(self.rows, segments.layers[self.exit])
+        now = ExitedRows(self.rows, exited, step.logits, score.isnan(), layers)
+        now = now if self.since_sync is None else self.since_sync.then(now)
+        onward = replace(self, exit=self.exit + 1, inputs=None, carry=carry, memory=step.memory, since_sync=now)
+        if not (last or sync):
+            return None, onward
+        # 3) the cut
+        count = len(self) if last else int(now.exited.sum())
+        if count == len(self):
+            return now, None
+        onward = replace(onward, since_sync=None)
+        return (now, onward.take((~now.exited).nonzero().squeeze(1))) if count else (None, onward)
+
+    def take(self, index: Tensor) -> InFlight:
+        """Return the rows at these positions, (K,), alone.
+
+        Raises:
+            InvalidInput: rows that have exited still run along.
+        """
+        if self.since_sync is not None:
+            raise InvalidInput("a batch is cut right after a sync: advance(sync=True)")
+        return replace(
+            self,
+            rows=self.rows[index],
+            thresholds=self.thresholds[index],
+            inputs=None if self.inputs is None else {name: value[index] for name, value in self.inputs.items()},
+            carry=None if self.carry is None else self.carry.take(index),
+            memory=tuple(tensor[index] for tensor in self.memory),
+        )
+
+    def merge(self, other: InFlight) -> InFlight:
+        """Join two batches that stand before the same exit, shorter rows padded; no row's answer depends on it.
+
+        Raises:
+            InvalidInput: another exit or another policy; rows that the host has not asked about; inputs of other kinds.
+        """
+        if (self.exit, self.policy) != (other.exit, other.policy):
+            raise InvalidInput(
+                f"batches merge before the same exit under the same policy, got {self.policy} before exit {self.exit} "
+                f"and {other.policy} before exit {other.exit}"
+            )
+        if self.since_sync is not None or other.since_sync is not None:
+            raise InvalidInput("batches merge right after a sync: advance(sync=True)")
+        if (self.carry is None) != (other.carry is None):
+            raise InvalidInput("a batch that is embedded merges with one that is embedded")
+        merged = replace(
+            self,
+            rows=torch.cat((self.rows, other.rows)),
+            thresholds=torch.cat((self.thresholds, other.thresholds)),
+            memory=tuple(torch.cat(pair) for pair in zip(self.memory, other.memory, strict=True)),
+        )
+        if self.carry is not None and other.carry is not None:
+            return replace(merged, carry=self.carry.concat(other.carry))
+        assert self.inputs is not None  # a batch has inputs or a carry
+        assert other.inputs is not None
+        return replace(merged, inputs=_concat_inputs(self.inputs, other.inputs))
+
+    def _embedded(self, segments: Segments) -> Carry:
+        if self.carry is not None:
+            return self.carry
+        assert self.inputs is not None  # a batch has inputs or a carry
+        return segments.embed(self.inputs)
+
+
+def start(policy: Policy, thresholds: Tensor, inputs: Mapping[str, Tensor], *, rows: Tensor | None = None) -> InFlight:
+    """Return a batch that stands before its first exit.
+
+    Args:
+        policy: scores the exits.
+        thresholds: (L-1,) of all rows, or (B, L-1); see `offramp.policies.decision.thresholds_per_exit`.
+        inputs: what `Segments.embed` takes, batch first.
+        rows: (B,) int64 numbers by which the caller knows the rows; None = 0 to B-1.
+    """
+    first = next(iter(inputs.values()))
+    numbers = torch.arange(len(first), device=first.device) if rows is None else rows
+    own = thresholds.to(device=first.device, dtype=torch.float32).expand(len(first), -1)  # (B, L-1)
+    return InFlight(numbers, 0, policy, own, inputs)
+
+
+def _concat_inputs(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Two batches of inputs as one; tokens are padded on the right, and the mask says where."""
+    if "input_ids" in one and "input_ids" in other:
+        one, other = ({"attention_mask": torch.ones_like(some["input_ids"]), **some} for some in (one, other))
+        columns = max(one["input_ids"].shape[1], other["input_ids"].shape[1])
+        one, other = (
+            {name: F.pad(value, (0, columns - value.shape[1])) for name, value in some.items()} for some in (one, other)
+        )
+    shapes = [{name: tuple(value.shape[1:]) for name, value in some.items()} for some in (one, other)]
+    if shapes[0] != shapes[1]:
+        raise InvalidInput(f"inputs of shapes {shapes[0]} and {shapes[1]} make no batch")
+    return {name: torch.cat((one[name], other[name])) for name in one}
