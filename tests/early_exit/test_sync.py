@@ -128,16 +128,16 @@ def test_where_nobody_looks_nothing_waits(data: Mapping[str, Any], problem_type:
 
 
 def mean_cost(
-    prices: SyncCosts, exit_layers: Sequence[int], depth: int, size: int, sync_exits: Collection[int]
+    costs: SyncCosts, exit_layers: Sequence[int], depth: int, size: int, sync_exits: Collection[int]
 ) -> float:
     """Seconds, averaged over all batches of `size` that can be drawn with replacement; run by the loop itself."""
-    costs = []
+    seconds = []
     for batch in product(exit_layers, repeat=size):
         counted = CountedRows(leaving_at(batch, depth))
         run(counted, MaxProb(), 0.9, {"rows": torch.arange(size)}, sync_exits=sync_exits)
-        looked = sum(look < len(counted.rows) for look in sync_exits)
-        costs.append(looked * prices.sync_s + sum(prices.block_s[rows] for rows in counted.rows))
-    return sum(costs) / len(costs)
+        syncs = sum(exit < len(counted.rows) for exit in sync_exits)
+        seconds.append(syncs * costs.sync_s + sum(costs.block_s[rows] for rows in counted.rows))
+    return sum(seconds) / len(seconds)
 
 
 def leaving_at(exit_layers: Sequence[int], depth: int) -> Trace:
@@ -148,21 +148,21 @@ def leaving_at(exit_layers: Sequence[int], depth: int) -> Trace:
 @pytest.mark.parametrize("sync_s", [0.0, 0.3, 0.8, 1.5, 40.0])
 @pytest.mark.parametrize("exit_layers", [(1, 2, 5), (1, 1, 1, 4), (2, 3, 3), (5, 5)])
 def test_no_other_choice_of_looks_is_cheaper(exit_layers: Sequence[int], sync_s: float) -> None:
-    prices = SyncCosts(sync_s, {1: 1.0, 2: 1.25, 3: 2.0})
+    costs = SyncCosts(sync_s, {1: 1.0, 2: 1.25, 3: 2.0})
     cost = {
-        sync_exits: mean_cost(prices, exit_layers, 5, 3, sync_exits)
+        sync_exits: mean_cost(costs, exit_layers, 5, 3, sync_exits)
         for sync_exits in chain.from_iterable(combinations(range(4), count) for count in range(5))
     }
-    found = cheapest_sync_exits(prices, torch.tensor(exit_layers), [1, 2, 3, 4, 5], 3)
+    found = cheapest_sync_exits(costs, torch.tensor(exit_layers), [1, 2, 3, 4, 5], 3)
     assert cost[tuple(sorted(found))] == pytest.approx(min(cost.values()))
 
 
 def test_a_look_is_worth_what_it_costs() -> None:
     """Half leave at layer 1; a block costs 1 s a row, so a look behind it saves 3 blocks of 4 rows: 12 s."""
     half, layers = torch.tensor([1, 4]), [1, 2, 3, 4]
-    prices = {1: 1.0, 8: 8.0}  # 4 rows: 4 s
-    assert cheapest_sync_exits(SyncCosts(11.9, prices), half, layers, 8) == {0}
-    assert cheapest_sync_exits(SyncCosts(12.1, prices), half, layers, 8) == set()
+    costs = {1: 1.0, 8: 8.0}  # 4 rows: 4 s
+    assert cheapest_sync_exits(SyncCosts(11.9, costs), half, layers, 8) == {0}
+    assert cheapest_sync_exits(SyncCosts(12.1, costs), half, layers, 8) == set()
 
 
 def test_layers_without_an_exit_count_by_their_number() -> None:

@@ -1,4 +1,7 @@
-"""Behind which exits to look who has left: a look waits for the device, and without it left rows go on for nothing."""
+"""The exits behind which to ask the device which rows have left.
+
+Asking makes the host wait for the device; without it, rows that have left run along for nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ from offramp.errors import InvalidInput
 @final
 @dataclass(frozen=True)
 class SyncCosts:
-    """What was measured of a model on a device, at one length.
+    """Measured costs of a model on a device, at one length.
 
     Attributes:
-        sync_s: seconds that a look takes, with cutting the batch behind it.
-        block_s: number of rows -> seconds that a block with its exit takes on so many; a straight line in between.
+        sync_s: seconds of one sync, with the cut of the batch behind it.
+        block_s: number of rows -> seconds of a block with its exit; a straight line in between.
 
     Raises:
-        InvalidInput: nothing was measured, or a price is below 0.
+        InvalidInput: no measurement, or a cost below 0.
     """
 
     sync_s: float
@@ -33,48 +36,49 @@ class SyncCosts:
 
     def __post_init__(self) -> None:
         if not self.block_s or min(self.block_s) < 1:
-            raise InvalidInput(f"block_s must have the price of 1 row or more, got {dict(self.block_s)}")
+            raise InvalidInput(f"block_s must have the cost of 1 row or more, got {dict(self.block_s)}")
         if min(self.sync_s, *self.block_s.values()) < 0:
-            raise InvalidInput(f"prices must be at least 0, got {self}")
+            raise InvalidInput(f"costs must be at least 0, got {self}")
 
 
 def cheapest_sync_exits(
-    prices: SyncCosts, exit_layers: Tensor, layers: Sequence[int], batch_size: int
+    costs: SyncCosts, exit_layers: Tensor, layers: Sequence[int], batch_size: int
 ) -> frozenset[int]:
-    """The exits (0-based) to look behind that make a batch cheapest on average; `engine.loop.run` takes them.
+    """Return the exits (0-based) whose syncs make a batch cheapest on average; `early_exit.loop.run` takes them.
 
     Args:
-        prices: of blocks up to `batch_size` rows.
-        exit_layers: (N,) where held-out samples leave (`Answers.exit_layers` of a replay); a batch is drawn from them.
+        costs: of blocks up to `batch_size` rows.
+        exit_layers: (N,) layers at which held-out samples leave (`Answers.exit_layers` of a replay); a batch is drawn
+            from them.
         layers: the layer number of each exit (`Trace.layer_numbers`); all blocks are taken to cost the same.
         batch_size: rows of a batch.
 
     Raises:
-        InvalidInput: a batch larger than what was measured, or smaller than 1.
+        InvalidInput: a batch larger than the largest one measured, or smaller than 1.
     """
-    if not 1 <= batch_size <= max(prices.block_s):
-        raise InvalidInput(f"prices are for 1 to {max(prices.block_s)} rows, got a batch of {batch_size}")
+    if not 1 <= batch_size <= max(costs.block_s):
+        raise InvalidInput(f"costs are for 1 to {max(costs.block_s)} rows, got a batch of {batch_size}")
     rows = torch.arange(batch_size + 1, dtype=torch.float64)
-    measured = sorted(prices.block_s)
-    block = torch.from_numpy(np.interp(rows, measured, [prices.block_s[count] for count in measured]))
-    block[0] = 0  # nobody is left
+    measured = sorted(costs.block_s)
+    block_s = torch.from_numpy(np.interp(rows, measured, [costs.block_s[count] for count in measured]))
+    block_s[0] = 0  # an empty batch runs no block
 
-    def rows_behind(exit: int) -> Tensor:
-        """Probabilities (batch_size + 1,) of how many rows there are once exit `exit` was looked behind."""
+    def row_counts(exit: int) -> Tensor:
+        """Return the probabilities (batch_size + 1,) of each number of rows after a sync behind exit `exit`."""
         share = (exit_layers > layers[exit]).double().mean() if exit >= 0 else torch.ones((), dtype=torch.float64)
         ways = math.lgamma(batch_size + 1) - (rows + 1).lgamma() - (rows.flip(0) + 1).lgamma()  # logarithm, binomial
         return (ways + rows.xlogy(share) + rows.flip(0).xlogy(1 - share)).exp()
 
     @cache
     def cheapest_from(exit: int) -> tuple[float, tuple[int, ...]]:
-        """Seconds from behind a look at exit `exit` to the end, and the sync_exits that are still to come."""
-        chance = rows_behind(exit)
-        each, anybody = (chance @ block).item(), 1 - chance[0].item()
+        """Return the seconds from a sync behind exit `exit` to the end, and the syncs still to come."""
+        counts = row_counts(exit)
+        mean_block_s, any_left = (counts @ block_s).item(), 1 - counts[0].item()
         last = len(layers) - 1
-        plans: list[tuple[float, tuple[int, ...]]] = [((last - exit) * each, ())]
-        for next_ in range(exit + 1, last):
-            seconds, later = cheapest_from(next_)
-            plans.append(((next_ - exit) * each + anybody * prices.sync_s + seconds, (next_, *later)))
+        plans: list[tuple[float, tuple[int, ...]]] = [((last - exit) * mean_block_s, ())]
+        for sync in range(exit + 1, last):
+            seconds, later = cheapest_from(sync)
+            plans.append(((sync - exit) * mean_block_s + any_left * costs.sync_s + seconds, (sync, *later)))
         return min(plans)
 
     return frozenset(cheapest_from(-1)[1])
