@@ -149,7 +149,7 @@ def read_examples(
     Example:
         >>> examples = offramp.read_examples("helpdesk", split="test")  # the built-in sample
         >>> len(examples), len(examples.label_names)
-        (435, ...)
+        (435, 12)
     """
     if task not in TASKS:
         raise UnknownName(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")

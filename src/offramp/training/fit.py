@@ -114,8 +114,7 @@ def fit(
         labels = torch.tensor(train.labels, dtype=torch.float32)
         model.heads.start_at(labels.view(len(labels), -1).mean(dim=0))
     limit = token_limit(tokenizer, model.config.backbone)
-    if validation is None:
-        changes = {"eval_strategy": "no", **changes}
+    changes = {"eval_strategy": "no", **changes} if validation is None else changes
     trainer = ExitTrainer(
         model,
         default_arguments(checkpoints, **changes),
