@@ -60,9 +60,9 @@ def step_of(rival: str, encoder: str, pooling: str, dtype: str) -> Callable[[int
     """One training step on random tokens."""
     model, objective = model_of(rival, encoder, pooling)
     model.train()
+    if objective is not None:
+        objective.build(len(model.layers), 2)
     modules = torch.nn.ModuleList(objective.modules() if objective else ())
-    for module in modules:
-        module(torch.zeros(1, 1, 2))  # lazy layers take their shape
     optimizer = torch.optim.AdamW([*model.parameters(), *modules.parameters()])
     ids = torch.randint(1000, 20000, (BATCH, TOKENS))
     labels = torch.randint(0, 2, (BATCH,))

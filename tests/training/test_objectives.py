@@ -43,7 +43,7 @@ SEVERAL_LABELS = (
     [math.log(2), -(math.log(0.9) + math.log(0.8) + math.log(0.4) + math.log(0.7)) / 4, -math.log(0.99)],
 )
 KINDS = pytest.mark.parametrize(
-    ("exits", "labels", "each"),
+    ("exits", "labels", "by_exit"),
     [CLASSES, VALUES, SEVERAL_VALUES, SEVERAL_LABELS],
     ids=["classes", "values", "several-values", "several-labels"],
 )
@@ -56,54 +56,56 @@ def loss_of(objective: Objective, exits: ExitOutput, labels: Tensor) -> float:
 
 
 @KINDS
-def test_the_loss_of_each_exit_is_the_mean_over_the_batch(exits: ExitOutput, labels: Tensor, each: list[float]) -> None:
-    assert exit_losses(exits, labels).tolist() == pytest.approx(each, abs=1e-6)
+def test_the_loss_of_each_exit_is_the_mean_over_the_batch(
+    exits: ExitOutput, labels: Tensor, by_exit: list[float]
+) -> None:
+    assert exit_losses(exits, labels).tolist() == pytest.approx(by_exit, abs=1e-6)
 
 
 @KINDS
-def test_joint_sums_the_exits(exits: ExitOutput, labels: Tensor, each: list[float]) -> None:
-    assert loss_of(Joint(), exits, labels) == pytest.approx(sum(each), abs=1e-6)
+def test_joint_sums_the_exits(exits: ExitOutput, labels: Tensor, by_exit: list[float]) -> None:
+    assert loss_of(Joint(), exits, labels) == pytest.approx(sum(by_exit), abs=1e-6)
 
 
 @KINDS
-def test_weighted_counts_exit_i_i_times(exits: ExitOutput, labels: Tensor, each: list[float]) -> None:
-    wanted = (1 * each[0] + 2 * each[1] + 3 * each[2]) / 6
+def test_weighted_counts_exit_i_i_times(exits: ExitOutput, labels: Tensor, by_exit: list[float]) -> None:
+    wanted = (1 * by_exit[0] + 2 * by_exit[1] + 3 * by_exit[2]) / 6
     assert loss_of(Weighted(), exits, labels) == pytest.approx(wanted, abs=1e-6)
 
 
 @KINDS
-def test_last_is_the_last_exit_alone(exits: ExitOutput, labels: Tensor, each: list[float]) -> None:
-    assert loss_of(Last(), exits, labels) == pytest.approx(each[-1], abs=1e-6)
+def test_last_is_the_last_exit_alone(exits: ExitOutput, labels: Tensor, by_exit: list[float]) -> None:
+    assert loss_of(Last(), exits, labels) == pytest.approx(by_exit[-1], abs=1e-6)
 
 
 @KINDS
 def test_two_stages_are_the_last_exit_and_then_the_sum_of_the_others(
-    exits: ExitOutput, labels: Tensor, each: list[float]
+    exits: ExitOutput, labels: Tensor, by_exit: list[float]
 ) -> None:
     objective = TwoStage()
-    told = [objective.loss(stage, 0, exits, labels).item() for stage in objective.stages]
-    assert told == pytest.approx([each[-1], each[0] + each[1]], abs=1e-6)
+    actual = [objective.loss(stage, 0, exits, labels).item() for stage in objective.stages]
+    assert actual == pytest.approx([by_exit[-1], by_exit[0] + by_exit[1]], abs=1e-6)
     assert TwoStage(freeze=True).stages == objective.stages[1:]
 
 
 @KINDS
 def test_alternating_is_the_last_exit_at_even_steps_and_the_sum_of_all_at_odd_ones(
-    exits: ExitOutput, labels: Tensor, each: list[float]
+    exits: ExitOutput, labels: Tensor, by_exit: list[float]
 ) -> None:
     (stage,) = Alternating().stages
-    told = [Alternating().loss(stage, step, exits, labels).item() for step in range(4)]
-    assert told == pytest.approx([each[-1], sum(each)] * 2, abs=1e-6)
+    actual = [Alternating().loss(stage, step, exits, labels).item() for step in range(4)]
+    assert actual == pytest.approx([by_exit[-1], sum(by_exit)] * 2, abs=1e-6)
 
 
 @KINDS
-def test_equilibrium_is_the_sum(exits: ExitOutput, labels: Tensor, each: list[float]) -> None:
-    assert loss_of(GradientEquilibrium(), exits, labels) == pytest.approx(sum(each), abs=1e-6)
+def test_equilibrium_is_the_sum(exits: ExitOutput, labels: Tensor, by_exit: list[float]) -> None:
+    assert loss_of(GradientEquilibrium(), exits, labels) == pytest.approx(sum(by_exit), abs=1e-6)
 
 
 def kl(first: list[float], second: list[float], temperature: float = 1.0) -> float:
     """T^2 KL of two distributions, softened by the temperature, by hand."""
-    soft = [[value ** (1 / temperature) for value in each] for each in (first, second)]
-    p, q = ([value / sum(each) for value in each] for each in soft)
+    soft = [[value ** (1 / temperature) for value in row] for row in (first, second)]
+    p, q = ([value / sum(row) for value in row] for row in soft)
     return temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
@@ -112,11 +114,11 @@ LAST = [0.9, 0.05, 0.05]  # what the last exit of CLASSES says of both samples
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_self_distillation_pulls_the_early_exits_to_the_last_one(temperature: float) -> None:
-    exits, labels, each = CLASSES
+    exits, labels, by_exit = CLASSES
     objective = SelfDistillation(temperature=temperature)
-    told = [objective.loss(stage, 0, exits, labels).item() for stage in objective.stages]
+    actual = [objective.loss(stage, 0, exits, labels).item() for stage in objective.stages]
     by_hand = sum(kl(LAST, row, temperature) for row in P[:2].flatten(0, 1).tolist()) / 2
-    assert told == pytest.approx([each[-1], by_hand], abs=1e-5)
+    assert actual == pytest.approx([by_exit[-1], by_hand], abs=1e-5)
 
 
 def test_self_distillation_of_values_is_squared_error_and_of_labels_a_choice_each() -> None:
@@ -139,7 +141,7 @@ def test_the_teacher_of_self_distillation_is_not_pulled() -> None:
 
 def evenly(objective: EnsembleDistillation) -> EnsembleDistillation:
     """The teacher's attention weighs all exits alike."""
-    objective.teacher(CLASSES[0].logits)
+    objective.build(3, 3)
     with torch.no_grad():
         objective.teacher.context.weight.zero_()
     return objective
@@ -156,16 +158,25 @@ def mean_of_logits() -> list[list[float]]:
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_ensemble_distillation_pulls_all_exits_to_their_weighted_mean(direction: str) -> None:
-    exits, labels, each = CLASSES
+    exits, labels, by_exit = CLASSES
     objective = evenly(EnsembleDistillation(gamma=0.25, temperature=2.0, direction=direction))
     teacher = mean_of_logits()
     pairs = [(teacher[sample], row) for exit in P.tolist() for sample, row in enumerate(exit)]
     learned = sum(kl(t, s, 2.0) if direction == "forward" else kl(s, t, 2.0) for t, s in pairs) / 2
     own = -(math.log(teacher[0][0]) + math.log(teacher[1][2])) / 2
-    by_hand = 0.75 * sum(each) + 0.25 * learned + 0.25 * own
+    by_hand = 0.75 * sum(by_exit) + 0.25 * learned + 0.25 * own
     assert loss_of(objective, exits, labels) == pytest.approx(by_hand, abs=1e-5)
     papers = evenly(EnsembleDistillation(gamma=None, temperature=2.0, direction=direction))
-    assert loss_of(papers, exits, labels) == pytest.approx(sum(each) + learned, abs=1e-5)
+    assert loss_of(papers, exits, labels) == pytest.approx(sum(by_exit) + learned, abs=1e-5)
+
+
+def test_build_gives_the_teacher_its_shapes_and_keeps_the_weights_that_it_has() -> None:
+    objective = EnsembleDistillation()
+    objective.build(4, 3)
+    before = {name: value.clone() for name, value in objective.teacher.state_dict().items()}
+    assert before["map.weight"].shape == (64, 3)
+    objective.build(4, 3)
+    assert all(torch.equal(value, before[name]) for name, value in objective.teacher.state_dict().items())
 
 
 @torch.no_grad()
@@ -173,15 +184,15 @@ def test_the_teacher_weighs_exits_by_its_attention() -> None:
     teacher = LayerAttention()
     logits = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
     teacher(logits)
-    told = []
+    actual = []
     for sample in range(2):
         scores = [
             float(teacher.context.weight[0] @ (teacher.map.weight @ exit[sample] + teacher.map.bias).tanh())
             for exit in logits
         ]
         total = sum(math.exp(score) for score in scores)
-        told.append(sum(math.exp(score) / total * exit[sample] for score, exit in zip(scores, logits, strict=True)))
-    assert torch.allclose(teacher(logits), torch.stack(told), atol=1e-5)
+        actual.append(sum(math.exp(score) / total * exit[sample] for score, exit in zip(scores, logits, strict=True)))
+    assert torch.allclose(teacher(logits), torch.stack(actual), atol=1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.1, None])
@@ -191,13 +202,13 @@ def test_the_teacher_reads_the_exits_and_sends_them_nothing(gamma: float | None)
     logits = exits.logits.clone().requires_grad_()
     taught = objective.teacher(logits.detach())
     loss = objective.loss(objective.stages[0], 0, ExitOutput(logits), labels)
-    found = torch.autograd.grad(loss, logits)[0]
+    actual = torch.autograd.grad(loss, logits)[0]
     # the same loss with the teacher's answer as a constant has the same gradient at the exits
     g = 0.0 if gamma is None else gamma
     constant = (1 - g) * exit_losses(ExitOutput(logits), labels) + (gamma or 1) * distances(
         ExitOutput(logits), taught.detach(), 3.0
     )
-    assert torch.allclose(found, torch.autograd.grad(constant.sum(), logits)[0], atol=1e-6)
+    assert torch.allclose(actual, torch.autograd.grad(constant.sum(), logits)[0], atol=1e-6)
 
 
 def test_the_students_do_not_pull_at_the_teacher_unless_it_has_no_loss_of_its_own() -> None:
@@ -206,9 +217,9 @@ def test_the_students_do_not_pull_at_the_teacher_unless_it_has_no_loss_of_its_ow
         objective = EnsembleDistillation(gamma=gamma)
         taught = objective.teacher(exits.logits)
         weights = list(objective.teacher.parameters())
-        found = torch.autograd.grad(objective.loss(objective.stages[0], 0, exits, labels), weights)
+        actual = torch.autograd.grad(objective.loss(objective.stages[0], 0, exits, labels), weights)
         own = torch.autograd.grad(0.1 * torch.nn.functional.cross_entropy(taught, labels), weights)
-        pairs = zip(found, own, strict=True)
+        pairs = zip(actual, own, strict=True)
         assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs) == of_labels
 
 
@@ -241,7 +252,9 @@ def test_values_may_come_as_a_row_or_as_a_column(labels: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @KINDS
-def test_losses_are_taken_in_float32(exits: ExitOutput, labels: Tensor, each: list[float], dtype: torch.dtype) -> None:
+def test_losses_are_taken_in_float32(
+    exits: ExitOutput, labels: Tensor, by_exit: list[float], dtype: torch.dtype
+) -> None:
     low = ExitOutput(exits.logits.to(dtype), problem_type=exits.problem_type)
     losses = exit_losses(low, labels)
     assert losses.dtype == torch.float32
@@ -267,9 +280,9 @@ def gradients(objective: Objective, case: tuple[ExitOutput, Tensor, Any]) -> Ten
 
 
 def test_gradients_of_last_reach_the_last_exit_alone() -> None:
-    found = gradients(Last(), CLASSES)
-    assert (found[:-1] == 0).all()
-    assert found[-1].abs().sum() > 0
+    actual = gradients(Last(), CLASSES)
+    assert (actual[:-1] == 0).all()
+    assert actual[-1].abs().sum() > 0
 
 
 def test_gradients_of_joint_reach_each_exit_alike_and_of_weighted_by_depth() -> None:

@@ -1,13 +1,14 @@
 """Training in stages: frozen means frozen, and a stopped run ends as an uninterrupted one."""
 
 import shutil
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, TrainerCallback, TrainingArguments
 
 from offramp.data.batching import collate
@@ -15,9 +16,10 @@ from offramp.errors import InvalidInput
 from offramp.model.bypass import Bypass
 from offramp.model.modeling import MultiExitModel
 from offramp.training.fit import default_arguments
-from offramp.training.objectives.base import FREEZING, Objective
+from offramp.training.objectives.base import FREEZING, Objective, Stage
 from offramp.training.objectives.registry import load_objective
 from offramp.training.trainer import ExitTrainer, parameter_group
+from offramp.types.outputs import ExitOutput
 from support.models import CLASSIFIED, IMAGES, LAYERS, encoder_config, image_rows, padded, rows_for, tiny_classifier
 from support.models import token_rows as random_rows
 from support.traces import crossed
@@ -245,8 +247,8 @@ def test_a_checkpoint_may_be_named(tmp_path: Path) -> None:
 def test_logs_say_which_stage_they_are_of(tmp_path: Path) -> None:
     trainer = trainer_of(toy_model(), "two-stage", tmp_path, logging_strategy="steps", logging_steps=3)
     trainer.train()
-    told = [(entry["stage"], entry["step"]) for entry in trainer.state.log_history if "loss" in entry]
-    assert told == [("last", 3), ("last", 6), ("early", 3), ("early", 6)]
+    actual = [(entry["stage"], entry["step"]) for entry in trainer.state.log_history if "loss" in entry]
+    assert actual == [("last", 3), ("last", 6), ("early", 3), ("early", 6)]
 
 
 def test_alternating_trains_the_last_exit_at_even_steps_and_all_at_odd_ones(tmp_path: Path) -> None:
@@ -273,6 +275,31 @@ def test_the_teacher_learns_and_is_gone_afterwards(tmp_path: Path) -> None:
     assert len(saved[0]) == len(saved[1]) == len(names) + 3
     assert set(model.state_dict()) == names
     assert set(MultiExitModel.from_backbone(model).state_dict()) == names
+
+
+@final
+@dataclass(frozen=True)
+class WithOffsets(Objective):
+    """An objective with a number for each exit and output, made when the model is known."""
+
+    offsets: nn.ParameterList = field(default_factory=nn.ParameterList)
+
+    def build(self, exits: int, outputs: int) -> None:
+        self.offsets.append(nn.Parameter(torch.zeros(exits, 1, outputs)))
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.offsets,)
+
+    def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
+        return (exits.logits + self.offsets[0]).logsumexp(dim=-1).sum()
+
+
+def test_the_trainer_builds_what_an_objective_trains_along(tmp_path: Path) -> None:
+    model, objective = toy_model(), WithOffsets()
+    trainer_of(model, objective, tmp_path, max_steps=1).train()
+    (offsets,) = objective.offsets
+    assert offsets.shape == (len(model.layers), 1, 2)
+    assert (offsets != 0).all()
 
 
 def test_one_optimiser_does_not_serve_two_stages(tmp_path: Path) -> None:

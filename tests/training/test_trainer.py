@@ -169,9 +169,9 @@ def test_after_last_another_objective_trains_all_exits_again(train: Callable[...
 )
 def test_a_shared_pooler_belongs_to_the_last_exit(head: str, parts: dict[str, int]) -> None:
     model = toy_model(head=head)
-    found = [parameter_group(name, model) for name, _ in model.named_parameters()]
-    assert {part: found.count(part) for part in parts} == parts
-    assert found.count("backbone") == len(list(model.backbone.parameters()))
+    actual = [parameter_group(name, model) for name, _ in model.named_parameters()]
+    assert {part: actual.count(part) for part in parts} == parts
+    assert actual.count("backbone") == len(list(model.backbone.parameters()))
 
 
 @pytest.mark.parametrize("family", ["bert", "albert"])
@@ -226,8 +226,8 @@ def test_transformers_own_trainer_accumulates_the_models_loss_alike(tmp_path: Pa
             gradient_accumulation_steps=times,
         )
         Trainer(model, settings, partial(collate, pad_token_id=0), toy()).train()
-    for (name, expected), found in zip(whole.named_parameters(), halves.parameters(), strict=True):
-        assert torch.allclose(found, expected, atol=1e-6), name
+    for (name, expected), actual in zip(whole.named_parameters(), halves.parameters(), strict=True):
+        assert torch.allclose(actual, expected, atol=1e-6), name
 
 
 def test_logs_tell_the_loss_of_every_exit(tmp_path: Path) -> None:
@@ -258,19 +258,19 @@ def test_evaluation_returns_the_loss_of_every_exit_by_layer_number(tmp_path: Pat
 
 def test_predictions_are_the_last_exits_logits(tmp_path: Path) -> None:
     model, rows = toy_model(), toy(10)
-    seen = []
+    shapes = []
 
     def metrics(prediction: Any) -> dict[str, float]:
-        seen.append((prediction.predictions.shape, prediction.label_ids.shape))
+        shapes.append((prediction.predictions.shape, prediction.label_ids.shape))
         return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
     trainer = exit_trainer(model, arguments(tmp_path), None, rows)
     trainer.compute_metrics = metrics
-    found = trainer.evaluate()
-    assert seen == [((10, 2), (10,))]
+    actual = trainer.evaluate()
+    assert shapes == [((10, 2), (10,))]
     tokens = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
     right = model(**padded(model, tokens)).logits.argmax(dim=-1) == torch.tensor([row["labels"] for row in rows])
-    assert found["eval_accuracy"] == pytest.approx(right.float().mean().item())
+    assert actual["eval_accuracy"] == pytest.approx(right.float().mean().item())
 
 
 def test_exits_may_learn_at_their_own_rate(tmp_path: Path) -> None:
@@ -323,8 +323,8 @@ def test_activation_checkpointing_ends_with_the_same_weights(train: Callable[...
     plain, saving = toy_model(), toy_model()
     train(plain, max_steps=4)
     train(saving, max_steps=4, activation_checkpointing=True)
-    for (name, expected), found in zip(plain.named_parameters(), saving.parameters(), strict=True):
-        assert torch.allclose(found, expected, atol=1e-6), name
+    for (name, expected), actual in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert torch.allclose(actual, expected, atol=1e-6), name
 
 
 @pytest.mark.parametrize(
@@ -360,16 +360,16 @@ def test_a_checkpoint_is_a_model_folder(tmp_path: Path) -> None:
 
 
 def test_the_objective_is_told_the_step(tmp_path: Path) -> None:
-    told = []
+    actual = []
 
     class Counting(type(load_objective("joint"))):  # type: ignore[misc]
         def loss(self, stage: Any, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
-            told.append(step)
+            actual.append(step)
             return super().loss(stage, step, exits, labels)
 
     settings = arguments(tmp_path, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     exit_trainer(toy_model(), settings, toy(), objective=Counting()).train()
-    assert told == [0, 0, 1, 1, 2, 2]
+    assert actual == [0, 0, 1, 1, 2, 2]
 
 
 def test_examples_become_rows_with_labels() -> None:
@@ -386,10 +386,10 @@ def test_examples_become_rows_with_labels() -> None:
 
 
 def test_weighted_is_the_objective_unless_told_otherwise(tmp_path: Path) -> None:
-    silent, told = toy_model(), toy_model()
+    silent, logging = toy_model(), toy_model()
     exit_trainer(silent, arguments(tmp_path, max_steps=2), toy()).train()
-    exit_trainer(told, arguments(tmp_path, max_steps=2), toy(), objective=load_objective("weighted")).train()
-    assert all(torch.equal(a, b) for a, b in zip(silent.parameters(), told.parameters(), strict=True))
+    exit_trainer(logging, arguments(tmp_path, max_steps=2), toy(), objective=load_objective("weighted")).train()
+    assert all(torch.equal(a, b) for a, b in zip(silent.parameters(), logging.parameters(), strict=True))
 
 
 LABELS = ("cat", "dog")

@@ -13,13 +13,13 @@ from offramp.data.examples import Text
 from offramp.errors import InvalidInput
 
 Tokens = dict[str, list[int]]
-"""One text as the tokenizer gives it: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
+"""One text as the tokenizer returns it: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
 
-NO_LIMIT = 10**9  # tokenizers without a limit say 10^30
+NO_LIMIT = 10**9  # tokenizers without a limit have 10^30
 
 
 def token_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
-    """How many tokens a text may have: what the tokenizer says, and what the encoder has positions for.
+    """Return how many tokens a text may have: the least of the tokenizer's limit and the encoder's positions.
 
     Args:
         tokenizer: its `model_max_length` counts if it has one.
@@ -50,8 +50,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length
             continue
         pair = [seconds[number] for number in chosen] if paired else None
         encoded = tokenizer([firsts[number] for number in chosen], pair, truncation=True, max_length=max_length)
-        for place, number in enumerate(chosen):
-            rows[number] = {name: values[place] for name, values in encoded.items()}
+        for index, number in enumerate(chosen):
+            rows[number] = {name: values[index] for name, values in encoded.items()}
     return rows
 
 
@@ -80,7 +80,7 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int | None) -> dict
 
 
 def length_sorted(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches of similar length, longest first, so that little is padded and memory peaks at once.
+    """Return row numbers in batches of similar length, longest first: little padding, and memory peaks at the start.
 
     Images, which have no length, keep their order.
     """

@@ -1,7 +1,7 @@
 """Records from csv, tsv, jsonl, txt, parquet, Hugging Face data sets and the built-in sample.
 
-A source is named by a string; every kind is read as a stream of records, each with its place, with which
-errors begin. Nothing heavy is imported before it is needed.
+A source is named by a string; every kind is read as a stream of records with their locations, with which
+errors begin. Heavy imports wait until they are needed.
 """
 
 import csv
@@ -19,7 +19,7 @@ from typing import Any
 
 from offramp.errors import DataError
 
-Record = tuple[str, dict[str, Any]]  # a place, such as "reviews.csv, line 12", and the value of every column
+Record = tuple[str, dict[str, Any]]  # a location, such as "reviews.csv, line 12", and the value of every column
 
 SAMPLE = "helpdesk"
 SPLITS = ("train", "validation", "test")
@@ -29,9 +29,9 @@ def records(source: str, split: str) -> Iterator[Record]:
     """Stream the records of any kind of source; "NAME:SPLIT" overrules `split`.
 
     Raises:
-        DataError: there is no such source, or it cannot be read; from a file, possibly only on the way.
+        DataError: there is no such source, or it cannot be read; from a file, possibly after some records.
     """
-    name, _, asked = source.partition(":")
+    name, _, named_split = source.partition(":")
     if source == "-":
         return _standard_input()
     if Path(source).is_dir():
@@ -39,14 +39,14 @@ def records(source: str, split: str) -> Iterator[Record]:
     if Path(source).exists() or _suffix(source) in READERS:
         return _file(source)
     if name == SAMPLE:
-        return _sample(asked or split)
+        return _sample(named_split or split)
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise DataError(f"{source}: no such file or folder")
-    return _hub(source, name, asked or split)
+    return _hub(source, name, named_split or split)
 
 
 def name_of(source: str) -> str:
-    """What messages call a source."""
+    """Return the name of a source in messages."""
     return "standard input" if source == "-" else source
 
 
@@ -68,7 +68,7 @@ def _file_lines(source: str) -> Iterator[str]:
 
 
 def _lines(name: str, opened: Callable[[], AbstractContextManager[Iterable[bytes]]]) -> Iterator[str]:
-    """Decode a file line by line, so that an error can say which line it was."""
+    """Decode a file line by line, so that an error can name the line."""
     number = 0
     try:
         with opened() as file:
@@ -85,29 +85,29 @@ def _one_line(error: Exception) -> str:
 
 
 def _csv_rows(source: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
-    """The rows that are not blank, each with the line on which it starts."""
+    """Yield the rows that are not blank, with the line on which each starts."""
     reader = csv.reader(_file_lines(source), delimiter=delimiter, strict=True)
-    place = f"{source}, line 1"
+    location = f"{source}, line 1"
     try:
         for cells in reader:
             if len(cells) > 1 or "".join(cells).strip():
-                yield place, cells
-            place = f"{source}, line {reader.line_num + 1}"
+                yield location, cells
+            location = f"{source}, line {reader.line_num + 1}"
     except csv.Error as error:
-        raise DataError(f"{place}: not {_suffix(source)[1:]}: {_one_line(error)}") from error
+        raise DataError(f"{location}: not {_suffix(source)[1:]}: {_one_line(error)}") from error
 
 
 def _csv(source: str, delimiter: str) -> Iterator[Record]:
     rows = _csv_rows(source, delimiter)
-    place, cells = next(rows, ("", []))
+    location, cells = next(rows, ("", []))
     header = [cell.strip() for cell in cells]
     for name in header:
         if header.count(name) > 1:
-            raise DataError(f'{place}: two columns are named "{name}"')
-    for place, cells in rows:
+            raise DataError(f'{location}: two columns are named "{name}"')
+    for location, cells in rows:
         if len(cells) != len(header):
-            raise DataError(f"{place}: {len(cells)} fields, where the header has {len(header)}")
-        yield place, dict(zip(header, cells, strict=True))
+            raise DataError(f"{location}: {len(cells)} fields, where the header has {len(header)}")
+        yield location, dict(zip(header, cells, strict=True))
 
 
 def _json_lines(name: str, lines: Iterable[str]) -> Iterator[Record]:
@@ -168,7 +168,7 @@ READERS: dict[str, Callable[[str], Iterator[Record]]] = {
 
 
 def _hub(source: str, name: str, split: str) -> Iterator[Record]:
-    """A Hugging Face data set, memory-mapped; its classes by name."""
+    """Yield the records of a Hugging Face data set, memory-mapped, with its classes by name."""
     data = _load(source, name, split)
     for number, record in enumerate(data, start=1):
         named = {column: _by_name(value, data.features[column]) for column, value in record.items()}
@@ -198,7 +198,7 @@ def _load(source: str, name: str, split: str) -> Any:
 
 
 def _by_name(value: Any, feature: Any) -> Any:
-    """A class (or each of a list of them) by its name; -1, a label kept secret, is None."""
+    """Return a class, or a list of classes, by name; -1, the label of rows whose labels are kept secret, is None."""
     from datasets import ClassLabel
 
     if isinstance(value, list) and hasattr(feature, "feature"):  # List; Sequence before datasets 4

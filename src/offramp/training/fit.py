@@ -1,4 +1,4 @@
-"""Train a model with exits on texts: sane defaults around `ExitTrainer`."""
+"""Training of a model with exits on texts: sane defaults around `ExitTrainer`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from offramp.types.problem_types import REGRESSION
 
 
 def token_rows(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:
-    """Examples as the rows that a Trainer takes: tokens and `labels`."""
+    """Return examples as the rows that a Trainer takes: tokens and `labels`."""
     tokens = encode(tokenizer, examples.texts, max_length)
     return [{**row, "labels": label} for row, label in zip(tokens, examples.labels, strict=True)]
 
 
 def default_arguments(folder: str | os.PathLike[str], **changes: Any) -> TrainingArguments:
-    """Training arguments that suit small labelled data; any of transformers' own can be changed.
+    """Return training arguments that suit small labelled data; any of transformers' own can be changed.
 
     Args:
         folder: where checkpoints go.
         changes: e.g. `num_train_epochs=3`, `seed=1`, `bf16=True`.
     """
-    usual: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "num_train_epochs": 5,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 64,
@@ -50,26 +50,26 @@ def default_arguments(folder: str | os.PathLike[str], **changes: Any) -> Trainin
         "disable_tqdm": True,  # `Progress` stands in for the Trainer's bars
         "use_cpu": not torch.accelerator.is_available(),
     }
-    return TrainingArguments(os.fspath(folder), **{**usual, **changes})
+    return TrainingArguments(os.fspath(folder), **{**defaults, **changes})
 
 
 class Progress(TrainerCallback):
-    """On standard error: one bar for the whole training, where that is a terminal, and a line for each log."""
+    """Progress on standard error: a line for each log and, on a terminal, one bar for the whole training."""
 
     def __init__(self) -> None:
         self.bar: tqdm[Any] | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """See `transformers.TrainerCallback`."""
+        """Open the bar."""
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=None)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """See `transformers.TrainerCallback`."""
+        """Move the bar to the current step."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        """See `transformers.TrainerCallback`."""
+        """Print the losses of all exits, where a log has them."""
         for prefix in ("", "eval_"):
             exits = [value for name, value in logs.items() if name.startswith(f"{prefix}loss_exit_")]
             if exits:
@@ -78,7 +78,7 @@ class Progress(TrainerCallback):
                 tqdm.write(f"epoch {state.epoch:.1f}: {kind} loss of the exits {losses}", file=sys.stderr)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """See `transformers.TrainerCallback`."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 
@@ -97,25 +97,24 @@ def fit(
     """Train a model on labelled texts and save it with its tokenizer. Exits of a regression start at the labels' mean.
 
     Args:
-        model: what learns; left in eval mode.
+        model: the model to train; left in eval mode.
         tokenizer: its `model_max_length` cuts the texts.
-        folder: gets weights, configuration, tokenizer and card; `folder/checkpoints` is there until training is done.
-        train: what to learn from.
-        validation: for the losses that are logged after each epoch; nothing is chosen by it.
+        folder: for weights, configuration, tokenizer and card; `folder/checkpoints` exists until training is done.
+        train: the training rows.
+        validation: for the losses logged after each epoch; nothing is chosen by it.
         objective: default `Weighted()`; each of its stages runs for all epochs.
-        resume: go on from the last checkpoint in `folder`, if there is one.
+        resume: continue from the last checkpoint in `folder`, if there is one.
         changes: to `default_arguments`.
 
     Returns:
-        The Trainer's log: losses of every exit by epoch.
+        The Trainer's log: the losses of every exit by epoch.
     """
     checkpoints = Path(folder) / "checkpoints"
     if train.problem_type == REGRESSION:
         labels = torch.tensor(train.labels, dtype=torch.float32)
         model.heads.start_at(labels.view(len(labels), -1).mean(dim=0))
     limit = token_limit(tokenizer, model.config.backbone)
-    if validation is None:
-        changes = {"eval_strategy": "no", **changes}
+    changes = {"eval_strategy": "no", **changes} if validation is None else changes
     trainer = ExitTrainer(
         model,
         default_arguments(checkpoints, **changes),

@@ -26,24 +26,34 @@ logger = logging.getLogger(__name__)
 
 
 class ExitTrainer(Trainer):
-    """A `transformers.Trainer` whose loss is an objective over all exits; everything else is the Trainer's.
+    """A `transformers.Trainer` whose loss is an objective over all exits.
 
     It reports the loss of every exit beside the objective's: `loss_exit_3` in training logs, `eval_loss_exit_3` in
-    evaluation. Give `compute_metrics` for scores; its predictions are the last exit's logits.
+    evaluation. For scores pass `compute_metrics`; its predictions are the last exit's logits.
 
     An objective of several stages is trained stage by stage, each with the whole schedule and an optimiser of its own;
     checkpoints lie in a folder for each stage, and `resume_from_checkpoint=True` finds the last one.
 
     Args:
-        model: whose exits learn.
+        model: the model to train.
         objective: default `Weighted()`, PABEE's and PCEE-BERT's.
-        exit_learning_rate: of all that is not the backbone, since it starts from nothing while the backbone is
+        exit_learning_rate: of all that is not the backbone: exits start from random weights, the backbone is
             pre-trained (the code of PCEE-BERT does so as well); None = the backbone's.
         kwargs: the Trainer's own arguments.
 
     Raises:
         InvalidInput: label smoothing, which belongs to a loss that this Trainer does not use; an objective that does
             not go with the model's exit memory; one optimiser for several stages.
+
+    Example:
+        >>> from offramp.training.fit import default_arguments
+        >>> arguments = default_arguments("run", max_steps=1, eval_strategy="no", save_strategy="no")
+        >>> copy, labelled = offramp.MultiExitModel.from_backbone(model), [{**rows[0], "labels": 1}] * 4
+        >>> trainer = offramp.ExitTrainer(copy, arguments, train_dataset=labelled)
+        >>> trainer.train()
+        {'loss': ..., 'loss_exit_1': ..., 'loss_exit_4': ...}
+        ...
+        TrainOutput(global_step=1, ...)
     """
 
     loss_is_scaled_for_ga = False  # a batch mean: the Trainer divides it by the accumulation steps
@@ -80,15 +90,16 @@ class ExitTrainer(Trainer):
             raise InvalidInput(f"{name} scales what each exit sends back, and memory=... mixes the exits")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """See `transformers.Trainer.train`. What a stage does not train is frozen meanwhile.
+        """Train stage by stage, as `transformers.Trainer.train` does; freeze what a stage does not train.
 
-        The model's operating points are forgotten: they were chosen for other weights.
+        The model's operating points are deleted: they were chosen for other weights.
         """
         self.model.operating_points.clear()
         stages = self.objective.stages
-        first, checkpoint = self._place_to_resume(resume_from_checkpoint)
+        first, checkpoint = self._resume_point(resume_from_checkpoint)
         done: Any = None
         history: list[dict[str, Any]] = []
+        self.objective.build(len(self.model.layers), self.model.config.num_labels)
         self._attach_objective_modules(self.objective.modules())
         try:
             for number, stage in enumerate(stages[first:], start=first):
@@ -108,25 +119,23 @@ class ExitTrainer(Trainer):
         return done
 
     def _attach_objective_modules(self, modules: Sequence[torch.nn.Module]) -> None:
-        """Make the objective's own modules a part of the model, where optimiser and checkpoints see them."""
-        for module in modules:
-            module(torch.zeros(len(self.model.layers), 1, self.model.config.num_labels))  # lazy layers take their shape
+        """Make the objective's own modules a part of the model, so that optimiser and checkpoints include them."""
         self.model.objective_modules = torch.nn.ModuleList(modules).to(self.args.device)
 
-    def _place_to_resume(self, asked: str | bool | None) -> tuple[int, str | None]:
-        """The number of the stage to go on with, and the checkpoint to start from."""
-        if not asked:
+    def _resume_point(self, checkpoint: str | bool | None) -> tuple[int, str | None]:
+        """Return the number of the stage to resume, and the checkpoint to start from."""
+        if not checkpoint:
             return 0, None
         stages = self.objective.stages
-        if asked is True:
+        if checkpoint is True:
             for number in reversed(range(len(stages))):
                 folder = Path(self._stage_folder(stages[number]))
                 if last := get_last_checkpoint(folder) if folder.exists() else None:
                     return number, last
             raise InvalidInput(f"{self.args.output_dir}: no checkpoint to resume from")
         names = [stage.name for stage in stages]
-        parent = Path(asked).parent.name
-        return names.index(parent) if len(stages) > 1 and parent in names else 0, str(asked)
+        parent = Path(checkpoint).parent.name
+        return names.index(parent) if len(stages) > 1 and parent in names else 0, str(checkpoint)
 
     def _stage_folder(self, stage: Stage) -> str:
         folder: str = self.args.output_dir
@@ -142,7 +151,7 @@ class ExitTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The objective's loss; see `transformers.Trainer.compute_loss`."""
+        """Return the objective's loss, in place of `transformers.Trainer.compute_loss`'s."""
         labels = inputs.pop("labels")
         scales = self.branch_scales if model.training else None
         if model.training and "backbone" not in self.stage.learns:
@@ -155,19 +164,19 @@ class ExitTrainer(Trainer):
         return (loss, {"loss": loss, **outputs}) if return_outputs else loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's optimiser, with the exits' learning rate; see `transformers.Trainer.create_optimizer`."""
-        given = self.optimizer is not None  # by the user, or by an earlier call
+        """Create the Trainer's optimiser, with the exits' learning rate for all that is not the backbone."""
+        exists = self.optimizer is not None  # the user passed it, or an earlier call created it
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if not given and self.exit_learning_rate is not None:
+        if not exists and self.exit_learning_rate is not None:
             backbone = {id(parameter) for parameter in self.model.backbone.parameters()}
             for group in list(optimizer.param_groups):
-                chosen = [parameter for parameter in group["params"] if id(parameter) not in backbone]
+                exits = [parameter for parameter in group["params"] if id(parameter) not in backbone]
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) in backbone]
-                optimizer.add_param_group({**group, "params": chosen, "lr": self.exit_learning_rate})
+                optimizer.add_param_group({**group, "params": exits, "lr": self.exit_learning_rate})
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean loss of every exit since the last log; see `transformers.Trainer.log`."""
+        """Log the mean loss of every exit since the last log, beside what `transformers.Trainer.log` gets."""
         if "loss" in logs:
             logs.update(self._exit_losses.take(self.model.layers, ""))
         super().log(logs, start_time)
@@ -180,12 +189,12 @@ class ExitTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """Add the loss of every exit to the metrics; see `transformers.Trainer.evaluation_loop`."""
-        of_training, self._exit_losses = self._exit_losses, LossSum()
-        found = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        found.metrics.update(self._exit_losses.take(self.model.layers, f"{metric_key_prefix}_"))
-        self._exit_losses = of_training
-        return found
+        """Evaluate as `transformers.Trainer.evaluation_loop` does, and add the loss of every exit to the metrics."""
+        training_losses, self._exit_losses = self._exit_losses, LossSum()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output.metrics.update(self._exit_losses.take(self.model.layers, f"{metric_key_prefix}_"))
+        self._exit_losses = training_losses
+        return output
 
 
 @dataclass
@@ -196,12 +205,12 @@ class LossSum:
     batches: int = 0
 
     def add(self, losses: Tensor) -> None:
-        """Count one batch more."""
+        """Add the losses of one batch."""
         self.total = losses if self.total is None else self.total + losses
         self.batches += 1
 
     def take(self, layers: Sequence[int], prefix: str) -> dict[str, float]:
-        """The means by name, `loss_exit_<layer>`; counting starts again."""
+        """Return the means by name, `loss_exit_<layer>`, and start again from zero."""
         means = [] if self.total is None else (self.total / self.batches).tolist()
         self.total, self.batches = None, 0
         return {f"{prefix}loss_exit_{layer}": round(mean, 4) for layer, mean in zip(layers, means, strict=False)}
@@ -226,27 +235,27 @@ def _frozen(model: MultiExitModel, stage: Stage) -> Iterator[None]:
 
 
 def _freeze_batch_norm(backbone: torch.nn.Module) -> None:
-    """Keep batch norms as they are: a frozen backbone's running means are as frozen as its weights."""
+    """Keep the running means of a frozen backbone's batch norms as they are."""
     for module in backbone.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 def parameter_group(name: str, model: MultiExitModel) -> str:
-    """Which of the objective's parts a parameter belongs to; a pooler that exits share goes with the last one.
+    """Return the part of `Stage.learns` that a parameter belongs to; an objective's own are "objective_modules".
 
-    An exit's bypass is a part of the exit; what an objective trains along is called "objective_modules".
+    A pooler that exits share belongs to the last exit, and a bypass to its exit.
 
     Args:
         name: as in `model.named_parameters()`.
         model: the model.
     """
-    place, *rest = name.split(".")
-    if place in ("objective_modules", "backbone", "gate"):
-        return place
+    module, *path = name.split(".")
+    if module in ("objective_modules", "backbone", "gate"):
+        return module
     last = model.heads.last
-    if place == "bypasses":
-        return "final_exit" if int(rest[0]) == last else "early_exits"
-    kind, number = rest[0], int(rest[1])
+    if module == "bypasses":
+        return "final_exit" if int(path[0]) == last else "early_exits"
+    kind, number = path[0], int(path[1])
     final = model.heads.pooler_of.get(last) if kind == "poolers" else last
     return "final_exit" if number == final else "early_exits"

@@ -1,4 +1,4 @@
-"""Training objectives: what learns when, and one loss over all exits."""
+"""Training objectives: the stages of a training run, and one loss over all exits."""
 
 from __future__ import annotations
 
@@ -30,32 +30,41 @@ FREEZING = (
     Stage("last", frozenset({"backbone", "final_exit", "gate"})),
     Stage("early", frozenset({"early_exits", "gate"})),
 )
-"""First backbone and last exit, then, with those frozen, the early exits. The gate goes along: it changes no answer."""
+"""First backbone and last exit, then, with those frozen, the early exits. Both train the gate: it changes no answer."""
 
 
 class Objective(ABC):
-    """Turns what all exits say into one number to minimise. With a gate in the model, J_i goes wherever L_i goes."""
+    """One loss over the outputs of all exits. With a gate in the model, J_i is added wherever L_i is."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The parts of a training run, in order; each runs for the whole number of epochs that is asked for."""
+        """The parts of a training run, in order; each runs for all epochs."""
         return (EVERYTHING,)
 
     @abstractmethod
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
-        """A scalar.
+        """Return the loss of a batch, a scalar.
 
         Args:
             stage: one of `stages`.
             step: optimiser steps since the stage began, from 0.
-            exits: what all exits say, logits (L, B, C).
+            exits: the outputs of all exits, logits (L, B, C).
             labels: (B,) class numbers or values; (B, C) for several labels or values.
         """
 
     def modules(self) -> tuple[nn.Module, ...]:
-        """What the objective trains along with the model and throws away; each takes logits (L, B, C)."""
+        """Return the modules that are trained with the model and dropped afterwards; each takes logits (L, B, C)."""
         return ()
 
+    def build(self, exits: int, outputs: int) -> None:
+        """Give the objective's own modules the shapes of their weights, before training starts.
+
+        Args:
+            exits: L, those behind a layer.
+            outputs: C of each exit.
+        """
+        return
+
     def branch_scales(self, exits: int) -> tuple[float, ...] | None:
-        """For each exit the share of the gradient at its layer that is its own; None = gradients as they are."""
+        """Return for each exit the share of the gradient at its layer that is its own; None = unscaled gradients."""
         return None

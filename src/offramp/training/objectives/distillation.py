@@ -5,7 +5,7 @@ Ensemble distillation: Kong et al., "Accelerating Inference for Pretrained Langu
 Early Exiting" (MPEE), COLING 2022, section 3.2, eq. 11 to 14.
 
 Differs from MPEE's code, which averages the divergence over the classes as well; here it is summed over them and
-averaged over the batch. For regression, of which neither paper speaks, squared error takes the divergence's place.
+averaged over the batch. For regression, which neither paper treats, squared error replaces the divergence.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from offramp.errors import InvalidInput
@@ -22,14 +23,14 @@ from offramp.training.objectives.base import FREEZING, Objective, Stage
 from offramp.types.outputs import ExitOutput, class_log_probs
 from offramp.types.problem_types import REGRESSION
 
-ATTENTION = 64  # width of the teacher's attention, of which the paper says nothing
+ATTENTION = 64  # width of the teacher's attention; the paper gives none
 DIRECTIONS = ("forward", "reverse")
 
 
 def distances(students: ExitOutput, teacher: Tensor, temperature: float, direction: str = "forward") -> Tensor:
-    """How far each student is from the teacher, (L,): T^2 KL, mean over the batch, both softened by the temperature.
+    """Return each student's distance from the teacher, (L,): T^2 KL, both softened by T, mean over the batch.
 
-    Several labels are a choice between two each, summed. Of a regression it is the squared error.
+    Each of several labels is a choice between two; they are summed. For a regression it is the squared error.
 
     Args:
         students: logits (L, B, C).
@@ -41,8 +42,8 @@ def distances(students: ExitOutput, teacher: Tensor, temperature: float, directi
         return (students.logits.float() - teacher.float()).square().mean(dim=(1, 2))
     kind = students.problem_type
     student = class_log_probs(ExitOutput(students.logits.float() / temperature, problem_type=kind))  # (L, B, G, K)
-    wanted = class_log_probs(ExitOutput(teacher.float() / temperature, problem_type=kind)).expand_as(student)
-    first, second = (wanted, student) if direction == "forward" else (student, wanted)
+    target = class_log_probs(ExitOutput(teacher.float() / temperature, problem_type=kind)).expand_as(student)
+    first, second = (target, student) if direction == "forward" else (student, target)
     return (first.exp() * (first - second)).sum(dim=(2, 3)).mean(dim=1) * temperature**2
 
 
@@ -64,16 +65,16 @@ class SelfDistillation(Objective):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """See `Objective.stages`."""
+        """Return `FREEZING`, or its second stage with `freeze`."""
         return FREEZING[1:] if self.freeze else FREEZING
 
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
-        """See `Objective.loss`."""
+        """Return the last exit's loss in the first stage, the divergences of the early exits in the second."""
         if stage is FREEZING[0]:
             return exit_losses(exits, labels)[-1]
         students = ExitOutput(exits.logits[:-1], problem_type=exits.problem_type)
-        learned = distances(students, exits.logits[-1].detach(), self.temperature)
-        return (learned + gate_losses(exits, labels)[:-1]).sum()
+        divergences = distances(students, exits.logits[-1].detach(), self.temperature)
+        return (divergences + gate_losses(exits, labels)[:-1]).sum()
 
 
 @final
@@ -84,14 +85,14 @@ class LayerAttention(nn.Module):
         super().__init__()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of every lazy module that its interface may change
-            self.map = nn.LazyLinear(ATTENTION)  # as wide as the first logits that it sees
-            self.context = nn.LazyLinear(1, bias=False)  # lazy so that the training run's seed draws it
+            self.map = nn.LazyLinear(ATTENTION)  # as wide as its first logits
+            self.context = nn.LazyLinear(1, bias=False)  # lazy so that it is drawn with the training run's seed
 
     def forward(self, logits: Tensor) -> Tensor:
-        """The teacher's logits (B, C), of those of all exits (L, B, C)."""
+        """Return the teacher's logits (B, C) from those of all exits (L, B, C)."""
         weights = self.context(self.map(logits).tanh()).softmax(dim=0)  # (L, B, 1)
-        taught: Tensor = (weights * logits).sum(dim=0)
-        return taught
+        teacher_logits: Tensor = (weights * logits).sum(dim=0)
+        return teacher_logits
 
 
 @final
@@ -99,11 +100,11 @@ class LayerAttention(nn.Module):
 class EnsembleDistillation(Objective):
     """sum_l [(1 - g) L_l + g T^2 KL(t, M_l)] + g L(t), the teacher t being all exits, weighed by a small attention.
 
-    The teacher reads the exits without sending gradients to them, and the students do not pull at the teacher.
+    The teacher sends no gradient to the exits, and the students send none to the teacher.
 
     Attributes:
         gamma: g in 0..1; None = the paper's eq. 14, L + KL with a teacher that no loss of its own trains.
-        temperature: T > 0, of which the paper says nothing; 3 is the code's.
+        temperature: T > 0; the paper gives none, 3 is the code's.
         direction: "forward" is the code's KL(teacher, student), "reverse" the paper's.
     """
 
@@ -120,20 +121,25 @@ class EnsembleDistillation(Objective):
             raise InvalidInput(f"direction must be one of {', '.join(DIRECTIONS)}; got {self.direction!r}")
 
     def modules(self) -> tuple[nn.Module, ...]:
-        """See `Objective.modules`."""
+        """Return the teacher."""
         return (self.teacher,)
 
+    def build(self, exits: int, outputs: int) -> None:
+        """Give the teacher's lazy layers their shapes; a teacher that has been built keeps its weights."""
+        self.teacher(torch.zeros(exits, 1, outputs, device=self.teacher.context.weight.device))
+
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
-        """See `Objective.loss`."""
-        taught = self.teacher(exits.logits.detach().float())  # (B, C)
-        target = taught if self.gamma is None else taught.detach()
-        learned = distances(exits, target, self.temperature, self.direction)
-        told = task_losses(exits, labels)
+        """Return the losses of all exits and of the teacher, and the divergences between them."""
+        teacher_logits = self.teacher(exits.logits.detach().float())  # (B, C)
+        target = teacher_logits if self.gamma is None else teacher_logits.detach()
+        divergences = distances(exits, target, self.temperature, self.direction)
+        losses = task_losses(exits, labels)
         gates = gate_losses(exits, labels).sum()
         if self.gamma is None:
-            return (told + learned).sum() + gates
-        own = task_losses(ExitOutput(taught.unsqueeze(0), problem_type=exits.problem_type), labels).sum()
-        return ((1 - self.gamma) * told + self.gamma * learned).sum() + self.gamma * own + gates
+            return (losses + divergences).sum() + gates
+        teacher = ExitOutput(teacher_logits.unsqueeze(0), problem_type=exits.problem_type)
+        teacher_loss = task_losses(teacher, labels).sum()
+        return ((1 - self.gamma) * losses + self.gamma * divergences).sum() + self.gamma * teacher_loss + gates
 
 
 def _check_temperature(temperature: float) -> None:

@@ -1,4 +1,4 @@
-"""Gradient equilibrium: joint training in which no layer hears more of the deep exits than of its own.
+"""Gradient equilibrium: joint training with gradients scaled so that deep exits do not outweigh a layer's own.
 
 Li et al., "Improved Techniques for Training Adaptive Deep Networks", ICCV 2019, section 3.1; a baseline of BADGE.
 
@@ -23,9 +23,9 @@ class GradientEquilibrium(Objective):
     """sum_i L_i, with scaled gradients."""
 
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
-        """See `Objective.loss`."""
+        """Return the sum of all exits' losses."""
         return exit_losses(exits, labels).sum()
 
     def branch_scales(self, exits: int) -> tuple[float, ...]:
-        """See `Objective.branch_scales`: 1 / (n - i + 1) for exit i, counted from 1."""
+        """Return 1 / (n - i + 1) for exit i, counted from 1."""
         return tuple(1 / (exits - exit) for exit in range(exits))

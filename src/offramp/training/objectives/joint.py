@@ -20,7 +20,7 @@ class Joint(Objective):
     """sum_i L_i."""
 
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
-        """See `Objective.loss`."""
+        """Return the sum of all exits' losses."""
         return exit_losses(exits, labels).sum()
 
 
@@ -30,7 +30,7 @@ class Weighted(Objective):
     """sum_i i L_i / sum_i i: deeper exits count more."""
 
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
-        """See `Objective.loss`."""
+        """Return the mean of all exits' losses, weighted by depth."""
         return depth_weighted(exit_losses(exits, labels))
 
 
@@ -41,9 +41,9 @@ class Last(Objective):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """See `Objective.stages`."""
+        """Return the first stage of `FREEZING`."""
         return FREEZING[:1]
 
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
-        """See `Objective.loss`."""
+        """Return the last exit's loss."""
         return exit_losses(exits, labels)[-1]

@@ -22,11 +22,18 @@ OBJECTIVES = {
 
 
 def load_objective(name: str, **parameters: Any) -> Objective:
-    """A training objective by name, e.g. "weighted".
+    """Return a training objective by name, e.g. "weighted".
 
     Raises:
         UnknownName: no such objective.
         InvalidInput: a parameter that this objective does not have, or a value outside its range.
+
+    Example:
+        >>> objective = offramp.load_objective("self-distillation", temperature=2.0)
+        >>> objective
+        SelfDistillation(temperature=2.0, freeze=False)
+        >>> [stage.name for stage in objective.stages]
+        ['last', 'early']
     """
     objective: Objective = build(OBJECTIVES, name, parameters)
     return objective

@@ -32,11 +32,11 @@ class TwoStage(Objective):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """See `Objective.stages`."""
+        """Return `FREEZING`, or its second stage with `freeze`."""
         return FREEZING[1:] if self.freeze else FREEZING
 
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
-        """See `Objective.loss`."""
+        """Return the last exit's loss in the first stage, the sum of the others in the second."""
         losses = exit_losses(exits, labels)
         return losses[-1] if stage is FREEZING[0] else losses[:-1].sum()
 
@@ -47,6 +47,6 @@ class Alternating(Objective):
     """L_n at steps 0, 2, ... and sum_i L_i at steps 1, 3, ..."""
 
     def loss(self, stage: Stage, step: int, exits: ExitOutput, labels: Tensor) -> Tensor:
-        """See `Objective.loss`."""
+        """Return the last exit's loss at even steps, the sum of all at odd ones."""
         losses = exit_losses(exits, labels)
         return losses[-1] if step % 2 == 0 else losses.sum()
