@@ -23,7 +23,7 @@ TABLE = CostTable((1, 2, 3), (1.0, 4.0, 9.0), 0.5, "torch-float32", 8, 12.5, "a 
 # As the threshold falls, one move at a time, the times of the four samples add up to
 #   never 36; .9: 28 (the first leaves at exit 1); .8: 23; .6: 20; .5: 15; .3: 12; .2: 7; .1: 4
 CERTAINTY = torch.tensor([[0.9, 0.6, 0.3, 0.1], [0.9, 0.8, 0.5, 0.2], [0.0] * 4])
-TRACE = Trace(torch.zeros(3, 4, 2), torch.tensor([0, 0, 1, 1]), CERTAINTY, about={"engine": "torch-float32"})
+TRACE = Trace(torch.zeros(3, 4, 2), torch.tensor([0, 0, 1, 1]), CERTAINTY, provenance={"engine": "torch-float32"})
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_without_a_table_no_time_is_told() -> None:
     point = calibrate(TRACE, "certainty", Target(speedup=1.5))
     assert point.measured.expected_ms is None
     assert " ms" not in point_text(point) + scores_text(TRACE, {"fast": point})
-    assert "timed" not in measure(TRACE, point.policy, point.thresholds).about
+    assert "timed" not in measure(TRACE, point.policy, point.thresholds).provenance
 
 
 def test_points_that_were_saved_before_there_were_times_still_load(tmp_path: Path) -> None:
