@@ -525,7 +525,8 @@ def test_record_calibrate_and_evaluate_take_an_engine(folder: Path, tmp_path: Pa
         assert (about["engine"], about["data"]) == (name, "data.jsonl")
         result = offramp("calibrate", folder, *data, "--agreement", 0.9, "--engine", engine, "--policy", "entropy")
         assert result.exit_code == 0, result.output
-        assert json.loads((folder / POINTS_FILE).read_text())["points"]["default"]["measured"]["about"]["engine"] == name
+        points = json.loads((folder / POINTS_FILE).read_text())["points"]
+        assert points["default"]["measured"]["about"]["engine"] == name
         scores = json.loads(offramp("evaluate", folder, *data, "--engine", engine, "--json").stdout)
         assert scores == json.loads(offramp("evaluate", folder, "--trace", trace, "--json").stdout)
     assert Predictor.load(folder).engine.name == "onnx-int8"  # what the point was measured with

@@ -79,5 +79,5 @@ def class_log_probs(out: ExitOutput) -> Tensor:
 
 
 def predictions(out: ExitOutput) -> Tensor:
-    """Return the answer as class numbers: (..., 1) for a single label, (..., C) of 0 or 1 for several (yes above 0.5)."""
+    """Return the answer's class numbers: (..., 1) for a single label, (..., C) of 0 or 1 for several (1 above 0.5)."""
     return class_log_probs(out).argmax(dim=-1)

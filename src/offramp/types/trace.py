@@ -166,8 +166,9 @@ def trace_digest(trace: Trace) -> str:
 def row_hashes(trace: Trace) -> tuple[str, ...]:
     """Return a hash for each row, N of them: the first 8 bytes, in hex, of the SHA-256 of its logits (L, C).
 
-    Labels are not in it, so a row has the same hash with and without them. The logits are rounded to `DECIMALS`: recorded
-    in another batch nearly every row keeps its hash, but not every one (in int8 fewer). Equal texts have equal hashes.
+    Labels are not in it, so a row has the same hash with and without them. The logits are rounded to `DECIMALS`:
+    recorded in another batch nearly every row keeps its hash, but not every one (in int8 fewer). Equal texts have equal
+    hashes.
     """
     rounded = trace.logits.double().round(decimals=DECIMALS) + 0.0  # (L, N, C); -0 becomes 0
     rows = rounded.transpose(0, 1).contiguous().numpy()  # (N, L, C)

@@ -212,7 +212,8 @@ def _chosen_here(trace: Trace, point: OperatingPoint) -> bool:
     if point.certificate is not None:
         return point.certificate.data == trace_digest(trace)
     there = point.measured
-    return there is not None and there.rows == len(trace) and there.provenance.get("data") == trace.provenance.get("data")
+    data = trace.provenance.get("data")
+    return there is not None and there.rows == len(trace) and there.provenance.get("data") == data
 
 
 def _void(trace: Trace, point: OperatingPoint) -> str:
