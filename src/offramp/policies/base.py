@@ -77,14 +77,14 @@ class Policy(ABC):
 
 
 class WrapperPolicy(Policy):
-    """A policy around another one; as data it is a parameter of the policy inside, e.g. `temperatures`.
+    """A policy around another one; as data it is a parameter of the inner policy, e.g. `temperatures`.
 
     Every concrete class is a dataclass with the fields `policy` and `parameter`, and perhaps more. It has a row in
     `offramp.policies.registry.WRAPPERS` under the parameter's name as users type it.
 
     Attributes:
         parameter: the name of the field that the parameter sets; fields besides keep their names in the data.
-        policy: the policy inside.
+        policy: the inner policy.
     """
 
     parameter: ClassVar[str]

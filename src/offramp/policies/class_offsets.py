@@ -22,10 +22,10 @@ from offramp.types.problem_types import SINGLE_LABEL
 @final
 @dataclass(frozen=True)
 class ClassOffsets(WrapperPolicy):
-    """Score: the policy's inside, minus the offset of the class that the exit answers.
+    """Score: the inner policy's, minus the offset of the class that the exit answers.
 
     Attributes:
-        policy: the policy inside; an ensemble goes around this, not into it.
+        policy: the inner policy; an ensemble goes around this, not into it.
         offsets: one number for each class, in the unit of the score; 0 = no change.
     """
 
@@ -35,9 +35,9 @@ class ClassOffsets(WrapperPolicy):
     offsets: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        inside = self.policy
-        if not isinstance(inside, Policy) or isinstance(inside, ClassOffsets) or inside.averages_exits:
-            raise InvalidInput(f"classes are held back of a policy that is no ensemble, got {inside!r}")
+        inner = self.policy
+        if not isinstance(inner, Policy) or isinstance(inner, ClassOffsets) or inner.averages_exits:
+            raise InvalidInput(f"classes are held back of a policy that is no ensemble, got {inner!r}")
         offsets = tuple(float(value) for value in self.offsets)
         if not offsets or not all(map(math.isfinite, offsets)):
             raise InvalidInput(f"classes are held back by a finite number each; got {offsets}")

@@ -26,13 +26,13 @@ MEMBERS = ("run", "all")
 @final
 @dataclass(frozen=True)
 class Ensemble(WrapperPolicy):
-    """Score: the policy's inside. Answer: the mean probability of several exits; for a regression, the mean value.
+    """Score: the inner policy's. Answer: the mean probability of several exits; for a regression, the mean value.
 
     Logits are the logarithm of that mean, so that their softmax is the mean. An ensemble of one exit is that exit's own
     logits, unchanged.
 
     Attributes:
-        policy: the policy inside.
+        policy: the inner policy.
         members: "run": the exits that the score is taken over (`Step.window`), and at the last exit, where no threshold
             has been reached, that exit alone; with the threshold "never" the answers are the full model's. "all": every
             exit so far, at the last exit too.

@@ -7,7 +7,7 @@ Differs from CATs, which predict from hidden states whether the last exit gives 
 
 A score of 0.9 means more at a deep exit than at a shallow one. Each exit has a line that takes the score's log-odds to
 those of the last exit giving the same answer. A line that rises keeps the order of scores, so log-odds t at every exit
-are a score of its own at each. A chosen operating point (`offramp.calibrate`) is therefore the policy inside, with
+are a score of its own at each. A chosen operating point (`offramp.calibrate`) is therefore the inner policy, with
 thresholds that differ; nothing is left to compute at run time.
 """
 
@@ -30,10 +30,10 @@ LARGEST_LOG_ODDS = math.log(1e5)  # scores nearer to 0 and 1 are rounding
 @final
 @dataclass(frozen=True)
 class ExitScaled(WrapperPolicy):
-    """Score: a line over the log-odds of the score inside: the log-odds of the last exit giving this answer.
+    """Score: a line over the log-odds of the inner policy's score: the log-odds of the last exit giving this answer.
 
     Attributes:
-        policy: the policy inside, with a score in 0..1 (`Policy.unit_interval`).
+        policy: the inner policy, with a score in 0..1 (`Policy.unit_interval`).
         lines: for each exit a constant and a slope > 0 (`offramp.policies.fitting.fit_lines`).
         fitted_on: hashes of the rows that they were fitted on (`offramp.types.trace.row_hashes`); () = set by hand.
     """
@@ -65,7 +65,7 @@ class ExitScaled(WrapperPolicy):
         return Step(constant + slope * log_odds(step.score.float()), step.logits, step.memory)
 
     def thresholds(self, threshold: float) -> tuple[float, ...]:
-        """Return the thresholds of the policy inside, one for each exit but the last, that mean `threshold` here."""
+        """Return the thresholds of the inner policy, one for each exit but the last, that mean `threshold` here."""
         scaled = [(threshold - constant) / slope for constant, slope in self.lines[:-1]]
         return tuple(_score(odds) for odds in scaled)
 

@@ -42,8 +42,8 @@ class PatientConfidence(Policy):
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """Score one exit."""
         inner = self.measure.step(exit, out, memory[1:])
-        score = inner.score.unsqueeze(-1)  # (B, 1)
-        window = torch.cat((memory[0], score), dim=-1)[:, -self.patience :] if memory else score
+        current = inner.score.unsqueeze(-1)  # (B, 1)
+        window = torch.cat((memory[0], current), dim=-1)[:, -self.patience :] if memory else current
         ready = window.shape[-1] == self.patience
         score = window.amin(dim=-1) if ready else torch.full_like(inner.score, -math.inf)
         return Step(score, inner.logits, (window, *inner.memory), window.shape[-1])

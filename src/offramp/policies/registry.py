@@ -77,7 +77,7 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
 
 
 def _wrapper_keys(row: str, wrapper: type[Any]) -> dict[str, str]:
-    """Return a wrapper's keys in a policy's data -> its fields; the policy inside has none."""
+    """Return a wrapper's keys in a policy's data -> its fields; the inner policy has none."""
     names = (field.name for field in fields(wrapper) if field.name != "policy")
     return {row if name == wrapper.parameter else name: name for name in names}
 
@@ -100,14 +100,14 @@ def policy_to_dict(policy: Policy) -> dict[str, Any]:
             f"{type(policy).__name__} has no row in offramp/policies/registry.py, so it cannot be stored by name"
         )
     if name in WRAPPERS:
-        inside = cast("WrapperPolicy", policy).policy
+        inner = cast("WrapperPolicy", policy).policy
         keys = _wrapper_keys(name, type(policy))
-        return {**policy_to_dict(inside), **{key: getattr(policy, field) for key, field in keys.items()}}
+        return {**policy_to_dict(inner), **{key: getattr(policy, field) for key, field in keys.items()}}
     data: dict[str, Any] = {"name": name}
     for field in fields(policy):
         value = getattr(policy, field.name)
-        inner = policy_to_dict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        data[field.name] = inner["name"] if isinstance(inner, dict) and len(inner) == 1 else inner
+        value = policy_to_dict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        data[field.name] = value["name"] if isinstance(value, dict) and len(value) == 1 else value
     return data
 
 

@@ -4,8 +4,8 @@ Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 
 Differs from the paper, which has one temperature for a network: here each exit has its own.
 
-One temperature makes probabilities as large as they are often right, and changes no answer. The exits of one model are
-over-confident to different degrees; after scaling, one threshold means the same at all of them.
+A temperature makes probabilities match how often the answers are right, and changes no answer. The exits of one model
+are over-confident to different degrees; after scaling, one threshold means the same at all of them.
 """
 
 import math
@@ -21,10 +21,10 @@ from offramp.types.problem_types import REGRESSION
 @final
 @dataclass(frozen=True)
 class TemperatureScaled(WrapperPolicy):
-    """Score: the policy's inside, of the scaled logits. Answer: the scaled logits.
+    """Score: the inner policy's, of the scaled logits. Answer: the scaled logits.
 
     Attributes:
-        policy: the policy inside. Fitted ones have a scale of their own; an ensemble goes around this, not into it.
+        policy: the inner policy. Fitted ones have a scale of their own; an ensemble goes around this, not into it.
         temperatures: one for each exit, > 0; above 1 lowers confidence (`offramp.policies.fitting.fit_temperatures`).
         fitted_on: hashes of the rows that they were fitted on (`offramp.types.trace.row_hashes`); () = set by hand.
     """
