@@ -19,7 +19,7 @@ AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 
 
 def _register() -> None:
-    import_module("offramp.model")  # these register themselves at their ends
+    import_module("offramp.model.modeling")  # these register themselves at their ends
     import_module("offramp.model.backbones.resnet")
 
 
