@@ -134,7 +134,7 @@ def _halves(attention: Tensor, feed_forward: Tensor, width: int, wide: int) -> T
 def _selection(config: MultiExitConfig, setting: TokenExit | None, layer: int, seen: Lengths) -> Tensor:
     """The first token's products with all others, and the weighted sum of those who leave."""
     nothing = torch.zeros(len(seen.attention), dtype=torch.float64)
-    if setting is None or not setting.reads(layer):
+    if setting is None or not setting.needs_attention(layer):
         return nothing
     width: int = config.backbone.hidden_size
     return width * seen.attention.double() + _fusion(config, setting, layer, seen)

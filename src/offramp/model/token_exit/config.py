@@ -78,7 +78,7 @@ class TokenExit:
         """Beta of layer `layer` (1-based)."""
         return self.beta[layer - 1] if isinstance(self.beta, tuple) else self.beta
 
-    def reads(self, layer: int) -> bool:
+    def needs_attention(self, layer: int) -> bool:
         """Whether a selection wants the attention of layer `layer` (1-based): a beta of 1 forgets what was before."""
         for later in range(layer, self.last + 1):
             if later > layer and self.beta_at(later) == 1:
