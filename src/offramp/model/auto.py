@@ -1,4 +1,4 @@
-"""`import offramp` teaches transformers' Auto classes, without loading torch.
+"""Register offramp's models with transformers' Auto classes on `import offramp`, without loading torch.
 
 `AutoModelForSequenceClassification.from_pretrained(folder)` and `pipeline(...)` must work after a bare
 `import offramp`, and `offramp --help` must not wait seconds for torch. So the registration, which needs both, waits
