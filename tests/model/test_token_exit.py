@@ -215,9 +215,9 @@ def test_the_row_is_that_of_eager_attention(family: str) -> None:
     inner = len(weights) // LAYERS  # ALBERT tells of each layer inside a layer
     carry = model.embed(batch)
     for number in range(LAYERS):
-        _, told = model._encoder_view.attention_half(number, carry)
+        _, class_attention = model._encoder_view.attention_half(number, carry)
         expected = weights[inner * (number + 1) - 1][:, :, 0, 1:].mean(dim=1)
-        assert (told() - expected).abs().max() < 1e-6
+        assert (class_attention() - expected).abs().max() < 1e-6
         carry = model._encoder_view.block(number, carry)
 
 
@@ -252,19 +252,19 @@ def test_a_configuration_comes_back_the_same() -> None:
 
 @torch.no_grad()
 def test_behind_the_schedule_layers_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked = leaving(token_exit=TokenExit(keep_ratio={2: 0.5})), []
-    attend = type(model._encoder_view).attention_half
+    model, calls = leaving(token_exit=TokenExit(keep_ratio={2: 0.5})), []
+    attention_half = type(model._encoder_view).attention_half
     monkeypatch.setattr(
         type(model._encoder_view),
         "attention_half",
-        lambda self, number, carry: asked.append(number) or attend(self, number, carry),
+        lambda self, number, carry: calls.append(number) or attention_half(self, number, carry),
     )
     monkeypatch.setattr(
         "offramp.model.token_exit.class_attention.class_attention_row",
-        lambda *given: asked.append("row") or class_attention_row(*given),
+        lambda *arguments: calls.append("row") or class_attention_row(*arguments),
     )
     model.all_exits(padded(model, token_rows(4)))
-    assert asked == [0, "row", 1, "row"]
+    assert calls == [0, "row", 1, "row"]
 
 
 # --- against a slow loop ----------------------------------------------------------------------------------------------

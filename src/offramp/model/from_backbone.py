@@ -40,7 +40,7 @@ class Source:
 
     @property
     def own_head(self) -> str | None:
-        """`MultiExitConfig.own_head` for this source."""
+        """Return the value of `MultiExitConfig.own_head`."""
         return (self.head.activation or PLAIN) if self.head else None
 
     def copy_weights(self, encoder: Backbone, heads: Heads, bypasses: Mapping[int, nn.Module]) -> None:

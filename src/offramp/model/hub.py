@@ -85,8 +85,8 @@ def named_point(points: Mapping[str, OperatingPoint], name: str) -> OperatingPoi
 
 def find_file(folder: str | os.PathLike[str], name: str, **options: Any) -> str | None:
     """Return the path of a file in a model's folder or hub repository; None if there is no such file."""
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    path: str | None = cached_file(folder, name, **options, **quiet)
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path: str | None = cached_file(folder, name, **options, **optional)
     return path
 
 

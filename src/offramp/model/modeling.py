@@ -223,12 +223,12 @@ class MultiExitModel(PreTrainedModel):
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """Return the output of exit `exit` (0-based); see `Segments`."""
-        kind: dict[str, Any] = {"layer": self.layers[exit], "problem_type": self.config.problem_type}
+        attributes: dict[str, Any] = {"layer": self.layers[exit], "problem_type": self.config.problem_type}
         if carry.memory_logits is not None and self.gate is None:
-            return ExitOutput(carry.memory_logits, **kind)
+            return ExitOutput(carry.memory_logits, **attributes)
         features = self._exit_features(exit, carry)  # (B, W)
         logits = self.heads.classify(exit, features) if carry.memory_logits is None else carry.memory_logits
-        return ExitOutput(logits, None if self.gate is None else self.gate(features), **kind)
+        return ExitOutput(logits, None if self.gate is None else self.gate(features), **attributes)
 
     def all_exits(self, inputs: Mapping[str, Tensor], branch_scales: Sequence[float] | None = None) -> ExitOutput:
         """Run full depth, whatever operating point is set, and return every exit's logits (L, B, C).
@@ -282,15 +282,13 @@ class MultiExitModel(PreTrainedModel):
         }
         inputs = {name: value for name, value in optional.items() if value is not None}
         if self._operating_point is not None and not self.training and labels is None:
-            out = self._leave_early(inputs, self._operating_point)
+            out = self._exit_early(inputs, self._operating_point)
         else:
             out = self._run_all(inputs, labels, branch_scales)
-        return out if self._wants_dict(return_dict) else out.to_tuple()
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return out if as_dict else out.to_tuple()
 
-    def _wants_dict(self, return_dict: bool | None) -> bool:
-        return bool(self.config.return_dict if return_dict is None else return_dict)
-
-    def _leave_early(self, inputs: Mapping[str, Tensor], point: OperatingPoint) -> MultiExitOutput:
+    def _exit_early(self, inputs: Mapping[str, Tensor], point: OperatingPoint) -> MultiExitOutput:
         answers = run(self, load_policy(point.policy), point.thresholds, inputs)
         return MultiExitOutput(logits=answers.logits, exit_layers=answers.exit_layers)
 
