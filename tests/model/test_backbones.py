@@ -24,8 +24,6 @@ from support.models import (
     CLASSIFIED,
     FAMILIES,
     LAYERS,
-    TEXTS,
-    WHOLE,
     WIDTH,
     encoder_config,
     padded,
@@ -67,7 +65,7 @@ def by_offramp(model: MultiExitModel, batch: dict[str, Tensor]) -> list[Tensor]:
     for exit in range(len(model.layers)):
         carry = model.block(exit, carry)
         states.append(carry.hidden)
-    return [*states[:-1], model._seen(carry)]
+    return [*states[:-1], model._exit_states(carry)]
 
 
 def assert_same_states(model: MultiExitModel, reference: PreTrainedModel, batch: dict[str, Tensor]) -> None:
@@ -188,7 +186,7 @@ def test_the_pre_trained_pooler_is_copied(family: str, head: str) -> None:
     pooler = reference.get_submodule(WITH_POOLER[family])
     weight, bias = pooler.weight.detach().numpy(), pooler.bias.detach().numpy()
 
-    states = [model._encoder_view.read(state) for state in by_transformers(reference, batch)[:-1]]
+    states = [model._encoder_view.exit_states(state) for state in by_transformers(reference, batch)[:-1]]
     states.append(reference(**batch).last_hidden_state)
     logits = model(**batch).exit_logits.detach().numpy()
 
@@ -264,17 +262,6 @@ def test_positions_reach_the_rotary_embedding() -> None:
     plain = by_offramp(model.eval(), {name: batch[name] for name in ("input_ids", "attention_mask")})
     assert_same_states(model, reference, batch)
     assert not torch.allclose(by_offramp(model, batch)[0], plain[0], atol=1e-3)
-
-
-@pytest.mark.parametrize("family", [family for family in TEXTS if family not in WHOLE])
-def test_the_parts_of_a_layer_are_the_layer(family: str) -> None:
-    model = MultiExitModel.from_backbone(encoder(family), 3).eval()
-    carry = model.embed(batch_of(model))
-    for number in range(LAYERS):
-        attended, _ = model._encoder_view.attend(number, carry)
-        parts = model._encoder_view.norm(number)(model._encoder_view.feed_forward(number, attended))
-        carry = model._encoder_view.block(number, carry)
-        assert torch.allclose(parts, carry.hidden, atol=1e-6)
 
 
 def test_tokens_stand_where_the_embedding_says_in_the_table_alone() -> None:

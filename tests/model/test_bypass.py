@@ -39,9 +39,11 @@ def test_at_the_start_exits_say_what_they_say_without_a_bypass(family: str, pool
 
 
 @pytest.mark.parametrize("family", WHOLE)
-def test_layers_that_do_not_come_in_parts_take_no_bypass(family: str) -> None:
+def test_layers_that_do_not_run_in_halves_take_no_bypass(family: str) -> None:
     named = encoder_config(family).model_type
-    with pytest.raises(UnsupportedBackbone, match=f"a bypass needs the parts of a layer, and those of this {named}"):
+    with pytest.raises(
+        UnsupportedBackbone, match=f"a bypass needs layers that run in halves; those of this {named} do not"
+    ):
         tiny_model(family, bypass=Bypass(rank=4))
 
 

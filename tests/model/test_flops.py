@@ -132,7 +132,7 @@ def test_samples_without_tokens_have_no_cost(tokens: Any) -> None:
 
 def test_other_layers_than_these_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_backbone("bert"), "absolute_positions", False)
-    with pytest.raises(UnsupportedBackbone, match="the layers of bert are not those"):
+    with pytest.raises(UnsupportedBackbone, match="the cost formulas are not for the layers of bert"):
         macs(bert(), [3])
 
 

@@ -72,7 +72,7 @@ def test_the_target_sends_no_gradient_and_the_certainty_does() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_certainty_is_a_sigmoid_in_float32(dtype: torch.dtype) -> None:
-    gate = Gate(2).to(dtype)
+    gate = Gate([2]).to(dtype)
     with torch.no_grad():
         gate.linear.weight.copy_(torch.tensor([[1.0, -2.0]]))
         gate.linear.bias.fill_(0.5)
@@ -89,7 +89,7 @@ def test_one_gate_reads_what_each_exits_last_map_reads(head: str) -> None:
     carry = model.embed(batch)
     for exit in range(4):
         carry = model.block(exit, carry)
-        read = model.heads.read(exit, carry.hidden, carry.mask)
+        read = model.heads.features(exit, carry.hidden, carry.mask)
         by_hand = (read @ model.gate.linear.weight.T + model.gate.linear.bias).sigmoid().squeeze(-1)
         assert torch.allclose(out.exit_certainty[exit], by_hand, atol=1e-6)
         assert torch.allclose(out.exit_logits[exit], model.heads.classifiers[exit](read), atol=1e-6)

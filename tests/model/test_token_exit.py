@@ -185,20 +185,20 @@ def test_a_schedule_must_fit_the_models_depth() -> None:
 def test_a_family_with_relative_positions_or_whole_layers_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     family = load_backbone("bert")
     monkeypatch.setattr(family, "absolute_positions", False)
-    with pytest.raises(UnsupportedBackbone, match=r"positions that are in the embedding alone, which bert has not"):
+    with pytest.raises(UnsupportedBackbone, match=r"positions that only the embedding adds; bert does not have them"):
         leaving()
     monkeypatch.setattr(family, "absolute_positions", True)
-    monkeypatch.setattr(family, "in_parts", False)
-    with pytest.raises(UnsupportedBackbone, match=r"layers that come in parts, which bert has not"):
+    monkeypatch.setattr(family, "has_halves", False)
+    with pytest.raises(UnsupportedBackbone, match=r"layers that run in halves; bert does not have them"):
         leaving()
 
 
 def test_a_layer_is_asked_only_if_a_selection_remembers_it() -> None:
     always = TokenExit(keep_ratio={2: 0.5, 4: 0.5})
-    assert [always.reads(layer) for layer in range(1, 7)] == [True, True, True, True, False, False]
+    assert [always.needs_attention(layer) for layer in range(1, 7)] == [True, True, True, True, False, False]
     # a beta of 1 forgets: layers 1 and 3 are never heard of again
     forgetful = TokenExit(keep_ratio={2: 0.5, 5: 0.5}, beta=(0.5, 1, 0.5, 1, 0.5, 0.5))
-    assert [forgetful.reads(layer) for layer in range(1, 7)] == [False, True, False, True, True, False]
+    assert [forgetful.needs_attention(layer) for layer in range(1, 7)] == [False, True, False, True, True, False]
 
 
 # --- the row, in the encoders -----------------------------------------------------------------------------------------
@@ -215,9 +215,9 @@ def test_the_row_is_that_of_eager_attention(family: str) -> None:
     inner = len(weights) // LAYERS  # ALBERT tells of each layer inside a layer
     carry = model.embed(batch)
     for number in range(LAYERS):
-        _, told = model._encoder_view.attend(number, carry)
+        _, class_attention = model._encoder_view.attention_half(number, carry)
         expected = weights[inner * (number + 1) - 1][:, :, 0, 1:].mean(dim=1)
-        assert (told() - expected).abs().max() < 1e-6
+        assert (class_attention() - expected).abs().max() < 1e-6
         carry = model._encoder_view.block(number, carry)
 
 
@@ -225,8 +225,8 @@ def test_the_row_is_that_of_eager_attention(family: str) -> None:
 def test_the_row_knows_no_dropout() -> None:
     model = leaving(token_exit=TokenExit(keep_ratio={1: 0.5}))
     carry = model.embed(padded(model, token_rows(5)))
-    expected = model._encoder_view.attend(0, carry)[1]()
-    assert torch.equal(model.train()._encoder_view.attend(0, carry)[1](), expected)
+    expected = model._encoder_view.attention_half(0, carry)[1]()
+    assert torch.equal(model.train()._encoder_view.attention_half(0, carry)[1](), expected)
 
 
 def test_only_a_model_with_token_exit_has_the_implementation_and_it_stays(tmp_path: Path) -> None:
@@ -252,19 +252,19 @@ def test_a_configuration_comes_back_the_same() -> None:
 
 @torch.no_grad()
 def test_behind_the_schedule_layers_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked = leaving(token_exit=TokenExit(keep_ratio={2: 0.5})), []
-    attend = type(model._encoder_view).attend
+    model, calls = leaving(token_exit=TokenExit(keep_ratio={2: 0.5})), []
+    attention_half = type(model._encoder_view).attention_half
     monkeypatch.setattr(
         type(model._encoder_view),
-        "attend",
-        lambda self, number, carry: asked.append(number) or attend(self, number, carry),
+        "attention_half",
+        lambda self, number, carry: calls.append(number) or attention_half(self, number, carry),
     )
     monkeypatch.setattr(
         "offramp.model.token_exit.class_attention.class_attention_row",
-        lambda *given: asked.append("row") or class_attention_row(*given),
+        lambda *arguments: calls.append("row") or class_attention_row(*arguments),
     )
     model.all_exits(padded(model, token_rows(4)))
-    assert asked == [0, "row", 1, "row"]
+    assert calls == [0, "row", 1, "row"]
 
 
 # --- against a slow loop ----------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""`import offramp` teaches transformers' Auto classes, without loading torch.
+"""Register offramp's models with transformers' Auto classes on `import offramp`, without loading torch.
 
 `AutoModelForSequenceClassification.from_pretrained(folder)` and `pipeline(...)` must work after a bare
-`import offramp`, and `offramp --help` must not wait seconds for torch. So the registration, which needs both, waits
-until transformers loads its Auto classes: a finder on `sys.meta_path` lets that one module load as usual and registers
-right after.
+`import offramp`, and `offramp --help` must not load torch, which takes seconds. So the registration, which needs both,
+waits until transformers loads its Auto classes: a finder on `sys.meta_path` loads that one module as usual and
+registers right after.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 
 
 def _register() -> None:
-    import_module("offramp.model")  # these register themselves at their ends
+    import_module("offramp.model.modeling")  # these register themselves at their ends
     import_module("offramp.model.backbones.resnet")
 
 
 class _AfterLoading(Loader):
-    """Loads a module as its own loader would, then registers offramp's models."""
+    """A loader that runs another loader, then registers offramp's models."""
 
-    def __init__(self, usual: Loader) -> None:
-        self.usual = usual
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.usual.create_module(spec)
+        return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        self.usual.exec_module(module)
+        self.loader.exec_module(module)
         _register()
 
 
 class _Finder(MetaPathFinder):
-    """Finds one module, once."""
+    """A finder of transformers' module of Auto classes, used once."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

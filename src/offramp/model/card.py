@@ -1,4 +1,4 @@
-"""The model card that is written beside the weights."""
+"""The model card beside the weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HEADING = "## Operating points\n"
 
 
 def model_card(config: PreTrainedConfig, points: Mapping[str, OperatingPoint]) -> str:
-    """Markdown with the metadata that the hub reads."""
+    """Return the card in Markdown, with the metadata that the hub reads."""
     labels = [config.id2label[number] for number in range(config.num_labels)]
     card = CARD.format(
         family=config.backbone.model_type,
@@ -53,32 +53,33 @@ def model_card(config: PreTrainedConfig, points: Mapping[str, OperatingPoint]) -
 
 
 def save_points(points: Mapping[str, OperatingPoint], folder: Path) -> None:
-    """Write a model folder's operating points, and tell of them in its card if the card has a place for that."""
+    """Write a model folder's operating points, and list them in its card if the card has their heading."""
     write_points(points, folder / POINTS_FILE)
     card = folder / "README.md"
     before, heading, after = card.read_text(encoding="utf-8").partition(HEADING) if card.exists() else ("", "", "")
     if heading:
-        _, next_heading, rest = after.partition("\n## ")
-        card.write_text(before + _section(points) + next_heading + rest, encoding="utf-8")
+        _, next_heading, remainder = after.partition("\n## ")
+        card.write_text(before + _section(points) + next_heading + remainder, encoding="utf-8")
 
 
 def _section(points: Mapping[str, OperatingPoint]) -> str:
-    told = _table(points) if points else "None yet; `offramp calibrate` makes them."
-    return f"{HEADING}\n{told}\n"
+    content = _table(points) if points else "None yet; `offramp calibrate` makes them."
+    return f"{HEADING}\n{content}\n"
 
 
 def _table(points: Mapping[str, OperatingPoint]) -> str:
     rows = ["| name | policy | score | full model | mean exit | layers saved |", "|---|---|---|---|---|---|"]
     for name, point in points.items():
-        told = point.measured
-        if told is None:
+        measured = point.measured
+        if measured is None:
             rows.append(f"| {name} | {point.policy['name']} | not measured | | | |")
             continue
         score, full = (
-            f"{told.metric} {value:.4f}" if value is not None else "" for value in (told.score, told.full_score)
+            f"{measured.metric} {value:.4f}" if value is not None else ""
+            for value in (measured.score, measured.full_score)
         )
-        where = f"{told.mean_exit:.2f} of {told.depth} | {told.saving:.0%}"
-        rows.append(f"| {name} | {point.policy['name']} | {score} | {full} | {where} |")
-    promised = [f"- {name}: {point.certificate.describe()}" for name, point in points.items() if point.certificate]
-    told_on = "Measured on the data on which the thresholds were chosen."
-    return "\n".join([*rows, "", told_on, *(["", *promised] if promised else [])])
+        depth = f"{measured.mean_exit:.2f} of {measured.depth} | {measured.saving:.0%}"
+        rows.append(f"| {name} | {point.policy['name']} | {score} | {full} | {depth} |")
+    certificates = [f"- {name}: {point.certificate.describe()}" for name, point in points.items() if point.certificate]
+    note = "Measured on the data on which the thresholds were chosen."
+    return "\n".join([*rows, "", note, *(["", *certificates] if certificates else [])])

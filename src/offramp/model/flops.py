@@ -1,13 +1,13 @@
-"""What an answer costs in multiply-accumulates (MACs), as a function of its length, its exit and the model's parts.
+"""Multiply-accumulates (MACs) of an answer, as a function of its length, its exit and the model's parts.
 
 A layer with n_in tokens before attention and n_ff before its feed-forward half takes 4 n_in D^2 + 2 n_in^2 D +
-2 n_ff D D_ff (MPEE, section 2, where both are N). On top come every exit that was asked on the way, with its pooling,
-pooler and gate, and the bypass; with token exit the first token's attention and the fusion of those who leave. Left out
-is what no exit saves, the embedding, and what is not a matrix product: norms, activations, softmax, biases, policies.
+2 n_ff D D_ff (MPEE, section 2, where both are N). Added are every exit on the way, with its pooling, pooler and gate,
+and the bypass; with token exit the first token's attention and the fusion of the tokens that leave. Left out are the
+embedding, which no exit saves, and all but matrix products: norms, activations, softmax, biases, policies.
 
-Differs from the authors' code, which calls these FLOPs (they are half of them), counts an attention too many where a
-sample leaves early, and forgets the fusion token in the layer that makes it and all heads. Lengths are the true ones;
-`padded` counts as a paper does that pads every text.
+Differs from the authors' code, which calls these FLOPs (they are half of them), counts one attention too many where a
+sample exits early, and omits the fusion token in the layer that makes it and all heads. Lengths are the true ones;
+`padded` counts every text at the padded length, as papers do.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from offramp.model.token_exit.selection import kept_count
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many tokens a layer sees, (N,) each: before attention, and before the feed-forward half."""
+    """The numbers of tokens of a layer, (N,): before attention, and before the feed-forward half."""
 
     attention: Tensor
     feed_forward: Tensor
 
 
 def lengths(setting: TokenExit | None, layer: int, tokens: Tensor) -> Lengths:
-    """Of layer `layer` (1-based), for samples that come to it with `tokens` (N,)."""
+    """Return the lengths at layer `layer` (1-based), for samples that reach it with `tokens` (N,)."""
     if setting is None or layer not in setting.keep_ratio:
         return Lengths(tokens, tokens)
     others = tokens - 1
@@ -46,7 +46,7 @@ def lengths(setting: TokenExit | None, layer: int, tokens: Tensor) -> Lengths:
 
 
 def macs(config: MultiExitConfig, tokens: Tensor | Sequence[int], *, padded: int | None = None) -> Tensor:
-    """MACs (L, N) in float64 of samples that leave at each exit, all they ran on the way included.
+    """Return MACs (L, N) in float64 of samples that leave at each exit, with all exits before it.
 
     Args:
         config: the model's.
@@ -55,24 +55,24 @@ def macs(config: MultiExitConfig, tokens: Tensor | Sequence[int], *, padded: int
 
     Raises:
         InvalidInput: samples without tokens, or longer than `padded`.
-        UnsupportedBackbone: an encoder with other layers than these formulas are for.
+        UnsupportedBackbone: an encoder whose layers have other formulas.
     """
     counts = _counts(tokens, padded)
     setting = None if config.token_exit is None else TokenExit(**config.token_exit)
-    sofar, found = torch.zeros(len(counts), dtype=torch.float64), []
+    total, at_exits = torch.zeros(len(counts), dtype=torch.float64), []
     for layer in range(1, config.backbone.num_hidden_layers + 1):
-        seen = lengths(setting, layer, counts)
-        sofar = sofar + _layer(config, seen) + _selection(config, setting, layer, seen)
-        counts = seen.feed_forward
+        tokens_in = lengths(setting, layer, counts)
+        total = total + _layer(config, tokens_in) + _selection(config, setting, layer, tokens_in)
+        counts = tokens_in.feed_forward
         if layer in config.exit_layers:
             exit = config.exit_layers.index(layer)
-            sofar = sofar + _exit(config, exit, counts) + _bypass(config, exit, seen)
-            found.append(sofar)
-    return torch.stack(found)
+            total = total + _exit(config, exit, counts) + _bypass(config, exit, tokens_in)
+            at_exits.append(total)
+    return torch.stack(at_exits)
 
 
 def plain_macs(config: MultiExitConfig, tokens: Tensor | Sequence[int], *, padded: int | None = None) -> Tensor:
-    """MACs (N,) of the same encoder without early exit: all layers, all tokens, the last exit's head and no other.
+    """Return MACs (N,) of the same encoder without early exit: all layers, all tokens, the last exit's head alone.
 
     Args:
         config: see `macs`.
@@ -89,18 +89,18 @@ def plain_macs(config: MultiExitConfig, tokens: Tensor | Sequence[int], *, padde
 def macs_ratio(
     config: MultiExitConfig, tokens: Tensor | Sequence[int], exit_layers: Tensor, *, padded: int | None = None
 ) -> float:
-    """How many times less a run costs than the plain model: the ratio of the sums over all samples (MPEE, eq. 15).
+    """Return MACs of the plain model over MACs of a run, both summed over all samples (MPEE, eq. 15).
 
-    MPEE's tables have this ratio; the equation itself has it upside down.
+    MPEE's tables print this ratio; the equation itself is its inverse.
 
     Args:
         config: see `macs`.
         tokens: see `macs`.
-        exit_layers: (N,) the layer at which each sample left (`Answers.exit_layers`).
+        exit_layers: (N,) the layer at which each sample exited (`Answers.exit_layers`).
         padded: see `macs`.
     """
-    at = torch.searchsorted(torch.tensor(config.exit_layers), exit_layers.cpu())  # (N,)
-    run = macs(config, tokens, padded=padded).gather(0, at.unsqueeze(0))
+    exits = torch.searchsorted(torch.tensor(config.exit_layers), exit_layers.cpu())  # (N,)
+    run = macs(config, tokens, padded=padded).gather(0, exits.unsqueeze(0))
     return (plain_macs(config, tokens, padded=padded).sum() / run.sum()).item()
 
 
@@ -115,15 +115,17 @@ def _counts(tokens: Tensor | Sequence[int], padded: int | None) -> Tensor:
     return torch.full_like(counts, padded)
 
 
-def _layer(config: MultiExitConfig, seen: Lengths) -> Tensor:
+def _layer(config: MultiExitConfig, tokens_in: Lengths) -> Tensor:
     backbone = config.backbone
     if not load_backbone(backbone.model_type).absolute_positions:
-        raise UnsupportedBackbone(f"the layers of {backbone.model_type} are not those that the cost formulas are for")
+        raise UnsupportedBackbone(f"the cost formulas are not for the layers of {backbone.model_type}")
     width: int = backbone.hidden_size
     wide: int = backbone.hidden_dim if backbone.model_type == "distilbert" else backbone.intermediate_size
-    whole = _halves(seen.attention, seen.attention, width, wide)  # of an ALBERT group the last layer alone selects
+    whole = _halves(
+        tokens_in.attention, tokens_in.attention, width, wide
+    )  # of an ALBERT group the last layer alone selects
     inner: int = backbone.inner_group_num - 1 if backbone.model_type == "albert" else 0
-    return inner * whole + _halves(seen.attention, seen.feed_forward, width, wide)
+    return inner * whole + _halves(tokens_in.attention, tokens_in.feed_forward, width, wide)
 
 
 def _halves(attention: Tensor, feed_forward: Tensor, width: int, wide: int) -> Tensor:
@@ -131,19 +133,18 @@ def _halves(attention: Tensor, feed_forward: Tensor, width: int, wide: int) -> T
     return 4 * n_in * width**2 + 2 * n_in**2 * width + 2 * n_ff * width * wide
 
 
-def _selection(config: MultiExitConfig, setting: TokenExit | None, layer: int, seen: Lengths) -> Tensor:
-    """The first token's products with all others, and the weighted sum of those who leave."""
-    nothing = torch.zeros(len(seen.attention), dtype=torch.float64)
-    if setting is None or not setting.reads(layer):
-        return nothing
+def _selection(config: MultiExitConfig, setting: TokenExit | None, layer: int, tokens_in: Lengths) -> Tensor:
+    """Return MACs of the first token's products with all others, and of the fusion."""
+    if setting is None or not setting.needs_attention(layer):
+        return torch.zeros(len(tokens_in.attention), dtype=torch.float64)
     width: int = config.backbone.hidden_size
-    return width * seen.attention.double() + _fusion(config, setting, layer, seen)
+    return width * tokens_in.attention.double() + _fusion(config, setting, layer, tokens_in)
 
 
-def _fusion(config: MultiExitConfig, setting: TokenExit, layer: int, seen: Lengths) -> Tensor:
-    others, width = seen.attention - 1, int(config.backbone.hidden_size)
+def _fusion(config: MultiExitConfig, setting: TokenExit, layer: int, tokens_in: Lengths) -> Tensor:
+    others, width = tokens_in.attention - 1, int(config.backbone.hidden_size)
     fuses = (others > kept_count(others, setting.keep_ratio.get(layer, 1.0))) & (setting.fusion != "none")
-    return width * fuses * seen.attention.double()
+    return width * fuses * tokens_in.attention.double()
 
 
 def _reads_first(config: MultiExitConfig, exit: int) -> bool:
@@ -156,9 +157,9 @@ def _is_own(config: MultiExitConfig, exit: int) -> bool:
 
 
 def _exit(config: MultiExitConfig, exit: int, counts: Tensor) -> Tensor:
-    """Pooling, pooler, gate and the last map of exit `exit` (0-based), on `counts` (N,) tokens.
+    """Return MACs of pooling, pooler, gate and last map of exit `exit` (0-based), on `counts` (N,) tokens.
 
-    With exit memory and a gate each exit reads twice: before the block hands on what it has come to, and for the gate.
+    With exit memory and a gate, features are computed twice: in the block for the memory, and in the exit for the gate.
     """
     width, tokens = int(config.backbone.hidden_size), counts.double()
     outputs: int = config.num_labels + int(config.certainty)
@@ -173,15 +174,15 @@ def _exit(config: MultiExitConfig, exit: int, counts: Tensor) -> Tensor:
     return times * (pooled + width**2 * pooler) + width * outputs
 
 
-def _bypass(config: MultiExitConfig, exit: int, seen: Lengths) -> Tensor:
-    """2 r D for each token that the exit reads; for all tokens, the block's input goes through the selection too."""
+def _bypass(config: MultiExitConfig, exit: int, tokens_in: Lengths) -> Tensor:
+    """Return 2 r D for each token that the exit reads; for all tokens, the selection of the block's input is added."""
     if config.bypass is None:
-        return torch.zeros(len(seen.attention), dtype=torch.float64)
+        return torch.zeros(len(tokens_in.attention), dtype=torch.float64)
     bypass = Bypass(**config.bypass)
-    each = 2 * bypass.rank * int(config.backbone.hidden_size)
+    per_token = 2 * bypass.rank * int(config.backbone.hidden_size)
     if _reads_first(config, exit):
-        return torch.full((len(seen.attention),), float(each), dtype=torch.float64)
-    again = torch.zeros(len(seen.attention), dtype=torch.float64)
+        return torch.full((len(tokens_in.attention),), float(per_token), dtype=torch.float64)
+    selection = torch.zeros(len(tokens_in.attention), dtype=torch.float64)
     if config.token_exit is not None and bypass.placement == "block":
-        again = _fusion(config, TokenExit(**config.token_exit), config.exit_layers[exit], seen)
-    return each * seen.feed_forward.double() + again
+        selection = _fusion(config, TokenExit(**config.token_exit), config.exit_layers[exit], tokens_in)
+    return per_token * tokens_in.feed_forward.double() + selection

@@ -5,15 +5,18 @@ Xin et al., "BERxiT: Early Exiting for BERT with Better Fine-Tuning and Extensio
 the exit's answer is right, else 0 (eq. 10); for regression v_i = 1 - tanh |g_i - y| (eq. 11).
 
 Differs from the authors' code, which learns *un*certainty and averages J over all exits, whatever exits the objective
-trains; here J_i goes wherever L_i goes, as the paper says. The gate reads what the exit's last linear map reads: the
-pooled state under a linear head, as in eq. 8, and the tanh-pooled one under a pooler, as in the code.
+trains; here J_i is added wherever L_i stands, as in the paper. The gate reads the input of the exit's last
+linear map: the pooled state under a linear head, as in eq. 8, and the tanh-pooled one under a pooler, as in the code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor, nn
+
+from offramp.errors import InvalidInput
 
 
 @final
@@ -21,14 +24,19 @@ class Gate(nn.Module):
     """Certainty u in 0..1 of an exit.
 
     Args:
-        width: of what the exits' last linear maps read.
+        widths: (L,) W of the input of each exit's last linear map; all the same.
+
+    Raises:
+        InvalidInput: exits of several widths.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, 1)
+        if len(set(widths)) > 1:
+            raise InvalidInput(f"a gate shared by all exits needs exits of one width, got {sorted(set(widths))}")
+        self.linear = nn.Linear(widths[0], 1)
 
-    def forward(self, read: Tensor) -> Tensor:
-        """U (B,) in float32, of what the exit reads (B, W)."""
-        logit: Tensor = self.linear(read)
+    def forward(self, features: Tensor) -> Tensor:
+        """Return u (B,) in float32, from the input (B, W) of the exit's last map."""
+        logit: Tensor = self.linear(features)
         return logit.float().sigmoid().squeeze(-1)

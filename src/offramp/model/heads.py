@@ -1,12 +1,12 @@
-"""Exit heads: what an exit reads of the hidden states, and how it turns that into logits.
+"""Exit heads: pooling of the hidden states and the classifier of each exit.
 
-`linear` is the head that PABEE, BERxiT, PCEE-BERT and BADGE write (z = W h + b); `shared_pooler` is what the code of
-PABEE and PCEE-BERT has (z = W tanh(W_p h + b_p) + b, one W_p for all exits); `pooler` is that of DeeBERT's, BERxiT's
+`linear` is the head in the papers PABEE, BERxiT, PCEE-BERT and BADGE (z = W h + b); `shared_pooler` is that in the code
+of PABEE and PCEE-BERT (z = W tanh(W_p h + b_p) + b, one W_p for all exits); `pooler` is that of DeeBERT's, BERxiT's
 and MPEE's code (a W_p for each exit). `attention` is FastBERT's (Liu et al., "FastBERT: a Self-distilling BERT with
 Adaptive Inference Time", ACL 2020, section 3.1.2): a narrow self-attention over all tokens before the classifier.
 
-A model that was fine-tuned already keeps its own head as the last exit: it reads the first token, through a pooler with
-its family's activation where the family has one, whatever the early exits do.
+A fine-tuned model keeps its own head as the last exit: it reads the first token, through a pooler with its family's
+activation if the family has one, whatever the early exits do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 
 from offramp.errors import InvalidInput, UnknownName
 
-HEADS: dict[str, Callable[[int], int]] = {  # name -> how many poolers for this many exits
+HEADS: dict[str, Callable[[int], int]] = {  # name -> number of poolers for a number of exits
     "attention": lambda exits: 0,
     "linear": lambda exits: 0,
     "pooler": lambda exits: exits,
@@ -31,13 +31,13 @@ NARROW, NARROW_HEADS = 128, 2  # FastBERT's width; its code has 2 heads
 
 
 def pooling_weights_of(mask: Tensor) -> Tensor:
-    """How much each token counts in a mean over the real ones, (B, 1, T) in float32, of a mask (B, T)."""
+    """Return each token's weight in a mean over the real ones, (B, 1, T) in float32, for a mask (B, T)."""
     weight = mask.float()
     return (weight / weight.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(1)
 
 
 def pool(hidden: Tensor, pooling_weights: Tensor | None, pooling: str) -> Tensor:
-    """One vector (B, D) for each sample.
+    """Pool the states of each sample to one vector, (B, D).
 
     Args:
         hidden: (B, T, D).
@@ -62,17 +62,17 @@ class NarrowAttention(nn.Module):
         self.dense = nn.Linear(NARROW, NARROW)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, 128) of hidden states (B, T, D)."""
+        """Return (B, 128) of hidden states (B, T, D)."""
         narrow = self.down(hidden)  # (B, T, 128)
         padding = None if mask is None else mask == 0
-        seen, _ = self.attention(narrow, narrow, narrow, key_padding_mask=padding, need_weights=False)
+        attended, _ = self.attention(narrow, narrow, narrow, key_padding_mask=padding, need_weights=False)
         pooling_weights = None if mask is None else pooling_weights_of(mask)
-        read: Tensor = self.dense(pool(seen, pooling_weights, self.pooling)).tanh()
-        return read
+        features: Tensor = self.dense(pool(attended, pooling_weights, self.pooling)).tanh()
+        return features
 
 
 class Heads(nn.Module):
-    """A classifier for each exit, with what its kind of head has before it.
+    """A classifier for each exit, with the poolers or attentions of its kind of head.
 
     Args:
         head: a name of HEADS.
@@ -123,44 +123,44 @@ class Heads(nn.Module):
 
     @torch.no_grad()
     def start_at(self, values: Tensor) -> None:
-        """Let every exit that starts anew answer `values` (C,), such as the mean of a regression's labels, at first.
+        """Set the biases of the exits that start anew to `values` (C,), such as the mean of a regression's labels.
 
-        Started at zero, all exits together pull the encoder towards a large constant, and its features go.
+        From zero, all exits together pull the encoder towards a large constant, and its features are lost.
         """
-        started = self.classifiers if self.own_head is None else list(self.classifiers)[:-1]
-        for classifier in started:
+        new = self.classifiers if self.own_head is None else list(self.classifiers)[:-1]
+        for classifier in new:
             classifier.get_parameter("bias").copy_(values)
 
     def reads_first_token(self, exit: int) -> bool:
-        """Whether exit `exit` (0-based) looks at nothing but the first token."""
+        """Return True if exit `exit` (0-based) reads the first token alone."""
         own = self.own_head is not None and exit == self.last
         return own or (self.pooling == "first" and not self.attentions)
 
-    def read(self, exit: int, hidden: Tensor, mask: Tensor | None, pooling_weights: Tensor | None = None) -> Tensor:
-        """What the last map of exit `exit` (0-based) reads, (B, W), of hidden states (B, T, D).
+    def features(self, exit: int, hidden: Tensor, mask: Tensor | None, pooling_weights: Tensor | None = None) -> Tensor:
+        """Return the input of the last map of exit `exit` (0-based), (B, W), from hidden states (B, T, D).
 
         Args:
             exit: its number.
-            hidden: what the exit sees.
+            hidden: the states that the exit reads.
             mask: (B, T) 1 for a real token; None = all are real.
-            pooling_weights: `pooling_weights_of` of the mask, if they are worked out already.
+            pooling_weights: `pooling_weights_of` the mask, if already computed.
         """
         if pooling_weights is None and mask is not None:
             pooling_weights = pooling_weights_of(mask)
         if exit < len(self.attentions):
-            read = self.attentions[exit](hidden, mask)
+            features = self.attentions[exit](hidden, mask)
         else:
-            read = pool(hidden, pooling_weights, "first" if self.reads_first_token(exit) else self.pooling)
+            features = pool(hidden, pooling_weights, "first" if self.reads_first_token(exit) else self.pooling)
         if exit in self.pooler_of:
-            read = self.activation(self.poolers[self.pooler_of[exit]](read))
-        dropped: Tensor = self.dropout(read)
+            features = self.activation(self.poolers[self.pooler_of[exit]](features))
+        dropped: Tensor = self.dropout(features)
         return dropped
 
-    def classify(self, exit: int, read: Tensor) -> Tensor:
-        """Logits (B, C) in float32 of exit `exit` (0-based) from what it read, (B, W)."""
-        logits: Tensor = self.classifiers[exit](read)
+    def classify(self, exit: int, features: Tensor) -> Tensor:
+        """Return logits (B, C) in float32 of exit `exit` (0-based) from its features, (B, W)."""
+        logits: Tensor = self.classifiers[exit](features)
         return logits.float()
 
     def forward(self, exit: int, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Logits (B, C) in float32 of exit `exit` (0-based) from hidden states (B, T, D)."""
-        return self.classify(exit, self.read(exit, hidden, mask))
+        """Return logits (B, C) in float32 of exit `exit` (0-based) from hidden states (B, T, D)."""
+        return self.classify(exit, self.features(exit, hidden, mask))

@@ -1,4 +1,4 @@
-"""What lies in a model's folder or hub repository: encoder, configuration, tokenizer, operating points."""
+"""Read a model's folder or hub repository: encoder, configuration, tokenizer, operating points."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
-    """An encoder from a folder or hub name, in float32; with its head, if it was saved as a classifier.
+    """Load an encoder from a folder or hub name, in float32; with its head, if it was saved as a classifier.
 
     Raises:
         InvalidInput: nothing can be loaded from there.
-        UnsupportedBackbone: an encoder that offramp cannot cut.
+        UnsupportedBackbone: an encoder that offramp cannot run layer by layer.
     """
     config = from_pretrained_or_raise(transformers.AutoConfig, folder)
     # an unknown family is refused before its weights are loaded
@@ -33,9 +33,9 @@ def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
         transformers.AutoModelForSequenceClassification if of_texts else transformers.AutoModelForImageClassification
     )
     kind = classifier if is_classifier(config.architectures) else transformers.AutoModel
-    encoder, told = from_pretrained_or_raise(kind, folder, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(name for name in told["missing_keys"] if "pooler" not in name)
-    if missing:  # transformers would go on with random weights
+    encoder, loading = from_pretrained_or_raise(kind, folder, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+    if missing:  # transformers would fill them with random numbers
         raise InvalidInput(
             f"{folder}: its weights have no {missing[0]} and {len(missing) - 1} more of {type(encoder).__name__}"
         )
@@ -43,7 +43,7 @@ def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
 
 
 def load_config(folder: str | os.PathLike[str]) -> MultiExitConfig:
-    """The configuration of a model with exits.
+    """Load the configuration of a model with exits.
 
     Raises:
         InvalidInput: nothing can be loaded from there, or it is a model without exits.
@@ -55,27 +55,27 @@ def load_config(folder: str | os.PathLike[str]) -> MultiExitConfig:
 
 
 def refuse_images(folder: str | os.PathLike[str], config: MultiExitConfig) -> None:
-    """Raise InvalidInput for a model of images, where texts are read."""
+    """Raise InvalidInput for a model of images, where texts are needed."""
     if load_backbone(config.backbone.model_type).input_name != "input_ids":
         raise InvalidInput(f"{folder}: a model of images; this takes texts (MultiExitModel.from_pretrained loads it)")
 
 
-def load_points(folder: str | os.PathLike[str], **where: Any) -> dict[str, OperatingPoint]:
-    """The operating points that were saved with a model, by name.
+def load_points(folder: str | os.PathLike[str], **options: Any) -> dict[str, OperatingPoint]:
+    """Load the operating points of a model, by name.
 
     Args:
         folder: or a hub name.
-        where: arguments of transformers' own, such as `revision`.
+        options: transformers' arguments for the repository, such as `revision`.
     """
-    path = find_file(folder, POINTS_FILE, **where)
+    path = find_file(folder, POINTS_FILE, **options)
     return read_points(path) if path else {}
 
 
 def named_point(points: Mapping[str, OperatingPoint], name: str) -> OperatingPoint:
-    """The point of that name.
+    """Return the point of that name.
 
     Raises:
-        UnknownName: there is none; the message says which there are.
+        UnknownName: there is none; the message lists those that exist.
     """
     if name not in points:
         known = ", ".join(points) or "none; `offramp calibrate` makes them"
@@ -83,15 +83,15 @@ def named_point(points: Mapping[str, OperatingPoint], name: str) -> OperatingPoi
     return points[name]
 
 
-def find_file(folder: str | os.PathLike[str], name: str, **where: Any) -> str | None:
-    """The path of a file in a model's folder or hub repository; None where there is no such file."""
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    path: str | None = cached_file(folder, name, **where, **quiet)
+def find_file(folder: str | os.PathLike[str], name: str, **options: Any) -> str | None:
+    """Return the path of a file in a model's folder or hub repository; None if there is no such file."""
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path: str | None = cached_file(folder, name, **options, **optional)
     return path
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder or hub name.
+    """Load the tokenizer of a model's folder or hub name.
 
     Raises:
         InvalidInput: there is none.
@@ -100,15 +100,19 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 
 
 def from_pretrained_or_raise(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
-    """`kind.from_pretrained`, with one line where transformers would fill the screen."""
+    """Call `kind.from_pretrained`, with its long errors cut to one line.
+
+    Raises:
+        InvalidInput: nothing can be loaded from there.
+    """
     try:
         return kind.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
-        what = {"AutoTokenizer": "tokenizer"}.get(kind.__name__, "model")
-        raise InvalidInput(f"{folder}: no {what} can be loaded from there ({str(error).splitlines()[0]})") from None
+        content = {"AutoTokenizer": "tokenizer"}.get(kind.__name__, "model")
+        raise InvalidInput(f"{folder}: no {content} can be loaded from there ({str(error).splitlines()[0]})") from None
 
 
 def is_classifier(names: Sequence[str] | None) -> bool:
-    """Whether classes of these names are transformers' classifiers."""
-    kinds = ("ForSequenceClassification", "ForImageClassification")
-    return any(name.endswith(kinds) for name in names or ())
+    """Return True if a class of these names is one of transformers' classifiers."""
+    suffixes = ("ForSequenceClassification", "ForImageClassification")
+    return any(name.endswith(suffixes) for name in names or ())

@@ -12,7 +12,7 @@ from offramp.model.modeling import MultiExitModel
 
 
 def load_model(folder: str | os.PathLike[str]) -> MultiExitModel:
-    """A model with exits from a folder or a hub name, in eval mode; on the GPU if there is one.
+    """Load a model with exits from a folder or a hub name, in eval mode; on the GPU if there is one.
 
     Raises:
         InvalidInput: nothing can be loaded from there, or it is a model without exits.
@@ -25,7 +25,7 @@ def load_model(folder: str | os.PathLike[str]) -> MultiExitModel:
 
 
 def load_folder(folder: str | os.PathLike[str]) -> tuple[MultiExitModel, PreTrainedTokenizerBase]:
-    """A model of texts with exits and its tokenizer; see `load_model`.
+    """Load a model of texts with exits, as `load_model` does, and its tokenizer.
 
     Raises:
         InvalidInput: nothing can be loaded from there, it is a model without exits, or one of images.

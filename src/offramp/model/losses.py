@@ -1,4 +1,9 @@
-"""Losses of every exit."""
+"""Losses of every exit, from the outputs of all exits.
+
+The task's loss L_i is cross-entropy, binary cross-entropy or a squared error. A model with a gate adds J_i, the squared
+distance between certainty and correctness (Xin et al., "BERxiT", EACL 2021, section 4). Objectives weight these sums;
+`depth_weighted` is the weighting of PABEE and PCEE-BERT, and the model's loss where no objective is set.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,41 @@ from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
 
-def gate_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
-    """J_i of every exit, (L,), mean over the batch; zeros where the model has no gate.
+def exit_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
+    """Return the loss of every exit, (L,), mean over the batch: L_i, and with a gate L_i + J_i (BERxiT, section 4).
 
-    For several labels an exit is right where it has the whole set; of several values the worst counts.
+    Args:
+        exits: logits (L, B, C), certainty (L, B) or None.
+        labels: (B,) or (B, C).
+    """
+    return task_losses(exits, labels) + gate_losses(exits, labels)
+
+
+def task_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
+    """Return the task's loss L_i of every exit, (L,), mean over the batch.
+
+    Cross-entropy for a single label, binary cross-entropy for several, squared error for regression.
+
+    Args:
+        exits: logits (L, B, C).
+        labels: (B,) or (B, C).
+    """
+    logits = exits.logits.float()
+    depth, batch, outputs = logits.shape
+    if exits.problem_type == REGRESSION:
+        targets = labels.float().view(batch, outputs)  # (B, C)
+        return (logits - targets).square().mean(dim=(1, 2))
+    if exits.problem_type == MULTI_LABEL:
+        targets = labels.float().expand(depth, batch, outputs)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
+    losses = F.cross_entropy(logits.reshape(-1, outputs), labels.long().repeat(depth), reduction="none")
+    return losses.view(depth, batch).mean(dim=1)
+
+
+def gate_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
+    """Return the gate's loss J_i of every exit, (L,), mean over the batch; zeros without a gate (BERxiT, eq. 9).
+
+    For several labels an answer is right if the whole set is; of several values the worst counts.
 
     Args:
         exits: logits (L, B, C), certainty (L, B).
@@ -26,7 +62,7 @@ def gate_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def correctness_target(exits: ExitOutput, labels: Tensor) -> Tensor:
-    """v_i (L, B) in 0..1: how right each exit is (eq. 10 and 11)."""
+    """Return the gate's target v_i, (L, B) in 0..1: the correctness of each answer (BERxiT, eq. 10 and 11)."""
     logits = exits.logits.float()  # (L, B, C)
     _, batch, outputs = logits.shape
     if exits.problem_type == REGRESSION:
@@ -34,38 +70,7 @@ def correctness_target(exits: ExitOutput, labels: Tensor) -> Tensor:
     return (predictions(exits) == labels.long().view(batch, -1)).all(dim=-1).float()
 
 
-def exit_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
-    """What every exit has to answer for, (L,), mean over the batch: L_i, and with a gate L_i + J_i (BERxiT, section 4).
-
-    Args:
-        exits: logits (L, B, C), certainty (L, B) or None.
-        labels: (B,) or (B, C).
-    """
-    return task_losses(exits, labels) + gate_losses(exits, labels)
-
-
-def task_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
-    """The task's loss L_i of every exit, (L,), mean over the batch.
-
-    Cross-entropy for a single label, binary cross-entropy for several, squared error for regression.
-
-    Args:
-        exits: logits (L, B, C).
-        labels: (B,) or (B, C).
-    """
-    logits = exits.logits.float()
-    depth, batch, outputs = logits.shape
-    if exits.problem_type == REGRESSION:
-        wanted = labels.float().view(batch, outputs)  # (B, C)
-        return (logits - wanted).square().mean(dim=(1, 2))
-    if exits.problem_type == MULTI_LABEL:
-        wanted = labels.float().expand(depth, batch, outputs)
-        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=(1, 2))
-    each = F.cross_entropy(logits.reshape(-1, outputs), labels.long().repeat(depth), reduction="none")
-    return each.view(depth, batch).mean(dim=1)
-
-
 def depth_weighted(losses: Tensor) -> Tensor:
-    """sum_i i L_i / sum_i i, with exits numbered from 1 (PABEE, section 3.3; PCEE-BERT, eq. 1)."""
+    """Return sum_i i L_i / sum_i i, with exits numbered from 1 (PABEE, section 3.3; PCEE-BERT, eq. 1)."""
     weights = torch.arange(1, len(losses) + 1, dtype=losses.dtype, device=losses.device)  # (L,)
     return (weights * losses).sum() / weights.sum()

@@ -1,4 +1,4 @@
-"""What an encoder must offer to get exits: its embedding, its layers one at a time and, where it can, their parts."""
+"""The interface of an encoder that gets exits: its embedding, its layers one by one and, where possible, in halves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from offramp.types.carry import Carry
 
 @dataclass(frozen=True)
 class OwnHead:
-    """Where a fine-tuned classifier of a family keeps its head, as paths from the classifier.
+    """The head of a fine-tuned classifier, as paths from the classifier.
 
     Attributes:
         out: the last linear map.
@@ -32,17 +32,17 @@ class OwnHead:
 
 
 class Backbone(ABC):
-    """A view of a transformers encoder, cut at its layers. It owns nothing: the weights stay where they are.
+    """A view of a transformers encoder, layer by layer; it owns no weights.
 
     Attributes:
         model: the encoder, without a head.
-        in_parts: whether `attend`, `feed_forward` and `norm` are there; `block` is the three in turn.
-        absolute_positions: whether the embedding alone tells the blocks where a token stands, so that tokens may be
-            taken out between blocks.
-        input_name: what `embed` reads: "input_ids", or "pixel_values" of images.
+        has_halves: True if `attention_half`, `feed_forward_half` and `final_norm` exist; `block` is the three in turn.
+        absolute_positions: True if positions enter by the embedding alone, so that tokens may be removed between
+            blocks.
+        input_name: the input of `embed`: "input_ids", or "pixel_values" of images.
     """
 
-    in_parts: bool = False
+    has_halves: bool = False
     absolute_positions: ClassVar[bool] = False
     input_name: ClassVar[str] = "input_ids"
 
@@ -52,63 +52,63 @@ class Backbone(ABC):
     @classmethod
     @abstractmethod
     def build(cls, config: PreTrainedConfig) -> PreTrainedModel:
-        """The encoder with random weights, without the parts that exits do not use (its own pooler)."""
+        """Return the encoder with random weights, without the modules that exits do not use (its own pooler)."""
 
     @classmethod
     @abstractmethod
     def pooler_path(cls, config: PreTrainedConfig) -> str | None:
-        """Where a pre-trained model of this family keeps a (D, D) pooler; None if it has none."""
+        """Return the path of the (D, D) pooler in a pre-trained model of this family; None if it has none."""
 
     @classmethod
     def own_head(cls, config: PreTrainedConfig) -> OwnHead | None:
-        """Where a fine-tuned classifier of this family keeps its head; None if offramp cannot keep it."""
+        """Return the paths of a fine-tuned classifier's head; None if offramp cannot keep it."""
         return None
 
     @classmethod
     def widths(cls, config: PreTrainedConfig) -> list[int]:
-        """The width D of the hidden states after each layer."""
+        """Return the width D of the hidden states after each layer."""
         return [config.hidden_size] * config.num_hidden_layers
 
     @abstractmethod
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
-        """What goes into the first layer.
+        """Return the input of the first layer.
 
         Args:
-            inputs: `input_ids` (B, T), `attention_mask` (B, T) with the padding on the right, and what else the
-                tokenizer gives; or `pixel_values` (B, channels, H, W).
+            inputs: `input_ids` (B, T), `attention_mask` (B, T) with the padding on the right, and the
+                tokenizer's other outputs; or `pixel_values` (B, channels, H, W).
         """
 
     @abstractmethod
     def block(self, number: int, carry: Carry) -> Carry:
         """Run layer `number` (0-based)."""
 
-    def read(self, hidden: Tensor) -> Tensor:
-        """What an exit sees of the hidden states, (B, T, D); after the last layer, transformers' last_hidden_state."""
+    def exit_states(self, hidden: Tensor) -> Tensor:
+        """Return the states that an exit reads, (B, T, D); after the last layer, transformers' last_hidden_state."""
         return hidden
 
-    def attend(self, number: int, carry: Carry) -> tuple[Tensor, Any]:
-        """The first half of layer `number` (0-based): self-attention, residual and norm.
+    def attention_half(self, number: int, carry: Carry) -> tuple[Tensor, Any]:
+        """Run the first half of layer `number` (0-based): self-attention, residual and norm.
 
         Returns:
-            The states (B, T, D), and what the attention function tells of its weights (see
+            The states (B, T, D), and the attention function's second output (see
             `offramp.model.token_exit.class_attention`).
         """
-        raise self._whole()
+        raise self._no_halves()
 
-    def feed_forward(self, number: int, attended: Tensor) -> Tensor:
-        """The second half of layer `number` (0-based): the sum (B, T, D) before its last norm."""
-        raise self._whole()
+    def feed_forward_half(self, number: int, attended: Tensor) -> Tensor:
+        """Run the second half of layer `number` (0-based), up to the sum (B, T, D) before its last norm."""
+        raise self._no_halves()
 
-    def norm(self, number: int) -> nn.Module:
-        """The last norm of layer `number` (0-based)."""
-        raise self._whole()
+    def final_norm(self, number: int) -> nn.Module:
+        """Return the last norm of layer `number` (0-based)."""
+        raise self._no_halves()
 
-    def _whole(self) -> UnsupportedBackbone:
-        return UnsupportedBackbone(f"the layers of this {self.model.config.model_type} do not come in parts")
+    def _no_halves(self) -> UnsupportedBackbone:
+        return UnsupportedBackbone(f"the layers of this {self.model.config.model_type} do not run in halves")
 
 
 def padding_mask(config: PreTrainedConfig, hidden: Tensor, mask: Tensor) -> Tensor | None:
-    """The blocks' attention mask where nothing but padding (B, T) is hidden: transformers', of one row for all tokens.
+    """Return the blocks' attention mask that hides the padding alone: transformers', with one row for all tokens.
 
     Returns:
         (B, 1, 1, T), (B, T) for flash attention, or None where there is no padding.
@@ -118,6 +118,6 @@ def padding_mask(config: PreTrainedConfig, hidden: Tensor, mask: Tensor) -> Tens
 
 
 def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
-    """The attention mask (B, T) that was given; without one, every token is real."""
+    """Return the attention mask (B, T) of the inputs; without one, every token is real."""
     mask = inputs.get("attention_mask")
     return torch.ones_like(inputs["input_ids"]) if mask is None else mask

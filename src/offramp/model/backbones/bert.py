@@ -17,61 +17,62 @@ from offramp.types.carry import Carry
 
 
 @dataclass(frozen=True)
-class Parts:
-    """How to run a layer in two halves.
+class LayerHalves:
+    """The two halves of a layer.
 
     Attributes:
-        attend: (layer, states, attention mask) -> states after attention, residual and norm; the attention's weights.
-        feed_forward: (layer, attended states) -> the sum before the last norm.
-        norm: where a layer keeps its last norm.
+        attention_half: (layer, states, attention mask) -> states after attention, residual and norm; the attention's
+            weights.
+        feed_forward_half: (layer, attended states) -> the sum before the last norm.
+        final_norm: path of the last norm in a layer.
     """
 
-    attend: Callable[[Any, Tensor, Tensor | None], tuple[Tensor, Any]]
-    feed_forward: Callable[[Any, Tensor], Tensor]
-    norm: str
+    attention_half: Callable[[Any, Tensor, Tensor | None], tuple[Tensor, Any]]
+    feed_forward_half: Callable[[Any, Tensor], Tensor]
+    final_norm: str
 
 
-def _albert_feed_forward(layer: Any, attended: Tensor) -> Tensor:
+def _albert_feed_forward_half(layer: Any, attended: Tensor) -> Tensor:
     return cast(Tensor, layer.ff_chunk(attended) + attended)
 
 
-def _attend(layer: Any, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Any]:
+def _attention_half(layer: Any, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Any]:
     return cast(tuple[Tensor, Any], layer.attention(hidden, mask))
 
 
-def _bert_feed_forward(layer: Any, attended: Tensor) -> Tensor:
+def _bert_feed_forward_half(layer: Any, attended: Tensor) -> Tensor:
     output = layer.output
     return cast(Tensor, output.dropout(output.dense(layer.intermediate(attended))) + attended)
 
 
-def _distilbert_attend(layer: Any, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Any]:
+def _distilbert_attention_half(layer: Any, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Any]:
     attended, weights = layer.attention(hidden, attention_mask=mask)
     return layer.sa_layer_norm(attended + hidden), weights
 
 
-def _distilbert_feed_forward(layer: Any, attended: Tensor) -> Tensor:
+def _distilbert_feed_forward_half(layer: Any, attended: Tensor) -> Tensor:
     return cast(Tensor, layer.ffn(attended) + attended)
 
 
-BERT_PARTS = Parts(_attend, _bert_feed_forward, "output.LayerNorm")
-ALBERT_PARTS = Parts(_attend, _albert_feed_forward, "full_layer_layer_norm")
+BERT_HALVES = LayerHalves(_attention_half, _bert_feed_forward_half, "output.LayerNorm")
+ALBERT_HALVES = LayerHalves(_attention_half, _albert_feed_forward_half, "full_layer_layer_norm")
 ROBERTA_HEAD = OwnHead("classifier.out_proj", "classifier.dense", "tanh")
-DISTILBERT_PARTS = Parts(_distilbert_attend, _distilbert_feed_forward, "output_layer_norm")
+DISTILBERT_HALVES = LayerHalves(_distilbert_attention_half, _distilbert_feed_forward_half, "output_layer_norm")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its parts, as paths from the encoder.
+    """The modules of a family, as paths from the encoder.
 
     Attributes:
         layers: the list of layers. A list shorter than the model is deep is shared: ALBERT runs each of its groups
             several times.
-        inputs: what the embedding takes, in the tokenizer's names.
+        inputs: arguments of the embedding, in the tokenizer's names.
         projection: the map from the embedding's width to the layers'; None where the family has none.
         pooler: the pre-trained pooler; None where the checkpoints have none.
-        own_pooler: whether the encoder builds a pooler of its own, which exits do not use, unless told not to.
-        parts: how its layers run in halves.
-        head: where a fine-tuned classifier keeps its head.
+        own_pooler: True if the encoder by default builds a pooler, which exits do not use.
+        halves: of its layers.
+        head: of a fine-tuned classifier.
     """
 
     layers: str = "encoder.layer"
@@ -79,7 +80,7 @@ class Family:
     projection: str | None = None
     pooler: str | None = None
     own_pooler: bool = True
-    parts: Parts = BERT_PARTS
+    halves: LayerHalves = BERT_HALVES
     head: OwnHead = ROBERTA_HEAD
 
 
@@ -88,7 +89,7 @@ FAMILIES = {
         layers="encoder.albert_layer_groups",
         projection="encoder.embedding_hidden_mapping_in",
         pooler="pooler",
-        parts=ALBERT_PARTS,
+        halves=ALBERT_HALVES,
         head=OwnHead("classifier", "albert.pooler", "tanh"),
     ),
     "bert": Family(pooler="pooler.dense", head=OwnHead("classifier", "bert.pooler.dense", "tanh")),
@@ -97,7 +98,7 @@ FAMILIES = {
         layers="transformer.layer",
         inputs=("input_ids", "position_ids"),
         own_pooler=False,
-        parts=DISTILBERT_PARTS,
+        halves=DISTILBERT_HALVES,
         head=OwnHead("classifier", "pre_classifier", "relu"),
     ),
     "electra": Family(
@@ -112,9 +113,9 @@ FAMILIES = {
 
 @final
 class Bert(Backbone):
-    """Any family of the table above."""
+    """An encoder of any family in `FAMILIES`."""
 
-    in_parts = True
+    has_halves = True
     absolute_positions: ClassVar[bool] = True
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -124,24 +125,24 @@ class Bert(Backbone):
 
     @classmethod
     def build(cls, config: PreTrainedConfig) -> PreTrainedModel:
-        """See `Backbone.build`."""
+        """Return the encoder with random weights."""
         without_pooler = {"add_pooling_layer": False} if FAMILIES[config.model_type].own_pooler else {}
         return AutoModel.from_config(config, **without_pooler)
 
     @classmethod
     def pooler_path(cls, config: PreTrainedConfig) -> str | None:
-        """See `Backbone.pooler_path`."""
+        """Return the path of the pre-trained pooler."""
         return FAMILIES[config.model_type].pooler
 
     @classmethod
     def own_head(cls, config: PreTrainedConfig) -> OwnHead:
-        """See `Backbone.own_head`."""
+        """Return the paths of a fine-tuned classifier's head."""
         return FAMILIES[config.model_type].head
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
-        """See `Backbone.embed`."""
-        taken = {name: inputs[name] for name in self.family.inputs if name in inputs}
-        hidden = self.model.get_submodule("embeddings")(**taken)  # (B, T, E)
+        """Return the input of the first layer."""
+        arguments = {name: inputs[name] for name in self.family.inputs if name in inputs}
+        hidden = self.model.get_submodule("embeddings")(**arguments)  # (B, T, E)
         config = self.model.config
         # ELECTRA has its projection only where the widths differ
         if self.family.projection and (config.model_type != "electra" or config.embedding_size != config.hidden_size):
@@ -150,32 +151,32 @@ class Bert(Backbone):
         return Carry(hidden, mask, padding_mask(config, hidden, mask))
 
     def block(self, number: int, carry: Carry) -> Carry:
-        """See `Backbone.block`."""
+        """Run one layer."""
         return replace(carry, hidden=self._layer(number)(carry.hidden, carry.attention))
 
-    def attend(self, number: int, carry: Carry) -> tuple[Tensor, Any]:
-        """See `Backbone.attend`; of an ALBERT group the layers before its last run first."""
+    def attention_half(self, number: int, carry: Carry) -> tuple[Tensor, Any]:
+        """Run the first half of a layer; of an ALBERT group, first all its layers but the last."""
         *first, last = self._inner(number)
         hidden = carry.hidden
         for layer in first:
             hidden = layer(hidden, carry.attention)
-        return self.family.parts.attend(last, hidden, carry.attention)
+        return self.family.halves.attention_half(last, hidden, carry.attention)
 
-    def feed_forward(self, number: int, attended: Tensor) -> Tensor:
-        """See `Backbone.feed_forward`."""
-        return self.family.parts.feed_forward(self._inner(number)[-1], attended)
+    def feed_forward_half(self, number: int, attended: Tensor) -> Tensor:
+        """Run the second half of a layer, up to the sum before its last norm."""
+        return self.family.halves.feed_forward_half(self._inner(number)[-1], attended)
 
-    def norm(self, number: int) -> nn.Module:
-        """See `Backbone.norm`."""
-        norm: nn.Module = self._inner(number)[-1].get_submodule(self.family.parts.norm)
+    def final_norm(self, number: int) -> nn.Module:
+        """Return the last norm of a layer."""
+        norm: nn.Module = self._inner(number)[-1].get_submodule(self.family.halves.final_norm)
         return norm
 
     def _layer(self, number: int) -> nn.Module:
-        place: int = number * len(self.layers) // self.model.config.num_hidden_layers
-        return self.layers[place]
+        index: int = number * len(self.layers) // self.model.config.num_hidden_layers
+        return self.layers[index]
 
     def _inner(self, number: int) -> list[nn.Module]:
-        """The layers that a layer consists of: itself, or the members of an ALBERT group."""
+        """Return the layers that a layer consists of: itself, or the members of an ALBERT group."""
         layer = self._layer(number)
         grouped = self.model.config.model_type == "albert"
         return list(layer.get_submodule("albert_layers").children()) if grouped else [layer]

@@ -1,8 +1,8 @@
-"""ModernBERT: norms before the parts of a layer and one at the end, rotary positions, local and global attention.
+"""ModernBERT: norms before the halves of a layer and one at the end, rotary positions, local and global attention.
 
-Warner et al., "Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder ...", arXiv:2412.13663. Most layers see
-a window of tokens, every third sees all; each kind has rotary positions of its own. An exit reads the states through
-the norm at the end, as the last one always did.
+Warner et al., "Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder ...", arXiv:2412.13663. Most layers
+attend to a window of tokens, every third to all; each kind has rotary positions of its own. Every exit reads the
+states through the norm at the end.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ class ModernBert(Backbone):
 
     @classmethod
     def build(cls, config: PreTrainedConfig) -> PreTrainedModel:
-        """See `Backbone.build`."""
+        """Return the encoder with random weights."""
         return AutoModel.from_config(config)
 
     @classmethod
     def pooler_path(cls, config: PreTrainedConfig) -> str | None:
-        """See `Backbone.pooler_path`."""
+        """Return the path of the pre-trained pooler."""
         return None
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
-        """See `Backbone.embed`."""
+        """Return the input of the first layer."""
         hidden: Tensor = self.model.get_submodule("embeddings")(inputs["input_ids"])
         mask = real_tokens(inputs)
-        told: dict[str, Any] = {"config": self.model.config, "inputs_embeds": hidden, "attention_mask": mask}
-        places = inputs.get("position_ids")
-        places = torch.arange(hidden.shape[1], device=hidden.device)[None] if places is None else places
-        local = create_bidirectional_sliding_window_mask(**told)
-        turns = [turn for kind in self._kinds() for turn in self.model.rotary_emb(hidden, places, kind)]
+        arguments: dict[str, Any] = {"config": self.model.config, "inputs_embeds": hidden, "attention_mask": mask}
+        positions = inputs.get("position_ids")
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None] if positions is None else positions
+        local = create_bidirectional_sliding_window_mask(**arguments)
+        turns = [turn for kind in self._kinds() for turn in self.model.rotary_emb(hidden, positions, kind)]
         return Carry(
             hidden,
             mask,
-            create_bidirectional_mask(**told),
+            create_bidirectional_mask(**arguments),
             local_attention=local if local is not None and local.dim() == 4 else None,
             position_embeddings=torch.cat(turns, dim=-1),
         )
 
     def block(self, number: int, carry: Carry) -> Carry:
-        """See `Backbone.block`."""
+        """Run one layer."""
         assert carry.position_embeddings is not None  # set in `embed`
         layer: Any = self.model.layers[number]
         turns = carry.position_embeddings.chunk(2 * len(self._kinds()), dim=-1)
@@ -68,8 +68,8 @@ class ModernBert(Backbone):
         hidden = layer(carry.hidden, attention_mask=mask, position_embeddings=turns[start : start + 2])
         return replace(carry, hidden=hidden)
 
-    def read(self, hidden: Tensor) -> Tensor:
-        """See `Backbone.read`."""
+    def exit_states(self, hidden: Tensor) -> Tensor:
+        """Apply the norm at the end of the encoder."""
         normed: Tensor = self.model.final_norm(hidden)
         return normed
 

@@ -7,7 +7,7 @@ from typing import Any
 from offramp.errors import UnsupportedBackbone
 from offramp.registry import load
 
-BACKBONES = {  # transformers' model_type -> the class that cuts it at its layers
+BACKBONES = {  # transformers' model_type -> the class that runs its layers one by one
     "albert": "offramp.model.backbones.bert:Bert",
     "bert": "offramp.model.backbones.bert:Bert",
     "camembert": "offramp.model.backbones.bert:Bert",
@@ -25,7 +25,7 @@ BACKBONES = {  # transformers' model_type -> the class that cuts it at its layer
 
 
 def load_backbone(model_type: str) -> type[Any]:
-    """The `Backbone` class for a transformers `model_type`.
+    """Return the `Backbone` class for a transformers `model_type`.
 
     Raises:
         UnsupportedBackbone: offramp does not know this family.
@@ -33,6 +33,7 @@ def load_backbone(model_type: str) -> type[Any]:
     if model_type not in BACKBONES:
         raise UnsupportedBackbone(
             f"model type {model_type!r} is not supported; supported: {', '.join(sorted(BACKBONES))}. An encoder whose "
-            "blocks need only hidden states and a mask is one row in offramp/backbones/bert.py and one in registry.py"
+            "blocks need only hidden states and a mask is one row in offramp/model/backbones/bert.py and one in"
+            " registry.py"
         )
     return load(BACKBONES, model_type)

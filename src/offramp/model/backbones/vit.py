@@ -1,7 +1,7 @@
-"""ViT: a transformer over the patches of an image, with norms before the parts of a layer and one at the end.
+"""ViT: a transformer over the patches of an image, with norms before the halves of a layer and one at the end.
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021. An exit reads the states through the norm at the end, as
-the last one always did.
+Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021. Every exit reads the states through the norm at the
+end.
 """
 
 from __future__ import annotations
@@ -19,38 +19,41 @@ from offramp.types.carry import Carry
 
 @final
 class ViT(Backbone):
-    """Images of one size have no padding, so there is no mask; the mean is over the patches and the class token."""
+    """ViT, layer by layer.
+
+    Images of one size have no padding, so there is no mask; the mean is over the patches and the class token.
+    """
 
     input_name: ClassVar[str] = "pixel_values"
 
     @classmethod
     def build(cls, config: PreTrainedConfig) -> PreTrainedModel:
-        """See `Backbone.build`."""
+        """Return the encoder with random weights."""
         return AutoModel.from_config(config, add_pooling_layer=False)
 
     @classmethod
     def pooler_path(cls, config: PreTrainedConfig) -> str | None:
-        """See `Backbone.pooler_path`."""
+        """Return the path of the pre-trained pooler."""
         usual = config.pooler_output_size == config.hidden_size and config.pooler_act == "tanh"
         return "pooler.dense" if usual else None
 
     @classmethod
     def own_head(cls, config: PreTrainedConfig) -> OwnHead:
-        """See `Backbone.own_head`."""
+        """Return the paths of a fine-tuned classifier's head."""
         return OwnHead("classifier")
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
-        """See `Backbone.embed`."""
+        """Return the input of the first layer."""
         pixels = inputs["pixel_values"].to(self.model.dtype)
         hidden: Tensor = self.model.get_submodule("embeddings")(pixels)
         return Carry(hidden)
 
     def block(self, number: int, carry: Carry) -> Carry:
-        """See `Backbone.block`."""
+        """Run one layer."""
         layer: nn.Module = self.model.layers[number]
         return replace(carry, hidden=layer(carry.hidden))
 
-    def read(self, hidden: Tensor) -> Tensor:
-        """See `Backbone.read`."""
+    def exit_states(self, hidden: Tensor) -> Tensor:
+        """Apply the norm at the end of the encoder."""
         normed: Tensor = self.model.layernorm(hidden)
         return normed

@@ -1,0 +1,50 @@
+"""The format number of a model folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from offramp.errors import InvalidInput
+from offramp.model.config import MultiExitConfig
+from offramp.model.hub import load_config
+from offramp.model.loading import load_model
+from offramp.model.modeling import MultiExitModel
+from support.models import tiny_model
+
+
+def with_format(folder: Path, number: Any) -> Path:
+    """Save a model to a folder with this format in its config.json; None = without one."""
+    tiny_model(exit_layers=[2, 4]).save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    assert values.pop("format") == 1
+    (folder / "config.json").write_text(json.dumps(values if number is None else {**values, "format": number}))
+    return folder
+
+
+def test_a_folder_without_a_format_is_read_and_saved_with_one(tmp_path: Path) -> None:
+    model = MultiExitModel.from_pretrained(with_format(tmp_path / "old", None))
+    assert model.layers == [2, 4]
+    assert model.config.format == 1
+    model.save_pretrained(tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["format"] == 1
+
+
+@pytest.mark.parametrize("load", [MultiExitModel.from_pretrained, MultiExitConfig.from_pretrained, load_model])
+@pytest.mark.parametrize("number", [2, "next"])
+def test_a_later_format_is_refused_in_one_line(load: Any, number: Any, tmp_path: Path) -> None:
+    folder = with_format(tmp_path, number)
+    with pytest.raises(InvalidInput) as caught:
+        load(folder)
+    message = str(caught.value)
+    file = folder / "config.json"
+    assert f"{file} has format {number!r}, this offramp reads formats up to 1; update offramp" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("load", [AutoConfig.from_pretrained, load_config])
+def test_auto_classes_refuse_it_too(load: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"config\.json has format 2"):
+        load(with_format(tmp_path, 2))
