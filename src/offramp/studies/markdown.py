@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from offramp.policies.registry import policy_text
 from offramp.studies.selection import FAR
 from offramp.studies.spec import EXITS, PublishedResult, Study
 
@@ -179,13 +180,8 @@ def _promises(found: Mapping[str, Any]) -> list[str]:
     for row in found["promises"]:
         if told := row["middle"]:
             shown = [_shown(name, told[name], OURS) for name in ("score", "saving")]
-            lines.append([row["system"], _policy(row["policy"]), *shown, f"{told['lost']:.1%}"])
+            lines.append([row["system"], policy_text(row["policy"]), *shown, f"{told['lost']:.1%}"])
     return [words, "", *_table(head, lines)]
-
-
-def _policy(data: Mapping[str, Any]) -> str:
-    rest = ", ".join(f"{name} {value}" for name, value in data.items() if name != "name")
-    return f"{data['name']} ({rest})" if rest else str(data["name"])
 
 
 def _analyses(found: Mapping[str, Any]) -> list[str]:
