@@ -118,15 +118,14 @@ def page(
     """
     comparison = compare(trace, metric)
     assessment = _assess(trace, comparison, points, name, metric, cost)
-    point = assessment.point
-    answers = replay(trace, point.policy, point.thresholds)
+    answers = replay(trace, assessment.point.policy, assessment.point.thresholds)
     return Page(
         title=title,
         decision=decide(assessment),
         metric=metric_for(trace, metric)[0],
         rows=len(trace),
         point_name=assessment.name or "",
-        policy_name=point.policy["name"],
+        policy_name=assessment.point.policy["name"],
         measured=measure_all(trace, points, metric, cost),
         policies={name: policy_text(point.policy) for name, point in points.items()},
         comparison=comparison,
@@ -135,7 +134,7 @@ def page(
         layerwise=layerwise(comparison.trace, metric),
         exits=exit_rows(trace, answers, metric),
         groups=groups(trace, answers, texts.texts, texts.names),
-        slices=_slices(trace, point, texts.names, metric),
+        slices=_slices(trace, assessment.point, texts.names, metric),
         certificates=_certificates(trace, points),
         environment=environment,
     )
