@@ -96,7 +96,7 @@ def test_the_facts_say_what_it_saves_and_loses_and_whether_the_rows_chose_it() -
 
 def test_time_is_shown_where_it_was_measured() -> None:
     timed = assessment(0.792)
-    measured = replace(timed.measured, expected_ms=12.0, about={"timed": "torch, 2 cores"})
+    measured = replace(timed.measured, expected_ms=12.0, provenance={"timed": "torch, 2 cores"})
     decision = decide(replace(timed, measured=measured, full_ms=20.0))
     assert "saves 50% of the layers, 40% of the time, and loses" in decision.headline
     assert "in 12 ms where all layers take 20 ms (torch, 2 cores)" in dict(decision.facts)["What it saves"]

@@ -105,9 +105,9 @@ def certify(
         observed=lost_at(score, loss, threshold)[counted].double().mean().item(),
         rows=int(counted.sum()),
         method=method,
-        engine=trace.about.get("engine"),
+        engine=trace.provenance.get("engine"),
         data=trace_digest(trace),
-        weights=trace.about.get("weights"),
+        weights=trace.provenance.get("weights"),
         note=_note(score, loss, counted, level, delta, method) if full_depth else "",
     )
     policy, thresholds = deployed(policy, threshold, trace.depth)

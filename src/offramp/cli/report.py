@@ -73,7 +73,7 @@ def report(
     examples = read_for(load_config(folder), data, columns_of(options), split)
     trace = record(folder, examples, engine)
     source = Path(data).name if Path(data).exists() else f"{data} ({split})"
-    trace = replace(trace, about={**trace.about, "data": source})
+    trace = replace(trace, provenance={**trace.provenance, "data": source})
     cost = None if no_timing else _measure_costs(folder, examples.texts, engine)
     content = page(
         f"Early exit of {folder.name}, measured on {source}",

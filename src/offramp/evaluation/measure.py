@@ -50,12 +50,12 @@ def measure(
     if trace.problem_type != REGRESSION:
         agreement = (predictions(early) == predictions(full)).all(dim=-1).double().mean().item()
     depth, mean_exit = trace.layer_numbers[-1], answers.exit_layers.double().mean().item()
-    told = Measured(name, got, whole, agreement, mean_exit, depth, len(trace), trace.about)
+    told = Measured(name, got, whole, agreement, mean_exit, depth, len(trace), trace.provenance)
     if cost is None:
         return told
     cost.check(trace.layer_numbers)
-    about = {**trace.about, "timed": cost.describe()}
-    return replace(told, about=about, expected_ms=cost.mean_ms(answers.exit_layers))
+    provenance = {**trace.provenance, "timed": cost.describe()}
+    return replace(told, provenance=provenance, expected_ms=cost.mean_ms(answers.exit_layers))
 
 
 def measure_all(

@@ -101,10 +101,12 @@ def _measured_lines(measured: Measured) -> list[str]:
     score = ""
     if measured.score is not None:
         score = f"{measured.metric} {measured.score:.4f} (full model {measured.full_score:.4f}), "
-    provenance = ", ".join(f"{key} {value}" for key, value in measured.about.items() if key not in ("weights", "timed"))
+    provenance = ", ".join(
+        f"{key} {value}" for key, value in measured.provenance.items() if key not in ("weights", "timed")
+    )
     mean_exit = f"mean exit {measured.mean_exit:.2f} of {measured.depth}"
     lines = [f"  {score}{mean_exit} on {measured.rows} rows ({provenance})"]
     if measured.expected_ms is not None:
-        timed = measured.about.get("timed", "unknown")
+        timed = measured.provenance.get("timed", "unknown")
         lines.append(f"  {measured.expected_ms:.2f} ms a sample expected ({timed})")
     return lines

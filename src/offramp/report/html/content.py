@@ -210,7 +210,7 @@ def _is_in_sample(trace: Trace, point: OperatingPoint) -> bool:
     chosen_on = point.measured
     if chosen_on is None:
         return False
-    return chosen_on.rows == len(trace) and chosen_on.about.get("data") == trace.about.get("data")
+    return chosen_on.rows == len(trace) and chosen_on.provenance.get("data") == trace.provenance.get("data")
 
 
 def _certificates(trace: Trace, points: Mapping[str, OperatingPoint]) -> dict[str, str]:
@@ -227,9 +227,9 @@ def _certificate_mismatch(trace: Trace, point: OperatingPoint) -> str:
     certificate = point.certificate
     if certificate is None:
         return ""
-    if certificate.weights is not None and certificate.weights != trace.about.get("weights"):
+    if certificate.weights is not None and certificate.weights != trace.provenance.get("weights"):
         return "other weights"
-    if certificate.engine is not None and certificate.engine != trace.about.get("engine"):
+    if certificate.engine is not None and certificate.engine != trace.provenance.get("engine"):
         return f"another engine, {certificate.engine}"
     return ""
 

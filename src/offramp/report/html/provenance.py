@@ -25,14 +25,14 @@ def environment(folder: Path, data: str, trace: Trace, command: str) -> dict[str
         trace: of that model on that data.
         command: the command line.
     """
-    about = trace.about
+    provenance = trace.provenance
     facts = {
         "command": command,
         "model": str(folder),
-        "weights, SHA-256": about.get("weights", ""),
-        "data": f"{about.get('data', data)}, {len(trace)} rows",
+        "weights, SHA-256": provenance.get("weights", ""),
+        "data": f"{provenance.get('data', data)}, {len(trace)} rows",
         "data, SHA-256": hashlib.sha256(Path(data).read_bytes()).hexdigest() if Path(data).is_file() else "",
-        "engine": about.get("engine", ""),
+        "engine": provenance.get("engine", ""),
         "versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} used",
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

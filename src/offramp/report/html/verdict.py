@@ -189,7 +189,7 @@ def _savings_fact(measured: Measured, full_ms: float | None) -> str:
         return f"{layers}. Milliseconds were not measured; `offramp bench` measures them."
     return (
         f"{layers}, in {measured.expected_ms:.3g} ms where all layers take {full_ms:.3g} ms "
-        f"({measured.about['timed']}). `offramp bench` compares that with the plain model in every engine."
+        f"({measured.provenance['timed']}). `offramp bench` compares that with the plain model in every engine."
     )
 
 
