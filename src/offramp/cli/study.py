@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +54,12 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     if "macs_ratio" in chosen.shows:
         plain_macs(build_model(chosen.plain, setting).config, [1])  # refuses layers that have no price
     runs = load_or_train_all(output, trainings, range(seeds), setting)
-    found = run_study(chosen, runs, range(seeds), metrics or (None,), setting.pairs())
-    found["setting"] = setting.told()
-    text = page(chosen, found, data_set_of(chosen, given["train_source"]))
-    (output / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    result, summary = run_study(chosen, runs, range(seeds), metrics or (None,), setting.pairs()), setting.summary()
+    figures = {**result.to_json(), "setting": asdict(summary)}
+    text = page(result, summary, data_set_of(chosen, given["train_source"]))
+    (output / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    click.echo(json.dumps(found) if as_json else text)
+    click.echo(json.dumps(figures) if as_json else text)
 
 
 def _setting(given: Mapping[str, Any]) -> ExperimentConfig:
