@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +58,12 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     if "macs_ratio" in paper.shows:
         plain_macs(build_model(paper.plain, config).config, [1])  # refuses layers whose cost is unknown
     runs = load_or_train_all(output, trainings, range(seeds), config)
-    result = run_study(paper, runs, range(seeds), metrics or (None,), config.pairs())
-    result["setting"] = config.told()
-    text = page(paper, result, data_set_of(paper, options["train_source"]))
-    (output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result, summary = run_study(paper, runs, range(seeds), metrics or (None,), config.pairs()), config.summary()
+    figures = {**result.to_json(), "setting": asdict(summary)}
+    text = page(result, summary, data_set_of(paper, options["train_source"]))
+    (output / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    click.echo(json.dumps(result) if as_json else text)
+    click.echo(json.dumps(figures) if as_json else text)
 
 
 def _config(options: Mapping[str, Any]) -> ExperimentConfig:
