@@ -24,7 +24,7 @@ from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
 from offramp.training.fit import fit, token_rows
 from offramp.types.trace import Trace
-from training import drawn
+from training import subsample
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def train(task: Task, data: Path, folder: Path, seed: int) -> None:
         "seed": seed,
     }
     schedule = {"save_strategy": "steps", "save_steps": 25, "save_total_limit": 1}
-    rows = drawn(examples(task, data / task.folder / "train.jsonl.gz"), task.rows)
+    rows = subsample(examples(task, data / task.folder / "train.jsonl.gz"), task.rows)
     fit(model, tokenizer, folder, rows, resume=True, **recipe, **schedule)
 
 

@@ -17,9 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from machine import as_lines, provenance
 from offramp.model.config import MultiExitConfig
@@ -30,7 +29,7 @@ from offramp.studies.papers.pcee import GATED
 from offramp.studies.registry import load_study
 from offramp.studies.run import run_study
 from offramp.studies.spec import Study, TrainingSpec
-from offramp.studies.training_runs import Trained
+from offramp.studies.training_runs import ExperimentSummary, Trained
 from offramp.types.trace import Trace
 from training import REGRESSIONS, TASKS, Cell, examples_of
 
@@ -90,9 +89,9 @@ DEPTH_WEIGHTED = as_run(WEIGHTED)
 def load(case: Case, name: str, seeds: Sequence[int], runs: Path) -> Study:
     """A study as far as there are runs for it."""
     study = load_study(name)
-    known = [replace(each, training=as_run(each.training)) for each in study.systems]
-    systems = [each for each in known if there(case, each.training, seeds, runs)]
-    left = [each.name for each in known[1:] if each not in systems]
+    known = [replace(system, training=as_run(system.training)) for system in study.systems]
+    systems = [system for system in known if has_runs(case, system.training, seeds, runs)]
+    left = [system.name for system in known[1:] if system not in systems]
     notes = (*study.notes, LINEAR, *([f"Left out for lack of runs: {', '.join(left)}."] if left else []))
     if known[0] in systems:
         return replace(study, systems=tuple(systems), plain=as_run(study.plain), notes=notes)
@@ -100,7 +99,7 @@ def load(case: Case, name: str, seeds: Sequence[int], runs: Path) -> Study:
     return replace(study, systems=(first, *systems), plain=DEPTH_WEIGHTED, notes=(*notes, LAST_EXIT))
 
 
-def there(case: Case, training: TrainingSpec, seeds: Sequence[int], runs: Path) -> bool:
+def has_runs(case: Case, training: TrainingSpec, seeds: Sequence[int], runs: Path) -> bool:
     """Whether a training has been run with all seeds."""
     return all(case.cell(training, seed).file(runs).exists() for seed in seeds)
 
@@ -111,34 +110,35 @@ def trained(case: Case, training: TrainingSpec, seed: int, runs: Path) -> Traine
     return Trained({"validation": trace}, MultiExitConfig(), 0.0, 0.0)
 
 
-def setting(case: Case, cell: Cell, runs: Path) -> dict[str, Any]:
-    """How a run was trained, as `offramp.studies.training_runs.ExperimentConfig.told` says it."""
-    told = json.loads(cell.file(runs).read_text())
-    recipe = told["recipe"]
-    return {
-        "backbone": encoder_name(default_encoder()),
-        "layers": case.depth,
-        "pooling": recipe.pop("pooling"),
-        "max_length": recipe.pop("max_length"),
-        "recipe": recipe,
-        "data": {"train": f"{case.task}/train", "validation": f"{case.task}/{TASKS[case.task].validation}"},
-        "rows": {"train": told["rows"], "validation": told["reported_rows"]},
-    }
+def summary_of(case: Case, cell: Cell, runs: Path) -> ExperimentSummary:
+    """The settings of a run of `training.py`."""
+    run = json.loads(cell.file(runs).read_text())
+    recipe = run["recipe"]
+    return ExperimentSummary(
+        encoder_name(default_encoder()),
+        case.depth,
+        recipe.pop("pooling"),
+        recipe.pop("max_length"),
+        recipe,
+        {"train": f"{case.task}/train", "validation": f"{case.task}/{TASKS[case.task].validation}"},
+        {"train": run["rows"], "validation": run["reported_rows"]},
+    )
 
 
-def report(name: str, case: Case, study_name: str, given: argparse.Namespace) -> None:
+def report(name: str, case: Case, study_name: str, options: argparse.Namespace) -> None:
     """Write a page, with the seeds that are there."""
-    seeds = [seed for seed in SEEDS if case.cell(DEPTH_WEIGHTED, seed).file(given.runs).exists()]
-    study = load(case, study_name, seeds, given.runs)
+    seeds = [seed for seed in SEEDS if case.cell(DEPTH_WEIGHTED, seed).file(options.runs).exists()]
+    study = load(case, study_name, seeds, options.runs)
     trainings = study.all_trainings(TASKS[case.task].metrics == REGRESSIONS)
-    runs = {(each.name, seed): trained(case, each, seed, given.runs) for each in trainings for seed in seeds}
+    runs = {(t.name, seed): trained(case, t, seed, options.runs) for t in trainings for seed in seeds}
     cell = case.cell(DEPTH_WEIGHTED, seeds[0])
-    pairs = examples_of(cell, given.data, None)[1].texts if case.pairs else None
-    found = run_study(study, runs, seeds, TASKS[case.task].metrics, pairs)
-    found |= {"setting": setting(case, cell, given.runs), "about": provenance()}
+    pairs = examples_of(cell, options.data, None)[1].texts if case.pairs else None
+    result = run_study(study, runs, seeds, TASKS[case.task].metrics, pairs)
+    summary, about = summary_of(case, cell, options.runs), provenance()
+    figures = {**result.to_json(), "setting": asdict(summary), "about": about}
     target = RESULTS / f"study_{study.name}_{name}"
-    text = [page(study, found, data_set_of(study, case.task)), as_lines(found["about"]), ""]
-    target.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
+    text = [page(result, summary, data_set_of(study, case.task)), as_lines(about), ""]
+    target.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
     target.with_suffix(".md").write_text("\n".join(text))
 
 
@@ -148,10 +148,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/training"), help="where `training.py` left its runs")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    given = parser.parse_args()
-    for name in given.cases:
+    options = parser.parse_args()
+    for name in options.cases:
         for study in CASES[name].studies:
-            report(name, CASES[name], study, given)
+            report(name, CASES[name], study, options)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def test_help_knows_every_head() -> None:
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import sys, offramp.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, offramp.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -31,7 +31,7 @@ from offramp.policies.consistency import Consistency, Gain, features
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.fitting import fit_policy, fit_temperatures
 from offramp.policies.pcee import PatientConfidence
-from offramp.policies.registry import load_policy, policy_to_dict, summarize
+from offramp.policies.registry import load_policy, policy_text, policy_to_dict, summarize
 from offramp.policies.replay import replay, run_policy, scores
 from offramp.policies.temperature import TemperatureScaled
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, Target, read_points
@@ -289,6 +289,8 @@ def test_people_are_not_shown_the_numbers() -> None:
     data = fitted("gain") | {"ensemble": "run"}
     assert summarize(data) == {"name": "gain", "ensemble": "run"}
     assert summarize({"name": "pcee", "measure": data}) == {"name": "pcee", "measure": summarize(data)}
+    assert policy_text(data) == "gain (ensemble run)"
+    assert policy_text({"name": "margin"}) == "margin"
     assert str(load_policy(fitted("gain"))) == "Gain()"
 
 

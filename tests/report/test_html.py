@@ -23,11 +23,11 @@ from offramp.evaluation.compare import compare
 from offramp.evaluation.curves import score_at
 from offramp.evaluation.slices import Slice
 from offramp.policies.replay import replay
-from offramp.report.html.content import Page, Texts, best_alternative, page, times
-from offramp.report.html.examples import LONGEST, groups, shortened
+from offramp.report.html.content import Page, Texts, best_alternative, mean_times, page
+from offramp.report.html.examples import MAX_CHARACTERS, groups, shortened
 from offramp.report.html.exits import exit_rows
-from offramp.report.html.render import code, in_script, render, worst
-from offramp.report.html.verdict import PointAssessment, certificate_text, decide, percent
+from offramp.report.html.render import code, render, script_json, worst
+from offramp.report.html.verdict import PointAssessment, Verdict, certificate_text, decide, percent
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Certificate, Measured, OperatingPoint, Target
 from offramp.types.outputs import Answers
@@ -44,62 +44,80 @@ CERTIFICATE = Certificate("drop", 0.02, 0.05, 0.02, 0.0125, 400, "binomial", "to
 # --- the decision ---------------------------------------------------------------------------------------------------
 
 
-def case(score: float, mean_exit: float = 3.0, loss: tuple[float, float] = (0.0, 0.02), **more: Any) -> PointAssessment:
+def assessment(
+    score: float,
+    mean_exit: float = 3.0,
+    loss: tuple[float, float] = (0.0, 0.02),
+    name: str | None = "fast",
+    in_sample: bool = False,
+) -> PointAssessment:
     point = OperatingPoint({"name": "margin"}, (0.5,) * 5, {"max_drop": 0.01})
-    told = Measured("accuracy", score, 0.8, 0.95, mean_exit, 6, 200)
-    return PointAssessment("fast", point, told, None, "No.", loss, **more)
+    measured = Measured("accuracy", score, 0.8, 0.95, mean_exit, 6, 200)
+    return PointAssessment(name, point, measured, None, "No.", loss, in_sample)
 
 
 @pytest.mark.parametrize(
-    ("given", "verdict", "words"),
+    ("assessed", "verdict", "words"),
     [
-        (case(0.792), "pays", "Early exit pays here: the point “fast” saves 50% of the layers and loses 0.8 points"),
-        (case(0.8), "pays", "loses no accuracy"),
-        (case(0.81), "pays", "gains 1.0 points of accuracy"),
-        (case(0.79, loss=(0.0079, 0.02)), "unsure", "on 200 rows it may be chance"),
-        (case(0.79, loss=(0.0081, 0.02)), "costs", "at most 1% of the score lost was asked for"),
-        (case(0.8, mean_exit=6), "idle", "every row runs all 6 layers"),
-        (case(0.792, saved=False), "open", "No operating point is saved yet; margin saves 50%"),
+        (
+            assessment(0.792),
+            Verdict.PAYS,
+            "Early exit pays here: the point “fast” saves 50% of the layers and loses 0.8 points",
+        ),
+        (assessment(0.8), Verdict.PAYS, "loses no accuracy"),
+        (assessment(0.81), Verdict.PAYS, "gains 1.0 points of accuracy"),
+        (assessment(0.79, loss=(0.0079, 0.02)), Verdict.UNCERTAIN, "on 200 rows it may be chance"),
+        (assessment(0.79, loss=(0.0081, 0.02)), Verdict.MISSES_TARGET, "at most 1% of the score lost was asked for"),
+        (assessment(0.8, mean_exit=6), Verdict.NO_EARLY_EXIT, "every row runs all 6 layers"),
+        (assessment(0.792, name=None), Verdict.NOT_SAVED, "No operating point is saved yet; margin saves 50%"),
     ],
 )
-def test_early_exit_pays_where_layers_are_saved_and_what_was_asked_is_held(
-    given: PointAssessment, verdict: str, words: str
+def test_early_exit_pays_where_layers_are_saved_and_the_target_is_met(
+    assessed: PointAssessment, verdict: Verdict, words: str
 ) -> None:
-    told = decide(given)
-    assert told.verdict == verdict
-    assert words in told.headline
+    decision = decide(assessed)
+    assert decision.verdict is verdict
+    assert words in decision.headline
+
+
+def test_a_verdict_is_a_plain_word_in_json() -> None:
+    assert json.dumps(list(Verdict)) == '["pays", "unsure", "costs", "idle", "open"]'
 
 
 def test_the_facts_say_what_it_saves_and_loses_and_whether_the_rows_chose_it() -> None:
-    facts = dict(decide(case(0.79)).facts)
+    facts = dict(decide(assessment(0.79)).facts)
     assert facts["Operating point"] == "“fast”: margin, threshold 0.5 (asked for: at most 1% of the score lost)."
     assert "after layer 3.00 of 6" in facts["What it saves"]
     assert "accuracy 0.7900 against 0.8000" in facts["What it loses"]
     assert "0.0 to 2.0 points" in facts["What it loses"]
     assert "very rows" not in facts["What it loses"]
-    assert "very rows" in dict(decide(case(0.79, seen=True)).facts)["What it loses"]
+    assert "very rows" in dict(decide(assessment(0.79, in_sample=True)).facts)["What it loses"]
 
 
-def test_time_is_told_where_it_was_measured() -> None:
-    timed = case(0.792)
-    measured = replace(timed.told, expected_ms=12.0, provenance={"timed": "torch, 2 cores"})
-    timed = replace(timed, told=measured, full_ms=20.0)
-    told = decide(timed)
-    assert "saves 50% of the layers, 40% of the time, and loses" in told.headline
-    assert "in 12 ms where all layers take 20 ms (torch, 2 cores)" in dict(told.facts)["What it saves"]
-    assert "Milliseconds were not measured" in dict(decide(case(0.792)).facts)["What it saves"]
+def test_time_is_shown_where_it_was_measured() -> None:
+    timed = assessment(0.792)
+    measured = replace(timed.measured, expected_ms=12.0, provenance={"timed": "torch, 2 cores"})
+    decision = decide(replace(timed, measured=measured, full_ms=20.0))
+    assert "saves 50% of the layers, 40% of the time, and loses" in decision.headline
+    assert "in 12 ms where all layers take 20 ms (torch, 2 cores)" in dict(decision.facts)["What it saves"]
+    assert "Milliseconds were not measured" in dict(decide(assessment(0.792)).facts)["What it saves"]
 
 
-def test_what_was_asked_in_time_and_speed_is_held_or_not() -> None:
-    given = case(0.7, loss=(0.05, 0.15))
-    for target, verdict in (({"speedup": 2.0}, "pays"), ({"speedup": 2.1}, "costs"), ({"agreement": 0.96}, "costs")):
-        assert replace(given, point=replace(given.point, target=target)).verdict == verdict
-    slow = replace(given, point=replace(given.point, target={"latency_ms": 3.0}), full_ms=8.0)
-    assert replace(slow, told=replace(slow.told, expected_ms=3.5)).verdict == "costs"
-    assert replace(slow, told=replace(slow.told, expected_ms=2.5)).verdict == "pays"
+def test_targets_of_time_and_speed_are_met_or_missed() -> None:
+    loser = assessment(0.7, loss=(0.05, 0.15))
+    outcomes = (
+        ({"speedup": 2.0}, Verdict.PAYS),
+        ({"speedup": 2.1}, Verdict.MISSES_TARGET),
+        ({"agreement": 0.96}, Verdict.MISSES_TARGET),
+    )
+    for target, verdict in outcomes:
+        assert replace(loser, point=replace(loser.point, target=target)).verdict is verdict
+    slow = replace(loser, point=replace(loser.point, target={"latency_ms": 3.0}), full_ms=8.0)
+    assert replace(slow, measured=replace(slow.measured, expected_ms=3.5)).verdict is Verdict.MISSES_TARGET
+    assert replace(slow, measured=replace(slow.measured, expected_ms=2.5)).verdict is Verdict.PAYS
 
 
-def test_a_promise_is_told_in_plain_words() -> None:
+def test_a_certificate_reads_in_plain_words() -> None:
     assert certificate_text(None).startswith("Nothing: ")
     assert certificate_text(CERTIFICATE) == (
         "With 95% confidence, at most 2% of the full model's right answers lost, for rows drawn like the 400 it was "
@@ -132,7 +150,7 @@ def three_exits() -> Trace:
     return Trace(torch.tensor([first, [sure, torn, [1.0, 0.0], sure], last]), torch.tensor([0, 0, 1, 1]))
 
 
-def test_exits_tell_who_leaves_there_and_how_many_of_them_are_right() -> None:
+def test_an_exit_counts_its_leaving_rows_and_the_share_of_them_that_is_right() -> None:
     trace = three_exits()
     rows = exit_rows(trace, replay(trace, "margin", 0.9))  # margins at exit 1: .96 .96 .46 .96
     assert [row.leaving for row in rows] == [3, 0, 1]
@@ -145,23 +163,23 @@ def test_exits_tell_who_leaves_there_and_how_many_of_them_are_right() -> None:
     assert rows[0].confidence[0] == pytest.approx(low + 0.3 * (high - low))
 
 
-def test_texts_are_grouped_by_when_they_left_and_by_what_that_cost() -> None:
+def test_texts_are_grouped_by_their_exit_and_by_lost_answers() -> None:
     trace = three_exits()
-    early = groups(trace, replay(trace, "margin", 0.9), ["a", "b", ("c", "d"), "e"], ["no", "yes"])
-    assert [(group.title, group.count) for group in early] == [
+    examples = groups(trace, replay(trace, "margin", 0.9), ["a", "b", ("c", "d"), "e"], ["no", "yes"])
+    assert [(group.title, group.count) for group in examples] == [
         ("Left first, after layer 1", 3),
         ("Went to the end, layer 3", 1),
         ("Lost by leaving early: the full model is right", 0),
     ]
-    (late,) = early[1].examples
+    (late,) = examples[1].examples
     assert (late.text, late.label, late.early, late.full, late.layer) == ("c | d", "yes", "yes", "yes", 3)
     lost = groups(trace, replay(trace, "margin", 0.4), ["a", "b", "c", "d"], ["no", "yes"])[-1]
-    assert [(each.text, each.early, each.full) for each in lost.examples] == [("c", "no", "yes")]
+    assert [(example.text, example.early, example.full) for example in lost.examples] == [("c", "no", "yes")]
 
 
 def test_texts_are_one_line_of_limited_length() -> None:
     assert shortened("a\n\tb  c") == "a b c"
-    assert len(shortened("x" * 400)) == LONGEST
+    assert len(shortened("x" * 400)) == MAX_CHARACTERS
     assert shortened("word " * 100).endswith("word…")
 
 
@@ -184,26 +202,28 @@ def test_the_loss_has_the_interval_of_a_mean_of_zeros_and_ones() -> None:
 
 def test_another_policy_is_better_where_its_interval_is_above() -> None:
     trace = random_trace(SINGLE_LABEL)
-    seen = compare(trace)
-    at = float(seen.bands["entropy"].mean_exits.median())
+    comparison = compare(trace)
+    at = float(comparison.bands["entropy"].mean_exits.median())
     best = max(
-        score_at(band.mean_exits, band.scores, at) or 0 for name, band in seen.bands.items() if name != "entropy"
+        score_at(band.mean_exits, band.scores, at) or 0 for name, band in comparison.bands.items() if name != "entropy"
     )
     for own, word in ((0.0, "Yes: "), (best - 0.001, "Not clearly: "), (best, "No: ")):
-        told = best_alternative(seen, "entropy", Measured("accuracy", own, 1.0, None, at, 6, 25))
-        assert told.startswith(word)
-        assert f"{best:.4f}" in told
+        sentence = best_alternative(comparison, "entropy", Measured("accuracy", own, 1.0, None, at, 6, 25))
+        assert sentence.startswith(word)
+        assert f"{best:.4f}" in sentence
 
 
 def test_times_of_a_policy_are_those_of_a_replay() -> None:
-    seen = compare(random_trace(SINGLE_LABEL))
+    comparison = compare(random_trace(SINGLE_LABEL))
     cost = CostTable((1, 2, 3, 4, 5, 6), (2.0, 3.0, 5.0, 8.0, 13.0, 21.0), 1.0, "torch", 1, None, "a machine")
-    found = times(seen, cost)
-    assert set(found) == set(seen.bands)
+    times = mean_times(comparison, cost)
+    assert set(times) == set(comparison.bands)
     for name in ("entropy", "patience", "fixed"):
-        for number in (0, len(found[name]) // 2, -1):
-            answers = replay(seen.trace, seen.policies[name], seen.bands[name].thresholds[number].item())
-            assert found[name][number].item() == pytest.approx(cost.mean_ms(answers.exit_layers))
+        for number in (0, len(times[name]) // 2, -1):
+            answers = replay(
+                comparison.trace, comparison.policies[name], comparison.bands[name].thresholds[number].item()
+            )
+            assert times[name][number].item() == pytest.approx(cost.mean_ms(answers.exit_layers))
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -239,8 +259,8 @@ def a_page(problem_type: str = SINGLE_LABEL, points: bool = True, **more: Any) -
     return page(f"of {NASTY}", trace, texts, saved if points else {}, cost=cost, environment={"data": NASTY}, **more)
 
 
-class Seen(HTMLParser):
-    """Which tags there are, with which attributes, and what scripts hold."""
+class Parsed(HTMLParser):
+    """The tags of a page with their attributes, its scripts and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -264,32 +284,33 @@ def no_constant(name: str) -> None:
 @pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
 def test_the_page_is_whole_and_loads_nothing(problem_type: str, points: bool) -> None:
     html = html_of(problem_type, points)
-    seen = Seen(html)
-    count = Counter(tag for tag, _ in seen.tags)
+    parsed = Parsed(html)
+    count = Counter(tag for tag, _ in parsed.tags)
     assert (count["script"], count["img"], count["link"], count["h1"]) == (3, 0, 0, 1)
-    for tag, attributes in seen.tags:
+    for tag, attributes in parsed.tags:
         assert not {"src", "href", "srcset"} & set(attributes), tag
         assert not any(name.startswith("on") for name in attributes), tag
+    assert re.findall(r'class="decision (.*?)"', html)[0] in [verdict.value for verdict in Verdict]
     style = html[html.index("<style>") : html.index("</style>")]
     assert "url(" not in style
     assert "@import" not in style
-    given = json.loads(re.findall(r'id="charts">(.*?)</script>', html, re.DOTALL)[0], parse_constant=no_constant)
-    places = {attributes["data-chart"] for _, attributes in seen.tags if "data-chart" in attributes}
-    assert places == set(given["charts"])
-    assert "http" not in json.dumps(given)
-    words = " ".join(seen.words).replace(NASTY, "")
+    specs = json.loads(re.findall(r'id="charts">(.*?)</script>', html, re.DOTALL)[0], parse_constant=no_constant)
+    targets = {attributes["data-chart"] for _, attributes in parsed.tags if "data-chart" in attributes}
+    assert targets == set(specs["charts"])
+    assert "http" not in json.dumps(specs)
+    words = " ".join(parsed.words).replace(NASTY, "")
     assert not re.search(r"\b(nan|inf|None|undefined)\b", words)
 
 
 def test_what_users_wrote_stays_text() -> None:
-    seen = Seen(html_of())
-    words = " ".join(seen.words)
+    parsed = Parsed(html_of())
+    words = " ".join(parsed.words)
     assert words.count(NASTY) > 10
-    assert not any("</script" in script or "<img" in script for script in seen.scripts[-2:])
+    assert not any("</script" in script or "<img" in script for script in parsed.scripts[-2:])
 
 
 def test_every_reference_inside_the_page_has_one_target() -> None:
-    tags = Seen(html_of()).tags
+    tags = Parsed(html_of()).tags
     names = Counter(attributes["id"] for _, attributes in tags if "id" in attributes)
     assert set(names.values()) == {1}
     wanted = {attributes["aria-labelledby"] for _, attributes in tags if "aria-labelledby" in attributes}
@@ -298,31 +319,31 @@ def test_every_reference_inside_the_page_has_one_target() -> None:
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
-def test_the_page_is_about_the_point_that_was_named() -> None:
-    assert a_page().shown == "default"
-    assert a_page(name=NASTY).decision.verdict == "idle"
+def test_the_page_shows_the_named_point() -> None:
+    assert a_page().point_name == "default"
+    assert a_page(name=NASTY).decision.verdict is Verdict.NO_EARLY_EXIT
     with pytest.raises(InvalidInput, match="no saved operating point 'slow'; there are: default"):
         a_page(name="slow")
 
 
-def test_a_metric_of_ranks_is_told_too() -> None:
-    told = a_page(REGRESSION, metric="spearman")
-    assert told.metric == told.comparison.metric == "spearman"
-    assert "spearman" in dict(told.decision.facts)["What it loses"]
+def test_a_metric_of_ranks_has_a_page_too() -> None:
+    ranked = a_page(REGRESSION, metric="spearman")
+    assert ranked.metric == ranked.comparison.metric == "spearman"
+    assert "spearman" in dict(ranked.decision.facts)["What it loses"]
 
 
-def test_where_no_point_is_saved_one_is_found_on_these_rows() -> None:
-    told = a_page(points=False)
-    assert told.shown == ""
-    assert told.decision.verdict in ("open", "idle")
-    assert "very rows" in dict(told.decision.facts)["What it loses"]
+def test_where_no_point_is_saved_one_is_chosen_on_these_rows() -> None:
+    unsaved = a_page(points=False)
+    assert unsaved.point_name == ""
+    assert unsaved.decision.verdict in (Verdict.NOT_SAVED, Verdict.NO_EARLY_EXIT)
+    assert "very rows" in dict(unsaved.decision.facts)["What it loses"]
 
 
 def test_what_is_typed_is_marked_and_what_is_not_is_escaped() -> None:
     assert code("use `a < b`, <b>") == "use <code>a &lt; b</code>, &lt;b&gt;"
-    assert in_script({"a": "</script>&"}) == '{"a":"\\u003c/script\\u003e\\u0026"}'
+    assert script_json({"a": "</script>&"}) == '{"a":"\\u003c/script\\u003e\\u0026"}'
     with pytest.raises(ValueError, match="not JSON compliant"):
-        in_script({"a": math.nan})
+        script_json({"a": math.nan})
 
 
 def test_the_worst_slice_loses_most_and_has_enough_rows_to_say_so() -> None:
@@ -335,13 +356,13 @@ def test_the_worst_slice_loses_most_and_has_enough_rows_to_say_so() -> None:
     assert worst([replace(most, score=0.9)]) is None
 
 
-def test_a_curve_is_drawn_at_even_places_and_keeps_its_ends() -> None:
+def test_a_curve_is_drawn_at_even_distances_and_keeps_its_ends() -> None:
     exits = torch.linspace(6, 1, 1001, dtype=torch.float64)
     band = BootstrapCurve(
         torch.cat((torch.tensor([math.inf]), torch.linspace(0.9, 0.1, 1000))), exits, exits / 6, exits / 7, exits / 5
     )
-    rows = charts.places("margin", band)
-    assert 80 <= len(rows) <= charts.MOST_PLACES + 2
+    rows = charts.curve_rows("margin", band)
+    assert 80 <= len(rows) <= charts.MAX_CURVE_POINTS + 2
     assert (rows[0]["threshold"], rows[0]["mean_exit"], rows[-1]["mean_exit"]) == ("never", 6, 1)
     assert rows[-1]["threshold"] == "0.1"
     assert rows[-1]["low"] == pytest.approx(1 / 7, abs=1e-4)

@@ -17,19 +17,19 @@ def test_a_table_has_its_first_column_on_the_left_and_the_others_on_the_right() 
     assert table(["name", "x"], [["a", "10"], ["longer", "9"]]) == ("name     x\n------  --\na       10\nlonger   9")
 
 
-def test_scores_are_told_the_same_as_text_and_as_data() -> None:
+def test_scores_are_the_same_as_text_and_as_data() -> None:
     trace = Trace(torch.tensor([[[2.0, 0], [0, 1]], [[2.0, 0], [3, 0]]]), torch.tensor([0, 1]))
     points = {"never": OperatingPoint({"name": "entropy"}, (float("inf"),))}
-    told = scores_data(trace, points)
-    assert told["layerwise"] == [1.0, 0.5]
-    assert told["points"]["never"]["measured"]["score"] == 0.5
-    assert told["points"]["never"]["measured"]["speedup"] == 1
+    data = scores_data(trace, points)
+    assert data["layerwise"] == [1.0, 0.5]
+    assert data["points"]["never"]["measured"]["score"] == 0.5
+    assert data["points"]["never"]["measured"]["speedup"] == 1
     text = scores_text(trace, points)
     assert "accuracy of every exit, on 2 rows" in text
     assert text.splitlines()[-1].split() == ["never", "0.5000", "2.00", "of", "2", "0%"]
 
 
-def test_a_point_is_told_with_its_parameters_and_never_as_a_word() -> None:
+def test_a_point_reads_with_its_parameters_and_never_as_a_word() -> None:
     point = OperatingPoint({"name": "pcee", "patience": 2}, (0.25, float("inf")), {"max_drop": 0.01})
     assert point_text(point) == "pcee patience=2, thresholds 0.25, never (max_drop 0.01)"
 
@@ -43,7 +43,7 @@ def test_the_curve_is_a_picture(problem_type: str, tmp_path: Path) -> None:
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_rivals_run_in_turn_and_the_first_round_does_not_count() -> None:
+def test_baselines_run_in_turn_and_the_first_round_does_not_count() -> None:
     calls: list[tuple[str, int]] = []
     taken = time_interleaved({name: lambda number, name=name: calls.append((name, number)) for name in "ab"}, 2)
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]

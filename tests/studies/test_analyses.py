@@ -28,7 +28,7 @@ def test_overthinking() -> None:
     trace = Trace(chosen((1, 1, 1, 0), (1, 0, 1, 0), (1, 1, 0, 1)), torch.tensor([1, 0, 1, 1]))
     found = overthinking(trace)
     assert found.error.tolist() == [0.5, 0.25, 0.5]
-    assert found.spoilt == 0.5
+    assert found.became_wrong == 0.5
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert found.entropy.tolist() == pytest.approx([entropy] * 3)
 

@@ -26,12 +26,12 @@ def test_a_study_names_what_there_is(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(STUDIES))
 def test_every_printed_figure_stands_beside_a_row_of_ours(name: str) -> None:
     study = load_study(name)
-    labels = {ask.label for ask in study.asks}
+    labels = {budget.label for budget in study.budgets}
     rows = {(system.name, AS_IT_IS) for system in study.systems}
     rows |= {(system.name, label) for system in study.systems for label in labels}
     rows |= {(training.name, EXITS) for training in study.all_trainings(False)}
     for row in study.published:
-        assert (row.system, row.ask) in rows
+        assert (row.system, row.budget) in rows
         assert set(row.figures) <= {*TITLES, "average", "best"}
         assert all(0 <= row.figures.get(name, 50) <= 101 for name in ("score", "relative", "average", "best"))
         assert 0 <= row.figures.get("saving", 0.5) < 1
@@ -45,11 +45,11 @@ def test_trainings_of_one_name_are_one_training() -> None:
                 assert found.setdefault(training.name, training) == training
 
 
-def printed_figures(study: str, data: str, system: str, ask: str) -> dict[str, float]:
+def printed_figures(study: str, data: str, system: str, budget: str) -> dict[str, float]:
     (found,) = [
         dict(row.figures)
         for row in load_study(study).published
-        if (row.data, row.system, row.ask) == (data, system, ask)
+        if (row.data, row.system, row.budget) == (data, system, budget)
     ]
     return found
 

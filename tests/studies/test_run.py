@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,33 @@ from transformers import BertModel
 from offramp.model.config import MultiExitConfig
 from offramp.studies.markdown import data_set_of, page
 from offramp.studies.registry import STUDIES, load_study
-from offramp.studies.run import SeedSummary, run_study
+from offramp.studies.result import ReachableExits, SeedSummary
+from offramp.studies.run import run_study
 from offramp.studies.selection import Selected
 from offramp.studies.spec import AS_IT_IS, Study
-from offramp.studies.training_runs import Trained
+from offramp.studies.training_runs import ExperimentSummary, Trained
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from support.command_line import offramp
 from support.models import LAYERS, encoder_config, texts, tiny_tokenizer
 from support.traces import random_trace
 
-SETTING = {
-    "backbone": "tiny",
-    "pooling": "mean",
-    "max_length": None,
-    "rows": {"train": 9, "validation": 80},
-    "data": {"train": "made up"},
-    "recipe": {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 0.1, "bf16": False},
-}
+SUMMARY = ExperimentSummary(
+    backbone="tiny",
+    layers=None,
+    pooling="mean",
+    max_length=None,
+    recipe={"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 0.1, "bf16": False},
+    data={"train": "made up"},
+    rows={"train": 9, "validation": 80},
+)
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def test_a_row_tells_median_and_range_of_the_seeds_that_have_one() -> None:
-    readings = [Selected(None, {"score": score}) for score in (0.1, 0.5, 0.2)]
-    told = SeedSummary("a", "b", (*readings, None))
-    assert (told.low, told.middle, told.high) == ({"score": 0.1}, {"score": 0.2}, {"score": 0.5})
-    assert SeedSummary("a", "b", (None,)).middle == {}
+def test_a_summary_has_median_and_range_of_the_seeds_that_have_a_result() -> None:
+    selected = [Selected(None, {"score": score}) for score in (0.1, 0.5, 0.2)]
+    row = SeedSummary("a", "b", (*selected, None))
+    assert (row.low, row.median, row.high) == ({"score": 0.1}, {"score": 0.2}, {"score": 0.5})
+    assert SeedSummary("a", "b", (None,)).median == {}
 
 
 LAYERS_OF = {"half-pooler": [3], "three-quarters-pooler": [4]}
@@ -67,60 +70,88 @@ def made_up(study: Study, seeds: Sequence[int], *, regression: bool = False) -> 
 
 @pytest.mark.parametrize("regression", [False, True])
 @pytest.mark.parametrize("name", sorted(STUDIES))
-def test_every_study_reads_every_system_at_every_ask(name: str, regression: bool) -> None:
+def test_every_study_has_a_row_for_every_system_and_budget(name: str, regression: bool) -> None:
     study = load_study(name)
-    found = run_study(study, made_up(study, [0, 1], regression=regression), [0, 1])
-    wanted = {(system.name, ask.label) for system in study.systems_for(regression) for ask in study.asks}
-    wanted |= {(system.name, AS_IT_IS) for system in study.systems_for(regression)}
-    rows = {(row["system"], row["ask"]): row for row in found["rows"]}
-    assert rows.keys() <= wanted
+    result = run_study(study, made_up(study, [0, 1], regression=regression), [0, 1])
+    possible = {(system.name, budget.label) for system in study.systems_for(regression) for budget in study.budgets}
+    possible |= {(system.name, AS_IT_IS) for system in study.systems_for(regression)}
+    rows = {(row.system, row.budget): row for row in result.rows}
+    assert rows.keys() <= possible
     assert {system for system, _ in rows} == {system.name for system in study.systems_for(regression)}
-    assert all(set(study.shows) <= row["middle"].keys() for row in rows.values() if row["middle"])
-    assert bool(found["promises"]) is not regression
-    json.dumps(found, allow_nan=False)
-    text = page(study, {**found, "setting": SETTING}, None)
+    assert all(set(study.shows) <= row.median.keys() for row in rows.values() if row.median)
+    assert bool(result.certified) is not regression
+    json.dumps(result.to_json(), allow_nan=False)
+    text = page(result, SUMMARY, None)
     assert all(f"| {system} |" in text for system, _ in rows)
+
+
+def keys(data: Any, path: str = "") -> set[str]:
+    """Paths of the keys in plain data; elements of a list share theirs, and a policy is one value."""
+    if isinstance(data, list):
+        return {key for element in data for key in keys(element, path)}
+    if not isinstance(data, dict) or path.endswith("/policy"):
+        return {path}
+    return {key for name, value in data.items() for key in keys(value, f"{path}/{name}")}
+
+
+@pytest.mark.parametrize("name", ["pcee", "pabee"])
+def test_the_saved_results_have_the_keys_that_are_written(name: str) -> None:
+    study = load_study(name)
+    result = run_study(study, made_up(study, [0]), [0])
+    written = keys({**result.to_json(), "setting": asdict(SUMMARY)})
+    files = [path for path in RESULTS.glob(f"study_{name}_*.json") if "sick" not in path.name]
+    saved = {key for path in files for key in keys(json.loads(path.read_text())) if not key.startswith("/about")}
+    some = ("/setting/recipe", "/setting/data", "/analyses/bleu", "/analyses/certainty")  # not of every study
+    none = {"/rows/readings", "/rows/readings/option"}  # null where no threshold is selected
+    assert {key for key in saved ^ written if not key.startswith(some)} <= none
 
 
 def test_the_pace_is_that_of_one_system() -> None:
     study = load_study("pcee")
     runs = made_up(study, [0])
-    found = run_study(study, runs, [0])
-    readings = {(row["system"], row["ask"]): row["readings"][0] for row in found["rows"]}
-    asks = [ask.label for ask in study.asks if readings["PABEE", ask.label] is not None]
-    assert asks
-    for ask in asks:
-        pace, other = (readings[name, ask]["option"]["figures"]["saving"] for name in ("PABEE", "PCEE-BERT"))
-        assert other == pytest.approx(pace, abs=0.02)
-        ours, theirs = (readings[name, ask]["figures"]["score"] for name in ("PCEE-BERT", "PABEE"))
-        (ahead,) = (row for row in found["ahead"] if (row["system"], row["ask"]) == ("PCEE-BERT", ask))
-        assert ahead["seeds"] == [ahead["middle"]] == [pytest.approx(ours - theirs)]
-    free = run_study(replace(study, pace=None), runs, [0])
-    savings = [row["readings"][0] for row in free["rows"] if (row["system"], row["ask"]) == ("PCEE-BERT", "25% saved")]
-    assert savings[0]["option"]["figures"]["saving"] == pytest.approx(0.25, abs=0.02)
+    result = run_study(study, runs, [0])
+    selected = {(row.system, row.budget): row.selected[0] for row in result.rows}
+    labels = [budget.label for budget in study.budgets if selected["PABEE", budget.label] is not None]
+    assert labels
+    for label in labels:
+        pace, other = selected["PABEE", label], selected["PCEE-BERT", label]
+        assert pace is not None
+        assert pace.candidate is not None
+        assert other is not None
+        assert other.candidate is not None
+        assert other.candidate.figures["saving"] == pytest.approx(pace.candidate.figures["saving"], abs=0.02)
+        (lead,) = (row for row in result.leads if (row.system, row.budget) == ("PCEE-BERT", label))
+        assert lead.seeds == [pytest.approx(other.figures["score"] - pace.figures["score"])]
+        assert lead.to_json()["middle"] == lead.seeds[0]
+    unpaced = run_study(replace(study, pace=None), runs, [0])
+    (row,) = (row for row in unpaced.rows if (row.system, row.budget) == ("PCEE-BERT", "25% saved"))
+    selected_freely = row.selected[0]
+    assert selected_freely is not None
+    assert selected_freely.candidate is not None
+    assert selected_freely.candidate.figures["saving"] == pytest.approx(0.25, abs=0.02)
 
 
-def test_what_everybody_at_one_layer_scores_is_that_exits_score() -> None:
+def test_all_rows_at_one_layer_score_what_that_exit_scores() -> None:
     study = load_study("pcee")
-    found = run_study(study, made_up(study, [0]), [0])
-    exits = next(row for row in found["exits"] if row["training"] == "weighted-shared-pooler")
-    rows = {row["ask"]: row["middle"] for row in found["rows"] if row["system"] == "Budgeted"}
+    result = run_study(study, made_up(study, [0]), [0])
+    exits = next(row for row in result.exits if row.training == "weighted-shared-pooler")
+    rows = {row.budget: row.median for row in result.rows if row.system == "Budgeted"}
     layer = round(rows["50% saved"]["mean_exit"])
-    assert rows["50% saved"]["score"] == pytest.approx(exits["scores"][layer - 1])
-    assert exits["average"] == pytest.approx(sum(exits["scores"]) / 6)
-    reached = {row["system"]: row for row in found["reached"]}
-    assert reached["Budgeted"] == {"system": "Budgeted", "least": 1, "most": 6, "settings": 6, "widest_gap": 1}
-    assert reached["PCEE-BERT"]["least"] == 2
+    assert rows["50% saved"]["score"] == pytest.approx(exits.scores[layer - 1])
+    assert exits.average == pytest.approx(sum(exits.scores) / 6)
+    reached = {row.system: row for row in result.reached}
+    assert reached["Budgeted"] == ReachableExits("Budgeted", least=1, most=6, settings=6, widest_gap=1)
+    assert reached["PCEE-BERT"].least == 2
 
 
 def test_a_page_of_data_that_is_in_no_paper_has_all_that_was_printed() -> None:
     study = load_study("pabee")
-    found = {**run_study(study, made_up(study, [0]), [0]), "setting": SETTING}
-    text = page(study, found, None)
+    result = run_study(study, made_up(study, [0]), [0])
+    text = page(result, SUMMARY, None)
     assert "## The paper's own figures" in text
     assert "| PABEE | best of 1.30x to 1.96x | 61.2 at 1.57x |" in text
-    assert "61.2 at 1.57x" in page(study, found, "cola")
-    assert "The paper's own figures" not in page(study, found, "cola")
+    assert "61.2 at 1.57x" in page(result, SUMMARY, "cola")
+    assert "The paper's own figures" not in page(result, SUMMARY, "cola")
 
 
 @pytest.mark.parametrize(

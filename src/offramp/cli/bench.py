@@ -15,12 +15,14 @@ from offramp.inference.onnx.metadata import ENGINES
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--data", required=True, metavar="FILE", help="Texts; labels, where there are some, are scored.")
-@click.option("--split", default="test", show_default=True, help="Of a named data set.")
-@click.option("--batch-size", "sizes", default="1,8,32", show_default=True, metavar="1,8,32")
-@click.option("--engines", metavar=",".join(ENGINES), help="[default: torch, and the graphs that are there]")
-@click.option("--rows", type=click.IntRange(min=1), default=512, show_default=True, help="So many texts at most.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="All texts, so many times.")
+@click.option("--data", required=True, metavar="FILE", help="Texts; labelled rows are scored too.")
+@click.option("--split", default="test", show_default=True, help="Split of a named data set.")
+@click.option(
+    "--batch-size", "sizes", default="1,8,32", show_default=True, metavar="1,8,32", help="Batch sizes to time."
+)
+@click.option("--engines", metavar=",".join(ENGINES), help="Engines to time.  [default: torch and the exported graphs]")
+@click.option("--rows", type=click.IntRange(min=1), default=512, show_default=True, help="Texts at most.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over all texts.")
 @column_options
 @json_option
 def bench(
@@ -32,11 +34,11 @@ def bench(
     rows: int,
     rounds: int,
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
-    """Time the saved operating points against the plain model, without exits, in every runtime there is.
+    """Time the saved operating points against the plain model without exits, in every engine.
 
-    It ends with whether early exit pays here. The machine should do nothing else meanwhile.
+    The output ends with a verdict on whether early exit pays here. The machine should run nothing else meanwhile.
 
     \b
     offramp bench model --data test.csv
@@ -56,6 +58,6 @@ def bench(
     names = engines.split(",") if engines else None
     for name in names or ():
         check_name(name)
-    columns = columns_of(given)
-    told = benchmark_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, columns=columns, split=split)
-    click.echo(json.dumps({**asdict(told), "verdict": conclusion(told)}) if as_json else contest_text(told))
+    columns = columns_of(options)
+    result = benchmark_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, columns=columns, split=split)
+    click.echo(json.dumps({**asdict(result), "verdict": conclusion(result)}) if as_json else contest_text(result))

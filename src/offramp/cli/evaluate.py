@@ -29,21 +29,22 @@ if TYPE_CHECKING:
     from offramp.types.operating_point import OperatingPoint
     from offramp.types.trace import Trace
 
-KNOWN = ("label", "length")  # what a trace can be sliced by
+TRACE_SLICES = ("label", "length")  # known from the trace; other slices need a column of the data
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
 @scored_options("test")
-@click.option("--slice-by", metavar="COLUMN", help="Tell the default point apart by label, length, or a file's column.")
-@click.option("--picture", type=FILE, help="Draw every policy: .png, .svg or .pdf.")
+@click.option("--slice-by", metavar="COLUMN", help="Score the default point by label, length, or a column of the data.")
+@click.option("--picture", type=FILE, help="File for a plot of all policies: .png, .svg or .pdf.")
 @column_options
 @json_option
-def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: bool, **given: Any) -> None:
+def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: bool, **options: Any) -> None:
     """Score every exit and every operating point of a model, and compare all policies.
 
-    Policies are told at budgets of a quarter, a third, half and two thirds of the layers, on a random half of the
-    rows: consistency and gain are fitted on the other half. The oracle, which knows who is right where, is the bound.
+    Policies are compared at budgets of a quarter, a third, half and two thirds of the layers, on a random half of the
+    rows; consistency and gain are fitted on the other half. The oracle, which knows each row's right exits, is the
+    upper bound.
 
     \b
     offramp evaluate model --data test.csv
@@ -56,35 +57,35 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     from offramp.report.tables import scores_data, scores_text
     from offramp.types.operating_point import DEFAULT
 
-    groups = _groups(slice_by, given)  # before the model runs: a wrong name is told at once
-    trace, points, metric = read_trace(folder, given), saved_points(folder), given["metric"]
+    groups = _groups(slice_by, options)  # before the model runs, so that a wrong name fails at once
+    trace, points, metric = read_trace(folder, options), saved_points(folder), options["metric"]
     slices = None if slice_by is None else _slices(folder, trace, points, slice_by, groups, metric)
-    found = compare(trace, metric) if trace.depth > 1 and len(trace) > 1 else None
+    comparison = compare(trace, metric) if trace.depth > 1 and len(trace) > 1 else None
     if picture is not None:
-        _draw(found, points, picture, metric)
+        _draw(comparison, points, picture, metric)
     if as_json:
-        told = scores_data(trace, points, metric)
-        told["comparison"] = None if found is None else comparison_data(found)
+        data = scores_data(trace, points, metric)
+        data["comparison"] = None if comparison is None else comparison_data(comparison)
         if slices is not None:
-            told["slices"] = slices_data(slices, str(slice_by), DEFAULT)
-        click.echo(json.dumps(told))
+            data["slices"] = slices_data(slices, str(slice_by), DEFAULT)
+        click.echo(json.dumps(data))
         return
     parts = [scores_text(trace, points, metric)]
-    parts.append("one exit or one row: no policies to compare" if found is None else comparison_text(found))
+    parts.append("one exit or one row: no policies to compare" if comparison is None else comparison_text(comparison))
     if slices is not None:
         parts.append(slices_text(slices, str(slice_by), metric_for(trace, metric)[0]))
     click.echo("\n\n".join(part for part in parts if part))
 
 
-def _groups(by: str | None, given: Mapping[str, Any]) -> list[str]:
-    """The group of each row, where a column of the data says it."""
+def _groups(by: str | None, options: Mapping[str, Any]) -> list[str]:
+    """Return the group of each row from a column of the data; [] for slices that the trace knows."""
     from offramp.data.examples import read_column
 
-    if by in (None, *KNOWN) or (given["data"] is None and given["trace"] is None):
+    if by in (None, *TRACE_SLICES) or (options["data"] is None and options["trace"] is None):
         return []
-    if given["data"] is None:
+    if options["data"] is None:
         raise InvalidInput(f"a trace has no columns; give --data to slice by {by!r}, or slice by label or length")
-    return read_column(given["data"], str(by), split=given["split"])
+    return read_column(options["data"], str(by), split=options["split"])
 
 
 def _slices(
@@ -95,7 +96,7 @@ def _slices(
     groups: list[str],
     metric: str | None,
 ) -> tuple[Slice, ...]:
-    """Slices of the default point."""
+    """Score the default point on each slice."""
     from offramp.evaluation.slices import by_groups, by_label, by_length
     from offramp.model.hub import load_config
     from offramp.types.operating_point import DEFAULT
@@ -110,13 +111,15 @@ def _slices(
     return by_groups(trace, points[DEFAULT], groups, metric)
 
 
-def _draw(found: Comparison | None, points: Mapping[str, OperatingPoint], picture: Path, metric: str | None) -> None:
+def _draw(
+    comparison: Comparison | None, points: Mapping[str, OperatingPoint], picture: Path, metric: str | None
+) -> None:
     from offramp.report.plots import draw_curves
 
-    if found is None:
+    if comparison is None:
         raise InvalidInput("one exit or one row: there are no policies to draw")
-    lines: dict[str, Curve | BootstrapCurve] = {**found.bands}
-    if found.oracle is not None:
-        lines["oracle"] = found.oracle
-    title = f"every policy, on {len(found.trace)} rows on which nothing was fitted"
-    draw_curves(found.trace, lines, points, picture, title, metric, found.metric)
+    lines: dict[str, Curve | BootstrapCurve] = {**comparison.bands}
+    if comparison.oracle is not None:
+        lines["oracle"] = comparison.oracle
+    title = f"every policy, on {len(comparison.trace)} rows on which nothing was fitted"
+    draw_curves(comparison.trace, lines, points, picture, title, metric, comparison.metric)

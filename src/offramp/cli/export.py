@@ -17,29 +17,29 @@ from offramp.cli.options import (
     columns_of,
     json_option,
     policy_options,
-    policy_text,
     silence_transformers,
 )
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import GRAPHS, weights_digest
+from offramp.policies.registry import policy_text
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--int8", is_flag=True, help="Write model.int8.onnx: the encoder's weights in 8 bits.")
-@click.option("--data", metavar="FILE", help="Labelled data to check the file on.  [default: the sample's texts]")
-@click.option("--split", default="validation", show_default=True, help="Of a named data set.")
+@click.option("--int8", is_flag=True, help="Write model.int8.onnx, with the encoder's weights in 8 bits.")
+@click.option("--data", metavar="FILE", help="Labelled data to check the file on.  [default: the built-in sample]")
+@click.option("--split", default="validation", show_default=True, help="Split of a named data set.")
 @policy_options
 @column_options
 @json_option
 def export(
-    folder: Path, int8: bool, data: str | None, split: str, policy: str | None, as_json: bool, **given: Any
+    folder: Path, int8: bool, data: str | None, split: str, policy: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Write the model as one ONNX graph that leaves early, checked against torch; its weights lie beside it (.data).
+    """Write the model as one ONNX graph with early exits, and check it against torch.
 
-    The policy is that of the operating point "default" unless another is asked for. The file also holds the policies of
-    the other operating points and the usual one; a graph that is there already takes one that it holds in seconds.
-    Thresholds are an input of the graph.
+    The graph runs the policy of the operating point "default", or that of --policy. The file also holds the policies of
+    the other operating points and the default policy; an existing graph changes to a policy that it holds in seconds.
+    Thresholds are an input of the graph. Its weights are written to a second file beside it (.data).
 
     \b
     offramp export model
@@ -47,31 +47,31 @@ def export(
     offramp export model --policy entropy
     """
     _refuse_without_onnx()
-    parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
+    parameters = {key: options[key] for key in POLICY_PARAMETERS if options[key] is not None}
     if parameters and policy is None:
         raise click.UsageError("a policy's parameters need --policy")
-    asked = {"name": policy, **parameters} if policy else None
+    wanted = {"name": policy, **parameters} if policy else None
     path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
-    if asked and data is None and path.exists():
+    if wanted and data is None and path.exists():
         from offramp.inference.onnx.assemble import switch_policy
 
-        if runs := switch_policy(path, weights_digest(folder), asked):
-            told = {"path": str(path), "policy": runs}
-            click.echo(json.dumps(told) if as_json else f"{path} runs {policy_text(runs)} now")
+        if runs := switch_policy(path, weights_digest(folder), wanted):
+            switched = {"path": str(path), "policy": runs}
+            click.echo(json.dumps(switched) if as_json else f"{path} runs {policy_text(runs)} now")
             return
     silence_transformers()
     from offramp.inference.export import export as write
 
-    checked = write(folder, asked, int8=int8, dataset=data, columns=columns_of(given), split=split)
+    report = write(folder, wanted, int8=int8, dataset=data, columns=columns_of(options), split=split)
     if as_json:
-        click.echo(json.dumps({**asdict(checked), "path": str(checked.path)}))
+        click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
         return
-    click.echo(f"{checked.path}: {checked.bytes / 1e6:.1f} MB in {checked.seconds:.0f} s")
-    click.echo(f"runs {policy_text(checked.policy)}; holds {', '.join(policy_text(each) for each in checked.policies)}")
-    same = "" if checked.agreement is None else f"{checked.agreement:.2%} of the answers the same, "
-    click.echo(f"{checked.rows} rows at full depth against torch: {same}logits at most {checked.difference:.2g} off")
-    if checked.score is not None:
-        click.echo(f"{checked.metric} {checked.score:.4f}, torch {checked.torch_score:.4f}")
+    click.echo(f"{report.path}: {report.bytes / 1e6:.1f} MB in {report.seconds:.0f} s")
+    click.echo(f"runs {policy_text(report.policy)}; holds {', '.join(map(policy_text, report.policies))}")
+    same = "" if report.agreement is None else f"{report.agreement:.2%} of the answers the same, "
+    click.echo(f"{report.rows} rows at full depth against torch: {same}logits at most {report.difference:.2g} off")
+    if report.score is not None:
+        click.echo(f"{report.metric} {report.score:.4f}, torch {report.torch_score:.4f}")
 
 
 def _refuse_without_onnx() -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offramp.cli.options import FOLDER, json_option, policy_text, silence_transformers
+from offramp.cli.options import FOLDER, json_option, silence_transformers
 from offramp.inference.onnx.metadata import GRAPHS, weights_digest
+from offramp.policies.registry import policy_text
 
 if TYPE_CHECKING:
     from offramp.types.operating_point import OperatingPoint
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("folder", type=FOLDER)
 @json_option
 def info(folder: Path, as_json: bool) -> None:
-    """Say what a model is, and where it can leave.
+    """Print a model's encoder, exits, exported graphs and operating points.
 
     \b
     offramp info model
@@ -48,8 +49,8 @@ def info(folder: Path, as_json: bool) -> None:
     if graphs := _graphs(folder):
         facts["graphs"] = graphs
     points = {name: point.to_json() for name, point in model.operating_points.items()}
-    void = _void(folder, model.operating_points)
-    for name in void:
+    outdated = _outdated_certificates(folder, model.operating_points)
+    for name in outdated:
         points[name]["certificate"]["void"] = "the weights changed"
     if as_json:
         click.echo(json.dumps({**facts, "operating_points": points}))
@@ -58,20 +59,20 @@ def info(folder: Path, as_json: bool) -> None:
         click.echo(f"{name:<14}{', '.join(map(str, fact)) if isinstance(fact, list) else fact}")
     for name, point in model.operating_points.items():
         click.echo(f"\noperating point {name!r}: {point_text(point)}")
-        if name in void:
+        if name in outdated:
             click.echo("  void: the weights changed")
 
 
-def _void(folder: Path, points: Mapping[str, OperatingPoint]) -> list[str]:
-    """The points whose certificate is of other weights than these."""
+def _outdated_certificates(folder: Path, points: Mapping[str, OperatingPoint]) -> list[str]:
+    """Return the points whose certificate is of other weights than the folder's."""
     certified = {name: point.certificate.weights for name, point in points.items() if point.certificate}
-    promised = {name: weights for name, weights in certified.items() if weights is not None}
-    now = weights_digest(folder) if promised else None
-    return [name for name, weights in promised.items() if weights != now]
+    named = {name: weights for name, weights in certified.items() if weights is not None}
+    current = weights_digest(folder) if named else None
+    return [name for name, weights in named.items() if weights != current]
 
 
 def _graphs(folder: Path) -> list[str]:
-    """The exported files of a folder, and the policy that each runs."""
+    """Return the exported files of a folder with the policy that they run."""
     files = [folder / name for name in GRAPHS.values() if (folder / name).exists()]
     if not files or find_spec("onnxruntime") is None:
         return [path.name for path in files]

@@ -1,4 +1,4 @@
-"""The command line. Torch loads inside the commands, so that --help answers at once."""
+"""The command line. Commands import torch in their bodies, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from offramp.cli.train import demo, train
 from offramp.errors import OfframpError
 
 
-class OneLine(click.Group):
-    """Turns our own errors and the system's into one line and exit code 1; wrong usage is exit code 2, as always."""
+class OneLineErrors(click.Group):
+    """A group that prints errors of offramp and of the system in one line, with exit code 1; wrong usage has code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
+        """Run a command and shorten its errors."""
         try:
             return super().invoke(ctx)
         except (OfframpError, OSError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None
 
 
-@click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="offramp")
 def main() -> None:
-    """Early exit for transformer encoders: easy inputs leave after a few layers, hard ones use all of them.
+    """Early exit for transformer encoders: easy inputs leave after a few layers, hard inputs run all of them.
 
     \b
     offramp train --train train.csv --validation validation.csv -o model

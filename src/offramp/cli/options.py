@@ -1,4 +1,4 @@
-"""What commands share: options, and what they say."""
+"""Options that several commands share, and their evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from offramp.inference.onnx.metadata import ENGINES
-from offramp.policies.registry import POLICIES, summarize
+from offramp.policies.registry import POLICIES
 
 if TYPE_CHECKING:
     from offramp.data.examples import Columns
@@ -24,22 +24,22 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 def column_options(command: Command) -> Command:
-    """--text-column, --pair-column and --label-column."""
-    for name in ("label", "pair", "text"):
-        command = click.option(f"--{name}-column", help=f"The {name}'s column; guessed, and said, if not given.")(
-            command
-        )
+    """Add --text-column, --pair-column and --label-column."""
+    columns = {"label": "the label", "pair": "the second text of a pair", "text": "the text"}
+    for name, content in columns.items():
+        text = f"Column of {content}.  [default: guessed and printed]"
+        command = click.option(f"--{name}-column", help=text)(command)
     return command
 
 
 def learning_options(command: Command) -> Command:
-    """What is learnt from, and how: data, encoder and recipe, of commands that train."""
+    """Add data, encoder and recipe, for commands that train."""
     above_zero = click.FloatRange(min=0, min_open=True)
     tasks = click.Choice(["classification", "multi-label", "regression"])
-    encoder = "A hub name or a folder.  [default: the encoder that offramp[demo] brings]"
-    length = "Tokens a text.  [default: what the encoder takes]"
+    encoder = "A hub name or a folder.  [default: the encoder that offramp[demo] installs]"
+    length = "Tokens of a text at most.  [default: the encoder's limit]"
     for option in (
-        click.option("--bf16", is_flag=True, help="Train in bfloat16: faster where the processor has it."),
+        click.option("--bf16", is_flag=True, help="Train in bfloat16; faster on processors that support it."),
         click.option("--max-length", type=click.IntRange(min=2), help=length),
         click.option("--learning-rate", type=above_zero, default=1e-4, show_default=True),
         click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
@@ -47,13 +47,19 @@ def learning_options(command: Command) -> Command:
         click.option("--pooling", type=click.Choice(["first", "mean"]), default="mean", show_default=True),
         click.option("--task", type=tasks, default="classification", show_default=True),
         click.option("--backbone", help=encoder),
-        click.option("--validation", "validation_source", required=True, metavar="FILE", help="Chooses thresholds."),
+        click.option(
+            "--validation",
+            "validation_source",
+            required=True,
+            metavar="FILE",
+            help="Data on which thresholds are chosen.",
+        ),
         click.option(
             "--train",
             "train_source",
             required=True,
             metavar="FILE",
-            help="csv, tsv, jsonl, parquet, or a data set's name.",
+            help="A csv, tsv, jsonl or parquet file, or the name of a data set.",
         ),
     ):
         command = option(command)
@@ -61,68 +67,66 @@ def learning_options(command: Command) -> Command:
 
 
 def engine_option(command: Command) -> Command:
-    """--engine, of commands that record."""
-    told = "What runs the model; the others run what `offramp export` wrote."
-    return click.option("--engine", type=click.Choice(ENGINES), default="torch", show_default=True, help=told)(command)
+    """Add --engine, for commands that record."""
+    text = "The engine that runs the model; all but torch run a graph that `offramp export` wrote."
+    return click.option("--engine", type=click.Choice(ENGINES), default="torch", show_default=True, help=text)(command)
 
 
 def scored_options(split: str) -> Callable[[Command], Command]:
-    """--data or --trace, --split and --metric, for commands that score a model."""
+    """Return a decorator that adds --data, --trace, --engine, --split and --metric, for commands that score a model."""
 
     def add(command: Command) -> Command:
         command = click.option("--metric", help="accuracy, f1, macro-f1, matthews, pearson or spearman.")(command)
-        command = click.option("--split", default=split, show_default=True, help="Of a named data set.")(command)
+        command = click.option("--split", default=split, show_default=True, help="Split of a named data set.")(command)
         command = engine_option(command)
-        command = click.option("--trace", type=FILE, help="In place of --data: what `offramp record` wrote.")(command)
-        return click.option("--data", metavar="FILE", help="Labelled data that was not trained on.")(command)
+        command = click.option("--trace", type=FILE, help="Instead of --data: a file of `offramp record`.")(command)
+        return click.option("--data", metavar="FILE", help="Labelled data that the model was not trained on.")(command)
 
     return add
 
 
 def policy_options(command: Command) -> Command:
-    """--policy and its parameters."""
-    usual = "[default: margin, to calibrate with a threshold for each exit; for regression, consistency]"
+    """Add --policy and its parameters."""
+    default = "[default: margin, which calibrate gives a threshold for each exit; for regression, consistency]"
     names = click.Choice(sorted(POLICIES))
-    ensemble = "Answer with the mean of the exits that were ready or agreed, or of all so far."
+    ensemble = "Answer with the mean of several exits: of those that were ready or agreed, or of all so far."
     command = click.option("--ensemble", type=click.Choice(["run", "all"]), help=ensemble)(command)
     window = click.Choice(["all", "consecutive"])
     command = click.option("--window", type=window, help="For divergence: which earlier exits count.")(command)
     divergence = click.Choice(["ce", "kl", "js"])
-    command = click.option("--divergence", type=divergence, help="For divergence: how far exits are apart.")(command)
-    patience = "For pcee, stability and divergence."
+    command = click.option("--divergence", type=divergence, help="For divergence: the distance between exits.")(command)
+    patience = "For pcee, stability and divergence: exits that must be ready or agree."
     command = click.option("--patience", type=click.IntRange(min=1), help=patience)(command)
-    command = click.option("--measure", type=names, help="For pcee: which score must hold.")(command)
-    return click.option("--policy", type=names, help=usual)(command)
+    command = click.option("--measure", type=names, help="For pcee: the policy whose score is compared.")(command)
+    return click.option("--policy", type=names, help=default)(command)
 
 
 def silence_transformers() -> None:
-    """No bars and no chatter of transformers' own; offramp's say what matters."""
+    """Turn off the progress bars and warnings of transformers."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 
 
-def columns_of(given: Mapping[str, Any]) -> Columns:
-    """The columns that were named."""
+def columns_of(options: Mapping[str, Any]) -> Columns:
+    """Return the columns that --text-column, --pair-column and --label-column name."""
     from offramp.data.examples import Columns
 
-    return Columns(given.get("text_column"), given.get("pair_column"), given.get("label_column"))
+    return Columns(options.get("text_column"), options.get("pair_column"), options.get("label_column"))
 
 
-def read_trace(folder: Path, given: Mapping[str, Any]) -> Trace:
-    """The trace in a file, or one of the model on data."""
+def read_trace(folder: Path, options: Mapping[str, Any]) -> Trace:
+    """Load the trace of --trace, or record the model on --data.
+
+    Raises:
+        UsageError: both options or neither.
+    """
     from offramp.inference.record import record
     from offramp.types.trace import Trace
 
-    if (given["data"] is None) == (given["trace"] is None):
+    if (options["data"] is None) == (options["trace"] is None):
         raise click.UsageError("give either --data or --trace")
-    if given["trace"] is not None:
-        return Trace.load(given["trace"])
-    return record(folder, given["data"], given["engine"], columns=columns_of(given), split=given["split"])
-
-
-def policy_text(policy: Mapping[str, Any]) -> str:
-    """A policy in words: "pcee (measure entropy, patience 2)"."""
-    rest = ", ".join(f"{key} {value}" for key, value in summarize(policy).items() if key != "name")
-    return f"{policy['name']} ({rest})" if rest else str(policy["name"])
+    if options["trace"] is not None:
+        return Trace.load(options["trace"])
+    return record(folder, options["data"], options["engine"], columns=columns_of(options), split=options["split"])

@@ -1,4 +1,4 @@
-"""Where commands write."""
+"""Output files of commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO
 
 @contextmanager
 def finished_only(path: Path | None) -> Iterator[IO[str]]:
-    """A file that bears its name only once it is complete; None = standard output."""
+    """Open a file that gets its name only once it is complete; None = standard output."""
     if path is None:
         yield sys.stdout
         return

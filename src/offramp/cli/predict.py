@@ -16,15 +16,15 @@ from offramp.inference.onnx.metadata import ENGINES
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("source", default="-", metavar="[FILE]")
-@click.option("-o", "--output", type=FILE, help="Where the answers go.  [default: standard output]")
+@click.option("-o", "--output", type=FILE, help="File for the answers.  [default: standard output]")
 @click.option(
     "--operating-point",
-    help='The name of a saved point, or "full".  [default: the point "default", if there is one]',
+    help='A saved point, or "full" for all layers.  [default: the point "default", if there is one]',
 )
 @click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--text-column", help="The text's column; guessed, and said, if not given.")
-@click.option("--pair-column", help="The second text's column.")
+@click.option("--text-column", help="Column of the text.  [default: guessed and printed]")
+@click.option("--pair-column", help="Column of the second text of a pair.")
 def predict(
     folder: Path,
     source: str,
@@ -32,7 +32,7 @@ def predict(
     operating_point: str | None,
     engine: str,
     batch_size: int,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Answer texts from a file or standard input: one JSON object a line, in the order of the input.
 
@@ -49,8 +49,8 @@ def predict(
 
     point = None if operating_point == "full" else operating_point or DEFAULT
     predictor = Predictor.load(folder, engine, point)
-    rows = read_rows(source, columns_of(given), split="test", labelled=False)
+    rows = read_rows(source, columns_of(options), split="test", labelled=False)
     answers = predictor.stream((row.text for row in rows), batch_size)
     with finished_only(output) as out:
-        for told in tqdm(answers, desc="predict", unit="text", disable=None if output else True):
-            out.write(json.dumps(told, ensure_ascii=False) + "\n")
+        for answer in tqdm(answers, desc="predict", unit="text", disable=None if output else True):
+            out.write(json.dumps(answer, ensure_ascii=False) + "\n")

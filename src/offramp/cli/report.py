@@ -26,18 +26,19 @@ from offramp.cli.points import saved_points
 
 if TYPE_CHECKING:
     from offramp.data.examples import Text
+    from offramp.types.cost_table import CostTable
 
-TIMED, ROUNDS = 8, 3  # texts, and how often each goes to every exit: seconds, not minutes
+TIMED_TEXTS, ROUNDS = 8, 3  # and passes over them for each exit
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--data", required=True, metavar="FILE", help="Labelled data that was not trained on.")
-@click.option("-o", "--output", type=FILE, required=True, help="Where the page goes, e.g. report.html.")
-@click.option("--operating-point", help='The saved point that it is about.  [default: "default", or else the first]')
+@click.option("--data", required=True, metavar="FILE", help="Labelled data that the model was not trained on.")
+@click.option("-o", "--output", type=FILE, required=True, help="File for the page, e.g. report.html.")
+@click.option("--operating-point", help='The saved point to show.  [default: "default", or else the first]')
 @click.option("--metric", help="accuracy, f1, macro-f1, matthews, pearson or spearman.")
-@click.option("--split", default="test", show_default=True, help="Of a named data set.")
-@click.option("--no-timing", is_flag=True, help="Tell no milliseconds; else each exit is timed on a few texts.")
+@click.option("--split", default="test", show_default=True, help="Split of a named data set.")
+@click.option("--no-timing", is_flag=True, help="Leave out milliseconds; otherwise every exit is timed on a few texts.")
 @engine_option
 @column_options
 @json_option
@@ -51,18 +52,17 @@ def report(
     no_timing: bool,
     engine: str,
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
-    """Write one page that says whether early exit pays: curves, exits, texts, slices, certificates.
+    """Write a page on whether early exit pays: curves, exits, example texts, slices and certificates.
 
     The page is a single HTML file. It loads nothing, so it can be sent, printed and read on a phone. Milliseconds are
-    of this machine, which should do nothing else meanwhile.
+    measured on this machine, which should run nothing else meanwhile.
 
     \b
     offramp report model --data test.csv -o report.html
     """
     silence_transformers()
-    from offramp.bench.cost_table import measure_costs
     from offramp.inference.record import read_for, record
     from offramp.model.hub import load_config
     from offramp.report.html.content import Texts, page
@@ -70,31 +70,37 @@ def report(
     from offramp.report.html.render import render
 
     points = saved_points(folder)
-    examples = read_for(load_config(folder), data, columns_of(given), split)
+    examples = read_for(load_config(folder), data, columns_of(options), split)
     trace = record(folder, examples, engine)
-    where = Path(data).name if Path(data).exists() else f"{data} ({split})"
-    trace = replace(trace, provenance={**trace.provenance, "data": where})
-    cost = None if no_timing else measure_costs(folder, spread(examples.texts, TIMED), engine, rounds=ROUNDS)
-    command = shlex.join(["offramp", *sys.argv[1:]])
-    said = page(
-        f"Early exit of {folder.name}, measured on {where}",
+    source = Path(data).name if Path(data).exists() else f"{data} ({split})"
+    trace = replace(trace, provenance={**trace.provenance, "data": source})
+    cost = None if no_timing else _measure_costs(folder, examples.texts, engine)
+    content = page(
+        f"Early exit of {folder.name}, measured on {source}",
         trace,
         Texts(examples.texts, examples.label_names),
         points,
         name=operating_point,
         metric=metric,
         cost=cost,
-        environment=environment(folder, data, trace, command),
+        environment=environment(folder, data, trace, shlex.join(["offramp", *sys.argv[1:]])),
     )
-    html = render(said)
+    html = render(content)
     with finished_only(output) as out:
         out.write(html)
-    told = {"page": str(output), "decision": asdict(said.decision)}
-    click.echo(json.dumps(told) if as_json else f"{said.decision.headline}\n{output}")
+    summary = {"page": str(output), "decision": asdict(content.decision)}
+    click.echo(json.dumps(summary) if as_json else f"{content.decision.headline}\n{output}")
 
 
-def spread(texts: Sequence[Text], most: int) -> list[Text]:
-    """So many texts at most, at even distances from the shortest to the longest."""
+def _measure_costs(folder: Path, texts: Sequence[Text], engine: str) -> CostTable:
+    """Time every exit on a few texts; takes seconds."""
+    from offramp.bench.cost_table import measure_costs
+
+    return measure_costs(folder, evenly_by_length(texts, TIMED_TEXTS), engine, rounds=ROUNDS)
+
+
+def evenly_by_length(texts: Sequence[Text], limit: int) -> list[Text]:
+    """Return at most `limit` texts, at even distances from the shortest to the longest."""
     order = sorted(texts, key=lambda text: len(text) if isinstance(text, str) else sum(map(len, text)))
-    count = min(most, len(order))
-    return [order[(2 * place + 1) * len(order) // (2 * count)] for place in range(count)]
+    count = min(limit, len(order))
+    return [order[(2 * index + 1) * len(order) // (2 * count)] for index in range(count)]

@@ -118,3 +118,9 @@ def summarize(policy: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in policy.items()
         if name not in ("weights", "fitted_on")
     }
+
+
+def policy_text(policy: Mapping[str, Any]) -> str:
+    """Return a policy's data in words: "pcee (measure entropy, patience 2)"."""
+    parameters = ", ".join(f"{key} {value}" for key, value in summarize(policy).items() if key != "name")
+    return f"{policy['name']} ({parameters})" if parameters else str(policy["name"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from offramp.errors import InvalidInput
 from offramp.evaluation.bootstrap import BootstrapCurve
@@ -15,12 +16,16 @@ from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 CLASSIFICATION_POLICIES = ("entropy", "margin", "pcee", "patience")
 REGRESSION_POLICIES = ("stability",)
 
 
 def usual_curves(trace: Trace, metric: str | None = None) -> dict[str, Curve]:
-    """The curves of the best-known policies."""
+    """Return the curves of the best-known policies."""
     names = REGRESSION_POLICIES if trace.problem_type == REGRESSION else CLASSIFICATION_POLICIES
     return {name: curve(trace, load_policy(name), metric) for name in names}
 
@@ -34,45 +39,29 @@ def draw_curves(
     metric: str | None = None,
     score_name: str | None = None,
 ) -> None:
-    """Draw score against mean exit layer: a line for each policy, a mark for each operating point.
+    """Draw score against mean exit layer: a line for each policy, a star for each operating point.
 
     Args:
         trace: with labels; not the one on which the points were chosen.
-        lines: by policy; a band's intervals are shaded.
-        points: marks, measured on `trace`.
+        lines: curves by policy; a bootstrap curve gets its interval shaded.
+        points: measured on `trace` and drawn as stars.
         path: .png, .svg or .pdf.
-        title: over the picture.
+        title: above the plot.
         metric: a name of `offramp.evaluation.metrics.METRICS`.
-        score_name: beside the picture; None = the metric's name.
+        score_name: label of the vertical axis; None = the metric's name.
 
     Raises:
-        InvalidInput: matplotlib is not installed, or does not write such a file.
+        InvalidInput: matplotlib is not installed or cannot write this kind of file.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InvalidInput("drawing needs matplotlib: pip install 'offramp[demo]'") from None
-    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _new_figure()
     axes = figure.add_subplot()
-    for number, (name, seen) in enumerate(lines.items()):
-        color = f"C{number % 10}"
-        axes.plot(seen.mean_exits, seen.scores, label=name, linewidth=1.6, color=color)
-        if isinstance(seen, BootstrapCurve):
-            axes.fill_between(seen.mean_exits, seen.low, seen.high, color=color, alpha=0.07, linewidth=0)
-    axes.plot(
-        trace.layer_numbers,
-        layerwise(trace, metric),
-        "o",
-        color="0.6",
-        markersize=4,
-        label="everybody at one exit",
-    )
-    for name, told in measure_all(trace, points, metric).items():
-        place = (told.mean_exit, float(told.score or 0))
-        axes.plot(*place, "*", color="black", markersize=11)
-        axes.annotate(name, place, textcoords="offset points", xytext=(6, -13))
+    _draw_lines(axes, lines)
+    layer_scores = layerwise(trace, metric)
+    axes.plot(trace.layer_numbers, layer_scores, "o", color="0.6", markersize=4, label="everybody at one exit")
+    for name, measured in measure_all(trace, points, metric).items():
+        position = (measured.mean_exit, float(measured.score or 0))
+        axes.plot(*position, "*", color="black", markersize=11)
+        axes.annotate(name, position, textcoords="offset points", xytext=(6, -13))
     axes.margins(x=0.08)  # room for the names
     axes.set_xlabel(f"mean exit layer (of {trace.layer_numbers[-1]})")
     axes.set_ylabel(score_name or metric_for(trace, metric)[0])
@@ -83,3 +72,22 @@ def draw_curves(
         figure.savefig(path, dpi=150)
     except ValueError as error:
         raise InvalidInput(f"{os.fspath(path)}: {error}") from None
+
+
+def _new_figure() -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InvalidInput("drawing needs matplotlib: pip install 'offramp[demo]'") from None
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_lines(axes: Axes, lines: Mapping[str, Curve | BootstrapCurve]) -> None:
+    for number, (name, line) in enumerate(lines.items()):
+        color = f"C{number % 10}"
+        axes.plot(line.mean_exits, line.scores, label=name, linewidth=1.6, color=color)
+        if isinstance(line, BootstrapCurve):
+            axes.fill_between(line.mean_exits, line.low, line.high, color=color, alpha=0.07, linewidth=0)

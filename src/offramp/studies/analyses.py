@@ -1,4 +1,4 @@
-"""What the papers say of their models besides speed, as functions of a trace; one needs texts, and one a model."""
+"""Analyses of the papers besides speed, as functions of a trace; BLEU needs the texts, too."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Overthinking:
-    """How sure and how wrong exits are, (L,) each (PABEE, figure 2b).
+    """Entropy and error of the exits (PABEE, figure 2b).
 
     Attributes:
-        entropy: mean entropy of the answers in nats, by exit.
-        error: share of the rows answered wrong, by exit.
-        spoilt: share of all rows that some earlier exit answers right and the last one wrong.
+        entropy: (L,) mean entropy of the answers in nats.
+        error: (L,) share of the rows answered wrong.
+        became_wrong: share of all rows that some earlier exit answers right and the last one wrong.
     """
 
     entropy: Tensor
     error: Tensor
-    spoilt: float
+    became_wrong: float
 
 
 def overthinking(trace: Trace) -> Overthinking:
-    """Whether deeper exits are surer without being right more often.
+    """Measure entropy and error by exit, and the rows that only an earlier exit answers right.
 
     Raises:
         InvalidInput: a trace without labels.
@@ -44,14 +44,14 @@ def overthinking(trace: Trace) -> Overthinking:
     out = ExitOutput(trace.logits, problem_type=trace.problem_type)
     log_p = class_log_probs(out)  # (L, N, G, K)
     entropy = -(log_p.exp() * log_p).sum(dim=(-2, -1)).mean(dim=-1)
-    wanted = labels_of(trace).long().view(1, len(trace), -1)
-    right = (predictions(out) == wanted).all(dim=-1)  # (L, N)
-    spoilt = right[:-1].any(dim=0) & ~right[-1]
-    return Overthinking(entropy, 1 - right.double().mean(dim=-1), spoilt.double().mean().item())
+    labels = labels_of(trace).long().view(1, len(trace), -1)
+    right = (predictions(out) == labels).all(dim=-1)  # (L, N)
+    became_wrong = right[:-1].any(dim=0) & ~right[-1]
+    return Overthinking(entropy, 1 - right.double().mean(dim=-1), became_wrong.double().mean().item())
 
 
 def certainty_quartiles(trace: Trace) -> Tensor:
-    """Least, quartiles and largest of the learned certainty, (L, 5) (BERxiT, figure 7).
+    """Return least, quartiles and largest of the learned certainty, (L, 5) (BERxiT, figure 7).
 
     Raises:
         InvalidInput: a trace of a model without a gate.
@@ -62,7 +62,7 @@ def certainty_quartiles(trace: Trace) -> Tensor:
 
 
 def bleu(pairs: Sequence[tuple[str, str]]) -> Tensor:
-    """BLEU-4 of the second text of each pair against the first, (N,) in 0..100, short texts by the orders they have.
+    """Compute BLEU-4 of the second text of each pair against the first, (N,) in 0..100; short texts use fewer orders.
 
     Raises:
         InvalidInput: sacrebleu is not installed.
@@ -75,12 +75,12 @@ def bleu(pairs: Sequence[tuple[str, str]]) -> Tensor:
 
 
 def bleu_confidence(trace: Trace, pairs: Sequence[tuple[str, str]]) -> Tensor:
-    """Pearson's correlation of BLEU and confidence, (L, 2), of the rows answered 0 and of those answered 1.
+    """Correlate BLEU and confidence (Pearson), (L, 2), over the rows answered 0 and over those answered 1.
 
-    NaN where an exit gives an answer to fewer than three rows, or where either side does not vary.
+    NaN where an exit gives an answer to fewer than three rows, or where BLEU or confidence is constant.
 
     Args:
-        trace: of a choice between two.
+        trace: of two classes.
         pairs: its texts, in its order.
 
     Raises:
@@ -94,9 +94,9 @@ def bleu_confidence(trace: Trace, pairs: Sequence[tuple[str, str]]) -> Tensor:
     if len(pairs) != len(trace):
         raise InvalidInput(f"{len(trace)} rows need as many pairs of texts, got {len(pairs)}")
     overlap = bleu(pairs)
-    sure, given = trace.logits.double().softmax(dim=-1).max(dim=-1)  # (L, N)
+    confidence, answers = trace.logits.double().softmax(dim=-1).max(dim=-1)  # (L, N)
     rows = [
-        [_pearson(overlap[given[exit] == kind], sure[exit][given[exit] == kind]) for kind in (0, 1)]
+        [_pearson(overlap[answers[exit] == label], confidence[exit][answers[exit] == label]) for label in (0, 1)]
         for exit in range(trace.depth)
     ]
     return torch.tensor(rows, dtype=torch.float64)

@@ -1,12 +1,14 @@
-"""What a study found, as Markdown, beside what its paper printed."""
+"""A study's page in Markdown: its result beside the figures that the paper printed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from offramp.policies.registry import policy_text
+from offramp.studies.result import ExitAnalysis, SeedSummary, StudyResult
 from offramp.studies.selection import FAR
 from offramp.studies.spec import EXITS, PublishedResult, Study
+from offramp.studies.training_runs import ExperimentSummary
 
 TITLES = {
     "score": "score",
@@ -16,7 +18,7 @@ TITLES = {
     "mean_exit": "mean exit",
     "macs_ratio": "MACs ratio",
 }
-SHOWN = {
+FORMATS = {
     "score": "{:.1f}",
     "relative": "{:.0f}%",
     "saving": "{:.0f}%",
@@ -26,203 +28,221 @@ SHOWN = {
     "average": "{:.1f}",
     "best": "{:.1f}",
 }
-OURS = {"score": 100, "relative": 100, "saving": 100}
-"""What our figures are multiplied by to be shown."""
-THEIRS = {"saving": 100}
-"""The same for printed ones (see `offramp.studies.spec.PublishedResult`)."""
-
-
-ANALYSES = (
-    ("Overthinking", "entropy", "Mean entropy in nats and error by exit (PABEE, figure 2b), on all validation rows."),
-    ("Certainty", "certainty", "Quartiles of the learned certainty by exit (BERxiT, figure 7)."),
-    ("BLEU and confidence", "bleu", "Correlation over the rows answered 0, and over those answered 1 (BERxiT, 5.5)."),
-)
+RESULT_SCALES = {"score": 100, "relative": 100, "saving": 100}
+"""Factors from a result's figures to those shown."""
+PUBLISHED_SCALES = {"saving": 100}
+"""Factors from printed figures (see `offramp.studies.spec.PublishedResult`) to those shown."""
 
 
 def data_set_of(study: Study, source: str) -> str | None:
-    """The paper's name for the data of a file or data set, found in the words of its path; None = not in the paper."""
+    """Find the paper's name for a file or data set among the words of its path; None = not in the paper."""
     words = source.lower().replace("-", "").replace("_", "").replace(":", "/").replace(".", "/").split("/")
     known = {row.data.replace("-", ""): row.data for row in study.published}
     return next((known[word] for word in reversed(words) if word in known), None)
 
 
-def page(study: Study, found: Mapping[str, Any], data: str | None) -> str:
-    """The whole page.
+def page(result: StudyResult, summary: ExperimentSummary, data: str | None) -> str:
+    """Write the whole page.
 
     Args:
-        study: what was compared.
-        found: as `run_study` gives it, with what `ExperimentConfig.told` says under "setting".
+        result: of `run_study`.
+        summary: how the models were trained.
         data: the paper's name for the data set; None = it is not in the paper.
     """
+    study = result.study
     parts = [
-        [f"# {study.name}: the paper's comparison on {found['setting']['data'].get('train', 'these rows')}", ""],
-        [f"{study.source}.", "", *_setting(found), ""],
-        ["## The comparison", "", *_comparison(study, found, data), "", *_remarks(study, found), ""],
-        [f"## Ahead of {study.pace}, seed by seed", "", *_ahead(study, found), ""] if found["ahead"] else [],
-        ["## Every exit", "", *_exits(study, found, data), ""],
-        ["## What policies can be set to", "", *_reached(found), ""] if found["reached"] else [],
-        ["## With a guarantee", "", *_promises(found), ""] if found["promises"] else [],
-        _analyses(found),
+        [f"# {study.name}: the paper's comparison on {summary.data.get('train', 'these rows')}", ""],
+        [f"{study.source}.", "", *_setting(result, summary), ""],
+        ["## The comparison", "", *_comparison(result, data), "", *_remarks(result, summary), ""],
+        [f"## Ahead of {study.pace}, seed by seed", "", *_leads(result), ""] if result.leads else [],
+        ["## Every exit", "", *_exits(result, data), ""],
+        ["## What policies can be set to", "", *_reached(result), ""] if result.reached else [],
+        ["## With a guarantee", "", *_certified(result), ""] if result.certified else [],
+        _analyses(result),
         [] if data else ["## The paper's own figures", "", *printed_rows(study.published), ""],
     ]
     return "\n".join(line for part in parts for line in part)
 
 
-def _setting(found: Mapping[str, Any]) -> list[str]:
-    setting, rows, seeds = found["setting"], found["setting"]["rows"], len(found["seeds"])
-    recipe = setting["recipe"]
-    where = f"{setting['backbone']}, {found['depth']} layers, {setting['pooling']} pooling"
-    many = f"epochs {recipe['num_train_epochs']:g}, batches of {recipe['per_device_train_batch_size']}"
-    cut = f", texts cut to {setting['max_length']} tokens" if setting["max_length"] else ""
-    narrow = ", bfloat16" if recipe["bf16"] else ""
+def _setting(result: StudyResult, summary: ExperimentSummary) -> list[str]:
+    recipe, seeds = summary.recipe, len(result.seeds)
+    model = f"{summary.backbone}, {result.depth} layers, {summary.pooling} pooling"
+    epochs = f"epochs {recipe['num_train_epochs']:g}, batches of {recipe['per_device_train_batch_size']}"
+    truncation = f", texts cut to {summary.max_length} tokens" if summary.max_length else ""
+    precision = ", bfloat16" if recipe["bf16"] else ""
     spread = f"Median of {seeds} seeds, with the lowest and the highest." if seeds > 1 else "One seed."
     return [
-        f"{where}; trained on {rows['train']} rows:",
-        f"{many}, learning rate {recipe['learning_rate']:g}{narrow}{cut}.",
-        f"{found['rows_that_choose']} rows choose thresholds, {found['rows_reported']} others are reported.",
-        f"Score: {' and '.join(found['metrics'])}, times 100. {spread}",
+        f"{model}; trained on {summary.rows['train']} rows:",
+        f"{epochs}, learning rate {recipe['learning_rate']:g}{precision}{truncation}.",
+        f"{result.selection_rows} rows choose thresholds, {result.test_rows} others are reported.",
+        f"Score: {' and '.join(result.metrics)}, times 100. {spread}",
     ]
 
 
-def _comparison(study: Study, found: Mapping[str, Any], data: str | None) -> list[str]:
-    theirs = study.published_on(data)
-    places = tuple(dict.fromkeys((row.table, row.backbone) for row in theirs))
-    places = tuple(place for place in places if any(_of(theirs, place, row) for row in found["rows"]))
-    head = ["system", "asked", *(TITLES[name] for name in study.shows), *(", ".join(place) for place in places)]
-    lines = []
-    for row in found["rows"]:
-        ours = [_spread(row, name) for name in study.shows]
-        lines.append([row["system"], row["ask"], *ours, *(_of(theirs, place, row) or "" for place in places)])
+def _comparison(result: StudyResult, data: str | None) -> list[str]:
+    published, shows = result.study.published_on(data), result.study.shows
+    rows = [(row, _columns(published, row.system, row.budget)) for row in result.rows]
+    tables = [table for table in _tables(published) if any(table in columns for _, columns in rows)]
+    head = ["system", "asked", *(TITLES[name] for name in shows), *map(", ".join, tables)]
+    lines = [
+        [row.system, row.budget, *(_spread(row, name) for name in shows), *(columns.get(t, "") for t in tables)]
+        for row, columns in rows
+    ]
     return _table(head, lines)
 
 
-def _spread(row: Mapping[str, Any], name: str) -> str:
-    """The median, and its range where there is one; how many seeds where some have none."""
-    have = sum(reading is not None for reading in row["readings"])
-    if not have or name not in row["middle"]:
+def _tables(published: Sequence[PublishedResult]) -> list[tuple[str, str]]:
+    """Return table and backbone of printed rows, in their order, without repeats."""
+    return list(dict.fromkeys((row.table, row.backbone) for row in published))
+
+
+def _columns(published: Sequence[PublishedResult], system: str, budget: str) -> dict[tuple[str, str], str]:
+    """Return the printed figures for a row of the result, by table and backbone; the first where several match."""
+    matching = [row for row in published if (row.system, row.budget) == (system, budget)]
+    return {(row.table, row.backbone): _figures(row) for row in reversed(matching)}
+
+
+def _spread(row: SeedSummary, name: str) -> str:
+    """Return the median with its range, and the number of seeds where some have no result."""
+    count = sum(selected is not None for selected in row.selected)
+    if not count or name not in row.median:
         return "none"
-    low, middle, high = (_shown(name, row[which][name], OURS) for which in ("low", "middle", "high"))
+    low, middle, high = (_format(name, figures[name], RESULT_SCALES) for figures in (row.low, row.median, row.high))
     text = middle if low == high else f"{middle} ({low} to {high})"
-    return text if have == len(row["readings"]) else f"{text}, {have} of {len(row['readings'])} seeds"
+    return text if count == len(row.selected) else f"{text}, {count} of {len(row.selected)} seeds"
 
 
-def _shown(name: str, value: float, units: Mapping[str, float]) -> str:
-    return SHOWN[name].format(value * units.get(name, 1))
-
-
-def _of(theirs: Sequence[PublishedResult], place: tuple[str, str], row: Mapping[str, Any]) -> str:
-    """What a table of the paper has for a row of ours."""
-    for each in theirs:
-        if (each.table, each.backbone, each.system, each.ask) == (*place, row["system"], row["ask"]):
-            return _figures(each)
-    return ""
+def _format(name: str, value: float, scales: Mapping[str, float]) -> str:
+    return FORMATS[name].format(value * scales.get(name, 1))
 
 
 def _figures(row: PublishedResult) -> str:
-    return " at ".join(_shown(name, value, THEIRS) for name, value in row.figures.items() if name in SHOWN)
+    return " at ".join(_format(name, value, PUBLISHED_SCALES) for name, value in row.figures.items() if name in FORMATS)
 
 
-def _remarks(study: Study, found: Mapping[str, Any]) -> list[str]:
-    tests = "a test set" if "test" in found["setting"]["rows"] else "the other half of the validation rows"
-    usual = [f"Thresholds come from rows that are not reported; those reported are {tests}."]
-    if any(None in row["readings"] for row in found["rows"]):
-        usual.append(
+def _remarks(result: StudyResult, summary: ExperimentSummary) -> list[str]:
+    tests = "a test set" if "test" in summary.rows else "the other half of the validation rows"
+    remarks = [f"Thresholds come from rows that are not reported; those reported are {tests}."]
+    if any(None in row.selected for row in result.rows):
+        remarks.append(
             f'"none": no threshold does what is asked on the rows that choose, or comes within {FAR:.1%} of the cost.'
         )
-    return [f"- {note}" for note in (*usual, *study.notes)]
+    return [f"- {remark}" for remark in (*remarks, *result.study.notes)]
 
 
-def _ahead(study: Study, found: Mapping[str, Any]) -> list[str]:
-    labels = list(dict.fromkeys(row["ask"] for row in found["ahead"]))
-    cells = {
-        (row["system"], row["ask"]): " ".join(f"{100 * each:+.1f}" for each in row["seeds"]) for row in found["ahead"]
-    }
+def _leads(result: StudyResult) -> list[str]:
+    budgets = list(dict.fromkeys(row.budget for row in result.leads))
+    cells = {(row.system, row.budget): " ".join(f"{100 * lead:+.1f}" for lead in row.seeds) for row in result.leads}
     lines = [
-        [system, *(cells.get((system, label), "none") for label in labels)]
-        for system in dict.fromkeys(row["system"] for row in found["ahead"])
+        [system, *(cells.get((system, budget), "none") for budget in budgets)]
+        for system in dict.fromkeys(row.system for row in result.leads)
     ]
-    return [*_table(["system", *labels], lines), "", "Points of the score, on the same rows; each at its own savings."]
+    return [*_table(["system", *budgets], lines), "", "Points of the score, on the same rows; each at its own savings."]
 
 
-def _exits(study: Study, found: Mapping[str, Any], data: str | None) -> list[str]:
-    theirs = [row for row in study.published_on(data) if row.ask == EXITS]
-    places = tuple(dict.fromkeys((row.table, row.backbone) for row in theirs))
-    layers = max((row["layers"] for row in found["exits"]), key=len)
-    layers = layers if len(layers) > 1 else sorted({layer for row in found["exits"] for layer in row["layers"]})
-    head = ["training", *map(str, layers), "average", "best", *(", ".join(place) for place in places)]
+def _exits(result: StudyResult, data: str | None) -> list[str]:
+    published = [row for row in result.study.published_on(data) if row.budget == EXITS]
+    tables = _tables(published)
+    layers = max((row.layers for row in result.exits), key=len)
+    layers = layers if len(layers) > 1 else sorted({layer for row in result.exits for layer in row.layers})
+    head = ["training", *map(str, layers), "average", "best", *map(", ".join, tables)]
     lines = []
-    for row in found["exits"]:
-        scores = dict(zip(row["layers"], row["scores"], strict=True))
+    for row in result.exits:
+        scores = dict(zip(row.layers, row.scores, strict=True))
         shown = [f"{100 * scores[layer]:.1f}" if layer in scores else "" for layer in layers]
-        printed = [_of(theirs, place, {"system": row["training"], "ask": EXITS}) for place in places]
-        lines.append([row["training"], *shown, f"{100 * row['average']:.1f}", f"{100 * row['best']:.1f}", *printed])
+        columns = _columns(published, row.training, EXITS)
+        averages = [f"{100 * row.average:.1f}", f"{100 * row.best:.1f}"]
+        lines.append([row.training, *shown, *averages, *(columns.get(table, "") for table in tables)])
     return _table(head, lines)
 
 
-def _reached(found: Mapping[str, Any]) -> list[str]:
+def _reached(result: StudyResult) -> list[str]:
     head = ["system", "settings", "least mean exit", "most", "widest gap between settings"]
     lines = [
-        [row["system"], f"{row['settings']:g}", *(f"{row[name]:.2f}" for name in ("least", "most", "widest_gap"))]
-        for row in found["reached"]
+        [row.system, f"{row.settings:g}", *(f"{value:.2f}" for value in (row.least, row.most, row.widest_gap))]
+        for row in result.reached
     ]
     return [*_table(head, lines), "", "In layers, on the rows that choose; all thresholds that differ count."]
 
 
-def _promises(found: Mapping[str, Any]) -> list[str]:
-    first = found["promises"][0]
-    words = (
-        f"Certified on the rows that choose: with {1 - first['delta']:.0%} confidence at most {first['level']:.0%} of "
+def _certified(result: StudyResult) -> list[str]:
+    first = result.certified[0]
+    text = (
+        f"Certified on the rows that choose: with {1 - first.delta:.0%} confidence at most {first.level:.0%} of "
         "the rows are answered wrong where the full model is right. No savings: too few rows for the promise."
     )
     head = ["system", "policy", "score", "layers saved", "lost on the rows reported"]
     lines = []
-    for row in found["promises"]:
-        if told := row["middle"]:
-            shown = [_shown(name, told[name], OURS) for name in ("score", "saving")]
-            lines.append([row["system"], _policy(row["policy"]), *shown, f"{told['lost']:.1%}"])
-    return [words, "", *_table(head, lines)]
+    for row in result.certified:
+        if figures := row.median:
+            shown = [_format(name, figures[name], RESULT_SCALES) for name in ("score", "saving")]
+            lines.append([row.system, policy_text(row.policy), *shown, f"{figures['lost']:.1%}"])
+    return [text, "", *_table(head, lines)]
 
 
-def _policy(data: Mapping[str, Any]) -> str:
-    rest = ", ".join(f"{name} {value}" for name, value in data.items() if name != "name")
-    return f"{data['name']} ({rest})" if rest else str(data["name"])
-
-
-def _analyses(found: Mapping[str, Any]) -> list[str]:
-    """Overthinking, certainty and BLEU, of the trainings that have them; on all validation rows."""
+def _analyses(result: StudyResult) -> list[str]:
+    """Write overthinking, certainty and BLEU of the trainings that have them, on all validation rows."""
     lines: list[str] = []
-    for title, name, words in ANALYSES:
-        rows = [row for row in found["analyses"] if name in row]
-        if rows:
-            layers = [str(layer) for layer in range(1, max(len(row[name]) for row in rows) + 1)]
-            cells = [[row["training"], line, *shown] for row in rows for line, shown in _lines(name, row)]
-            lines += [f"## {title}", "", words, "", *_table(["training", "exit", *layers], cells), ""]
+    for title, text, lines_of in ANALYSES:
+        cells = [[row.training, *line] for row in result.analyses for line in lines_of(row)]
+        if cells:
+            layers = [str(layer) for layer in range(1, max(map(len, cells)) - 1)]
+            lines += [f"## {title}", "", text, "", *_table(["training", "exit", *layers], cells), ""]
     return lines
 
 
-def _lines(name: str, row: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    if name == "entropy":
-        spoilt = f"error ({row['spoilt']:.1%} right at an earlier exit, wrong at the last)"
-        errors = [f"{100 * error:.1f}%" for error in row["error"]]
-        return [("entropy", [f"{value:.3f}" for value in row["entropy"]]), (spoilt, errors)]
-    titles = ("least", "quarter", "median", "three quarters", "most") if name == "certainty" else ("0", "1")
-    columns = zip(*row[name], strict=True)
+def _overthinking(row: ExitAnalysis) -> list[list[str]]:
+    if row.entropy is None or row.error is None:
+        return []
+    errors = f"error ({row.became_wrong:.1%} right at an earlier exit, wrong at the last)"
     return [
-        (title, ["" if value is None else f"{value:.2f}" for value in column])
-        for title, column in zip(titles, columns, strict=True)
+        ["entropy", *(f"{value:.3f}" for value in row.entropy)],
+        [errors, *(f"{100 * value:.1f}%" for value in row.error)],
     ]
 
 
-def printed_rows(rows: Sequence[PublishedResult]) -> list[str]:
-    """Everything that the paper printed, a table for each of its tables."""
+def _certainty(row: ExitAnalysis) -> list[list[str]]:
+    return _by_title(("least", "quarter", "median", "three quarters", "most"), row.certainty or ())
+
+
+def _bleu(row: ExitAnalysis) -> list[list[str]]:
+    return _by_title(("0", "1"), row.bleu or ())
+
+
+def _by_title(titles: Sequence[str], values: Sequence[Sequence[float | None]]) -> list[list[str]]:
+    """Return a line for each title of values (L, titles); a missing value is an empty cell."""
+    columns = zip(*values, strict=True)
+    return [
+        [title, *("" if value is None else f"{value:.2f}" for value in column)]
+        for title, column in zip(titles, columns, strict=False)
+    ]
+
+
+ANALYSES = (
+    (
+        "Overthinking",
+        "Mean entropy in nats and error by exit (PABEE, figure 2b), on all validation rows.",
+        _overthinking,
+    ),
+    ("Certainty", "Quartiles of the learned certainty by exit (BERxiT, figure 7).", _certainty),
+    (
+        "BLEU and confidence",
+        "Correlation over the rows answered 0, and over those answered 1 (BERxiT, 5.5).",
+        _bleu,
+    ),
+)
+
+
+def printed_rows(published: Sequence[PublishedResult]) -> list[str]:
+    """Write all figures of the paper, a table for each of its tables."""
     lines: list[str] = []
-    for place in dict.fromkeys((row.table, row.backbone) for row in rows):
-        here = [row for row in rows if (row.table, row.backbone) == place]
-        data = list(dict.fromkeys(row.data for row in here))
-        cells = {(row.system, row.ask, row.data): _figures(row) for row in here}
-        names = dict.fromkeys((row.system, row.ask) for row in here)
-        body = [[*name, *(cells.get((*name, each), "") for each in data)] for name in names]
-        lines += [f"{place[0].capitalize()}, {place[1]}:", "", *_table(["system", "asked", *data], body), ""]
+    for table, backbone in _tables(published):
+        rows = [row for row in published if (row.table, row.backbone) == (table, backbone)]
+        data = list(dict.fromkeys(row.data for row in rows))
+        cells = {(row.system, row.budget, row.data): _figures(row) for row in rows}
+        names = dict.fromkeys((row.system, row.budget) for row in rows)
+        body = [[*name, *(cells.get((*name, column), "") for column in data)] for name in names]
+        lines += [f"{table.capitalize()}, {backbone}:", "", *_table(["system", "asked", *data], body), ""]
     return lines[:-1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from offramp.registry import load
 
@@ -19,11 +19,9 @@ STUDIES = {
 
 
 def load_study(name: str) -> Study:
-    """A paper's comparison by name, e.g. "pcee".
+    """Load a paper's comparison by name, e.g. "pcee".
 
     Raises:
         UnknownName: no such study.
     """
-    found: Any = load(STUDIES, name)
-    study: Study = found
-    return study
+    return cast("Study", load(STUDIES, name))

@@ -1,13 +1,12 @@
-"""A paper's comparison on traces of one's own: for every system and seed what it does at each thing that is asked.
+"""Run a paper's comparison on traces: figures of every system at every budget, for every seed.
 
-What is told is the median over the seeds, with the lowest and the highest.
+A summary is the median over the seeds, with the lowest and the highest.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -19,240 +18,210 @@ from offramp.calibration.certify import certify
 from offramp.errors import CannotReach
 from offramp.evaluation.metrics import metric_for
 from offramp.studies.analyses import bleu_confidence, certainty_quartiles, overthinking
+from offramp.studies.result import (
+    CertifiedFigures,
+    ExitAnalysis,
+    ExitScores,
+    ReachableExits,
+    ScoreLead,
+    SeedSummary,
+    StudyResult,
+    over_seeds,
+)
 from offramp.studies.selection import (
     Candidate,
-    Figures,
     Selected,
     SplitTraces,
     candidates,
     evaluate,
-    model_of,
     quality_loss,
     select,
+    split_traces,
 )
 from offramp.studies.spec import AS_IT_IS, Budget, LayersSaved, Study, SystemSpec, TrainingSpec
 from offramp.studies.training_runs import Trained
 from offramp.types.problem_types import REGRESSION
 
-Models = Mapping[tuple[str, int], SplitTraces]
+Runs = Mapping[tuple[str, int], Trained]
+"""By training and seed."""
+Splits = Mapping[tuple[str, int], SplitTraces]
 """By training and seed."""
 
 LEVEL, DELTA = 0.05, 0.05
-"""Of the promise that is asked of every policy."""
-
-
-@dataclass(frozen=True)
-class SeedSummary:
-    """A row of the results.
-
-    Attributes:
-        system: its name.
-        ask: the label of what was asked.
-        readings: one for each seed; None where no threshold does what is asked.
-        middle: median of the figures over the seeds that have some.
-        low: the lowest.
-        high: the highest.
-    """
-
-    system: str
-    ask: str
-    readings: tuple[Selected | None, ...]
-    middle: Figures = field(init=False)
-    low: Figures = field(init=False)
-    high: Figures = field(init=False)
-
-    def __post_init__(self) -> None:
-        found = [reading.figures for reading in self.readings if reading is not None]
-        names = [name for name in (found[0] if found else ()) if all(name in each for each in found)]
-        for spread, take in (("middle", median), ("low", min), ("high", max)):
-            object.__setattr__(self, spread, {name: take([each[name] for each in found]) for name in names})
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        readings = [reading and reading.to_json() for reading in self.readings]
-        spread = {"middle": self.middle, "low": self.low, "high": self.high}
-        return {"system": self.system, "ask": self.ask, "readings": readings, **spread}
+"""Of the certificate that is computed for every policy."""
 
 
 def run_study(
     study: Study,
-    runs: Mapping[tuple[str, int], Trained],
+    runs: Runs,
     seeds: Sequence[int],
     metrics: tuple[str | None, ...] = (None,),
     pairs: Sequence[tuple[str, str]] | None = None,
-) -> dict[str, Any]:
-    """Everything that a study tells, as data for JSON.
+) -> StudyResult:
+    """Compare a study's systems.
 
     Args:
-        study: what is compared.
+        study: the comparison.
         runs: its training runs, by name and seed (`offramp.studies.training_runs.load_or_train_all`).
-        seeds: those to be told.
+        seeds: those to report.
         metrics: the score is their mean; None = the usual one.
-        pairs: the texts of the validation rows, to hold confidence against BLEU; None = do not.
+        pairs: the texts of the validation rows, to compare confidence with BLEU; None = it is not compared.
     """
-    plain = runs[study.plain.name, seeds[0]]
-    regression = plain.traces["validation"].problem_type == REGRESSION
+    first = runs[study.plain.name, seeds[0]].traces["validation"]
+    regression = first.problem_type == REGRESSION
     systems, trainings = study.systems_for(regression), study.all_trainings(regression)
-    priced = "macs_ratio" in study.shows
-    models = {
-        (training.name, seed): model_of(runs[training.name, seed], runs[study.plain.name, seed], metrics, priced)
+    with_macs = "macs_ratio" in study.shows
+    splits = {
+        (training.name, seed): split_traces(runs[training.name, seed], runs[study.plain.name, seed], metrics, with_macs)
         for training in trainings
         for seed in seeds
     }
-    one = models[study.plain.name, seeds[0]]
-    by_seed = zip(*(_seed(study, systems, models, seed) for seed in seeds), strict=True)
-    rows = [SeedSummary(each[0][0], each[0][1], tuple(reading for *_, reading in each)) for each in by_seed]
-    return {
-        "study": study.name,
-        "source": study.source,
-        "seeds": list(seeds),
-        "shows": list(study.shows),
-        "rows_that_choose": len(one.chooses.trace),
-        "rows_reported": len(one.reports.trace),
-        "depth": one.reports.depth,
-        "metrics": [metric_for(one.reports.trace, metric)[0] for metric in metrics],
-        "exits": [_exits(training, models, seeds) for training in trainings],
-        "rows": [row.to_json() for row in rows],
-        "ahead": _ahead(study, rows),
-        "reached": [_reached(system, models, seeds) for system in systems if _policies(system, one)],
-        "analyses": [_analysis(training, runs, seeds, pairs) for training in trainings if not training.alone],
-        "promises": [] if regression else [_promise(system, models, seeds) for system in systems if _leaves(system)],
-    }
+    plain = splits[study.plain.name, seeds[0]]
+    rows = _rows(study, systems, splits, seeds, regression)
+    return StudyResult(
+        study=study,
+        seeds=tuple(seeds),
+        selection_rows=len(plain.selection.trace),
+        test_rows=len(plain.test.trace),
+        depth=plain.test.depth,
+        metrics=tuple(metric_for(plain.test.trace, metric)[0] for metric in metrics),
+        exits=tuple(_exit_scores(training, splits, seeds) for training in trainings),
+        rows=rows,
+        leads=_leads(study, rows),
+        reached=tuple(
+            _reachable(system, splits, seeds, regression) for system in systems if system.policies_for(regression)
+        ),
+        analyses=tuple(_analysis(training, runs, seeds, pairs) for training in trainings if not training.alone),
+        certified=() if regression else tuple(_certified(s, splits, seeds) for s in systems if _has_thresholds(s)),
+    )
 
 
-def _seed(
-    study: Study, systems: Sequence[SystemSpec], models: Models, seed: int
-) -> list[tuple[str, str, Selected | None]]:
-    """System, label of the ask, and what came of it, for one seed."""
-    plain = models[study.plain.name, seed]
-    wanted, whole = plain.chooses.exits()[-1], plain.reports.exits()[-1]
-    found, paces = [], _paces(study, systems, models, seed)
+def _rows(
+    study: Study, systems: Sequence[SystemSpec], splits: Splits, seeds: Sequence[int], regression: bool
+) -> tuple[SeedSummary, ...]:
+    by_seed = [_select_all(study, systems, splits, seed, regression) for seed in seeds]
+    return tuple(SeedSummary(*key, tuple(selected[key] for selected in by_seed)) for key in by_seed[0])
+
+
+def _select_all(
+    study: Study, systems: Sequence[SystemSpec], splits: Splits, seed: int, regression: bool
+) -> dict[tuple[str, str], Selected | None]:
+    """Select a threshold for every system and budget, with one seed; by system and label of the budget."""
+    plain = splits[study.plain.name, seed]
+    plain_score, plain_test_score = plain.selection.exit_scores()[-1], plain.test.exit_scores()[-1]
+    pace = _pace(study, systems, splits, seed, regression)
+    rows: dict[tuple[str, str], Selected | None] = {}
     for system in systems:
-        model = models[system.training.name, seed]
-        policies = _policies(system, model)
-        seen = candidates(model.chooses, policies) if policies else []
-        for ask in study.asks if policies else (None,):
-            option = None if ask is None else select(paces.get(ask, ask), seen, wanted)
-            missing = ask is not None and option is None
-            reading = None if missing else Selected(option, evaluate(model.reports, option, whole))
-            found.append((system.name, AS_IT_IS if ask is None else ask.label, reading))
-    return found
+        split, policies = splits[system.training.name, seed], system.policies_for(regression)
+        if not policies:
+            rows[system.name, AS_IT_IS] = Selected(None, evaluate(split.test, None, plain_test_score))
+            continue
+        options = candidates(split.selection, policies)
+        for budget in study.budgets:
+            candidate = select(pace.get(budget, budget), options, plain_score)
+            selected = Selected(candidate, evaluate(split.test, candidate, plain_test_score)) if candidate else None
+            rows[system.name, budget.label] = selected
+    return rows
 
 
-def _ahead(study: Study, rows: Sequence[SeedSummary]) -> list[dict[str, Any]]:
-    """How much each system's score is above that of the one that sets the pace, for each seed that has both."""
-    leader = {row.ask: row.readings for row in rows if row.system == study.pace}
-    found = []
-    for row in rows:
-        pairs = zip(row.readings, leader.get(row.ask, ()), strict=False)
-        ahead = [one.figures["score"] - other.figures["score"] for one, other in pairs if one and other]
-        if ahead and row.system != study.pace:
-            found.append({"system": row.system, "ask": row.ask, "seeds": ahead, "middle": median(ahead)})
-    return found
-
-
-def _paces(study: Study, systems: Sequence[SystemSpec], models: Models, seed: int) -> dict[Budget, Budget]:
-    """What each ask for savings becomes where one system sets the pace."""
+def _pace(
+    study: Study, systems: Sequence[SystemSpec], splits: Splits, seed: int, regression: bool
+) -> dict[Budget, Budget]:
+    """Return the savings of the pace system in place of each budget of savings; nothing where no system sets it."""
     leader = next((system for system in systems if system.name == study.pace), None)
     if leader is None:
         return {}
-    part = models[leader.training.name, seed].chooses
-    seen = candidates(part, _policies(leader, models[leader.training.name, seed]))
-    picked = {ask: select(ask, seen, math.nan) for ask in study.asks if isinstance(ask, LayersSaved)}
-    return {ask: LayersSaved(option.figures["saving"]) for ask, option in picked.items() if option is not None}
+    options = candidates(splits[leader.training.name, seed].selection, leader.policies_for(regression))
+    chosen = {budget: select(budget, options, math.nan) for budget in study.budgets if isinstance(budget, LayersSaved)}
+    return {budget: LayersSaved(option.figures["saving"]) for budget, option in chosen.items() if option is not None}
 
 
-def _policies(system: SystemSpec, model: SplitTraces) -> tuple[Mapping[str, Any], ...]:
-    if model.chooses.trace.problem_type == REGRESSION:
-        return system.regression or ()
-    return system.policies
+def _leads(study: Study, rows: Sequence[SeedSummary]) -> tuple[ScoreLead, ...]:
+    pace = {row.budget: row.selected for row in rows if row.system == study.pace}
+    leads = []
+    for row in rows:
+        pairs = zip(row.selected, pace.get(row.budget, ()), strict=False)
+        seeds = [own.figures["score"] - other.figures["score"] for own, other in pairs if own and other]
+        if seeds and row.system != study.pace:
+            leads.append(ScoreLead(row.system, row.budget, seeds))
+    return tuple(leads)
 
 
-def _exits(training: TrainingSpec, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
-    scores = [models[training.name, seed].reports.exits() for seed in seeds]
-    averages, bests = [sum(each) / len(each) for each in scores], [max(each) for each in scores]
-    return {
-        "training": training.name,
-        "objective": training.objective,
-        "layers": models[training.name, seeds[0]].reports.trace.layer_numbers,
-        "scores": [median(each) for each in zip(*scores, strict=True)],
-        "average": median(averages),
-        "average_range": [min(averages), max(averages)],
-        "best": median(bests),
-        "best_range": [min(bests), max(bests)],
-    }
+def _exit_scores(training: TrainingSpec, splits: Splits, seeds: Sequence[int]) -> ExitScores:
+    scores = [splits[training.name, seed].test.exit_scores() for seed in seeds]
+    averages, bests = [sum(row) / len(row) for row in scores], [max(row) for row in scores]
+    return ExitScores(
+        training=training.name,
+        objective=training.objective,
+        layers=splits[training.name, seeds[0]].test.trace.layer_numbers,
+        scores=[median(column) for column in zip(*scores, strict=True)],
+        average=median(averages),
+        average_range=(min(averages), max(averages)),
+        best=median(bests),
+        best_range=(min(bests), max(bests)),
+    )
 
 
-def _leaves(system: SystemSpec) -> bool:
+def _has_thresholds(system: SystemSpec) -> bool:
     return bool(system.policies) and system.policies[0]["name"] != "fixed"
 
 
-def _promise(system: SystemSpec, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
-    """Where a guarantee puts a system's first policy: on the rows that choose, then what it does on the others."""
-    found = []
+def _certified(system: SystemSpec, splits: Splits, seeds: Sequence[int]) -> CertifiedFigures:
+    """Certify a system's first policy on the selection rows and evaluate it on the test rows."""
+    policy = system.policies[0]
+    figures = []
     for seed in seeds:
-        model = models[system.training.name, seed]
+        split = splits[system.training.name, seed]
         try:
-            point = certify(model.chooses.trace, system.policies[0], level=LEVEL, delta=DELTA)
+            point = certify(split.selection.trace, policy, level=LEVEL, delta=DELTA)
         except CannotReach:
             continue
-        option = Candidate(system.policies[0], point.thresholds[0], {})
-        figures = evaluate(model.reports, option, model.reports.exits()[-1])
-        found.append({**figures, "lost": quality_loss(model.reports.trace, option)})
-    told = {name: median([each[name] for each in found]) for name in (found[0] if found else ())}
-    return {
-        "system": system.name,
-        "policy": dict(system.policies[0]),
-        "level": LEVEL,
-        "delta": DELTA,
-        "middle": told,
-        "seeds": found,
-    }
+        candidate = Candidate(policy, point.thresholds[0], {})
+        test = evaluate(split.test, candidate, split.test.exit_scores()[-1])
+        figures.append({**test, "lost": quality_loss(split.test.trace, candidate)})
+    return CertifiedFigures(system.name, policy, LEVEL, DELTA, figures)
 
 
-def _reached(system: SystemSpec, models: Models, seeds: Sequence[int]) -> dict[str, Any]:
-    """The mean exit layers that a system can be set to, on the rows that choose: ends, number and widest gap.
+def _reachable(system: SystemSpec, splits: Splits, seeds: Sequence[int], regression: bool) -> ReachableExits:
+    """Return the mean exit layers that a system can be set to, on the selection rows.
 
-    PCEE-BERT's figure 8 has them at 100 thresholds a patience; here are all that differ.
+    PCEE-BERT's figure 8 has them at 100 thresholds a patience; here all that differ count.
     """
-    found = []
+    rows = []
     for seed in seeds:
-        model = models[system.training.name, seed]
-        seen = candidates(model.chooses, _policies(system, model))
-        exits = sorted({option.figures["mean_exit"] for option in seen})
+        split = splits[system.training.name, seed].selection
+        options = candidates(split, system.policies_for(regression))
+        exits = sorted({option.figures["mean_exit"] for option in options})
         gap = max((high - low for low, high in pairwise(exits)), default=0.0)
-        found.append({"least": exits[0], "most": exits[-1], "settings": len(exits), "widest_gap": gap})
-    return {"system": system.name, **{name: median([each[name] for each in found]) for name in found[0]}}
+        rows.append({"least": exits[0], "most": exits[-1], "settings": len(exits), "widest_gap": gap})
+    return ReachableExits(system.name, **over_seeds(rows, median))
 
 
 def _analysis(
-    training: TrainingSpec,
-    runs: Mapping[tuple[str, int], Trained],
-    seeds: Sequence[int],
-    pairs: Sequence[tuple[str, str]] | None,
-) -> dict[str, Any]:
-    """What a training's exits say of all validation rows, medians over the seeds; what does not apply is left out."""
+    training: TrainingSpec, runs: Runs, seeds: Sequence[int], pairs: Sequence[tuple[str, str]] | None
+) -> ExitAnalysis:
+    """Analyse a training's exits on all validation rows; medians over the seeds."""
     traces = [runs[training.name, seed].traces["validation"] for seed in seeds]
-    found: dict[str, Any] = {"training": training.name}
+    analyses: dict[str, Any] = {}
     if traces[0].problem_type != REGRESSION:
-        seen = [overthinking(trace) for trace in traces]
-        found["entropy"] = _median([each.entropy for each in seen])
-        found["error"] = _median([each.error for each in seen])
-        found["spoilt"] = median([each.spoilt for each in seen])
+        rows = [overthinking(trace) for trace in traces]
+        analyses["entropy"] = _median([row.entropy for row in rows])
+        analyses["error"] = _median([row.error for row in rows])
+        analyses["became_wrong"] = median([row.became_wrong for row in rows])
     if traces[0].certainty is not None:
-        found["certainty"] = _median([certainty_quartiles(trace) for trace in traces])
+        analyses["certainty"] = _median([certainty_quartiles(trace) for trace in traces])
     if pairs is not None:
-        found["bleu"] = _median([bleu_confidence(trace, pairs) for trace in traces])
-    return found
+        analyses["bleu"] = _median([bleu_confidence(trace, pairs) for trace in traces])
+    return ExitAnalysis(training.name, **analyses)
 
 
-def _median(each: Sequence[Tensor]) -> Any:
-    """The median over the seeds of every element; None where a seed has none."""
-    middle = torch.stack([one.double() for one in each]).quantile(0.5, dim=0)
-    return _plain(middle.tolist())
+def _median(seeds: Sequence[Tensor]) -> Any:
+    """Return the median over the seeds of every element as lists; None where a seed has NaN."""
+    values = torch.stack([tensor.double() for tensor in seeds]).quantile(0.5, dim=0)
+    return _without_nan(values.tolist())
 
 
-def _plain(value: Any) -> Any:
+def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_without_nan(element) for element in value]
     return None if math.isnan(value) else value

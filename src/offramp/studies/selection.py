@@ -1,7 +1,8 @@
-"""What policies do at each threshold, the threshold that does what is asked, and what it does on other rows.
+"""Thresholds chosen on some rows of a trained model and evaluated on others.
 
-All thresholds of all policies are scored on the rows that choose (`options`), one is picked for what is asked (`pick`),
-and other rows say what it does (`read`).
+traces = split_traces(trained, plain, metrics, with_macs)
+candidate = select(budget, candidates(traces.selection, policies), plain_score)
+result = Selected(candidate, evaluate(traces.test, candidate, plain_test_score))
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ from offramp.types.outputs import ExitOutput
 from offramp.types.trace import Trace, labels_of
 
 NEAR = 0.02
-"""Policies that come as near to what is asked for, in share of the cost, are as good: the score decides."""
+"""Policies whose distances from the budget differ by less, in share of the cost, are ranked by their score."""
 FAR = 0.125
-"""What is farther from what is asked for, in share of the cost, is no answer."""
+"""The largest distance from the budget, in share of the cost, that still meets it."""
 
 Figures = dict[str, float]
-"""score, mean_exit, saving, speedup; relative (1 = as good as the plain model), where that scores above 0; macs_ratio,
-where it is asked for."""
+"""score, mean_exit, saving, speedup; relative (1 = the plain model's score), where the plain model scores above 0;
+macs_ratio, where multiply-accumulates are counted."""
 
 
 @dataclass(frozen=True)
 class EvaluationSplit:
-    """Some rows of a model, and what it costs to leave.
+    """Rows of a trained model with the cost of each exit.
 
     Attributes:
         trace: (L, N, C).
         depth: layers of the plain model.
         metrics: the score is their mean.
-        macs: (L, N) multiply-accumulates of who leaves at an exit; None = nobody asks.
+        macs: (L, N) multiply-accumulates of a row that leaves at an exit; None = not counted.
         plain_macs: (N,) those of the plain model.
     """
 
@@ -54,81 +55,77 @@ class EvaluationSplit:
     macs: Tensor | None = None
     plain_macs: Tensor | None = None
 
-    def layers(self) -> Tensor:
-        """(L, N) the layer at which a row would leave."""
-        return torch.tensor(self.trace.layer_numbers, dtype=torch.float64).view(-1, 1).expand(-1, len(self.trace))
-
-    def spent(self) -> Tensor:
-        """(L, N, 2) layers and multiply-accumulates; the second are 0 where nobody asks."""
-        layers = self.layers()
+    def costs(self) -> Tensor:
+        """Return layers and multiply-accumulates of every exit, (L, N, 2); the second are 0 where not counted."""
+        layers = torch.tensor(self.trace.layer_numbers, dtype=torch.float64).view(-1, 1).expand(-1, len(self.trace))
         return torch.stack((layers, torch.zeros_like(layers) if self.macs is None else self.macs), dim=-1)
 
-    def value(self, logits: Tensor) -> float:
-        """The score of answers, logits (N, C)."""
+    def score(self, logits: Tensor) -> float:
+        """Score answers, logits (N, C)."""
         out, labels = ExitOutput(logits, problem_type=self.trace.problem_type), labels_of(self.trace)
-        found = [score(metric_for(self.trace, metric)[1], out, labels).item() for metric in self.metrics]
-        return sum(found) / len(found)
+        values = [score(metric_for(self.trace, metric)[1], out, labels).item() for metric in self.metrics]
+        return sum(values) / len(values)
 
-    def exits(self) -> list[float]:
-        """The score of every exit."""
-        each = torch.tensor([layerwise(self.trace, metric) for metric in self.metrics], dtype=torch.float64)  # (M, L)
-        return each.mean(dim=0).tolist()
+    def exit_scores(self) -> list[float]:
+        """Return the score of every exit, shallowest first."""
+        values = torch.tensor([layerwise(self.trace, metric) for metric in self.metrics], dtype=torch.float64)  # (M, L)
+        return values.mean(dim=0).tolist()
 
-    def told(self, value: float, layers: float, spent_macs: float) -> Figures:
-        """A score, and sums of layers and of multiply-accumulates over the rows, as figures."""
+    def figures(self, score: float, layers: float, macs: float) -> Figures:
+        """Return a score and sums of layers and of multiply-accumulates over the rows as figures."""
         mean_exit = layers / len(self.trace)
-        found = {
-            "score": value,
+        figures = {
+            "score": score,
             "mean_exit": mean_exit,
             "saving": 1 - mean_exit / self.depth,
             "speedup": self.depth / mean_exit,
         }
         if self.plain_macs is not None:
-            found["macs_ratio"] = self.plain_macs.sum().item() / spent_macs
-        return found
+            figures["macs_ratio"] = self.plain_macs.sum().item() / macs
+        return figures
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One threshold of one policy, and what it does on the rows that choose."""
+    """A threshold of a policy, with its figures on the selection rows."""
 
     policy: Mapping[str, Any]
     threshold: float
     figures: Figures
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; never is written as a word."""
+        """Return plain data; an infinite threshold is written as "never"."""
         threshold = "never" if self.threshold == math.inf else self.threshold
         return {"policy": dict(self.policy), "threshold": threshold, "figures": self.figures}
 
 
 @dataclass(frozen=True)
 class SplitTraces:
-    """A trained model: the rows that choose, and those that are reported."""
+    """A trained model's rows: those that choose thresholds, and those that are reported."""
 
-    chooses: EvaluationSplit
-    reports: EvaluationSplit
+    selection: EvaluationSplit
+    test: EvaluationSplit
 
 
 @dataclass(frozen=True)
 class Selected:
-    """What a system did at one ask with one seed.
+    """A system's result at one budget with one seed.
 
     Attributes:
-        option: what was picked; None = nothing to be picked, the last exit answers.
-        figures: on the rows reported.
+        candidate: the threshold chosen; None = the system has no policy, the last exit answers.
+        figures: on the test rows.
     """
 
-    option: Candidate | None
+    candidate: Candidate | None
     figures: Figures
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"option": self.option and self.option.to_json(), "figures": self.figures}
+        """Return plain data."""
+        return {"option": self.candidate and self.candidate.to_json(), "figures": self.figures}
 
 
 def halves(trace: Trace) -> tuple[Trace, Trace]:
-    """Two halves of the rows, drawn at random, the same ones each time.
+    """Return two random halves of the rows, the same ones on every call.
 
     Raises:
         InvalidInput: fewer than two rows.
@@ -139,82 +136,84 @@ def halves(trace: Trace) -> tuple[Trace, Trace]:
     return trace.take(order[: len(order) // 2]), trace.take(order[len(order) // 2 :])
 
 
-def model_of(trained: Trained, plain: Trained, metrics: tuple[str | None, ...], priced: bool) -> SplitTraces:
-    """A training run as rows that choose and rows that report: validation and test, or halves of validation.
+def split_traces(trained: Trained, plain: Trained, metrics: tuple[str | None, ...], with_macs: bool) -> SplitTraces:
+    """Split a training run's rows: validation and test where both are recorded, else halves of validation.
 
     Args:
         trained: the run.
         plain: the run of the plain model.
         metrics: the score is their mean.
-        priced: whether to count multiply-accumulates.
+        with_macs: whether to count multiply-accumulates.
     """
     depth = trained_depth(plain)
 
-    def part(trace: Trace) -> EvaluationSplit:
-        if not priced or trace.tokens is None:
+    def split(trace: Trace) -> EvaluationSplit:
+        if not with_macs or trace.tokens is None:
             return EvaluationSplit(trace, depth, metrics)
         costs = macs(trained.config, trace.tokens), plain_macs(plain.config, trace.tokens)
         return EvaluationSplit(trace, depth, metrics, *costs)
 
     traces = trained.traces
     both = (traces["validation"], traces["test"]) if "test" in traces else halves(traces["validation"])
-    return SplitTraces(*map(part, both))
+    return SplitTraces(*map(split, both))
 
 
 def trained_depth(trained: Trained) -> int:
-    """Layers of a trained model."""
+    """Return the number of layers of a trained model."""
     return next(iter(trained.traces.values())).layer_numbers[-1]
 
 
-def candidates(part: EvaluationSplit, policies: Sequence[Mapping[str, Any]]) -> list[Candidate]:
-    """Every threshold of every policy on some rows, each policy's from strictest to loosest.
+def candidates(split: EvaluationSplit, policies: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    """Return every threshold of every policy with its figures, each policy's from strictest to loosest.
 
-    But not patience 0, which is no patience: everybody leaves at the first exit.
+    Patience 0 is left out: every row would leave at the first exit.
     """
-    found = []
-    for data in policies:
-        seen, logits = finite_outputs(part.trace, load_policy(data))  # (L, N), (L, N, C)
-        out, labels = ExitOutput(logits, problem_type=part.trace.problem_type), labels_of(part.trace)
-        metrics = [metric_for(part.trace, metric)[1] for metric in part.metrics]
+    rows = []
+    for policy in policies:
+        scores, logits = finite_outputs(split.trace, load_policy(policy))  # (L, N), (L, N, C)
+        out, labels = ExitOutput(logits, problem_type=split.trace.problem_type), labels_of(split.trace)
+        metrics = [metric_for(split.trace, metric)[1] for metric in split.metrics]
         statistics = [metric.statistics(out, labels) for metric in metrics]
-        swept = sweep(seen, torch.cat((part.spent(), *statistics), dim=-1))
-        sums = torch.split(swept.statistics[:, 2:], [each.shape[-1] for each in statistics], dim=-1)
+        swept = sweep(scores, torch.cat((split.costs(), *statistics), dim=-1))
+        sums = torch.split(swept.statistics[:, 2:], [values.shape[-1] for values in statistics], dim=-1)
         values = torch.stack(
-            [metric.value(each, len(part.trace)) for metric, each in zip(metrics, sums, strict=True)]
+            [metric.value(total, len(split.trace)) for metric, total in zip(metrics, sums, strict=True)]
         ).mean(dim=0)  # (K,)
-        rows = zip(swept.thresholds.tolist(), values.tolist(), swept.statistics[:, :2].tolist(), strict=True)
-        found += [
-            Candidate(data, threshold, part.told(value, *spent))
-            for threshold, value, spent in rows
-            if threshold > 0 or data["name"] != "patience"
+        points = zip(swept.thresholds.tolist(), values.tolist(), swept.statistics[:, :2].tolist(), strict=True)
+        rows += [
+            Candidate(policy, threshold, split.figures(value, *costs))
+            for threshold, value, costs in points
+            if threshold > 0 or policy["name"] != "patience"
         ]
-    return found
+    return rows
 
 
-def select(ask: Budget, found: Sequence[Candidate], plain_score: float) -> Candidate | None:
-    """The option that does what is asked; None where there is none.
+def select(budget: Budget, options: Sequence[Candidate], plain_score: float) -> Candidate | None:
+    """Return the candidate that meets a budget; None where there is none.
 
     Args:
-        ask: what is asked.
-        found: as `options` gives them.
+        budget: savings or score to reach.
+        options: from `candidates`.
         plain_score: of the plain model on the same rows.
     """
-    if isinstance(ask, LayersSaved):
-        return _nearest(found, lambda option: abs(option.figures["saving"] - ask.share))
-    if isinstance(ask, MacsReduced):  # distance in share of the cost
-        return _nearest(found, lambda option: abs(1 / option.figures["macs_ratio"] - 1 / ask.times))
-    if isinstance(ask, SpeedupBetween):
-        fits = [option for option in found if ask.least <= option.figures["speedup"] <= ask.most]
-    else:
-        fits = _keeping(found, ask.share * plain_score)
-        return max(fits, key=lambda option: option.figures["saving"], default=None)
-    return max(fits, key=lambda option: (option.figures["score"], option.figures["saving"]), default=None)
+    if isinstance(budget, LayersSaved):
+        return _nearest(options, lambda option: abs(option.figures["saving"] - budget.share))
+    if isinstance(budget, MacsReduced):  # distance in share of the cost
+        return _nearest(options, lambda option: abs(1 / option.figures["macs_ratio"] - 1 / budget.times))
+    if isinstance(budget, SpeedupBetween):
+        within = [option for option in options if budget.least <= option.figures["speedup"] <= budget.most]
+        return max(within, key=lambda option: (option.figures["score"], option.figures["saving"]), default=None)
+    keeping = _keeping(options, budget.share * plain_score)
+    return max(keeping, key=lambda option: option.figures["saving"], default=None)
 
 
-def _nearest(found: Sequence[Candidate], distance: Callable[[Candidate], float]) -> Candidate | None:
-    """Of each policy the nearest option; of those about as near the one that scores best, if it is not far."""
+def _nearest(options: Sequence[Candidate], distance: Callable[[Candidate], float]) -> Candidate | None:
+    """Return the best score among each policy's nearest candidate, those within NEAR of the least distance.
+
+    None where it is farther than FAR from the budget.
+    """
     nearest: dict[str, Candidate] = {}
-    for option in found:
+    for option in options:
         name = str(option.policy)
         if name not in nearest or distance(option) < distance(nearest[name]):
             nearest[name] = option
@@ -224,35 +223,45 @@ def _nearest(found: Sequence[Candidate], distance: Callable[[Candidate], float])
     return best if distance(best) <= FAR else None
 
 
-def _keeping(found: Sequence[Candidate], wanted: float) -> list[Candidate]:
-    """The options of each policy before the first that scores less than wanted."""
-    good: list[Candidate] = []
+def _keeping(options: Sequence[Candidate], least_score: float) -> list[Candidate]:
+    """Return the candidates of each policy before its first that scores less than `least_score`."""
+    keeping: list[Candidate] = []
     failed: set[str] = set()
-    for option in found:
-        if option.figures["score"] < wanted - 1e-12:
+    for option in options:
+        if option.figures["score"] < least_score - 1e-12:
             failed.add(str(option.policy))
         elif str(option.policy) not in failed:
-            good.append(option)
-    return good
+            keeping.append(option)
+    return keeping
 
 
-def evaluate(part: EvaluationSplit, option: Candidate | None, plain_score: float) -> Figures:
-    """What an option does on some rows; None is the last exit."""
-    policy, threshold = (option.policy, option.threshold) if option else ({"name": "fixed"}, math.inf)
-    answers = replay(part.trace, policy, threshold)
+def evaluate(split: EvaluationSplit, candidate: Candidate | None, plain_score: float) -> Figures:
+    """Return a candidate's figures on some rows; None is the last exit.
+
+    Args:
+        split: the rows.
+        candidate: a policy and its threshold.
+        plain_score: the score on these rows that `relative` is a share of.
+    """
+    policy, threshold = (candidate.policy, candidate.threshold) if candidate else ({"name": "fixed"}, math.inf)
+    answers = replay(split.trace, policy, threshold)
     if answers.failed.any():
-        raise InvalidInput(f"{int(answers.failed.sum())} of {len(part.trace)} samples have no finite answer")
-    at = torch.searchsorted(torch.tensor(part.trace.layer_numbers), answers.exit_layers)  # (N,)
-    layers, spent = part.spent().gather(0, at.view(1, -1, 1).expand(1, -1, 2))[0].sum(dim=0).tolist()
-    value = part.value(answers.logits)
+        raise InvalidInput(f"{int(answers.failed.sum())} of {len(split.trace)} samples have no finite answer")
+    exits = _exit_indices(split.trace, answers.exit_layers)
+    layers, total_macs = split.costs().gather(0, exits.view(1, -1, 1).expand(1, -1, 2))[0].sum(dim=0).tolist()
+    value = split.score(answers.logits)
     relative = {"relative": value / plain_score} if plain_score > 0 else {}
-    return {**part.told(value, layers, spent), **relative}
+    return {**split.figures(value, layers, total_macs), **relative}
 
 
-def quality_loss(trace: Trace, option: Candidate) -> float:
-    """Share of the rows that are answered wrong where the last exit is right."""
-    policy = load_policy(option.policy)
+def quality_loss(trace: Trace, candidate: Candidate) -> float:
+    """Return the share of the rows that are answered wrong where the last exit is right."""
+    policy = load_policy(candidate.policy)
     loss, _ = losses(trace, run_policy(policy, trace)[1], "quality")  # (L, N)
-    layers = replay(trace, policy, option.threshold).exit_layers
-    at = torch.searchsorted(torch.tensor(trace.layer_numbers), layers)
-    return loss.gather(0, at.unsqueeze(0)).double().mean().item()
+    exits = _exit_indices(trace, replay(trace, policy, candidate.threshold).exit_layers)
+    return loss.gather(0, exits.unsqueeze(0)).double().mean().item()
+
+
+def _exit_indices(trace: Trace, exit_layers: Tensor) -> Tensor:
+    """Return exit indices, 0-based, of layer numbers (N,)."""
+    return torch.searchsorted(torch.tensor(trace.layer_numbers), exit_layers)

@@ -1,4 +1,4 @@
-"""How alike the tokens of a text become, layer by layer (MPEE)."""
+"""Similarity of a text's tokens, layer by layer (MPEE)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from offramp.model.modeling import MultiExitModel
 
 @torch.inference_mode()
 def token_similarity(model: MultiExitModel, rows: Sequence[Mapping[str, Any]], batch_size: int = 32) -> Tensor:
-    """Mean cosine between two tokens of a text, behind each block that an exit follows, (L,) (MPEE, figure 1).
+    """Return the mean cosine between two tokens of a text, after each exit's block, (L,) (MPEE, figure 1).
 
-    Every text counts alike; those of one token do not count.
+    Every text has the same weight; texts of one token are skipped.
 
     Args:
-        model: left in the mode that it is in.
+        model: its training mode is restored.
         rows: tokenized, as `offramp.record` takes them.
         batch_size: rows at once; it does not change the result.
 
@@ -37,9 +37,9 @@ def token_similarity(model: MultiExitModel, rows: Sequence[Mapping[str, Any]], b
         for exit in range(len(model.layers)):
             carry = model.block(exit, carry)
             mask = carry.mask if carry.mask is not None else torch.ones(carry.hidden.shape[:2], device=model.device)
-            found = _similarity(carry.hidden, mask)
-            total[exit] += found.nansum().item()
-            texts[exit] += found.isfinite().sum().item()
+            similarity = _similarity(carry.hidden, mask)
+            total[exit] += similarity.nansum().item()
+            texts[exit] += similarity.isfinite().sum().item()
     model.train(was_training)
     if not texts[0]:
         raise InvalidInput("no text has two tokens to be compared")
@@ -47,7 +47,7 @@ def token_similarity(model: MultiExitModel, rows: Sequence[Mapping[str, Any]], b
 
 
 def _similarity(hidden: Tensor, mask: Tensor) -> Tensor:
-    """(B,) mean cosine over all pairs of real tokens of hidden (B, T, D); NaN where there is one token."""
+    """Return the mean cosine (B,) over all pairs of real tokens of hidden (B, T, D); NaN where there is one token."""
     real = mask.to(hidden.dtype).unsqueeze(-1)
     unit = torch.nn.functional.normalize(hidden, dim=-1) * real
     count = real.sum(dim=(1, 2))

@@ -1,14 +1,13 @@
-"""Training runs that are kept as what came of them: train a model, record it, forget its weights."""
+"""Training runs stored as traces: train a model, record it, delete its weights."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,13 @@ SETTING_FILE = "setting.json"
 
 @dataclass(frozen=True)
 class Trained:
-    """What is left of a training run.
+    """A finished training run.
 
     Attributes:
-        traces: by the name of the rows.
+        traces: by the name of the rows, "validation" or "test".
         config: of the model.
-        seconds: of training, on the clock.
-        cpu_seconds: of training, of the processor.
+        seconds: wall time of training.
+        cpu_seconds: processor time of training.
     """
 
     traces: Mapping[str, Trace]
@@ -64,15 +63,15 @@ def train_and_record(
     seed: int,
     recipe: Mapping[str, Any],
 ) -> Trained:
-    """Train a model, record what its exits say of held-out rows, and delete it.
+    """Train a model, record its exits on held-out rows, and delete it.
 
     Args:
-        build: makes the model, after the seed is set.
-        tokenizer: its `model_max_length` cuts the texts.
-        folder: of the model while it is there; checkpoints that a killed run left in it are gone on with.
-        train: what to learn from.
-        held_out: what to record.
-        objective: what to minimise.
+        build: returns the model; called after the seed is set.
+        tokenizer: its `model_max_length` truncates the texts.
+        folder: of the model during training; a killed run resumes from its checkpoints in it.
+        train: the training rows.
+        held_out: the rows to record.
+        objective: the loss to minimise.
         seed: of weights and order.
         recipe: further arguments of `offramp.training.fit.default_arguments`.
     """
@@ -88,18 +87,41 @@ def train_and_record(
 
 
 @dataclass(frozen=True)
+class ExperimentSummary:
+    """The settings of an experiment as data, under the names of its JSON files.
+
+    Attributes:
+        backbone: the encoder's name.
+        layers: its depth; None = as it is.
+        pooling: the input of an exit.
+        max_length: tokens a text; None = the encoder's limit.
+        recipe: arguments of the training.
+        data: sources of the rows, by split.
+        rows: numbers of rows, by split.
+    """
+
+    backbone: str
+    layers: int | None
+    pooling: str
+    max_length: int | None
+    recipe: dict[str, Any]
+    data: dict[str, str]
+    rows: dict[str, int]
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
-    """What all runs of a folder have in common.
+    """The rows and settings that all runs of a folder share.
 
     Attributes:
         backbone: a hub name or a folder.
-        train: what to learn from.
-        held_out: what to record: "validation", and perhaps "test".
+        train: the training rows.
+        held_out: the rows to record: "validation", and optionally "test".
         layers: the encoder's depth; None = as it is. See `of_depth`.
-        pooling: what an exit reads, see `MultiExitModel.from_backbone`.
-        max_length: tokens a text; None = what the encoder takes.
+        pooling: the input of an exit, see `MultiExitModel.from_backbone`.
+        max_length: tokens a text; None = the encoder's limit.
         recipe: further arguments of `offramp.training.fit.default_arguments`.
-        about: where the rows are from, in words.
+        about: sources of the rows, by split.
     """
 
     backbone: str
@@ -112,103 +134,103 @@ class ExperimentConfig:
     about: Mapping[str, str] = field(default_factory=dict)
 
     def pairs(self) -> list[tuple[str, str]] | None:
-        """The texts of the validation rows, where they are pairs with two classes and sacrebleu can compare them."""
+        """Return the texts of the validation rows; None unless they are pairs of two classes and sacrebleu is there."""
         rows = self.held_out["validation"]
         pairs = [text for text in rows.texts if not isinstance(text, str)]
         two = len(rows.label_names) == 2 and rows.problem_type == SINGLE_LABEL
         return pairs if two and len(pairs) == len(rows) and find_spec("sacrebleu") else None
 
-    def told(self) -> dict[str, Any]:
-        """The setting as data, rows by their number."""
-        return {
-            "backbone": encoder_name(self.backbone),
-            "layers": self.layers,
-            "pooling": self.pooling,
-            "max_length": self.max_length,
-            "recipe": dict(self.recipe),
-            "data": dict(self.about),
-            "rows": {"train": len(self.train), **{name: len(rows) for name, rows in self.held_out.items()}},
-        }
+    def summary(self) -> ExperimentSummary:
+        """Return the settings as data, with the number of rows in place of the rows."""
+        return ExperimentSummary(
+            encoder_name(self.backbone),
+            self.layers,
+            self.pooling,
+            self.max_length,
+            dict(self.recipe),
+            dict(self.about),
+            {"train": len(self.train), **{name: len(rows) for name, rows in self.held_out.items()}},
+        )
 
 
-def check_config(folder: Path, setting: ExperimentConfig) -> None:
-    """Note in a folder what its runs have in common.
+def check_config(folder: Path, config: ExperimentConfig) -> None:
+    """Write the settings into a folder, or compare them with those written there.
 
     Raises:
-        InvalidInput: it holds runs of another setting.
+        InvalidInput: the folder holds runs with other settings.
     """
-    told, file = json.dumps(setting.told(), indent=2) + "\n", folder / SETTING_FILE
-    if file.exists() and (before := json.loads(file.read_text())) != (now := json.loads(told)):
-        other = ", ".join(name for name in now if now[name] != before.get(name))
-        raise InvalidInput(f"{folder}: holds runs with other {other}; choose another folder")
+    text, file = json.dumps(asdict(config.summary()), indent=2) + "\n", folder / SETTING_FILE
+    if file.exists() and (stored := json.loads(file.read_text())) != (wanted := json.loads(text)):
+        differing = ", ".join(name for name in wanted if wanted[name] != stored.get(name))
+        raise InvalidInput(f"{folder}: holds runs with other {differing}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(told)
+    file.write_text(text)
 
 
-def load_or_train(folder: Path, training: TrainingSpec, seed: int, setting: ExperimentConfig) -> Trained:
-    """A training run from a folder, run and stored there first if it is not there yet.
+def load_or_train(folder: Path, training: TrainingSpec, seed: int, config: ExperimentConfig) -> Trained:
+    """Load a training run from a folder; train and store it first if it is missing.
 
     Args:
-        folder: of all runs of a setting; the run has a folder in it.
-        training: how to train.
+        folder: of all runs; the run has a folder in it.
+        training: the way to train.
         seed: of weights and order.
-        setting: everything else.
+        config: the rows and settings.
     """
     home = folder / f"{training.name}-{seed}"
     if not home.exists():
         unfinished = folder / f"{home.name}.unfinished"
-        _store(_run(unfinished / "model", training, seed, setting), unfinished)
+        _store(_run(unfinished / "model", training, seed, config), unfinished)
         unfinished.rename(home)
-    return _stored(home, setting.held_out)
+    return _stored(home, config.held_out)
 
 
 def load_or_train_all(
-    folder: Path, trainings: Iterable[TrainingSpec], seeds: Iterable[int], setting: ExperimentConfig
+    folder: Path, trainings: Iterable[TrainingSpec], seeds: Iterable[int], config: ExperimentConfig
 ) -> dict[tuple[str, int], Trained]:
-    """Every training with every seed, by name and seed; see `kept`."""
-    wanted = [(training, seed) for seed in seeds for training in trainings]
-    for training in {training.name: training for training, _ in wanted}.values():
-        build_model(training, setting)  # what cannot be built is refused before hours of training
-    check_config(folder, setting)
-    found = {}
-    for training, seed in tqdm(wanted, desc="runs", unit="run", disable=None):
-        found[training.name, seed] = load_or_train(folder, training, seed, setting)
-    return found
+    """Load or train every training with every seed, by name and seed; see `load_or_train`."""
+    pending = [(training, seed) for seed in seeds for training in trainings]
+    for training in {training.name: training for training, _ in pending}.values():
+        build_model(training, config)  # a model that cannot be built is refused before hours of training
+    check_config(folder, config)
+    runs = {}
+    for training, seed in tqdm(pending, desc="runs", unit="run", disable=None):
+        runs[training.name, seed] = load_or_train(folder, training, seed, config)
+    return runs
 
 
-def _run(folder: Path, training: TrainingSpec, seed: int, setting: ExperimentConfig) -> Trained:
-    tokenizer = load_tokenizer(setting.backbone)
-    if setting.max_length is not None:
-        tokenizer.model_max_length = setting.max_length
+def _run(folder: Path, training: TrainingSpec, seed: int, config: ExperimentConfig) -> Trained:
+    tokenizer = load_tokenizer(config.backbone)
+    if config.max_length is not None:
+        tokenizer.model_max_length = config.max_length
     return train_and_record(
-        lambda: build_model(training, setting),
+        lambda: build_model(training, config),
         tokenizer,
         folder,
-        setting.train,
-        setting.held_out,
+        config.train,
+        config.held_out,
         load_objective(training.objective),
         seed,
-        setting.recipe,
+        config.recipe,
     )
 
 
-def build_model(training: TrainingSpec, setting: ExperimentConfig) -> MultiExitModel:
-    """The model that a training starts from."""
-    encoder = load_encoder(setting.backbone)
-    if setting.layers is not None:
-        encoder = of_depth(encoder, setting.layers)
+def build_model(training: TrainingSpec, config: ExperimentConfig) -> MultiExitModel:
+    """Build the model that a training starts from."""
+    encoder = load_encoder(config.backbone)
+    if config.layers is not None:
+        encoder = of_depth(encoder, config.layers)
     depth: int = encoder.base_model.config.num_hidden_layers
     if training.kept < 1:
         depth = max(1, round(training.kept * depth))
         encoder = restack(encoder, range(depth))
-    names = setting.train.label_names
-    first = setting.train.labels[0]
+    names = config.train.label_names
+    first = config.train.labels[0]
     outputs = len(first) if isinstance(first, list) else 1
     return MultiExitModel.from_backbone(
         encoder,
         **({"id2label": dict(enumerate(names))} if names else {"num_labels": outputs}),
-        problem_type=setting.train.problem_type,
-        pooling=setting.pooling,
+        problem_type=config.train.problem_type,
+        pooling=config.pooling,
         exit_layers=[depth] if training.alone else None,
         **_exits(training, depth),
     )
@@ -219,25 +241,25 @@ def _exits(training: TrainingSpec, depth: int) -> dict[str, Any]:
     if "bypass" in exits:
         exits["bypass"] = Bypass(**exits["bypass"])
     if training.tokens:
-        places = {max(1, round(share * depth)): stay for share, stay in training.tokens.items()}
-        exits["token_exit"] = TokenExit(keep_ratio=places)
+        ratios = {max(1, round(share * depth)): ratio for share, ratio in training.tokens.items()}
+        exits["token_exit"] = TokenExit(keep_ratio=ratios)
     return exits
 
 
 def of_depth(encoder: Any, layers: int) -> Any:
-    """An encoder of so many layers: the first of those there are, or where there are fewer, each of them repeated."""
-    held: int = encoder.base_model.config.num_hidden_layers
-    chosen = range(layers) if layers <= held else [number * held // layers for number in range(layers)]
-    return restack(encoder, chosen)
+    """Return an encoder of another depth: its first layers, or each layer repeated where it has fewer."""
+    depth: int = encoder.base_model.config.num_hidden_layers
+    indices = range(layers) if layers <= depth else [index * depth // layers for index in range(layers)]
+    return restack(encoder, indices)
 
 
 def subsample(examples: Examples, count: int) -> Examples:
-    """So many rows at random, the same ones each time; all of them, as they are, where there are no more."""
+    """Draw rows at random, the same ones on every call; all of them, in order, where there are no more."""
     if count >= len(examples):
         return examples
     rows = random.Random(0).sample(range(len(examples)), count)
     labels: Any = [examples.labels[row] for row in rows]
-    return dataclasses.replace(examples, texts=[examples.texts[row] for row in rows], labels=labels)
+    return replace(examples, texts=[examples.texts[row] for row in rows], labels=labels)
 
 
 def _store(trained: Trained, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page's charts, as Vega-Lite: data in, a specification out. Colours are variables of the page's style."""
+"""The page's charts as Vega-Lite specifications. Colours are variables of the page's style."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from offramp.report.html.content import Page
 from offramp.report.html.exits import ExitRow
 from offramp.types.operating_point import Measured
 
-MOST_PLACES = 90
-"""Places of a curve that are drawn."""
-MOST_NAMES = 4
-"""Saved points that are named in the picture."""
+MAX_CURVE_POINTS = 90
+"""Points of a curve that are drawn."""
+MAX_MARK_LABELS = 4
+"""With more marks than this, the saved points' names are in tooltips only."""
 SERIES = tuple(f"var(--series-{number})" for number in range(1, 11))
 INK, LINE, MUTED = "var(--ink)", "var(--line)", "var(--muted)"
-CONFIG: dict[str, Any] = {  # of all charts, handed to what draws them
+CONFIG: dict[str, Any] = {  # of all charts, an option of vegaEmbed
     "background": "transparent",
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
@@ -37,60 +37,61 @@ CONFIG: dict[str, Any] = {  # of all charts, handed to what draws them
 
 
 def charts(page: Page) -> dict[str, dict[str, Any]]:
-    """The name of each chart's place in the page -> Vega-Lite."""
-    found = {
+    """Return the charts by the name in their `data-chart` attribute."""
+    specs = {
         "curves": curves(page),
         "layerwise": layerwise(page.exits, page.metric),
         "histogram": histogram(page.exits),
     }
     if page.exits[0].confidence is not None:
-        found["confidence"] = confidence(page.exits)
-    return found
+        specs["confidence"] = confidence(page.exits)
+    return specs
 
 
 def curves(page: Page) -> dict[str, Any]:
-    """Score against mean exit layer: a line for each policy, marks for the saved points, the oracle, single exits."""
-    seen, layers = page.comparison, page.comparison.trace.layer_numbers
-    names = [name for name in seen.bands if name != "fixed"]  # that one is the single exits
-    chosen = alt.selection_point(name="chosen", fields=["policy"], bind="legend", value=[{"policy": page.policy}])
+    """Draw score against mean exit layer: policies and oracle as lines, saved points and single exits as marks."""
+    comparison, layers = page.comparison, page.comparison.trace.layer_numbers
+    names = [name for name in comparison.bands if name != "fixed"]  # "fixed" is drawn as the single exits
+    chosen = alt.selection_point(name="chosen", fields=["policy"], bind="legend", value=[{"policy": page.policy_name}])
     scale = alt.Scale(domain=[layers[0], layers[-1]], nice=False)
     title = f"mean exit layer (of {layers[-1]})"
     across = alt.X("mean_exit:Q", title=title, scale=scale, axis=alt.Axis(values=layers, format="d"))
-    up = alt.Y("score:Q", title=seen.metric, scale=alt.Scale(zero=False))
-    rows = {name: places(name, seen.bands[name], page.ms.get(name)) for name in names}
-    lines = _lines(rows, across, up, chosen, seen.metric)
+    up = alt.Y("score:Q", title=comparison.metric, scale=alt.Scale(zero=False))
+    rows = {name: curve_rows(name, comparison.bands[name], page.ms.get(name)) for name in names}
+    lines = _lines(rows, across, up, chosen, comparison.metric)
     single = [
         {"mean_exit": layer, "score": score, "what": f"everybody at exit {layer}"}
-        for layer, score in zip(layers, page.one_exit, strict=True)
+        for layer, score in zip(layers, page.layerwise, strict=True)
     ]
     marks = _marks(page.marks)
-    more = [_plain(single, across, up).mark_point(shape="square", color=MUTED, size=45, strokeWidth=1.5)]
-    if seen.oracle is not None:
-        more += _oracle(seen.oracle.mean_exits, seen.oracle.scores, across, up)
+    overlays = [_plain(single, across, up).mark_point(shape="square", color=MUTED, size=45, strokeWidth=1.5)]
+    if comparison.oracle is not None:
+        overlays += _oracle(comparison.oracle.mean_exits, comparison.oracle.scores, across, up)
     if marks:
         points = _plain(marks, across, up)
-        more.append(points.mark_point(shape="diamond", size=130, filled=True, color=INK, opacity=1))
-        more.append(points.mark_text(dx=9, dy=12, align="left", color=INK, fontSize=12).encode(text="label:N"))
-    words = f"{seen.metric} against mean exit layer: {', '.join(names)}; the table below has the numbers"
-    return _finished(alt.layer(*lines, *more).add_params(chosen), 380, words)
+        overlays.append(points.mark_point(shape="diamond", size=130, filled=True, color=INK, opacity=1))
+        overlays.append(points.mark_text(dx=9, dy=12, align="left", color=INK, fontSize=12).encode(text="label:N"))
+    description = f"{comparison.metric} against mean exit layer: {', '.join(names)}; the table below has the numbers"
+    return _to_spec(alt.layer(*lines, *overlays).add_params(chosen), 380, description)
 
 
 def _marks(points: Mapping[str, Measured]) -> list[dict[str, Any]]:
-    """A mark for each place, since points may do the same; where there are many, names are seen on hovering alone."""
-    there: dict[tuple[float, float | None], list[str]] = {}
-    for name, told in points.items():
-        there.setdefault((told.mean_exit, told.score), []).append(name)
-    found = []
-    for (mean_exit, score), names in there.items():
-        label = ", ".join(names) if len(there) <= MOST_NAMES else ""
-        found.append({"mean_exit": mean_exit, "score": score, "label": label, "what": f"saved: {', '.join(names)}"})
-    return found
+    """Return the marks of saved points; points with equal measurements share one mark."""
+    names_at: dict[tuple[float, float | None], list[str]] = {}
+    for name, measured in points.items():
+        names_at.setdefault((measured.mean_exit, measured.score), []).append(name)
+    marks = []
+    for (mean_exit, score), names in names_at.items():
+        label = ", ".join(names) if len(names_at) <= MAX_MARK_LABELS else ""
+        marks.append({"mean_exit": mean_exit, "score": score, "label": label, "what": f"saved: {', '.join(names)}"})
+    return marks
 
 
 def _lines(
     rows: Mapping[str, list[dict[str, Any]]], across: alt.X, up: alt.Y, chosen: alt.Parameter, metric: str
 ) -> list[alt.Chart]:
-    values = [place for places in rows.values() for place in places]
+    """Draw a line and a 95% band for each policy, with a tooltip at each point."""
+    values = [point for points in rows.values() for point in points]
     colour = alt.Color(
         "policy:N",
         scale=alt.Scale(domain=list(rows), range=[SERIES[number % len(SERIES)] for number in range(len(rows))]),
@@ -113,19 +114,19 @@ def _lines(
     ]
 
 
-def places(policy: str, band: BootstrapCurve, ms: Tensor | None = None) -> list[dict[str, Any]]:
-    """What is drawn of a curve: at most about MOST_PLACES of its thresholds, evenly over the mean exits; ms: (K,)."""
+def curve_rows(policy: str, band: BootstrapCurve, ms: Tensor | None = None) -> list[dict[str, Any]]:
+    """Return about MAX_CURVE_POINTS of a curve's K points, evenly over the mean exits, with both ends; ms: (K,)."""
     exits = band.mean_exits.tolist()  # they fall
-    step = (exits[0] - exits[-1]) / MOST_PLACES
-    found: list[dict[str, Any]] = []
+    step = (exits[0] - exits[-1]) / MAX_CURVE_POINTS
+    rows: list[dict[str, Any]] = []
     for number, mean_exit in enumerate(exits):
-        if 0 < number < len(exits) - 1 and found[-1]["mean_exit"] - mean_exit < step:
+        if 0 < number < len(exits) - 1 and rows[-1]["mean_exit"] - mean_exit < step:
             continue
-        score, low, high = (round(part[number].item(), 4) for part in (band.scores, band.low, band.high))
-        place = {"mean_exit": round(mean_exit, 4), "score": score, "low": low, "high": high}
+        score, low, high = (round(values[number].item(), 4) for values in (band.scores, band.low, band.high))
+        point = {"mean_exit": round(mean_exit, 4), "score": score, "low": low, "high": high}
         time = {} if ms is None else {"ms": round(ms[number].item(), 3)}
-        found.append({"policy": policy, "threshold": _threshold(band.thresholds[number].item()), **place, **time})
-    return found
+        rows.append({"policy": policy, "threshold": _threshold(band.thresholds[number].item()), **point, **time})
+    return rows
 
 
 def _threshold(value: float) -> str:
@@ -151,8 +152,8 @@ def _oracle(mean_exits: Tensor, scores: Tensor, across: alt.X, up: alt.Y) -> lis
 
 
 def layerwise(exits: Sequence[ExitRow], metric: str) -> dict[str, Any]:
-    """The score of every exit, if everybody left there."""
-    rows = [{"layer": each.layer, "score": each.score} for each in exits]
+    """Draw the score of every exit where all rows leave there."""
+    rows = [{"layer": row.layer, "score": row.score} for row in exits]
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=alt.OverlayMarkDef(size=60, color=SERIES[0]), color=SERIES[0], strokeWidth=2)
@@ -162,13 +163,13 @@ def layerwise(exits: Sequence[ExitRow], metric: str) -> dict[str, Any]:
             tooltip=[alt.Tooltip("layer:O"), alt.Tooltip("score:Q", format=".4f")],
         )
     )
-    return _finished(chart, 220, f"{metric} of every exit, if everybody left there")
+    return _to_spec(chart, 220, f"{metric} of every exit, if everybody left there")
 
 
 def histogram(exits: Sequence[ExitRow]) -> dict[str, Any]:
-    """How many rows leave at each exit."""
-    total = sum(each.leaving for each in exits)
-    rows = [{"layer": each.layer, "share": each.leaving / total, "rows": each.leaving} for each in exits]
+    """Draw the share of rows that leave at each exit."""
+    total = sum(row.leaving for row in exits)
+    rows = [{"layer": row.layer, "share": row.leaving / total, "rows": row.leaving} for row in exits]
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_bar(color=SERIES[0])
@@ -178,18 +179,18 @@ def histogram(exits: Sequence[ExitRow]) -> dict[str, Any]:
             tooltip=[alt.Tooltip("layer:O"), alt.Tooltip("rows:Q"), alt.Tooltip("share:Q", format=".1%")],
         )
     )
-    return _finished(chart, 220, "share of the rows that leave at each exit")
+    return _to_spec(chart, 220, "share of the rows that leave at each exit")
 
 
 def confidence(exits: Sequence[ExitRow]) -> dict[str, Any]:
-    """How sure each exit is, and how often it is right."""
+    """Draw mean confidence and accuracy of every exit."""
     lines, spans = [], []
-    for each in exits:
-        assert each.confidence is not None  # not drawn for regression
-        low, mean, high = each.confidence
-        lines.append({"layer": each.layer, "what": "mean confidence", "value": mean})
-        lines.append({"layer": each.layer, "what": "share that is right", "value": each.accuracy})
-        spans.append({"layer": each.layer, "low": low, "high": high})
+    for row in exits:
+        assert row.confidence is not None  # not drawn for regression
+        low, mean, high = row.confidence
+        lines.append({"layer": row.layer, "what": "mean confidence", "value": mean})
+        lines.append({"layer": row.layer, "what": "share that is right", "value": row.accuracy})
+        spans.append({"layer": row.layer, "low": low, "high": high})
     span = (
         alt.Chart(alt.Data(values=spans))
         .mark_area(opacity=0.15, color=SERIES[0])
@@ -205,14 +206,14 @@ def confidence(exits: Sequence[ExitRow]) -> dict[str, Any]:
             tooltip=[alt.Tooltip("layer:O"), alt.Tooltip("what:N", title=" "), alt.Tooltip("value:Q", format=".3f")],
         )
     )
-    return _finished(alt.layer(span, line), 240, "mean confidence and share that is right, by layer")
+    return _to_spec(alt.layer(span, line), 240, "mean confidence and share that is right, by layer")
 
 
 def _layer() -> alt.X:
     return alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
 
 
-def _finished(chart: alt.Chart | alt.LayerChart, height: int, description: str) -> dict[str, Any]:
+def _to_spec(chart: alt.Chart | alt.LayerChart, height: int, description: str) -> dict[str, Any]:
     spec: dict[str, Any] = chart.properties(width="container", height=height, description=description).to_dict()
-    del spec["$schema"]  # an address, and the page names none
+    del spec["$schema"]  # a URL; the page contains none
     return spec

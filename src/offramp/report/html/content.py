@@ -1,4 +1,4 @@
-"""What the page of a model says, as data: a pure function of a trace, operating points and texts."""
+"""The content of a model's page as data: a pure function of a trace, operating points and texts."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.slices import Slice, by_label, by_length
 from offramp.evaluation.sweep import per_exit_constant, sweep
 from offramp.policies.fitting import fit_default_policy
-from offramp.policies.registry import default_policy
+from offramp.policies.registry import default_policy, policy_text
 from offramp.policies.replay import replay, scores
 from offramp.report.html.examples import Group, groups
 from offramp.report.html.exits import ExitRow, exit_rows
-from offramp.report.html.verdict import Decision, PointAssessment, certificate_text, decide, policy_text
+from offramp.report.html.verdict import Decision, PointAssessment, certificate_text, decide
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, trace_digest
 
-USUAL_DROP = 0.01
-"""What a point would be allowed to lose where none is saved."""
+DEFAULT_DROP = 0.01
+"""Target `max_drop` of the point that the page shows where none is saved."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What the rows of a trace were.
+    """The texts of a trace's rows and the names of its classes.
 
     Attributes:
         texts: N texts or pairs.
@@ -48,40 +48,40 @@ class Texts:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page says.
+    """The content of the page.
 
     Attributes:
-        title: over it.
-        decision: on top.
-        metric: the name of the score.
-        rows: how many rows there are.
-        shown: the point whose exits and texts are shown; "" where none is saved.
-        policy: the name of its policy.
-        points: saved points -> what they do here.
-        policies: of the saved points, in words.
-        comparison: of all policies, on a part of the rows.
-        marks: what the saved points do on that part.
+        title: heading of the page.
+        decision: the summary on top.
+        metric: name of the score.
+        rows: number of rows in the trace.
+        point_name: the point whose exits and texts are shown; "" where none is saved.
+        policy_name: name of its policy.
+        measured: saved point -> its measurements on all rows.
+        policies: saved point -> its policy in words.
+        comparison: of all policies, on one half of the rows.
+        marks: saved point -> its measurements on the comparison's rows.
         ms: policy -> mean time of a row, (K,) at the thresholds of its band; empty where nothing was timed.
-        one_exit: score of everybody at one exit, on that part.
+        layerwise: (L,) score where all of the comparison's rows leave at one exit.
         exits: of all rows.
-        groups: texts.
-        slices: by what -> what the point does on each group of rows.
-        certificates: saved points -> what is promised of them.
-        environment: what made this, on what, of what.
+        groups: example texts.
+        slices: "label" or "length" -> the point's measurements on each group of rows.
+        certificates: saved point -> its certificate in words.
+        environment: command, versions, machine, model and data.
     """
 
     title: str
     decision: Decision
     metric: str
     rows: int
-    shown: str
-    policy: str
-    points: Mapping[str, Measured]
+    point_name: str
+    policy_name: str
+    measured: Mapping[str, Measured]
     policies: Mapping[str, str]
     comparison: Comparison
     marks: Mapping[str, Measured]
     ms: Mapping[str, Tensor]
-    one_exit: Sequence[float]
+    layerwise: Sequence[float]
     exits: Sequence[ExitRow]
     groups: Sequence[Group]
     slices: Mapping[str, Sequence[Slice]]
@@ -100,152 +100,158 @@ def page(
     cost: CostTable | None = None,
     environment: Mapping[str, str],
 ) -> Page:
-    """What is to be said of a model's early exit on one trace.
+    """Return the page of a model's early exit on one trace.
 
     Args:
-        title: over the page.
+        title: heading of the page.
         trace: with labels.
         texts: of its rows.
         points: the saved ones.
-        name: the one that the page is about; None = the default one, or else the first.
-        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
-        cost: of the exits of the trace; None = no time is told.
-        environment: what made this.
+        name: the point that the page shows; None = the default one, or else the first.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the default one.
+        cost: of the exits of the trace; None = the page has no times.
+        environment: see `offramp.report.html.provenance`.
 
     Raises:
         InvalidInput: no such point; a table of other exits; a single exit; samples whose answers are not finite.
         NotApplicable: the metric has no meaning for this kind of problem.
     """
-    seen = compare(trace, metric)
-    case = _case(trace, seen, points, name, metric, cost)
-    answers = replay(trace, case.point.policy, case.point.thresholds)
+    comparison = compare(trace, metric)
+    assessment = _assess(trace, comparison, points, name, metric, cost)
+    answers = replay(trace, assessment.point.policy, assessment.point.thresholds)
     return Page(
         title=title,
-        decision=decide(case),
+        decision=decide(assessment),
         metric=metric_for(trace, metric)[0],
         rows=len(trace),
-        shown=case.name,
-        policy=case.point.policy["name"],
-        points=measure_all(trace, points, metric, cost),
-        policies={each: policy_text(point) for each, point in points.items()},
-        comparison=seen,
-        marks=measure_all(seen.trace, points, metric, cost),
-        ms={} if cost is None else times(seen, cost),
-        one_exit=layerwise(seen.trace, metric),
+        point_name=assessment.name or "",
+        policy_name=assessment.point.policy["name"],
+        measured=measure_all(trace, points, metric, cost),
+        policies={name: policy_text(point.policy) for name, point in points.items()},
+        comparison=comparison,
+        marks=measure_all(comparison.trace, points, metric, cost),
+        ms={} if cost is None else mean_times(comparison, cost),
+        layerwise=layerwise(comparison.trace, metric),
         exits=exit_rows(trace, answers, metric),
         groups=groups(trace, answers, texts.texts, texts.names),
-        slices=_slices(trace, case.point, texts.names, metric),
-        certificates={
-            each: certificate_text(point.certificate, _void(trace, point))
-            for each, point in points.items()
-            if point.certificate
-        },
+        slices=_slices(trace, assessment.point, texts.names, metric),
+        certificates=_certificates(trace, points),
         environment=environment,
     )
 
 
-def _case(
+def _assess(
     trace: Trace,
-    seen: Comparison,
+    comparison: Comparison,
     points: Mapping[str, OperatingPoint],
     name: str | None,
     metric: str | None,
     cost: CostTable | None,
 ) -> PointAssessment:
+    """Measure the named point, the default one, the first one, or one chosen on these rows."""
     if name is not None and name not in points:
         raise InvalidInput(f"no saved operating point {name!r}; there are: {', '.join(points) or 'none'}")
     name = name or (DEFAULT if DEFAULT in points else next(iter(points), None))
-    point = _found_here(trace, metric) if name is None else points[name]
+    point = _point_chosen_on(trace, metric) if name is None else points[name]
+    compared = measure(comparison.trace, point.policy, point.thresholds, metric)
     return PointAssessment(
-        name=name or "",
+        name=name,
         point=point,
-        told=measure(trace, point.policy, point.thresholds, metric, cost),
+        measured=measure(trace, point.policy, point.thresholds, metric, cost),
         full_ms=None if cost is None else cost.ms[-1],
-        rivals=best_alternative(
-            seen, point.policy["name"], measure(seen.trace, point.policy, point.thresholds, metric)
-        ),
+        best_alternative=best_alternative(comparison, point.policy["name"], compared),
         loss=loss_interval(trace, replay(trace, point.policy, point.thresholds), metric),
-        saved=name is not None,
-        seen=name is None or _chosen_here(trace, point),
-        void=_void(trace, point),
+        in_sample=name is None or _is_in_sample(trace, point),
+        certificate_mismatch=_certificate_mismatch(trace, point),
     )
 
 
-def best_alternative(seen: Comparison, policy: str, told: Measured) -> str:
-    """Whether another policy would do better at a point's mean exit, in words.
+def best_alternative(comparison: Comparison, policy: str, measured: Measured) -> str:
+    """Return a sentence on whether another policy scores higher at a point's mean exit.
 
     Args:
-        seen: all policies on some rows.
-        policy: the name of the point's.
-        told: what the point does on these rows.
+        comparison: all policies on some rows.
+        policy: name of the point's policy.
+        measured: the point on these rows.
     """
-    found = {
-        name: [score_at(band.mean_exits, values, told.mean_exit) for values in (band.scores, band.low, band.high)]
-        for name, band in seen.bands.items()
-        if name.split(",")[0] != policy
-    }
-    there = {name: [value for value in values if value is not None] for name, values in found.items()}
-    there = {name: values for name, values in there.items() if values}
-    if not there:
+    at_mean_exit = {}  # policy -> its score and interval there; of policies that reach this mean exit
+    for name, band in comparison.bands.items():
+        if name.split(",")[0] == policy:
+            continue
+        curves = (band.scores, band.low, band.high)
+        values = [score_at(band.mean_exits, values, measured.mean_exit) for values in curves]
+        if reached := [value for value in values if value is not None]:
+            at_mean_exit[name] = reached
+    if not at_mean_exit:
         return "No other reaches this mean exit."
-    best = max(there, key=lambda name: there[name][0])
-    score, low, high = there[best]
-    own = told.score or 0.0
+    best = max(at_mean_exit, key=lambda name: at_mean_exit[name][0])
+    score, low, high = at_mean_exit[best]
+    own = measured.score or 0.0
     word = "Yes" if low > own else "Not clearly" if score > own else "No"
     return (
-        f"{word}: at this mean exit the best of the others, {best}, has {seen.metric} {score:.4f} "
-        f"({low:.3f} to {high:.3f}) where {policy} has {own:.4f}, on {len(seen.trace)} rows."
+        f"{word}: at this mean exit the best of the others, {best}, has {comparison.metric} {score:.4f} "
+        f"({low:.3f} to {high:.3f}) where {policy} has {own:.4f}, on {len(comparison.trace)} rows."
     )
 
 
-def _found_here(trace: Trace, metric: str | None) -> OperatingPoint:
-    """The point that would be saved if these rows chose it."""
+def _point_chosen_on(trace: Trace, metric: str | None) -> OperatingPoint:
+    """Choose a point of the default policy on these rows; at full depth where none meets the target."""
     policy, rows = fit_default_policy(trace)
     try:
-        return calibrate(rows, policy, Target(max_drop=USUAL_DROP), metric)
+        return calibrate(rows, policy, Target(max_drop=DEFAULT_DROP), metric)
     except CannotReach:
         return OperatingPoint({"name": default_policy(str(trace.problem_type))}, (math.inf,) * (trace.depth - 1))
 
 
-def _chosen_here(trace: Trace, point: OperatingPoint) -> bool:
-    """Whether the rows are those that a point was chosen on, as far as names and numbers tell."""
+def _is_in_sample(trace: Trace, point: OperatingPoint) -> bool:
+    """Return whether a point was chosen on these rows, as far as digest, name and number of rows tell."""
     if point.certificate is not None:
         return point.certificate.data == trace_digest(trace)
-    there = point.measured
-    data = trace.provenance.get("data")
-    return there is not None and there.rows == len(trace) and there.provenance.get("data") == data
+    chosen_on = point.measured
+    if chosen_on is None:
+        return False
+    return chosen_on.rows == len(trace) and chosen_on.provenance.get("data") == trace.provenance.get("data")
 
 
-def _void(trace: Trace, point: OperatingPoint) -> str:
-    """Of what else a certificate is than of what was run; "" where there is none."""
-    promised = point.certificate
-    if promised is None:
+def _certificates(trace: Trace, points: Mapping[str, OperatingPoint]) -> dict[str, str]:
+    """Return the certificates in words, by point."""
+    certified = {name: point for name, point in points.items() if point.certificate}
+    return {
+        name: certificate_text(point.certificate, _certificate_mismatch(trace, point))
+        for name, point in certified.items()
+    }
+
+
+def _certificate_mismatch(trace: Trace, point: OperatingPoint) -> str:
+    """Return what a point's certificate is of instead of the trace's weights and engine; "" where it applies."""
+    certificate = point.certificate
+    if certificate is None:
         return ""
-    if promised.weights is not None and promised.weights != trace.provenance.get("weights"):
+    if certificate.weights is not None and certificate.weights != trace.provenance.get("weights"):
         return "other weights"
-    if promised.engine is not None and promised.engine != trace.provenance.get("engine"):
-        return f"another engine, {promised.engine}"
+    if certificate.engine is not None and certificate.engine != trace.provenance.get("engine"):
+        return f"another engine, {certificate.engine}"
     return ""
 
 
-def times(seen: Comparison, cost: CostTable) -> dict[str, Tensor]:
-    """Mean time of a row in milliseconds, (K,) at the thresholds of each policy's band."""
-    found = {}
-    for name, policy in seen.policies.items():
-        swept = sweep(scores(policy, seen.trace), per_exit_constant(seen.trace, cost.ms))
-        at = torch.searchsorted(-swept.thresholds, -seen.bands[name].thresholds)  # both fall
-        found[name] = swept.statistics[at, 0] / len(seen.trace)
-    return found
+def mean_times(comparison: Comparison, cost: CostTable) -> dict[str, Tensor]:
+    """Return a row's mean time in milliseconds, (K,) at the thresholds of each policy's band."""
+    times = {}
+    for name, policy in comparison.policies.items():
+        swept = sweep(scores(policy, comparison.trace), per_exit_constant(comparison.trace, cost.ms))
+        index = torch.searchsorted(-swept.thresholds, -comparison.bands[name].thresholds)  # (K,) both fall
+        times[name] = swept.statistics[index, 0] / len(comparison.trace)
+    return times
 
 
 def _slices(
     trace: Trace, point: OperatingPoint, names: Sequence[str], metric: str | None
 ) -> dict[str, Sequence[Slice]]:
-    """By label, of a regression not, and by length, where that is known; in one slice is nothing to compare."""
-    found: dict[str, Sequence[Slice]] = {}
+    """Slice by label (not for regression) and by length (where known); leave out what has one slice only."""
+    slices: dict[str, Sequence[Slice]] = {}
     if trace.problem_type != REGRESSION:
         metric = "accuracy"  # the others have no meaning among rows of one label
-        found["label"] = by_label(trace, point, metric, names)
+        slices["label"] = by_label(trace, point, metric, names)
     if trace.tokens is not None:
-        found["length"] = by_length(trace, point, metric)
-    return {by: slices for by, slices in found.items() if len(slices) > 1}
+        slices["length"] = by_length(trace, point, metric)
+    return {by: rows for by, rows in slices.items() if len(rows) > 1}

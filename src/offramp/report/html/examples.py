@@ -1,4 +1,4 @@
-"""Texts that left early, that left late, and that leaving early has cost."""
+"""Example texts that left early, that ran to the end, and that lost their right answer by leaving early."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from offramp.types.outputs import Answers, ExitOutput, predictions
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace, labels_of
 
-LONGEST = 280
-"""Characters of a text that are shown."""
-SHOWN = 4
-"""Texts of a kind that are shown."""
+MAX_CHARACTERS = 280
+"""Characters of a text that the page shows."""
+MAX_EXAMPLES = 4
+"""Texts of a group that the page shows."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text, and what became of it: its label, the early answer, the full model's."""
+    """A text with its exit layer, its label, the early answer and the full model's."""
 
     text: str
     layer: int
@@ -32,7 +32,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Group:
-    """Texts of one kind, a few of `count`."""
+    """A few examples of `count` rows."""
 
     title: str
     count: int
@@ -42,37 +42,37 @@ class Group:
 def groups(
     trace: Trace, answers: Answers, texts: Sequence[str | tuple[str, str]], names: Sequence[str]
 ) -> tuple[Group, ...]:
-    """A few texts that left first, that went to the end, and that leaving early has cost.
+    """Return example texts of the first exit, of the last exit, and of right answers lost by leaving early.
 
-    They are drawn at random (with one seed), so that they stand for their kind.
+    They are drawn at random with a fixed seed, so that they represent their group.
 
     Args:
         trace: with labels, (L, N, C).
-        answers: the early ones, of the same rows.
+        answers: early answers for the same rows.
         texts: N texts or pairs.
         names: of the C classes; () for regression.
     """
     layers = answers.exit_layers
     first, last = int(layers.min()), trace.layer_numbers[-1]
-    kinds = {f"Left first, after layer {first}": layers == first} if first < last else {}
-    kinds[f"Went to the end, layer {last}"] = layers == last
+    rows_by_title = {f"Left first, after layer {first}": layers == first} if first < last else {}
+    rows_by_title[f"Went to the end, layer {last}"] = layers == last
     if trace.problem_type != REGRESSION:
         lost = right_rows(trace, trace.logits[-1]) & ~right_rows(trace, answers.logits)
-        kinds["Lost by leaving early: the full model is right"] = lost
-    told = _Told(trace, answers, texts, names)
-    return tuple(Group(title, int(chosen.sum()), told.some(chosen)) for title, chosen in kinds.items())
+        rows_by_title["Lost by leaving early: the full model is right"] = lost
+    examples = _Examples(trace, answers, texts, names)
+    return tuple(Group(title, int(rows.sum()), examples.draw(rows)) for title, rows in rows_by_title.items())
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Examples:
     trace: Trace
     answers: Answers
     texts: Sequence[str | tuple[str, str]]
     names: Sequence[str]
 
-    def some(self, chosen: Tensor) -> tuple[Example, ...]:
-        rows = chosen.nonzero().flatten()
-        mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:SHOWN]
+    def draw(self, selected: Tensor) -> tuple[Example, ...]:
+        rows = selected.nonzero().flatten()
+        mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:MAX_EXAMPLES]
         return tuple(self._example(row) for row in sorted(rows[mixed].tolist()))
 
     def _example(self, row: int) -> Example:
@@ -80,8 +80,8 @@ class _Told:
             shortened(self.texts[row]),
             int(self.answers.exit_layers[row]),
             self._label(row),
-            self._said(self.answers.logits[row]),
-            self._said(self.trace.logits[-1, row]),
+            self._answer(self.answers.logits[row]),
+            self._answer(self.trace.logits[-1, row]),
         )
 
     def _label(self, row: int) -> str:
@@ -90,25 +90,25 @@ class _Told:
             return _numbers(label)
         return _named(label.long().view(-1), self.names, self.trace.problem_type == MULTI_LABEL)
 
-    def _said(self, logits: Tensor) -> str:
+    def _answer(self, logits: Tensor) -> str:
         if self.trace.problem_type == REGRESSION:
             return _numbers(logits)
-        given = predictions(ExitOutput(logits[None], problem_type=self.trace.problem_type))[0]  # (G,)
-        return _named(given, self.names, self.trace.problem_type == MULTI_LABEL)
+        predicted = predictions(ExitOutput(logits[None], problem_type=self.trace.problem_type))[0]  # (G,)
+        return _named(predicted, self.names, self.trace.problem_type == MULTI_LABEL)
 
 
 def _numbers(values: Tensor) -> str:
     return ", ".join(f"{value:.3g}" for value in values.view(-1).tolist())
 
 
-def _named(given: Tensor, names: Sequence[str], several: bool) -> str:
+def _named(classes: Tensor, names: Sequence[str], several: bool) -> str:
     if not several:
-        return names[int(given)]
-    return ", ".join(name for name, there in zip(names, given.tolist(), strict=True) if there) or "none"
+        return names[int(classes)]
+    return ", ".join(name for name, present in zip(names, classes.tolist(), strict=True) if present) or "none"
 
 
 def shortened(text: str | tuple[str, str]) -> str:
-    """One line of at most LONGEST characters; the halves of a pair with a bar between them."""
+    """Return one line of at most MAX_CHARACTERS; a bar separates the two texts of a pair."""
     whole = text if isinstance(text, str) else " | ".join(text)
     whole = " ".join(whole.split())
-    return whole if len(whole) <= LONGEST else whole[: LONGEST - 1].rstrip() + "…"
+    return whole if len(whole) <= MAX_CHARACTERS else whole[: MAX_CHARACTERS - 1].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""Exit by exit: scores, who leaves there, how sure it is and whether it may be."""
+"""Scores, leaving rows, confidence and calibration of every exit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ExitRow:
 
     Attributes:
         layer: its layer number.
-        score: if everybody left here.
-        leaving: how many rows leave here at the point.
-        right: share of those that are answered right; None where nobody leaves, or for regression.
+        score: where all rows leave here.
+        leaving: number of rows that leave here at the point.
+        right: share of the leaving rows with the right answer; None where no row leaves, or for regression.
         confidence: largest probability over all rows: 10th percentile, mean, 90th; None for regression.
-        accuracy: share of all choices that are right here; None for regression.
+        accuracy: share of all predictions that are right here; None for regression.
         calibration_error: in 0..1; None for regression.
     """
 
@@ -37,7 +37,7 @@ class ExitRow:
 
 
 def exit_rows(trace: Trace, answers: Answers, metric: str | None = None) -> tuple[ExitRow, ...]:
-    """Every exit of a trace, and who leaves there."""
+    """Return a row for each exit of a trace."""
     scores = layerwise(trace, metric)
     leaving = [answers.exit_layers == layer for layer in trace.layer_numbers]
     if trace.problem_type == REGRESSION:
@@ -45,25 +45,26 @@ def exit_rows(trace: Trace, answers: Answers, metric: str | None = None) -> tupl
             ExitRow(layer, scores[number], int(leaving[number].sum()), None, None, None, None)
             for number, layer in enumerate(trace.layer_numbers)
         )
-    sure, right = confidences(trace)  # (L, N G) each
+    probabilities, correct = confidences(trace)  # (L, N G), (L, N G)
     errors = calibration_error(trace).tolist()
-    spread = sure.quantile(torch.tensor([0.1, 0.9], dtype=sure.dtype), dim=1).T.tolist()  # (L, 2)
-    ours = right_rows(trace, answers.logits)
+    outer = torch.tensor([0.1, 0.9], dtype=probabilities.dtype)
+    bounds = probabilities.quantile(outer, dim=1).T.tolist()  # (L, 2)
+    right = right_rows(trace, answers.logits)  # (N,)
     return tuple(
         ExitRow(
             layer,
             scores[number],
-            int(here.sum()),
-            ours[here].double().mean().item() if here.any() else None,
-            (spread[number][0], sure[number].mean().item(), spread[number][1]),
-            right[number].mean().item(),
+            int(rows.sum()),
+            right[rows].double().mean().item() if rows.any() else None,
+            (bounds[number][0], probabilities[number].mean().item(), bounds[number][1]),
+            correct[number].mean().item(),
             errors[number],
         )
-        for number, (layer, here) in enumerate(zip(trace.layer_numbers, leaving, strict=True))
+        for number, (layer, rows) in enumerate(zip(trace.layer_numbers, leaving, strict=True))
     )
 
 
 def right_rows(trace: Trace, logits: Tensor) -> Tensor:
-    """(N,) bool: which rows are answered right by logits (N, C); all labels of a row must be."""
-    given = predictions(ExitOutput(logits, problem_type=trace.problem_type))  # (N, G)
-    return (given == labels_of(trace).long().view(len(trace), -1)).all(dim=-1)
+    """Return (N,) bool, True where logits (N, C) give the right answer; all labels of a row must be right."""
+    predicted = predictions(ExitOutput(logits, problem_type=trace.problem_type))  # (N, G)
+    return (predicted == labels_of(trace).long().view(len(trace), -1)).all(dim=-1)

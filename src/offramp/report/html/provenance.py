@@ -1,4 +1,4 @@
-"""What made a page, on what machine, of which model and which data."""
+"""The provenance of a page: command, versions, machine, model and data."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ PACKAGES = ("offramp", "torch", "transformers", "onnxruntime")
 
 
 def environment(folder: Path, data: str, trace: Trace, command: str) -> dict[str, str]:
-    """Names and facts, in the order in which they are shown.
+    """Return names and facts in the order in which the page shows them.
 
     Args:
         folder: the model's.
-        data: as the user named it; of a file its SHA-256 is told.
+        data: the file or data set that the user named; a file's SHA-256 is added.
         trace: of that model on that data.
-        command: what was typed.
+        command: the command line.
     """
-    about = trace.provenance
-    found = {
+    provenance = trace.provenance
+    facts = {
         "command": command,
         "model": str(folder),
-        "weights, SHA-256": about.get("weights", ""),
-        "data": f"{about.get('data', data)}, {len(trace)} rows",
+        "weights, SHA-256": provenance.get("weights", ""),
+        "data": f"{provenance.get('data', data)}, {len(trace)} rows",
         "data, SHA-256": hashlib.sha256(Path(data).read_bytes()).hexdigest() if Path(data).is_file() else "",
-        "engine": about.get("engine", ""),
+        "engine": provenance.get("engine", ""),
         "versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} used",
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    return {name: fact for name, fact in found.items() if fact}
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _versions() -> list[str]:
-    found = []
+    versions = []
     for name in PACKAGES:
         try:
-            found.append(f"{name} {version(name)}")
+            versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""The page as one HTML file that loads nothing: template, style, charts, and what draws them."""
+"""Render a page as one HTML file that loads nothing: template, style, charts, and the script that draws them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from offramp.report.comparison import comparison_data
 from offramp.report.html.content import Page
 from offramp.report.html.verdict import percent
 
-MOST_SLICES = 12
-"""So many labels are shown, those that lose most."""
-FEW = 10
-"""A slice of fewer rows is never called the worst."""
+MAX_LABEL_SLICES = 12
+"""Labels that the page shows, those with the largest loss."""
+MIN_ROWS = 10
+"""Rows that a slice needs to be marked as the worst."""
 
 
 def render(page: Page) -> str:
-    """HTML.
+    """Return the page as HTML.
 
     Raises:
-        InvalidInput: what draws charts is not installed.
+        InvalidInput: the packages that draw charts are not installed.
     """
     script = vega()
     from offramp.report.html.charts import CONFIG, charts
@@ -37,44 +37,44 @@ def render(page: Page) -> str:
     jinja.filters |= {"percent": percent, "code": code}
     return jinja.from_string(template).render(
         page=page,
-        told=comparison_data(page.comparison),
+        comparison=comparison_data(page.comparison),
         slices={by: worst_first(slices) if by == "label" else list(slices) for by, slices in page.slices.items()},
         worst={by: worst(slices) for by, slices in page.slices.items()},
         style=style,
         vega=script,
-        charts=in_script({"config": CONFIG, "charts": charts(page)}),
+        charts=script_json({"config": CONFIG, "charts": charts(page)}),
     )
 
 
 def code(text: str) -> Markup:
-    """HTML of a text in which `backticks` mark what is typed."""
+    """Return a text as HTML, with <code> around what stands in `backticks`."""
     parts = [escape(part) for part in text.split("`")]
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if odd % 2 else part for odd, part in enumerate(parts)
     )
 
 
-def lost(each: Slice) -> float:
-    """The full model's score minus the early one."""
-    return (each.full_score or 0.0) - (each.score or 0.0)
+def loss(group: Slice) -> float:
+    """Return the full model's score minus the early one."""
+    return (group.full_score or 0.0) - (group.score or 0.0)
 
 
 def worst_first(slices: Sequence[Slice]) -> list[Slice]:
-    """The MOST_SLICES that lose most."""
-    return sorted(slices, key=lost, reverse=True)[:MOST_SLICES]
+    """Return the MAX_LABEL_SLICES with the largest loss."""
+    return sorted(slices, key=loss, reverse=True)[:MAX_LABEL_SLICES]
 
 
 def worst(slices: Sequence[Slice]) -> Slice | None:
-    """The slice of at least FEW rows that loses most; None where none loses."""
-    top = max((each for each in slices if each.rows >= FEW), key=lost, default=None)
-    return top if top is not None and lost(top) > 0 else None
+    """Return the slice of at least MIN_ROWS with the largest loss; None where none has a loss above 0."""
+    top = max((group for group in slices if group.rows >= MIN_ROWS), key=loss, default=None)
+    return top if top is not None and loss(top) > 0 else None
 
 
 def vega() -> str:
-    """The JavaScript that draws Vega-Lite charts, in one piece.
+    """Return the JavaScript that draws Vega-Lite charts, as one bundle.
 
     Raises:
-        InvalidInput: it is not installed.
+        InvalidInput: altair or vl-convert-python is not installed.
     """
     try:
         from altair import SCHEMA_VERSION
@@ -86,11 +86,11 @@ def vega() -> str:
     return bundle.replace("</script", "<\\/script")
 
 
-def in_script(data: Any) -> str:
-    """JSON that can stand in a script element: no character of it is HTML's.
+def script_json(data: Any) -> str:
+    """Return JSON for a script element, with HTML's characters escaped.
 
     Raises:
-        ValueError: a number that is not finite, for which JSON has no word.
+        ValueError: a number is not finite, which JSON cannot express.
     """
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

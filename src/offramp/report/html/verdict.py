@@ -1,213 +1,208 @@
-"""Does early exit pay? The answer in words, from what an operating point does on one trace.
+"""The verdict on early exit in words, from the measurements of one operating point on one trace.
 
-It pays where layers are saved and what was asked of the point is held on these rows. Milliseconds are told only where
-they were measured.
+Early exit pays where layers are saved and the point's target is met on these rows. Milliseconds appear only where they
+were measured.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 
-from offramp.policies.registry import summarize
+from offramp.policies.registry import policy_text
 from offramp.types.operating_point import RISKS, Certificate, Measured, OperatingPoint
+
+
+class Verdict(str, Enum):
+    """The outcome for one point; the value is the word in JSON and the class in the page's style."""
+
+    PAYS = "pays"  # layers are saved and the target is met
+    UNCERTAIN = "unsure"  # the target is missed, but on so few rows that it may be chance
+    MISSES_TARGET = "costs"  # the loss is larger than the target allows
+    NO_EARLY_EXIT = "idle"  # every row runs all layers
+    NOT_SAVED = "open"  # the folder holds no operating point
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a reader must know if nothing else.
+    """The summary at the top of the page.
 
     Attributes:
-        verdict: a name of VERDICTS.
+        verdict: the outcome.
         headline: one sentence.
-        facts: (question, answer) in the order in which they are asked.
+        facts: (question, answer) in the order in which they are shown.
     """
 
-    verdict: str
+    verdict: Verdict
     headline: str
     facts: tuple[tuple[str, str], ...]
 
 
-VERDICTS = {
-    "pays": "layers are saved, and what was asked for is held",
-    "unsure": "it is not held, but so few rows cannot tell",
-    "costs": "it loses more than was asked for",
-    "idle": "nobody leaves early",
-    "open": "there is no saved point",
-}
-
-
 @dataclass(frozen=True)
 class PointAssessment:
-    """A point, and all that is known of it.
+    """An operating point with its measurements on one trace.
 
     Attributes:
-        name: the point's.
-        point: what was asked for, and what is promised.
-        told: what it does on rows with labels.
-        full_ms: mean time of a row at full depth, as `told.expected_ms`; None where it was not measured.
-        rivals: how the other policies do at its mean exit, in words.
-        loss: 95% interval of the full model's score minus the point's, over draws of these rows.
-        saved: whether the point lies in the model's folder; else it was chosen on these rows.
-        seen: whether the point was chosen on these rows.
-        void: of what else its certificate is, such as "other weights"; empty where it is of these.
+        name: the point's name in the model's folder; None = not saved there but chosen on these rows.
+        point: policy, thresholds, target and certificate.
+        measured: its score, agreement and mean exit on labelled rows.
+        full_ms: mean time of a row at full depth, like `measured.expected_ms`; None where nothing was timed.
+        best_alternative: a sentence that compares it with the other policies at its mean exit.
+        loss: 95% interval of the full model's score minus the point's, over resamples of these rows.
+        in_sample: True where the point was chosen on these rows.
+        certificate_mismatch: what its certificate is of instead, such as "other weights"; empty where it applies.
     """
 
-    name: str
+    name: str | None
     point: OperatingPoint
-    told: Measured
+    measured: Measured
     full_ms: float | None
-    rivals: str
+    best_alternative: str
     loss: tuple[float, float]
-    saved: bool = True
-    seen: bool = False
-    void: str = ""
+    in_sample: bool = False
+    certificate_mismatch: str = ""
 
     @property
-    def verdict(self) -> str:
-        """A name of VERDICTS."""
-        if self.told.saving <= 0:
-            return "idle"
-        if not self.saved:
-            return "open"
-        if meets_target(self.point, self.told):
-            return "pays"
-        allowed = self.point.target.get("max_drop", -math.inf) * (self.told.full_score or 0.0)
-        return "unsure" if self.loss[0] <= allowed else "costs"
+    def verdict(self) -> Verdict:
+        """Return the outcome; the interval of the loss decides between UNCERTAIN and MISSES_TARGET."""
+        if self.measured.saving <= 0:
+            return Verdict.NO_EARLY_EXIT
+        if self.name is None:
+            return Verdict.NOT_SAVED
+        if meets_target(self.point, self.measured):
+            return Verdict.PAYS
+        allowed = self.point.target.get("max_drop", -math.inf) * (self.measured.full_score or 0.0)
+        return Verdict.UNCERTAIN if self.loss[0] <= allowed else Verdict.MISSES_TARGET
 
 
-def decide(case: PointAssessment) -> Decision:
-    """Whether a point pays, in words."""
+def decide(assessment: PointAssessment) -> Decision:
+    """Return the verdict on a point with its headline and facts."""
+    certificate = certificate_text(assessment.point.certificate, assessment.certificate_mismatch)
     facts = (
-        ("Operating point", _where(case)),
-        ("What it saves", _saves(case.told, case.full_ms)),
-        ("What it loses", _loses(case)),
-        ("What is guaranteed", certificate_text(case.point.certificate, case.void)),
-        ("Would another policy do better?", case.rivals),
+        ("Operating point", _point_fact(assessment)),
+        ("What it saves", _savings_fact(assessment.measured, assessment.full_ms)),
+        ("What it loses", _loss_fact(assessment)),
+        ("What is guaranteed", certificate),
+        ("Would another policy do better?", assessment.best_alternative),
     )
-    return Decision(case.verdict, _headline(case), facts)
+    return Decision(assessment.verdict, _headline(assessment), facts)
 
 
-def meets_target(point: OperatingPoint, told: Measured) -> bool:
-    """Whether what was asked of a point is so on the rows that it was measured on; nothing asked is held."""
-    score, full = told.score or 0.0, told.full_score or 0.0
-    over = {
+def meets_target(point: OperatingPoint, measured: Measured) -> bool:
+    """Return whether the measurements meet the point's target; a point without a target meets it."""
+    score, full = measured.score or 0.0, measured.full_score or 0.0
+    excess = {
         "max_drop": (1 - score / full if full > 0 else math.inf) - point.target.get("max_drop", 0),
-        "speedup": point.target.get("speedup", 0) - told.speedup,
-        "agreement": point.target.get("agreement", 0) - (told.agreement or 0.0),
-        "latency_ms": (told.expected_ms or 0.0) - point.target.get("latency_ms", 0),
+        "speedup": point.target.get("speedup", 0) - measured.speedup,
+        "agreement": point.target.get("agreement", 0) - (measured.agreement or 0.0),
+        "latency_ms": (measured.expected_ms or 0.0) - point.target.get("latency_ms", 0),
     }
-    return all(over[key] <= 1e-12 for key in point.target if key in over)
+    return all(excess[key] <= 1e-12 for key in point.target if key in excess)
 
 
-def certificate_text(certificate: Certificate | None, void: str = "") -> str:
-    """A certificate in plain words, or that there is none.
+def certificate_text(certificate: Certificate | None, mismatch: str = "") -> str:
+    """Return a certificate in plain words, or the reason why nothing is guaranteed.
 
     Args:
-        certificate: of a point.
-        void: see `Case`.
+        certificate: of a point; None = it has none.
+        mismatch: see `PointAssessment.certificate_mismatch`.
     """
     if certificate is None:
         return (
             "Nothing: the thresholds were chosen on rows, and other rows may lose more. "
             "`offramp calibrate --confidence 0.95` gives a guarantee."
         )
-    if void:
-        return f"Nothing here: the certificate is of {void}."
+    if mismatch:
+        return f"Nothing here: the certificate is of {mismatch}."
     if certificate.note:
         return f"Nothing is lost, because nobody leaves early: {certificate.note}."
     at_most = f"at most {percent(certificate.bound)} of {RISKS[certificate.risk]}"
     among = f"for rows drawn like the {certificate.rows} it was certified on"
     if certificate.delta is None:
         return f"On average over draws of rows, {at_most}, {among}."
-    seen = "nothing was lost there" if certificate.observed == 0 else f"seen there: {percent(certificate.observed)}"
-    return f"With {percent(1 - certificate.delta)} confidence, {at_most}, {among} ({seen})."
+    observed = "nothing was lost there" if certificate.observed == 0 else f"seen there: {percent(certificate.observed)}"
+    return f"With {percent(1 - certificate.delta)} confidence, {at_most}, {among} ({observed})."
 
 
 def percent(share: float) -> str:
-    """Such as "64%", "0.8%" and "5%"."""
+    """Format a share: "64%", "0.8%" or "5%"."""
     digits = 0 if abs(share) >= 0.0995 else 1
     return f"{100 * share:.{digits}f}".removesuffix(".0") + "%"
 
 
-def policy_text(point: OperatingPoint) -> str:
-    """A policy in words: "pcee (measure entropy, patience 2)"."""
-    rest = ", ".join(f"{key} {value}" for key, value in summarize(point.policy).items() if key != "name")
-    return f"{point.policy['name']} ({rest})" if rest else str(point.policy["name"])
-
-
 def thresholds_text(point: OperatingPoint) -> str:
-    """One number where all exits have the same, else one for each."""
+    """Return one number where all exits share their threshold, else one number for each."""
     words = ["never" if value == math.inf else f"{value:.4g}" for value in point.thresholds]
     return words[0] if len(set(words)) == 1 else ", ".join(words)
 
 
-def asked_text(point: OperatingPoint) -> str:
-    """What was asked of a point, in words."""
-    words = {
+def target_text(point: OperatingPoint) -> str:
+    """Return a point's target in words."""
+    shares = {
         "max_drop": "at most {} of the score lost",
         "agreement": "{} of the answers kept",
         "level": "at most {} lost, for sure",
     }
-    told = [words[key].format(percent(value)) for key, value in point.target.items() if key in words]
-    plain = {"speedup": "{:g} times fewer layers", "latency_ms": "{:g} ms a row"}
-    told += [plain[key].format(value) for key, value in point.target.items() if key in plain]
-    return ", ".join(told) or "nothing"
+    numbers = {"speedup": "{:g} times fewer layers", "latency_ms": "{:g} ms a row"}
+    words = [shares[key].format(percent(value)) for key, value in point.target.items() if key in shares]
+    words += [numbers[key].format(value) for key, value in point.target.items() if key in numbers]
+    return ", ".join(words) or "nothing"
 
 
-def _headline(case: PointAssessment) -> str:
-    told, point = case.told, f"the point “{case.name}”"
-    time = "" if told.expected_ms is None or case.full_ms is None else _time_saved(told.expected_ms, case.full_ms)
-    saves = f"saves {percent(told.saving)} of the layers{time} and {_change(told)}"
+def _headline(assessment: PointAssessment) -> str:
+    measured, point = assessment.measured, f"the point “{assessment.name or ''}”"
+    time = ""
+    if measured.expected_ms is not None and assessment.full_ms is not None:
+        time = f", {percent(1 - measured.expected_ms / assessment.full_ms)} of the time,"
+    saves = f"saves {percent(measured.saving)} of the layers{time} and {_score_change(measured)}"
     return {
-        "idle": f"Early exit does not pay here: at {point} every row runs all {told.depth} layers.",
-        "open": f"No operating point is saved yet; {case.point.policy['name']} {saves} on these rows.",
-        "pays": f"Early exit pays here: {point} {saves}.",
-        "unsure": f"Early exit may pay here: {point} {saves}. That is more than was asked for, but on {told.rows} rows "
-        "it may be chance.",
-        "costs": f"Early exit does not pay as asked: {point} {saves}, and {asked_text(case.point)} was asked for.",
-    }[case.verdict]
+        Verdict.NO_EARLY_EXIT: f"Early exit does not pay here: at {point} every row runs all {measured.depth} layers.",
+        Verdict.NOT_SAVED: f"No operating point is saved yet; {assessment.point.policy['name']} {saves} on these rows.",
+        Verdict.PAYS: f"Early exit pays here: {point} {saves}.",
+        Verdict.UNCERTAIN: f"Early exit may pay here: {point} {saves}. That is more than was asked for, but on "
+        f"{measured.rows} rows it may be chance.",
+        Verdict.MISSES_TARGET: f"Early exit does not pay as asked: {point} {saves}, and "
+        f"{target_text(assessment.point)} was asked for.",
+    }[assessment.verdict]
 
 
-def _time_saved(expected_ms: float, full_ms: float) -> str:
-    return f", {percent(1 - expected_ms / full_ms)} of the time,"
+def _score_change(measured: Measured) -> str:
+    loss = 100 * ((measured.full_score or 0.0) - (measured.score or 0.0))
+    if abs(loss) < 0.05:
+        return f"loses no {measured.metric}"
+    return f"{'loses' if loss > 0 else 'gains'} {abs(loss):.1f} points of {measured.metric}"
 
 
-def _change(told: Measured) -> str:
-    lost = 100 * ((told.full_score or 0.0) - (told.score or 0.0))
-    if abs(lost) < 0.05:
-        return f"loses no {told.metric}"
-    return f"{'loses' if lost > 0 else 'gains'} {abs(lost):.1f} points of {told.metric}"
+def _point_fact(assessment: PointAssessment) -> str:
+    point, saved = assessment.point, assessment.name is not None
+    name = f"“{assessment.name}”: " if saved else "none is saved; the best found here: "
+    target = f" (asked for: {target_text(point)})" if point.target else ""
+    advice = "" if saved else " `offramp calibrate` saves one, chosen on rows of its own."
+    return f"{name}{policy_text(point.policy)}, threshold {thresholds_text(point)}{target}.{advice}"
 
 
-def _where(case: PointAssessment) -> str:
-    point = case.point
-    name = f"“{case.name}”: " if case.saved else "none is saved; the best found here: "
-    asked = f" (asked for: {asked_text(point)})" if point.target else ""
-    more = "" if case.saved else " `offramp calibrate` saves one, chosen on rows of its own."
-    return f"{name}{policy_text(point)}, threshold {thresholds_text(point)}{asked}.{more}"
-
-
-def _saves(told: Measured, full_ms: float | None) -> str:
-    where = f"layer {told.mean_exit:.2f} of {told.depth}"
-    layers = f"{percent(told.saving)} of the layers: on average a row leaves after {where}"
-    if told.expected_ms is None or full_ms is None:
+def _savings_fact(measured: Measured, full_ms: float | None) -> str:
+    mean_exit = f"layer {measured.mean_exit:.2f} of {measured.depth}"
+    layers = f"{percent(measured.saving)} of the layers: on average a row leaves after {mean_exit}"
+    if measured.expected_ms is None or full_ms is None:
         return f"{layers}. Milliseconds were not measured; `offramp bench` measures them."
     return (
-        f"{layers}, in {told.expected_ms:.3g} ms where all layers take {full_ms:.3g} ms ({told.provenance['timed']}). "
-        "`offramp bench` compares that with the plain model in every engine."
+        f"{layers}, in {measured.expected_ms:.3g} ms where all layers take {full_ms:.3g} ms "
+        f"({measured.provenance['timed']}). `offramp bench` compares that with the plain model in every engine."
     )
 
 
-def _loses(case: PointAssessment) -> str:
-    told, (low, high) = case.told, case.loss
-    kept = f"{told.metric} {told.score:.4f} against {told.full_score:.4f} of the full model on {told.rows} rows"
-    said = [f"{kept}, a loss of {_points(low)} to {_points(high)} points (95% interval)."]
-    if told.agreement is not None:
-        said.append(f"{percent(told.agreement)} of the rows get the full model's answer.")
-    if case.seen or not case.saved:
-        said.append("The point was chosen on these very rows: expect somewhat more to be lost on others.")
-    return " ".join(said)
+def _loss_fact(assessment: PointAssessment) -> str:
+    measured, (low, high) = assessment.measured, assessment.loss
+    scores = f"{measured.metric} {measured.score:.4f} against {measured.full_score:.4f} of the full model"
+    interval = f"a loss of {_points(low)} to {_points(high)} points (95% interval)"
+    sentences = [f"{scores} on {measured.rows} rows, {interval}."]
+    if measured.agreement is not None:
+        sentences.append(f"{percent(measured.agreement)} of the rows get the full model's answer.")
+    if assessment.in_sample:
+        sentences.append("The point was chosen on these very rows: expect somewhat more to be lost on others.")
+    return " ".join(sentences)
 
 
 def _points(share: float) -> str:

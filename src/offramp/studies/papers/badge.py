@@ -51,7 +51,7 @@ STUDY = Study(
         SystemSpec("DGE", BYPASS, DIVERGENCE),
         SystemSpec("JT+Patience", JOINT, (PATIENCE,)),
     ),
-    asks=(LayersSaved(0.75), LayersSaved(0.50), LayersSaved(0.25)),
+    budgets=(LayersSaved(0.75), LayersSaved(0.50), LayersSaved(0.25)),
     shows=("score", "saving"),
     published=(
         *printed("table 1", "ALBERT-base", ("score",), WHOLE),

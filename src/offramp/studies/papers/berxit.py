@@ -51,7 +51,7 @@ STUDY = Study(
         SystemSpec("ALT-LTE", LEARNED, (CERTAINTY,), regression=(CERTAINTY,)),
         SystemSpec("PABEE", WEIGHTED, (PATIENCE,), regression=STABILITY),
     ),
-    asks=(MILD, MIDDLE, HARD, NEARLY, LESS),
+    budgets=(MILD, MIDDLE, HARD, NEARLY, LESS),
     shows=("score", "relative", "saving", "speedup", "mean_exit"),
     published=(
         *printed("table 2, test sets", "BERT-base", ("score",), RAW),

@@ -41,7 +41,7 @@ STUDY = Study(
         SystemSpec("w/o Layer-EE", BOTH),
         SystemSpec("w/o Token-EE", LAYERS_ALONE, (ENTROPY,)),
     ),
-    asks=(TWICE, MORE),
+    budgets=(TWICE, MORE),
     shows=("score", "macs_ratio"),
     published=(
         *printed("table 1", "BERT-base", ("score", "macs_ratio"), TABLE_1),

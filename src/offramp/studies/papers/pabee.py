@@ -46,7 +46,7 @@ STUDY = Study(
         SystemSpec("Shallow-Deep", WEIGHTED, (LARGEST,)),
         SystemSpec("PABEE", WEIGHTED, (PATIENCE,), regression=STABILITY),
     ),
-    asks=(BEST,),
+    budgets=(BEST,),
     shows=("score", "speedup"),
     published=(
         *printed("table 1, development sets", "ALBERT-base", ("score", "speedup"), TABLE_1),

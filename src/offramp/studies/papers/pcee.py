@@ -49,7 +49,7 @@ STUDY = Study(
         SystemSpec("PCEE-BERT-v1", WEIGHTED, tuple({**policy, "measure": "max-prob"} for policy in PATIENT)),
         SystemSpec("DGE", WEIGHTED, tuple({"name": "divergence", "patience": patience} for patience in (1, 2, 3))),
     ),
-    asks=(MOST, HALF, LEAST),
+    budgets=(MOST, HALF, LEAST),
     shows=("score", "saving"),
     published=printed("table 2", "BERT-base", ("score", "saving"), TABLE_2, scales=(100, 0.01)),
     plain=WHOLE,
