@@ -196,11 +196,11 @@ def run(task: str, data: Path, folder: Path, rows: int, minutes: float) -> bool:
     if done >= rows:
         return True
     ours = attacker(task, data, folder)
-    given = examples(TASKS[task], data / TASKS[task].attacked)
-    for number in range(done, min(rows, len(given))):
+    attacked = examples(TASKS[task], data / TASKS[task].attacked)
+    for number in range(done, min(rows, len(attacked))):
         if time.monotonic() - started > 60 * minutes:
             return False
-        line = json.dumps(ours.row(given.texts[number], int(given.labels[number])))
+        line = json.dumps(ours.row(attacked.texts[number], int(attacked.labels[number])))
         with target.open("a") as file:
             file.write(line + "\n")
     return True
@@ -216,13 +216,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/attack"))
     parser.add_argument("--report", action="store_true", help="write benchmarks/results/attack.json and .md")
-    given = parser.parse_args()
-    if given.report:
-        attack_report.write(given.runs, list(TASKS), {"speedup": SPEEDUP, "least_similarity": LEAST_SIMILARITY})
-    elif given.task is None:
+    options = parser.parse_args()
+    if options.report:
+        attack_report.write(options.runs, list(TASKS), {"speedup": SPEEDUP, "least_similarity": LEAST_SIMILARITY})
+    elif options.task is None:
         parser.error("--task or --report")
-    elif not run(given.task, given.data, given.runs / f"{given.task}-{given.seed}", given.rows, given.minutes):
-        raise SystemExit(3)
+    else:
+        folder = options.runs / f"{options.task}-{options.seed}"
+        if not run(options.task, options.data, folder, options.rows, options.minutes):
+            raise SystemExit(3)
 
 
 if __name__ == "__main__":

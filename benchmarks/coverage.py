@@ -196,16 +196,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, default=Path("runs/training/clinc150/weighted-6-0.safetensors"))
     parser.add_argument("--count", type=int, default=1000, help="draws")
-    given = parser.parse_args()
-    trace = Trace.load(given.trace)
+    options = parser.parse_args()
+    trace = Trace.load(options.trace)
     score, logits = run_policy(load_policy(POLICY), trace)
     found = []
     for risk in RISKS:
         rows = Rows(score, *losses(trace, logits, risk), torch.tensor(trace.layer_numbers))
         for way, level in product(WAYS, LEVELS):
-            found += try_out(rows, way, risk, level, given.count)
+            found += try_out(rows, way, risk, level, options.count)
             print(f"{risk} {level:g} {way}", *(f"{row.method} {row.broken:.3f}" for row in found[-5:]), flush=True)
-    about = {"provenance": provenance(), "rows": len(trace), "count": given.count, "layerwise": layerwise(trace)}
+    about = {"provenance": provenance(), "rows": len(trace), "count": options.count, "layerwise": layerwise(trace)}
     told = {"about": about, "delta": DELTA, "policy": POLICY, "found": [asdict(row) for row in found]}
     (RESULTS / "coverage.json").write_text(json.dumps(told, indent=2) + "\n")
     (RESULTS / "coverage.md").write_text(as_markdown(found, about))

@@ -289,33 +289,33 @@ def switch_piece(folders: Mapping[str, Path]) -> dict[str, Any]:
     return told
 
 
-def pieces(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+def pieces(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
     """What there is to measure, by name."""
-    sentences = given.data / "validation_sentences.jsonl.gz"
+    sentences = options.data / "validation_sentences.jsonl.gz"
 
     def both() -> dict[str, Path]:
-        return {"SST-2": sst2(given.model, given.runs), "BERT-base": base(given.runs)}
+        return {"SST-2": sst2(options.model, options.runs), "BERT-base": base(options.runs)}
 
     def sst2_loops() -> dict[str, Any]:
-        folder = sst2(given.model, given.runs)
+        folder = sst2(options.model, options.runs)
         points = {engine: sst2_points(folder, sentences, engine)[HALF] for engine in GRAPHS}
-        return loops_piece(folder, sst2_rows(folder, sentences)[0], points, given.rounds)
+        return loops_piece(folder, sst2_rows(folder, sentences)[0], points, options.rounds)
 
     def base_loops() -> dict[str, Any]:
-        folder, rows = base(given.runs), random_rows(ROWS[32][8], 32)
+        folder, rows = base(options.runs), random_rows(ROWS[32][8], 32)
         traces = {engine: record(folder, rows, engine) for engine in GRAPHS}
         points = {engine: spread(trace, SAVINGS[HALF]) for engine, trace in traces.items()}
-        return loops_piece(folder, rows, points, given.rounds)
+        return loops_piece(folder, rows, points, options.rounds)
 
     found: dict[str, Callable[[], dict[str, Any]]] = {}
     for size in SIZES:
         found[f"sst2-{size}"] = lambda size=size: sst2_piece(
-            sst2(given.model, given.runs), sentences, size, given.rounds
+            sst2(options.model, options.runs), sentences, size, options.rounds
         )
     for tokens in LENGTHS:
         for size in SIZES:
             found[f"base-{tokens}-{size}"] = lambda tokens=tokens, size=size: base_piece(
-                base(given.runs), tokens, size, given.rounds
+                base(options.runs), tokens, size, options.rounds
             )
     return found | {
         "loops-sst2": sst2_loops,
@@ -334,19 +334,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--name", default="engine", help="of the results' files")
     parser.add_argument("--only", metavar="PIECE", help="the beginning of a piece's name: measure that, anew")
-    given = parser.parse_args()
-    given.runs.mkdir(parents=True, exist_ok=True)
-    all_pieces = pieces(given)
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    all_pieces = pieces(options)
     found = {}
     for name, measured in all_pieces.items():
-        file = given.runs / f"{name}.json"
-        if (not given.only and not file.exists()) or (given.only and name.startswith(given.only)):
+        file = options.runs / f"{name}.json"
+        if (not options.only and not file.exists()) or (options.only and name.startswith(options.only)):
             print(name, flush=True)
-            file.write_text(json.dumps({"about": provenance(), "rounds": given.rounds, **measured()}))
+            file.write_text(json.dumps({"about": provenance(), "rounds": options.rounds, **measured()}))
         if file.exists():
             found[name] = json.loads(file.read_text())
-    (RESULTS / f"{given.name}.json").write_text(json.dumps(found, indent=2) + "\n")
-    (RESULTS / f"{given.name}.md").write_text(page(found))
+    (RESULTS / f"{options.name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    (RESULTS / f"{options.name}.md").write_text(page(found))
     print(page(found))
 
 

@@ -313,18 +313,18 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--few", action="store_true", help="the second part alone, into the results that are there")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    target = given.results / "lookahead.json"
-    if given.few:
+    options = parser.parse_args()
+    target = options.results / "lookahead.json"
+    if options.few:
         results: Told = json.loads(target.read_text())
     else:
-        tasks = {task: task_of(given.runs, task, given.seeds, given.splits) for task in given.tasks.split(",")}
-        results = {**provenance(), "seeds": given.seeds, "splits": given.splits, "budgets": BUDGETS, "tasks": tasks}
-    traces = [Trace.load(given.runs / "clinc150" / f"weighted-6-{seed}.safetensors") for seed in range(given.seeds)]
+        tasks = {task: task_of(options.runs, task, options.seeds, options.splits) for task in options.tasks.split(",")}
+        results = {**provenance(), "seeds": options.seeds, "splits": options.splits, "budgets": BUDGETS, "tasks": tasks}
+    traces = [Trace.load(options.runs / "clinc150" / f"weighted-6-{seed}.safetensors") for seed in range(options.seeds)]
     results["few"] = few_and_others(traces)
     target.write_text(json.dumps(results) + "\n")
     draw(results, Path(__file__).parent.parent / "docs" / "lookahead.png")
-    (given.results / "lookahead.md").write_text(page(results))
+    (options.results / "lookahead.md").write_text(page(results))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_tokenizer
+from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import load_policy
 from offramp.training.fit import fit
@@ -115,7 +116,7 @@ def halves(trace: Trace, policy: str) -> dict[str, float]:
 
 def clock(folder: Path, data: Path, trace: Trace, setting: Setting) -> dict[str, dict[str, float]]:
     """Speed-up over the plain model at full depth, torch on this machine; the rivals take turns, a whole pass each."""
-    model = Predictor.load(folder, operating_point=None).model
+    model = load_model(folder)
     tokenizer = load_tokenizer(folder)
     texts = read_examples(str(data), COLUMNS, split="validation", label_names=NAMES).texts
     rows = encode(tokenizer, texts, MAX_LENGTH)
@@ -232,23 +233,23 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/sst2"), help="where the weights go")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    sentences = given.data / "validation_sentences.jsonl.gz"
+    options = parser.parse_args()
+    sentences = options.data / "validation_sentences.jsonl.gz"
     poolings, traces = {}, {}
     for pooling in POOLINGS:
-        folder = given.runs / pooling
-        train(given.data, folder, pooling, given.epochs, given.seed)
+        folder = options.runs / pooling
+        train(options.data, folder, pooling, options.epochs, options.seed)
         traces[pooling] = record(folder, sentences, columns=COLUMNS)
         told = {policy: halves(traces[pooling], policy) for policy in POLICIES}
         poolings[pooling] = {"layerwise": layerwise(traces[pooling]), "halves": told}
     found = {
         "about": provenance(),
-        "epochs": given.epochs,
-        "seed": given.seed,
+        "epochs": options.epochs,
+        "seed": options.seed,
         "rows": len(traces["mean"]),
         "poolings": poolings,
         "clock": {
-            name: clock(given.runs / "mean", sentences, traces["mean"], setting) for name, setting in SETTINGS.items()
+            name: clock(options.runs / "mean", sentences, traces["mean"], setting) for name, setting in SETTINGS.items()
         },
     }
     (RESULTS / "sst2.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -307,14 +307,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/tokens"), help="where the weights go")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     tasks = {}
     for name, task in TASKS.items():
-        file = given.runs / f"{task.folder}.json"
+        file = options.runs / f"{task.folder}.json"
         if not file.exists():
-            file.write_text(json.dumps(examine(given.data, given.runs, task, given.seed)))
+            file.write_text(json.dumps(examine(options.data, options.runs, task, options.seed)))
         tasks[name] = json.loads(file.read_text())
-    found = {"about": provenance(), "seed": given.seed, "tasks": tasks}
+    found = {"about": provenance(), "seed": options.seed, "tasks": tasks}
     (RESULTS / "tokens.json").write_text(json.dumps(found, indent=2) + "\n")
     (RESULTS / "tokens.md").write_text(page(found) + READING)
     print(page(found))

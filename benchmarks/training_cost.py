@@ -122,9 +122,9 @@ def main() -> None:
     parser.add_argument(
         "--peak", nargs=4, metavar="WORD", help="rival, encoder, pooling, dtype: print the memory alone"
     )
-    given = parser.parse_args()
-    if given.peak:
-        print(peak(*given.peak))
+    options = parser.parse_args()
+    if options.peak:
+        print(peak(*options.peak))
         return
     found: dict[str, object] = {"about": provenance(), "batch": BATCH, "tokens": TOKENS, "rounds": ROUNDS}
     for setting in SETTINGS:
