@@ -26,18 +26,17 @@ import torch
 from torch import Tensor
 
 from offramp.calibration.bounds import betting, binomial, conformal, hoeffding_bentkus
-from offramp.calibration.calibrate import deployed
+from offramp.calibration.outputs import PolicyOutputs, policy_outputs
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
-from offramp.evaluation.measure import measure
 from offramp.evaluation.sweep import Sweep, all_splits, sweep
 from offramp.policies.base import Policy
 from offramp.policies.registry import load_policy, policy_to_dict
-from offramp.policies.replay import finite_outputs
 from offramp.types.operating_point import RISKS, Certificate, OperatingPoint
 from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, labels_of, row_hashes, trace_digest
 
+DEFAULT_METHOD = "hoeffding-bentkus"
 MOST_ROWS = 1 << 20
 """Beyond this no number of rows is named."""
 
@@ -48,7 +47,7 @@ def certify(
     risk: str = "quality",
     level: float = 0.01,
     delta: float = 0.05,
-    method: str = "hoeffding-bentkus",
+    method: str = DEFAULT_METHOD,
 ) -> OperatingPoint:
     """The operating point with the loosest threshold that is sure to keep a risk low.
 
@@ -86,15 +85,27 @@ def certify(
             model is right nowhere.
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
-    _check(trace, policy, risk, level, delta, method)
-    score, logits = finite_outputs(trace, policy)
+    check_certifiable(trace, policy, risk, level, delta, method)
+    return certified_point(policy_outputs(trace, policy), risk, level, delta, method)
+
+
+def certified_point(
+    outputs: PolicyOutputs, risk: str, level: float, delta: float, method: str = DEFAULT_METHOD
+) -> OperatingPoint:
+    """Return `certify`'s operating point for a policy that has run over the trace; arguments and errors as there.
+
+    `check_certifiable` comes first.
+    """
+    trace, score, logits = outputs.trace, outputs.scores, outputs.logits
     loss, counted = losses(trace, logits, risk)
     if not counted.any():
         raise CannotReach(f"risk {risk!r} is over the full model's right answers, and there are none")
     threshold = METHODS[method](score, loss, counted, level, delta)
     same = torch.equal(logits[-1], trace.logits[-1])  # then "never" is the full model, whatever a test says
     if threshold is None and not same:
-        raise CannotReach(f"not even full depth holds the level: there {policy} does not give the full model's answers")
+        raise CannotReach(
+            f"not even full depth holds the level: there {outputs.policy} does not give the full model's answers"
+        )
     threshold = math.inf if threshold is None else threshold
     full_depth = same and threshold == math.inf
     certificate = Certificate(
@@ -110,12 +121,14 @@ def certify(
         weights=trace.about.get("weights"),
         note=_note(score, loss, counted, level, delta, method) if full_depth else "",
     )
-    policy, thresholds = deployed(policy, threshold, trace.depth)
-    asked = {"level": level} if method == "conformal" else {"level": level, "delta": delta}
-    return OperatingPoint(policy_to_dict(policy), thresholds, asked, measure(trace, policy, thresholds), certificate)
+    target = {"level": level} if method == "conformal" else {"level": level, "delta": delta}
+    return outputs.point(threshold, target, certificate=certificate)
 
 
-def _check(trace: Trace, policy: Policy, risk: str, level: float, delta: float, method: str) -> None:
+def check_certifiable(
+    trace: Trace, policy: Policy, risk: str, level: float, delta: float, method: str = DEFAULT_METHOD
+) -> None:
+    """Refuse what cannot be certified; arguments and errors as of `certify`."""
     for kind, name, table in (("risk", risk, RISKS), ("method", method, METHODS)):
         if name not in table:
             raise UnknownName(f"unknown {kind} {name!r}; known: {', '.join(table)}")
@@ -128,9 +141,10 @@ def _check(trace: Trace, policy: Policy, risk: str, level: float, delta: float, 
             "threshold for it, without a guarantee"
         )
     fitted_on = _fitted_on(policy_to_dict(policy))
-    if seen := fitted_on and fitted_on & set(row_hashes(trace)):
+    if fit_rows := fitted_on and fitted_on & set(row_hashes(trace)):
         raise InvalidInput(
-            f"the policy was fitted on {len(seen)} of these rows (offramp.types.trace.row_hashes); certify on others"
+            f"the policy was fitted on {len(fit_rows)} of these rows (offramp.types.trace.row_hashes); certify on "
+            "others"
         )
 
 

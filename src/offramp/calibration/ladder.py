@@ -10,16 +10,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from offramp.calibration.calibrate import calibrate, deployed
-from offramp.calibration.certify import certify
+from offramp.calibration.calibrate import point_for
+from offramp.calibration.certify import certified_point, check_certifiable
+from offramp.calibration.outputs import policy_outputs
 from offramp.errors import CannotReach
-from offramp.evaluation.measure import measure
 from offramp.policies.base import Policy
-from offramp.policies.registry import load_policy, policy_to_dict
-from offramp.policies.replay import finite_outputs
+from offramp.policies.registry import load_policy
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
 
@@ -59,20 +57,22 @@ def ladder(
         NotApplicable: policy or metric have no meaning for this kind of problem; certificates for a regression.
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
-    finite_outputs(trace, policy)
-    runs, never = deployed(policy, math.inf, trace.depth)
-    found = {"full": OperatingPoint(policy_to_dict(runs), never, measured=measure(trace, runs, never, metric))}
-    makes = {name: partial(calibrate, trace, policy, Target(max_drop=drop), metric) for name, drop in DROPS.items()}
-    if delta is not None:
-        each = delta / len(DROPS)
-        makes = {name: partial(certify, trace, policy, "drop", drop, each) for name, drop in DROPS.items()}
-    makes |= {name: partial(calibrate, trace, policy, Target(speedup=by), metric) for name, by in SPEEDUPS.items()}
-    for name, make in makes.items():
+    share = None if delta is None else delta / len(DROPS)
+    if share is not None:
+        check_certifiable(trace, policy, "drop", min(DROPS.values()), share)
+    outputs = policy_outputs(trace, policy)
+    points = {"full": outputs.point(math.inf, {}, metric)}
+    for name in (*DROPS, *SPEEDUPS):
         try:
-            found[name] = make()
+            if name in SPEEDUPS:
+                points[name] = point_for(outputs, Target(speedup=SPEEDUPS[name]), metric)
+            elif share is None:
+                points[name] = point_for(outputs, Target(max_drop=DROPS[name]), metric)
+            else:
+                points[name] = certified_point(outputs, "drop", DROPS[name], share)
         except CannotReach as error:
             log.info("without %s: %s", name, error)
-    return _falling(found)
+    return _falling(points)
 
 
 def _falling(points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:

@@ -78,22 +78,26 @@ class Curve:
 
 
 def curve(trace: Trace, policy: Policy, metric: str | None = None) -> Curve:
-    """Mean exit layer and score at every threshold.
+    """Return mean exit layer and score at every threshold.
 
     Raises:
         InvalidInput: a trace without labels.
         NotApplicable: policy or metric have no meaning for this kind of problem; a metric that no sweep can sum.
     """
-    name, found = metric_for(trace, metric)
-    if found.resampled is not None:
+    return score_curve(trace, *run_policy(policy, trace), metric)
+
+
+def score_curve(trace: Trace, score: Tensor, logits: Tensor, metric: str | None = None) -> Curve:
+    """Return `curve` of a policy that has run: its scores (L, N) and logits (L, N, C)."""
+    name, rule = metric_for(trace, metric)
+    if rule.resampled is not None:
         raise NotApplicable(f"{name} ranks all samples together, so it is not known at every threshold; pearson is")
-    score, logits = run_policy(policy, trace)
-    statistics = found.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels_of(trace))
+    statistics = rule.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels_of(trace))
     swept = sweep(score, torch.cat((per_exit_constant(trace, trace.layer_numbers), statistics), dim=-1))
     return Curve(
         swept.thresholds,
         swept.statistics[:, 0] / len(trace),
-        found.value(swept.statistics[:, 1:], len(trace)),
+        rule.value(swept.statistics[:, 1:], len(trace)),
     )
 
 

@@ -47,7 +47,11 @@ def replay(
         NotApplicable: the policy has no meaning for this kind of problem.
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
-    score, logits = run_policy(policy, trace)  # (L, N), (L, N, C)
+    return answers_at(trace, *run_policy(policy, trace), threshold)
+
+
+def answers_at(trace: Trace, score: Tensor, logits: Tensor, threshold: float | Sequence[float] | Tensor) -> Answers:
+    """Return the answers of a policy that has run: its scores (L, N), its logits (L, N, C), and `replay`'s threshold."""
     checked = nan_where_invalid(score, logits)  # (L, N)
     leave = torch.stack(
         [~continues(checked[m], at) for m, at in enumerate(thresholds_per_exit(threshold, trace.depth))]

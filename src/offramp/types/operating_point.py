@@ -48,6 +48,17 @@ class Target:
         if not fits:
             raise InvalidInput(f"{name} must be {range_}, got {value}")
 
+    @property
+    def kind(self) -> str:
+        """The name of the field that is set."""
+        return next(name for name, value in asdict(self).items() if value is not None)
+
+    @property
+    def value(self) -> float:
+        """The value of the field that is set."""
+        value: float = getattr(self, self.kind)
+        return value
+
 
 @dataclass(frozen=True)
 class Measured:
