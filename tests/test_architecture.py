@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.util import find_spec
 from inspect import isabstract, isclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import offramp
 from offramp.errors import UnknownName, UnsupportedBackbone
 from offramp.model.backbones.base import Backbone
 from offramp.model.backbones.registry import BACKBONES, load_backbone
-from offramp.policies.base import Policy
+from offramp.policies.base import Policy, WrapperPolicy
 from offramp.policies.registry import POLICIES, WRAPPERS
 from offramp.registry import load
 from offramp.training.objectives.base import Objective
@@ -51,8 +52,22 @@ def test_every_finished_policy_and_objective_has_a_row(table: dict[str, str]) ->
     kind = Objective if table is OBJECTIVES else Policy
     for name in table:
         load(table, name)
-    ours = {found for found in kind.__subclasses__() if found.__module__.startswith("offramp.")}
-    assert {f"{found.__module__}:{found.__qualname__}" for found in ours} == set(table.values())
+    classes = {cls for cls in subclasses(kind) if cls.__module__.startswith("offramp.") and not isabstract(cls)}
+    assert {f"{cls.__module__}:{cls.__qualname__}" for cls in classes} == set(table.values())
+
+
+def subclasses(kind: type[Any]) -> set[type[Any]]:
+    return {below for child in kind.__subclasses__() for below in {child, *subclasses(child)}}
+
+
+def test_wrappers_are_those_of_the_table() -> None:
+    """A wrapper's parameter is a field of it, and all policies around another one are wrappers."""
+    for name, row in {**POLICIES, **WRAPPERS}.items():
+        policy = load({name: row}, name)
+        names = {field.name for field in fields(policy)}
+        assert ("policy" in names) == issubclass(policy, WrapperPolicy) == (name in WRAPPERS), name
+        if name in WRAPPERS:
+            assert policy.parameter in names - {"policy"}, name
 
 
 def test_an_encoder_that_is_not_known_names_the_ones_that_are() -> None:

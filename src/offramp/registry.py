@@ -1,4 +1,4 @@
-"""Names that users type -> "module:Class". Nothing is imported before it is asked for."""
+"""Look up classes by the names that users type: tables of name -> "module:Class", imported on first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from offramp.errors import InvalidInput, UnknownName
 
 
 def load(table: Mapping[str, str], name: str) -> type[Any]:
-    """The class that a table holds under `name`.
+    """Return the class in a table's row `name`.
 
     Raises:
         UnknownName: the table has no such row; the message names the nearest ones.
@@ -22,19 +22,19 @@ def load(table: Mapping[str, str], name: str) -> type[Any]:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UnknownName(f"unknown name {name!r}; {hint}known: {', '.join(sorted(table))}")
     module, _, attribute = table[name].partition(":")
-    found: type[Any] = getattr(import_module(module), attribute)
-    return found
+    loaded: type[Any] = getattr(import_module(module), attribute)
+    return loaded
 
 
 def build(table: Mapping[str, str], name: str, parameters: Mapping[str, Any]) -> Any:
-    """Build what a table holds under `name`.
+    """Build an object of the class in a table's row `name`.
 
     Raises:
         UnknownName: the table has no such row.
         InvalidInput: a parameter that the class does not have, or a value outside its range.
     """
-    found = load(table, name)
-    known = [field.name for field in fields(found) if field.init]
+    row_class = load(table, name)
+    known = [field.name for field in fields(row_class) if field.init]
     if unknown := sorted(set(parameters) - set(known)):
         raise InvalidInput(f"{name!r} has no parameter {unknown[0]!r}; it has: {', '.join(known) or 'none'}")
-    return found(**parameters)
+    return row_class(**parameters)

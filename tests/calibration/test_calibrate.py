@@ -223,10 +223,10 @@ def test_a_point_says_what_was_asked_and_what_was_measured() -> None:
     certainty = torch.tensor([[0.9, 0.8, 0.25, 0.125], [0.9, 0.8, 0.7, 0.1], [0.0] * 4])
     answers = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 1], [0, 1, 0, 0]])
     logits = torch.nn.functional.one_hot(answers, 2).float()
-    trace = Trace(logits, torch.tensor([0, 1, 0, 1]), certainty, [2, 4, 6], about={"engine": "torch"})
+    trace = Trace(logits, torch.tensor([0, 1, 0, 1]), certainty, [2, 4, 6], provenance={"engine": "torch"})
     # falling: .9 and .8 leave at exit 1, .7 at exit 2, all as the full model says; at .25 it moves to exit 1: differs
     point = calibrate(trace, "certainty", Target(agreement=0.75))
-    measured = Measured("accuracy", 0.5, 0.75, 0.75, mean_exit=3.0, depth=6, rows=4, about={"engine": "torch"})
+    measured = Measured("accuracy", 0.5, 0.75, 0.75, mean_exit=3.0, depth=6, rows=4, provenance={"engine": "torch"})
     assert point == OperatingPoint({"name": "certainty"}, (0.1875, 0.1875), {"agreement": 0.75}, measured)
     other = calibrate(trace, "certainty", Target(agreement=0.75), metric="macro-f1")
     assert (other.thresholds, other.measured.metric) == (point.thresholds, "macro-f1")

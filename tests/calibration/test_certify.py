@@ -332,7 +332,7 @@ def test_a_point_and_its_certificate_by_hand() -> None:
     # 4 kinds of 100 rows; .9 and .7 lose nothing, .5 loses 100 of 400 although the full model is right
     certainty = torch.tensor([[0.9, 0.7, 0.5, 0.3], [0.0] * 4])
     trace = given_by([[0, 1, 1, 1], [0, 0, 0, 0]], [0, 1, 0, 0], certainty, copies=100)
-    trace = replace(trace, about={"engine": "torch-float32", "weights": "ab"})
+    trace = replace(trace, provenance={"engine": "torch-float32", "weights": "ab"})
     point = certify(trace, "certainty", "quality", level=0.02, delta=0.05)
     assert (point.policy, point.thresholds) == ({"name": "certainty"}, (pytest.approx(0.6),))
     assert point.target == {"level": 0.02, "delta": 0.05}
@@ -511,7 +511,7 @@ def test_a_digest_tells_logits_labels_and_certainty_apart() -> None:
         "labels": (trace.labels + 1) % 3,
         "certainty": trace.certainty / 2,
     }
-    assert trace_digest(replace(trace, about={"data": "x"})) == trace_digest(trace)
+    assert trace_digest(replace(trace, provenance={"data": "x"})) == trace_digest(trace)
     assert (
         len({trace_digest(trace), *(trace_digest(replace(trace, **{name: value})) for name, value in other.items())})
         == 4

@@ -297,7 +297,7 @@ def test_calibrate_saves_the_point_beside_the_others(place: Path) -> None:
     arguments = ("--data", place / "validation.jsonl", "--policy", "pcee", "--measure", "margin", "--patience", 2)
     for name, target in (("safe", ("--agreement", 1)), ("fast", ("--speedup", 1.5))):
         assert offramp("calibrate", place / "own", *arguments, *target, "--name", name).exit_code == 0
-    points = json.loads((place / "own" / POINTS_FILE).read_text())
+    points = json.loads((place / "own" / POINTS_FILE).read_text())["points"]
     assert set(points) == {"safe", "fast"}
     assert points["fast"]["policy"] == {"name": "pcee", "measure": "margin", "patience": 2}
     assert points["fast"]["measured"]["mean_exit"] <= 4 / 1.5
@@ -327,7 +327,7 @@ def test_calibrate_takes_the_parameters_of_a_policy(
     policy = ("--policy", "divergence", *options)
     data = ("--data", place / "validation.jsonl", "--speedup", 1.2)
     assert offramp("calibrate", folder, *data, *policy).exit_code == 0
-    assert json.loads((folder / POINTS_FILE).read_text())["default"]["policy"] == wanted
+    assert json.loads((folder / POINTS_FILE).read_text())["points"]["default"]["policy"] == wanted
     answers = offramp("predict", folder, given="a good cat\nthe dog\n").stdout.splitlines()
     assert [set(json.loads(answer)) for answer in answers] == [{"label", "score", "exit_layer"}] * 2
 
@@ -521,11 +521,12 @@ def test_record_calibrate_and_evaluate_take_an_engine(folder: Path, tmp_path: Pa
     for engine, name in (("torch", "torch-float32"), ("onnx", "onnx-float32"), ("onnx-int8", "onnx-int8")):
         trace = tmp_path / f"{engine}.safetensors"
         assert offramp("record", folder, *data, "-o", trace, "--engine", engine).exit_code == 0
-        about = Trace.load(trace).about
+        about = Trace.load(trace).provenance
         assert (about["engine"], about["data"]) == (name, "data.jsonl")
         result = offramp("calibrate", folder, *data, "--agreement", 0.9, "--engine", engine, "--policy", "entropy")
         assert result.exit_code == 0, result.output
-        assert json.loads((folder / POINTS_FILE).read_text())["default"]["measured"]["about"]["engine"] == name
+        points = json.loads((folder / POINTS_FILE).read_text())["points"]
+        assert points["default"]["measured"]["about"]["engine"] == name
         scores = json.loads(offramp("evaluate", folder, *data, "--engine", engine, "--json").stdout)
         assert scores == json.loads(offramp("evaluate", folder, "--trace", trace, "--json").stdout)
     assert Predictor.load(folder).engine.name == "onnx-int8"  # what the point was measured with

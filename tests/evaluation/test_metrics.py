@@ -200,12 +200,12 @@ def test_measure_by_hand() -> None:
     certainty = torch.tensor([[0.9, 0.1, 0.1, 0.9], [0.9, 0.9, 0.1, 0.9], [0.0] * 4])  # leave at layer 2, 4, 6, 2
     answers = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 0, 1, 0]])  # so they answer 1, 1, 1, 1; in full 1 0 1 0
     logits = torch.nn.functional.one_hot(answers, 2).float()
-    trace = Trace(logits, torch.tensor([1, 1, 1, 0]), certainty, [2, 4, 6], about={"data": "dev"})
+    trace = Trace(logits, torch.tensor([1, 1, 1, 0]), certainty, [2, 4, 6], provenance={"data": "dev"})
     measured = measure(trace, Certainty(), 0.5)
     assert (measured.metric, measured.score, measured.full_score) == ("accuracy", 0.75, 0.75)
     assert measured.agreement == 0.5
     assert measured.mean_exit == (2 + 4 + 6 + 2) / 4
-    assert (measured.depth, measured.rows, measured.about) == (6, 4, {"data": "dev"})
+    assert (measured.depth, measured.rows, measured.provenance) == (6, 4, {"data": "dev"})
     assert measured.speedup == pytest.approx(6 / 3.5)  # layers, not exits
     assert measured.saving == pytest.approx(1 - 14 / 24)  # PCEE-BERT, eq. 4
     assert measure(trace, policy_to_dict(Certainty()), (0.5, 0.5)) == measured

@@ -146,5 +146,5 @@ def test_a_trace_names_the_precision_that_it_was_recorded_in(way: Way, name: str
     model = tiny_model("bert")
     with way(model):
         trace = record(model, rows_for(model, 3))
-    assert trace.about["engine"] == name
+    assert trace.provenance["engine"] == name
     assert trace.logits.dtype == torch.float32

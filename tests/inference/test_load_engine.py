@@ -201,12 +201,12 @@ def test_a_trace_by_the_graph_is_torchs(batch_size: int, exported: Path) -> None
     assert torch.equal(ours.tokens, theirs.tokens)
     assert ours.layer_numbers == theirs.layer_numbers
     assert ours.problem_type == theirs.problem_type
-    assert (ours.about["engine"], theirs.about["engine"]) == ("onnx-float32", "torch-float32")
+    assert (ours.provenance["engine"], theirs.provenance["engine"]) == ("onnx-float32", "torch-float32")
 
 
 def test_a_trace_in_8_bits_says_so_and_is_another(exported: Path) -> None:
     ours, theirs = (record(exported, text_rows(40), engine) for engine in ("onnx-int8", "torch"))
-    assert ours.about["engine"] == "onnx-int8"
+    assert ours.provenance["engine"] == "onnx-int8"
     apart = (ours.logits - theirs.logits).abs().max()
     assert 1e-3 < apart < 0.2 * theirs.logits.abs().max()
 
@@ -232,14 +232,14 @@ def test_a_point_that_was_measured_with_another_precision_is_told_of(
 ) -> None:
     trace = record(gated(), text_rows(20))
     about = {} if measured is None else {"engine": measured}
-    point = calibrate(replace(trace, about=about), load_policy("entropy"), Target(agreement=0.9))
+    point = calibrate(replace(trace, provenance=about), load_policy("entropy"), Target(agreement=0.9))
     name = Predictor.load(exported, engine, point).engine.name
     wanted = [f"this operating point was measured with {measured} and runs with {name}"] if warns else []
     assert told == wanted
 
 
 def test_the_warning_reaches_the_user(exported: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trace = replace(record(gated(), text_rows(20)), about={"engine": "onnx-int8"})
+    trace = replace(record(gated(), text_rows(20)), provenance={"engine": "onnx-int8"})
     point = calibrate(trace, load_policy("entropy"), Target(agreement=0.9))
     logger = logging.getLogger("offramp")
     transformers_logging.enable_propagation()

@@ -124,9 +124,9 @@ def test_a_folder_reads_a_file_by_the_models_class_names(folder: Path, reviews: 
 
 def test_a_trace_says_where_it_is_from(folder: Path, reviews: str) -> None:
     trace = record(folder, reviews, columns=Columns(label="mood"))
-    assert trace.about == {"engine": "torch-float32", "data": "reviews.csv", "weights": weights_digest(folder)}
+    assert trace.provenance == {"engine": "torch-float32", "data": "reviews.csv", "weights": weights_digest(folder)}
     rough = tiny_model().to(torch.bfloat16)
-    assert record(rough, token_rows(2)).about["engine"] == "torch-bfloat16"
+    assert record(rough, token_rows(2)).provenance["engine"] == "torch-bfloat16"
 
 
 def test_a_label_that_the_model_does_not_have_is_refused_with_its_place(folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, final
 
 import pytest
 import torch
@@ -11,17 +13,20 @@ from offramp.calibration.calibrate import calibrate
 from offramp.calibration.certify import certify
 from offramp.cli.main import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
+from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import Margin, MaxProb
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.exit_scaling import ExitScaled
 from offramp.policies.fitting import fit_lines
-from offramp.policies.registry import load_policy, policy_to_dict
+from offramp.policies.registry import POLICIES, load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
+from offramp.registry import load
 from offramp.types.operating_point import POINTS_FILE, Target, read_points
-from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
+from offramp.types.outputs import ExitOutput
+from offramp.types.problem_types import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace, row_hashes
 from support.models import LAYERS, save_folder, tiny_model
-from support.traces import LINES, random_trace
+from support.traces import LINES, has_meaning, random_trace
 
 
 def of_margins(*exits: list[float]) -> Trace:
@@ -110,12 +115,40 @@ def test_lines_are_checked(lines: tuple[tuple[float, ...], ...]) -> None:
 
 
 def test_other_scores_and_other_exits_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="for entropy, max-prob, margin and certainty, not for Patience"):
+    with pytest.raises(InvalidInput, match="for certainty, entropy, margin and max-prob, not for Patience"):
         fit_lines("patience", random_trace(SINGLE_LABEL))
     with pytest.raises(NotApplicable, match="a regression has none"):
         fit_lines("certainty", random_trace(REGRESSION))
     with pytest.raises(InvalidInput, match="2 lines for a model with another number of exits"):
         scores(load_policy("margin", lines=LINES[:2]), random_trace(SINGLE_LABEL))
+
+
+@final
+@dataclass(frozen=True)
+class LeastProb(Policy):
+    """A score that no module of offramp names: 1 minus the smallest probability."""
+
+    unit_interval: ClassVar[bool] = True
+
+    def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
+        return Step(1 - out.logits.softmax(dim=-1).amin(dim=-1), out.logits)
+
+
+def test_a_new_score_in_the_unit_interval_takes_lines() -> None:
+    trace = random_trace(SINGLE_LABEL)
+    policy = ExitScaled(LeastProb(), **fit_lines(LeastProb(), trace))
+    assert scores(policy, trace).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if load(POLICIES, name).unit_interval])
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+def test_scores_of_the_unit_interval_stay_in_it(name: str, problem_type: str) -> None:
+    trace = random_trace(problem_type)
+    trace = replace(trace, logits=trace.logits * 100)
+    if has_meaning(load_policy(name), problem_type):
+        values = scores(load_policy(name), trace)
+        assert values.min() >= 0
+        assert values.max() <= 1 + 1e-6
 
 
 def test_rows_that_fitted_lines_certify_nothing() -> None:

@@ -418,7 +418,7 @@ def test_a_trace_counts_exits_and_samples() -> None:
 
 
 def test_taking_rows_keeps_everything_else() -> None:
-    trace = replace(random_trace(MULTI_LABEL, layers=torch.tensor([1, 2, 3, 4, 5, 9])), about={"engine": "torch"})
+    trace = replace(random_trace(MULTI_LABEL, layers=torch.tensor([1, 2, 3, 4, 5, 9])), provenance={"engine": "torch"})
     trace = replace(trace, tokens=torch.arange(50))
     rows = torch.tensor([7, 2, 7])
     taken = trace.take(rows)
@@ -426,25 +426,26 @@ def test_taking_rows_keeps_everything_else() -> None:
     assert torch.equal(taken.logits, trace.logits[:, [7, 2, 7]])
     assert torch.equal(taken.labels, trace.labels[[7, 2, 7]])
     assert torch.equal(taken.certainty, trace.certainty[:, [7, 2, 7]])
-    assert (taken.layer_numbers, taken.problem_type, taken.about) == ([1, 2, 3, 4, 5, 9], MULTI_LABEL, trace.about)
+    assert (taken.layer_numbers, taken.problem_type) == ([1, 2, 3, 4, 5, 9], MULTI_LABEL)
+    assert taken.provenance == trace.provenance
 
 
 @pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
 def test_a_trace_is_saved_and_loaded_whole(tmp_path: Path, problem_type: str) -> None:
     trace = random_trace(problem_type, layers=torch.tensor([2, 4, 6, 8, 10, 12]))
     trace = replace(trace, logits=trace.logits.transpose(1, 2).contiguous().transpose(1, 2))  # not in one piece
-    trace = replace(trace, about={"data": "dév 2.csv", "engine": "torch-float32"}, tokens=torch.arange(50))
+    trace = replace(trace, provenance={"data": "dév 2.csv", "engine": "torch-float32"}, tokens=torch.arange(50))
     trace.save(tmp_path / "a.safetensors")
     loaded = Trace.load(tmp_path / "a.safetensors")
     for name in ("logits", "labels", "certainty", "layers", "tokens"):
         assert torch.equal(getattr(loaded, name), getattr(trace, name))
-    assert (loaded.problem_type, loaded.about) == (problem_type, trace.about)
+    assert (loaded.problem_type, loaded.provenance) == (problem_type, trace.provenance)
 
 
 def test_a_bare_trace_is_saved_and_loaded(tmp_path: Path) -> None:
     Trace(torch.ones(2, 3, 1)).save(str(tmp_path / "a"))
     loaded = Trace.load(str(tmp_path / "a"))
-    assert (loaded.labels, loaded.certainty, loaded.problem_type, loaded.about) == (None, None, REGRESSION, {})
+    assert (loaded.labels, loaded.certainty, loaded.problem_type, loaded.provenance) == (None, None, REGRESSION, {})
     assert loaded.tokens is None
 
 

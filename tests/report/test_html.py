@@ -82,7 +82,8 @@ def test_the_facts_say_what_it_saves_and_loses_and_whether_the_rows_chose_it() -
 
 def test_time_is_told_where_it_was_measured() -> None:
     timed = case(0.792)
-    timed = replace(timed, told=replace(timed.told, expected_ms=12.0, about={"timed": "torch, 2 cores"}), full_ms=20.0)
+    measured = replace(timed.told, expected_ms=12.0, provenance={"timed": "torch, 2 cores"})
+    timed = replace(timed, told=measured, full_ms=20.0)
     told = decide(timed)
     assert "saves 50% of the layers, 40% of the time, and loses" in told.headline
     assert "in 12 ms where all layers take 20 ms (torch, 2 cores)" in dict(told.facts)["What it saves"]

@@ -1,4 +1,4 @@
-"""What the contract tests of every runtime share: models with rows and their trace, thresholds clear of noise."""
+"""Models with rows and their trace, and thresholds clear of noise, for the contract tests of every runtime."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,15 +70,15 @@ def build(family: str, problem: str, device: str = "cpu", **exits: Any) -> Case:
 
 def midpoint_near(score: Tensor, quantile: float) -> float:
     """Midway between the two neighbouring scores around a quantile of (L-1, N) scores."""
-    seen = score[score.isfinite()].double().unique()
-    if len(seen) == 1:
-        return seen.item() + 0.5
-    below = min(int(quantile * (len(seen) - 1)), len(seen) - 2)
-    return ((seen[below] + seen[below + 1]) / 2).item()
+    values = score[score.isfinite()].double().unique()
+    if len(values) == 1:
+        return values.item() + 0.5
+    below = min(int(quantile * (len(values) - 1)), len(values) - 2)
+    return ((values[below] + values[below + 1]) / 2).item()
 
 
 def clear_of_noise(case: Case, policy: Policy, thresholds: Sequence[float]) -> Tensor:
-    """(N,) whose scores are not near the thresholds, and whose answers are not near a tie."""
+    """Return (N,) bool: the scores are not near the thresholds, and the answers are not near a tie."""
     score = scores(policy, case.trace)[:-1].double()
     near = ((score - torch.tensor(thresholds, dtype=torch.float64)[:, None]).abs() < NOISE).any(dim=0)
     if case.trace.problem_type == REGRESSION:
@@ -90,7 +90,7 @@ def clear_of_noise(case: Case, policy: Policy, thresholds: Sequence[float]) -> T
 
 
 def poisoned(family: str, problem: str, token_exit: TokenExit | None) -> tuple[Case, Tensor]:
-    """A case in which rows 3, 20 and 41 turn to NaN at the embedding; (N,) True for those."""
+    """Return a case whose rows 3, 20 and 41 turn to NaN at the embedding, and (N,) True for these."""
     model = tiny_model(family, OUTPUTS[problem], pooling="mean", token_exit=token_exit)
     rows = rows_for(model, ROWS)
     for number in (3, 20, 41):

@@ -69,7 +69,7 @@ WORDS = tuple(_WORDS.split(" "))
 
 
 def encoder_config(family: str = "bert", **changes: Any) -> PreTrainedConfig:
-    """Weights are drawn wide, so that exits differ and scores spread."""
+    """Return a configuration whose weights are drawn wide, so that exits differ and scores spread."""
     kind, own = FAMILIES[family]
     if kind is CifarResNetConfig:
         return kind(**{"initializer_range": 0.3} | own | changes)
@@ -88,14 +88,14 @@ def encoder_config(family: str = "bert", **changes: Any) -> PreTrainedConfig:
 
 
 def tiny_classifier(family: str = "bert", *, seed: int = 1, **changes: Any) -> PreTrainedModel:
-    """A fine-tuned classifier of transformers, as far as shapes go."""
+    """Return a classifier of transformers with random weights."""
     torch.manual_seed(seed)
     kind = AutoModelForImageClassification if family in IMAGES else AutoModelForSequenceClassification
     return kind.from_config(encoder_config(family, **changes)).eval()
 
 
 def tiny_model(family: str = "bert", num_labels: int | None = None, *, seed: int = 0, **exits: Any) -> MultiExitModel:
-    """In eval mode; three classes unless told otherwise."""
+    """Return a model in eval mode; three classes where no labels are named."""
     if num_labels is None and "id2label" not in exits:
         num_labels = 3
     torch.manual_seed(seed)
@@ -120,7 +120,7 @@ def image_rows(count: int, *, seed: int = 0) -> list[dict[str, Tensor]]:
 
 
 def rows_for(model: MultiExitModel, count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Random rows of what the model reads."""
+    """Return random rows of the model's kind of input."""
     makes = token_rows if model.main_input_name == "input_ids" else image_rows
     return makes(count, seed=seed)
 
@@ -166,5 +166,5 @@ def texts(count: int, *, seed: int = 0) -> list[str]:
 
 
 def text_rows(count: int, *, seed: int = 0) -> list[dict[str, list[int]]]:
-    """Those texts as tokens."""
+    """Return `texts(count)` as tokens."""
     return encode(tiny_tokenizer(), texts(count, seed=seed), max_length=32)

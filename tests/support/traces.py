@@ -1,4 +1,4 @@
-"""What the tests share: random traces, a model that reads a trace back, every policy wherever it has a meaning."""
+"""Random traces, a model that reads a trace back, and every policy with every problem where it has a meaning."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -40,7 +40,7 @@ class Recorded:
 def random_trace(
     problem_type: str, *, depth: int = 6, samples: int = 50, outputs: int = 3, seed: int = 0, layers: Any = None
 ) -> Trace:
-    """With labels and certainty; deeper exits know more, and values settle down, as in a trained model."""
+    """Return a trace with labels and certainty; deeper exits have less noise, as in a trained model."""
     random = torch.Generator().manual_seed(seed)
     truth = torch.randn(samples, outputs, generator=random)
     noise = torch.randn(depth, samples, outputs, generator=random) / torch.arange(1, depth + 1).view(-1, 1, 1)
@@ -65,7 +65,7 @@ def first_exits(data: Mapping[str, Any], exits: int) -> dict[str, Any]:
 
 
 def first_classes(data: Mapping[str, Any], outputs: int) -> dict[str, Any]:
-    """A policy's data, what classes are held back by cut to so many classes."""
+    """A policy's data, its class offsets cut to so many classes."""
     return {key: value[:outputs] if key == "offsets" else value for key, value in data.items()}
 
 
@@ -108,7 +108,7 @@ def _variants() -> list[dict[str, Any]]:
 
 
 def has_meaning(policy: Policy, problem_type: str, depth: int = 6) -> bool:
-    """Whether a policy can score this kind of problem."""
+    """Return True where a policy can score this kind of problem."""
     try:
         scores(policy, random_trace(problem_type, depth=depth))
     except NotApplicable:
@@ -130,14 +130,14 @@ CASE_IDS = [
 
 
 def threshold_between(values: Tensor, quantile: float) -> float:
-    """A threshold near a quantile of the finite scores, in the widest gap there, where no rounding can tip it."""
-    seen = values[values.isfinite()].double().unique()  # sorted
-    if len(seen) < 2:
-        return float(seen[0]) - 0.5 if len(seen) else 0.0
-    middle = min(int(quantile * (len(seen) - 1)), len(seen) - 2)
-    near = range(max(0, middle - 4), min(len(seen) - 1, middle + 5))
-    widest = max(near, key=lambda number: float(seen[number + 1] - seen[number]))
-    return float(seen[widest] + seen[widest + 1]) / 2
+    """Return a threshold near a quantile of the finite scores, in the widest gap there, clear of rounding."""
+    finite = values[values.isfinite()].double().unique()  # sorted
+    if len(finite) < 2:
+        return float(finite[0]) - 0.5 if len(finite) else 0.0
+    middle = min(int(quantile * (len(finite) - 1)), len(finite) - 2)
+    near = range(max(0, middle - 4), min(len(finite) - 1, middle + 5))
+    widest = max(near, key=lambda index: float(finite[index + 1] - finite[index]))
+    return float(finite[widest] + finite[widest + 1]) / 2
 
 
 def assert_same(

@@ -1,4 +1,4 @@
-"""Milliseconds of exits, all by hand: exit k takes k^2 ms."""
+"""Cost tables, by hand: exit k takes k^2 ms."""
 
 import json
 import math
@@ -23,7 +23,7 @@ TABLE = CostTable((1, 2, 3), (1.0, 4.0, 9.0), 0.5, "torch-float32", 8, 12.5, "a 
 # As the threshold falls, one move at a time, the times of the four samples add up to
 #   never 36; .9: 28 (the first leaves at exit 1); .8: 23; .6: 20; .5: 15; .3: 12; .2: 7; .1: 4
 CERTAINTY = torch.tensor([[0.9, 0.6, 0.3, 0.1], [0.9, 0.8, 0.5, 0.2], [0.0] * 4])
-TRACE = Trace(torch.zeros(3, 4, 2), torch.tensor([0, 0, 1, 1]), CERTAINTY, about={"engine": "torch-float32"})
+TRACE = Trace(torch.zeros(3, 4, 2), torch.tensor([0, 0, 1, 1]), CERTAINTY, provenance={"engine": "torch-float32"})
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_a_latency_is_above_0(value: float) -> None:
         Target(latency_ms=value)
 
 
-def test_a_point_tells_its_time_and_what_was_timed(tmp_path: Path) -> None:
+def test_a_point_has_its_time_and_what_was_timed(tmp_path: Path) -> None:
     point = calibrate(TRACE, "certainty", Target(latency_ms=5), cost=TABLE)
-    told = "  5.00 ms a sample expected (torch-float32, batch size 8, 12.5 tokens, a processor, 2 cores)"
-    assert point_text(point).splitlines()[-1] == told
+    expected = "  5.00 ms a sample expected (torch-float32, batch size 8, 12.5 tokens, a processor, 2 cores)"
+    assert point_text(point).splitlines()[-1] == expected
     assert "(engine torch-float32)" in point_text(point)
     write_points({"quick": point}, tmp_path / "points.json")
     assert read_points(tmp_path / "points.json") == {"quick": point}
@@ -87,11 +87,11 @@ def test_a_point_tells_its_time_and_what_was_timed(tmp_path: Path) -> None:
     assert scores_data(TRACE, {"quick": point}, cost=TABLE)["points"]["quick"]["measured"]["expected_ms"] == 5
 
 
-def test_without_a_table_no_time_is_told() -> None:
+def test_without_a_table_no_time_is_printed() -> None:
     point = calibrate(TRACE, "certainty", Target(speedup=1.5))
     assert point.measured.expected_ms is None
     assert " ms" not in point_text(point) + scores_text(TRACE, {"fast": point})
-    assert "timed" not in measure(TRACE, point.policy, point.thresholds).about
+    assert "timed" not in measure(TRACE, point.policy, point.thresholds).provenance
 
 
 def test_points_that_were_saved_before_there_were_times_still_load(tmp_path: Path) -> None:

@@ -116,9 +116,9 @@ def certified_point(
         observed=lost_at(score, loss, threshold)[counted].double().mean().item(),
         rows=int(counted.sum()),
         method=method,
-        engine=trace.about.get("engine"),
+        engine=trace.provenance.get("engine"),
         data=trace_digest(trace),
-        weights=trace.about.get("weights"),
+        weights=trace.provenance.get("weights"),
         note=_note(score, loss, counted, level, delta, method) if full_depth else "",
     )
     target = {"level": level} if method == "conformal" else {"level": level, "delta": delta}

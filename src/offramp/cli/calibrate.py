@@ -25,12 +25,12 @@ from offramp.cli.points import add_ladder, add_points, calibrated, certified, la
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import GRAPHS
 from offramp.policies.registry import FITTED
+from offramp.types.operating_point import DEFAULT
 
 if TYPE_CHECKING:
     from offramp.types.cost_table import CostTable
     from offramp.types.operating_point import OperatingPoint
 
-DEFAULT = "default"
 TARGETS = ("max_drop", "speedup", "agreement", "latency_ms")
 
 

@@ -65,7 +65,7 @@ def laddered(
 
 
 def _refuse_other_weights(folder: Path, trace: Trace) -> None:
-    if trace.about.get("weights") != weights_digest(folder):
+    if trace.provenance.get("weights") != weights_digest(folder):
         raise InvalidInput(
             f"the trace was not recorded with the weights in {folder}, so it can promise nothing of them"
         )

@@ -73,7 +73,7 @@ def report(
     examples = read_for(load_config(folder), data, columns_of(given), split)
     trace = record(folder, examples, engine)
     where = Path(data).name if Path(data).exists() else f"{data} ({split})"
-    trace = replace(trace, about={**trace.about, "data": where})
+    trace = replace(trace, provenance={**trace.provenance, "data": where})
     cost = None if no_timing else measure_costs(folder, spread(examples.texts, TIMED), engine, rounds=ROUNDS)
     command = shlex.join(["offramp", *sys.argv[1:]])
     said = page(

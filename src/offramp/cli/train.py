@@ -118,6 +118,7 @@ def train(
     from offramp.policies.fitting import fit_default_policy
     from offramp.training.fit import fit
     from offramp.training.objectives.registry import load_objective
+    from offramp.types.operating_point import DEFAULT
 
     columns = columns_of(given)
     rule = load_objective(objective, **({"freeze": True} if freeze else {}))
@@ -152,11 +153,11 @@ def train(
         bf16=given["bf16"],
     )
     trace = record_trace(output, held_out)
-    trace = replace(trace, about={**trace.about, "data": Path(validation_source).name})
+    trace = replace(trace, provenance={**trace.provenance, "data": Path(validation_source).name})
     points = {}
     try:
         policy, chosen_on = fit_default_policy(trace)
-        points["default"] = calibrated(chosen_on, policy, {"max_drop": max_drop})
+        points[DEFAULT] = calibrated(chosen_on, policy, {"max_drop": max_drop})
         add_points(output, points)
     except (CannotReach, InvalidInput) as error:
         click.echo(f"no default operating point, answers run at full depth: {error}", err=True)

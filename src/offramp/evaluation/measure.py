@@ -56,12 +56,12 @@ def measure_answers(
     if trace.problem_type != REGRESSION:
         agreement = (predictions(early) == predictions(full)).all(dim=-1).double().mean().item()
     depth, mean_exit = trace.layer_numbers[-1], answers.exit_layers.double().mean().item()
-    measured = Measured(name, early_score, full_score, agreement, mean_exit, depth, len(trace), trace.about)
+    measured = Measured(name, early_score, full_score, agreement, mean_exit, depth, len(trace), trace.provenance)
     if cost is None:
         return measured
     cost.check(trace.layer_numbers)
-    about = {**trace.about, "timed": cost.describe()}
-    return replace(measured, about=about, expected_ms=cost.mean_ms(answers.exit_layers))
+    provenance = {**trace.provenance, "timed": cost.describe()}
+    return replace(measured, provenance=provenance, expected_ms=cost.mean_ms(answers.exit_layers))
 
 
 def measure_all(

@@ -41,7 +41,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import default_policy, load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
-from offramp.types.operating_point import OperatingPoint
+from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import Answers, predictions
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
@@ -243,7 +243,7 @@ def _distinct_policies(
     """Return the policies that a file holds, each once; it runs the first one."""
     usual = default_policy(model.config.problem_type)
     if policy is None:
-        policy = points["default"].policy if "default" in points else usual
+        policy = points[DEFAULT].policy if DEFAULT in points else usual
     by_key: dict[str, Policy] = {}
     for each in (policy, *(point.policy for point in points.values()), usual, *policies):
         rule = each if isinstance(each, Policy) else load_policy(each)

@@ -58,7 +58,7 @@ def load_engine(
 
 
 def _best(folder: str | os.PathLike[str], point: OperatingPoint | None) -> TorchEngine | OnnxEngine:
-    measured = point.measured.about.get("engine") if point is not None and point.measured is not None else None
+    measured = point.measured.provenance.get("engine") if point is not None and point.measured is not None else None
     engine = "onnx-int8" if measured == "onnx-int8" else "onnx"
     if (
         torch.accelerator.is_available()

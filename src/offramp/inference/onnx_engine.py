@@ -55,7 +55,7 @@ class OnnxEngine:
                 f"the graph runs the policy {summarize(runs)}, the operating point is for {summarize(point.policy)}; "
                 f"{self._remedy(point.policy)}"
             )
-        measured = point.measured.about.get("engine", self.name) if point.measured is not None else self.name
+        measured = point.measured.provenance.get("engine", self.name) if point.measured is not None else self.name
         if measured != self.name and "onnx-int8" in (measured, self.name):
             logger.warning("this operating point was measured with %s and runs with %s", measured, self.name)
 

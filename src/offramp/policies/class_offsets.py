@@ -1,50 +1,55 @@
-"""By class: another policy, which lets some answers go later than others.
+"""Class offsets: another policy, with a score that is lowered for some answers, so that they leave later.
 
-A guard model that says "safe" too early costs more than one that says "unsafe" too early, so "safe" is held back: its
-score counts for less. One threshold then stands for one a class, and all that works on a threshold works on it.
+No paper; the idea is ours.
+
+A guard model that answers "safe" too early costs more than one that answers "unsafe" too early, so "safe" is held back:
+an offset is taken from its score. One threshold then means another one for each class, and replay, calibration and
+certificates work as with any policy.
 """
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.policies.base import Memory, Policy, Step
-from offramp.policies.ensemble import Ensemble
+from offramp.policies.base import Memory, Policy, Step, WrapperPolicy
 from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import SINGLE_LABEL
 
 
 @final
 @dataclass(frozen=True)
-class ClassOffsets(Policy):
-    """Score: the other policy's, minus what the class that the exit answers is held back by.
+class ClassOffsets(WrapperPolicy):
+    """Score: the inner policy's, minus the offset of the class that the exit answers.
 
     Attributes:
-        policy: says when to leave; an ensemble goes around this, not into it.
-        offsets: one number for each class, in the unit of the score; 0 = as before.
+        policy: the inner policy; an ensemble goes around this, not into it.
+        offsets: one number for each class, in the unit of the score; 0 = no change.
     """
+
+    parameter: ClassVar[str] = "offsets"
 
     policy: Policy
     offsets: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy, Policy) or isinstance(self.policy, (ClassOffsets, Ensemble)):
-            raise InvalidInput(f"classes are held back of a policy that is no ensemble, got {self.policy!r}")
-        numbers = tuple(float(value) for value in self.offsets)
-        if not numbers or not all(map(math.isfinite, numbers)):
-            raise InvalidInput(f"classes are held back by a finite number each; got {numbers}")
-        object.__setattr__(self, "offsets", numbers)
+        inner = self.policy
+        if not isinstance(inner, Policy) or isinstance(inner, ClassOffsets) or inner.averages_exits:
+            raise InvalidInput(f"classes are held back of a policy that is no ensemble, got {inner!r}")
+        offsets = tuple(float(value) for value in self.offsets)
+        if not offsets or not all(map(math.isfinite, offsets)):
+            raise InvalidInput(f"classes are held back by a finite number each; got {offsets}")
+        object.__setattr__(self, "offsets", offsets)
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
-        """See `Policy.step`."""
+        """Score one exit."""
         if out.problem_type != SINGLE_LABEL:
             raise NotApplicable("classes are held back where an answer is one of them")
         if len(self.offsets) != out.logits.shape[-1]:
             raise InvalidInput(f"{len(self.offsets)} classes are held back, and the model has {out.logits.shape[-1]}")
         step = self.policy.step(exit, out, memory)
-        numbers = torch.tensor(self.offsets, device=out.logits.device)
-        score = step.score.float() - numbers[predictions(out).squeeze(-1)]
+        offsets = torch.tensor(self.offsets, device=out.logits.device)
+        score = step.score.float() - offsets[predictions(out).squeeze(-1)]
         return Step(score, step.logits, step.memory, step.window)

@@ -12,7 +12,7 @@ labels the worst label counts, each being a choice between two.
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from offramp.policies.base import Memory, Policy, Step
 from offramp.types.outputs import ExitOutput, class_log_probs
@@ -23,8 +23,10 @@ from offramp.types.outputs import ExitOutput, class_log_probs
 class Entropy(Policy):
     """Score: 1 - H(p) / ln K, in 0..1. The papers' "H / ln K < tau" is the threshold 1 - tau."""
 
+    unit_interval: ClassVar[bool] = True
+
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
-        """See `Policy.step`."""
+        """Score one exit."""
         log_p = class_log_probs(out)  # (B, G, K)
         entropy = -(log_p.exp() * log_p).sum(dim=-1)  # (B, G)
         score = (1 - entropy / math.log(log_p.shape[-1])).clamp(min=0)  # rounding can take equal logits below 0
@@ -36,8 +38,10 @@ class Entropy(Policy):
 class MaxProb(Policy):
     """Score: the largest probability, in 1/K..1."""
 
+    unit_interval: ClassVar[bool] = True
+
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
-        """See `Policy.step`."""
+        """Score one exit."""
         return Step(class_log_probs(out).amax(dim=-1).exp().amin(dim=-1), out.logits)
 
 
@@ -46,7 +50,9 @@ class MaxProb(Policy):
 class Margin(Policy):
     """Score: the largest probability minus the second, in 0..1."""
 
+    unit_interval: ClassVar[bool] = True
+
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
-        """See `Policy.step`."""
+        """Score one exit."""
         best = class_log_probs(out).exp().topk(2, dim=-1).values  # (B, G, 2)
         return Step((best[..., 0] - best[..., 1]).amin(dim=-1), out.logits)

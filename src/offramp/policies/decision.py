@@ -1,4 +1,8 @@
-"""The decision rule: who leaves, who continues, and whose output is invalid."""
+"""The decision at an exit: a row continues while its score is below the exit's threshold.
+
+All other rows leave: those whose score reaches the threshold, those without a valid answer (a score or logits that are
+not finite), and at the last exit all of them, because its threshold is -inf.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +16,32 @@ from offramp.errors import InvalidInput
 
 
 def nan_where_invalid(score: Tensor, logits: Tensor) -> Tensor:
-    """The score (...), but NaN where there is no answer: where it is NaN, or logits (..., C) are not finite."""
+    """Return the score (...), with NaN where it is NaN or where the logits (..., C) are not finite."""
+    # Finite logits times 0 add 0 to the score; NaN and inf times 0 are NaN and make the sum NaN.
     return score + (logits * 0).sum(dim=-1)
 
 
 def is_invalid(score: Tensor, logits: Tensor) -> Tensor:
-    """Who has no answer, (...) bool: a score (...) that is NaN, or logits (..., C) that are not finite."""
+    """Return (...) bool: the score (...) is NaN, or the logits (..., C) are not finite."""
     return nan_where_invalid(score, logits).isnan()
 
 
-def continues(sound_score: Tensor, limit: float | Tensor) -> Tensor:
-    """Who goes on, (B,) bool: whoever is below the limit. Who has failed is below nothing, and leaves at once.
+def continues(checked_score: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return (B,) bool: the row continues. A NaN is below no threshold, so an invalid row leaves at once.
 
     Args:
-        sound_score: (B,) as `sound` gives it.
-        limit: of all, or (B,).
+        checked_score: (B,) from `nan_where_invalid`.
+        threshold: of all rows, or (B,).
     """
-    return sound_score < limit
+    return checked_score < threshold
 
 
 def thresholds_per_exit(thresholds: float | Sequence[float] | Tensor, exits: int) -> list[float]:
-    """One limit for each of `exits` exits; the last one is -inf: the last exit always answers.
+    """Return a threshold for each exit; the last one is -inf, since all rows leave at the last exit.
 
     Args:
         thresholds: one number for all exits, or one for each but the last; inf = never.
-        exits: how many exits there are.
+        exits: number of exits.
 
     Raises:
         InvalidInput: the wrong count, or a NaN.

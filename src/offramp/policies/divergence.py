@@ -4,9 +4,9 @@ Zhu et al., "BADGE: Speeding Up BERT Inference after Deployment via Block-wise B
 Exiting", ACL 2023 (industry track), section 3.2: leave once t of the earlier exits are within tau of this one.
 
 No public code. The paper's divergence is the cross-entropy H(p_m) + KL(p_m, p_i): not 0 between equal distributions, so
-it asks for agreement and for confidence at once. The paper says that this rule wraps PABEE, but its count is over all
-earlier exits, not over a row of them; `window="consecutive"` is the rule that does. The count may jump over t, so it
-is compared by >=.
+it requires agreement and confidence at once. The paper says that this rule contains PABEE's, but it counts all earlier
+exits, not exits in a row; `window="consecutive"` is the rule that does. The count may jump over t, so it is compared
+by >=.
 """
 
 import math
@@ -22,19 +22,19 @@ from offramp.types.outputs import ExitOutput, class_log_probs
 
 
 def cross_entropy(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """H(p, q) in nats, (B,), of probabilities (B, G, K) of G choices, added up: from H(p) up, without bound."""
+    """Return H(p, q) in nats, (B,), of probabilities (B, G, K), summed over G choices; from H(p) up, without bound."""
     return -(p * log_q).sum(dim=(-2, -1))
 
 
 def kullback_leibler(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p, q) likewise: from 0 up, without bound."""
-    return (p * (log_p - log_q)).sum(dim=(-2, -1)).clamp(min=0)  # rounding can take equal ones below 0
+    """Return KL(p, q) likewise; from 0 up, without bound."""
+    return (p * (log_p - log_q)).sum(dim=(-2, -1)).clamp(min=0)  # rounding can take equal distributions below 0
 
 
 def jensen_shannon(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """JS(p, q) likewise: from 0 to ln 2 a choice, the same both ways."""
-    log_middle = torch.logaddexp(log_p, log_q) - math.log(2)
-    return (kullback_leibler(p, log_p, log_middle) + kullback_leibler(log_q.exp(), log_q, log_middle)) / 2
+    """Return JS(p, q) likewise; from 0 to ln 2 a choice, symmetric."""
+    log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
+    return (kullback_leibler(p, log_p, log_mean) + kullback_leibler(log_q.exp(), log_q, log_mean)) / 2
 
 
 DIVERGENCES = {"ce": cross_entropy, "kl": kullback_leibler, "js": jensen_shannon}
@@ -51,8 +51,8 @@ class Divergence(Policy):
 
     Attributes:
         divergence: S(this exit, an earlier one): "ce" (the paper's), "kl" or "js".
-        patience: how many earlier exits must be near, at least 1. The paper names no number; 1 leaves the most depths
-            to choose from (the earliest exit is `patience` + 1).
+        patience: number of earlier exits that must be near, at least 1. The paper gives no number; 1 leaves the most
+            depths to choose from (the earliest exit is `patience` + 1).
         window: "all" earlier exits count (the paper's rule), or "consecutive": the last `patience` must all be near.
     """
 
@@ -69,13 +69,13 @@ class Divergence(Policy):
             raise InvalidInput(f"window must be one of {', '.join(WINDOWS)}; got {self.window!r}")
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
-        """See `Policy.step`."""
+        """Score one exit."""
         log_p = class_log_probs(out)  # (B, G, K)
         earlier = memory[-self.patience :] if self.window == "consecutive" else memory
-        p, between = log_p.exp(), DIVERGENCES[self.divergence]
-        apart = [between(p, log_p, one) for one in earlier]  # (B,) each
-        nearest = [torch.full_like(log_p[:, 0, 0], math.inf)] * self.patience  # the smallest so far, rising
-        for each in apart:
-            for place, other in enumerate(nearest):
-                nearest[place], each = torch.minimum(other, each), torch.maximum(other, each)
-        return Step(-nearest[-1], out.logits, (*earlier, log_p), min(self.patience, len(earlier)) + 1)
+        p, divergence = log_p.exp(), DIVERGENCES[self.divergence]
+        smallest = [torch.full_like(log_p[:, 0, 0], math.inf)] * self.patience  # (B,) each, rising
+        for log_q in earlier:
+            value = divergence(p, log_p, log_q)
+            for rank, other in enumerate(smallest):  # insert `value` and drop the largest; plain minima for the graph
+                smallest[rank], value = torch.minimum(other, value), torch.maximum(other, value)
+        return Step(-smallest[-1], out.logits, (*earlier, log_p), min(self.patience, len(earlier)) + 1)

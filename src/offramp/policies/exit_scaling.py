@@ -1,49 +1,54 @@
-"""Per exit: another policy's score on one scale for all exits, so that one number stands for a threshold at each.
+"""Exit scaling: another policy's score on one scale for all exits, so that one number means a threshold for each.
 
-A score of 0.9 promises more at a deep exit than at a shallow one. A line for each exit says how much: it takes the
-score's log-odds to those of the last exit giving the same answer, which is what CATs predict (Schuster et al., EMNLP
-2021, arXiv:2104.08803), here from one score (Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
+Platt, "Probabilistic Outputs for Support Vector Machines", 1999, and Schuster et al., "Consistent Accelerated Inference
+via Confident Adaptive Transformers" (CATs), EMNLP 2021, arXiv:2104.08803.
 
-A line that rises keeps the order of scores, so whoever asks for log-odds t at every exit asks for a score of its own at
-each. That is how a chosen operating point runs (`offramp.calibrate`): the other policy, with thresholds that
-differ; nothing is left to compute.
+Differs from CATs, which predict from hidden states whether the last exit gives the same answer: here from one score.
+
+A score of 0.9 means more at a deep exit than at a shallow one. Each exit has a line that takes the score's log-odds to
+those of the last exit giving the same answer. A line that rises keeps the order of scores, so log-odds t at every exit
+are a score of its own at each. A chosen operating point (`offramp.calibrate`) is therefore the inner policy, with
+thresholds that differ; nothing is left to compute at run time.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from offramp.errors import InvalidInput
-from offramp.policies.base import Memory, Policy, Step
-from offramp.policies.certainty import Certainty
-from offramp.policies.confidence import Entropy, Margin, MaxProb
+from offramp.policies.base import Memory, Policy, Step, WrapperPolicy
+from offramp.policies.registry import POLICIES
+from offramp.registry import load
 from offramp.types.outputs import ExitOutput
 
-SURE = math.log(1e5)  # log-odds end here: nearer to 0 and 1 scores are rounding
+LARGEST_LOG_ODDS = math.log(1e5)  # scores nearer to 0 and 1 are rounding
 
 
 @final
 @dataclass(frozen=True)
-class ExitScaled(Policy):
-    """Score: a line of the log-odds of the other policy's: those of the last exit giving this answer.
+class ExitScaled(WrapperPolicy):
+    """Score: a line over the log-odds of the inner policy's score: the log-odds of the last exit giving this answer.
 
     Attributes:
-        policy: has a score in 0..1: entropy, max-prob, margin or certainty.
+        policy: the inner policy, with a score in 0..1 (`Policy.unit_interval`).
         lines: for each exit a constant and a slope > 0 (`offramp.policies.fitting.fit_lines`).
         fitted_on: hashes of the rows that they were fitted on (`offramp.types.trace.row_hashes`); () = set by hand.
     """
+
+    parameter: ClassVar[str] = "lines"
 
     policy: Policy
     lines: tuple[tuple[float, float], ...]
     fitted_on: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy, (Certainty, Entropy, Margin, MaxProb)):
+        if not isinstance(self.policy, Policy) or not self.policy.unit_interval:
+            *names, last = (name for name in POLICIES if load(POLICIES, name).unit_interval)
             raise InvalidInput(
-                f"a threshold for each exit is found for entropy, max-prob, margin and certainty, not for {self.policy}"
+                f"a threshold for each exit is found for {', '.join(names)} and {last}, not for {self.policy}"
             )
         lines = tuple(tuple(float(value) for value in line) for line in self.lines)
         if not lines or not all(len(line) == 2 and all(map(math.isfinite, line)) and line[1] > 0 for line in lines):
@@ -52,13 +57,13 @@ class ExitScaled(Policy):
         object.__setattr__(self, "fitted_on", tuple(self.fitted_on))
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
-        """See `Policy.step`."""
+        """Score one exit."""
         self._check_exits(exit < len(self.lines) and not (out.last and exit < len(self.lines) - 1))
         step = self.policy.step(exit, out, memory)
         return Step(self._on_line(exit, step.score), step.logits, step.memory)
 
     def rescale(self, scores: Tensor) -> Tensor:
-        """Return this policy's scores (L, N) from the other policy's.
+        """Return this policy's scores (L, N) from the inner policy's.
 
         Raises:
             InvalidInput: another number of exits than lines.
@@ -75,13 +80,18 @@ class ExitScaled(Policy):
         return constant + slope * log_odds(score.float())
 
     def thresholds(self, threshold: float) -> tuple[float, ...]:
-        """Those of the other policy, one for each exit but the last, that let go whoever reaches `threshold` here."""
-        wanted = [(threshold - constant) / slope for constant, slope in self.lines[:-1]]
-        return tuple(
-            math.inf if odds > SURE else -math.inf if odds <= -SURE else 1 / (1 + math.exp(-odds)) for odds in wanted
-        )
+        """Return the thresholds of the inner policy, one for each exit but the last, that mean `threshold` here."""
+        scaled = [(threshold - constant) / slope for constant, slope in self.lines[:-1]]
+        return tuple(_score(odds) for odds in scaled)
 
 
 def log_odds(score: Tensor) -> Tensor:
-    """Of scores in 0..1."""
-    return torch.logit(score, eps=1 / (1 + math.exp(SURE)))
+    """Return the log-odds of scores in 0..1, up to `LARGEST_LOG_ODDS` either way."""
+    return torch.logit(score, eps=1 / (1 + math.exp(LARGEST_LOG_ODDS)))
+
+
+def _score(odds: float) -> float:
+    """Return the score with these log-odds; inf above every score, -inf at or below every score."""
+    if odds > LARGEST_LOG_ODDS:
+        return math.inf
+    return -math.inf if odds <= -LARGEST_LOG_ODDS else 1 / (1 + math.exp(-odds))

@@ -1,7 +1,7 @@
-"""Fixed: everybody leaves at one layer.
+"""Fixed: all samples leave at one layer.
 
-The budgeted exit of Zhang et al., "PCEE-BERT: Accelerating BERT Inference via Patient and Confident Early Exiting",
-Findings of NAACL 2022, section 2.2.2; also how every exit is evaluated alone.
+Zhang et al., "PCEE-BERT: Accelerating BERT Inference via Patient and Confident Early Exiting", Findings of NAACL 2022,
+section 2.2.2 (budgeted exit). Also the way to evaluate one exit alone.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Fixed(Policy):
     """Score: the layer's number, so threshold m leaves at layer m."""
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
-        """See `Policy.step`."""
+        """Score one exit."""
         layer = exit + 1 if out.layer is None else out.layer
         score = torch.full_like(out.logits[:, 0], float(layer), dtype=torch.float32)  # (B,)
         return Step(score, out.logits)

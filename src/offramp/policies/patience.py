@@ -23,20 +23,20 @@ from offramp.types.problem_types import REGRESSION
 @final
 @dataclass(frozen=True)
 class Patience(Policy):
-    """Score: how many exits in a row repeated the previous exit's answer; several labels repeat as a set.
+    """Score: the number of exits in a row that repeated the previous exit's answer; several labels repeat as a set.
 
     The threshold is the paper's patience t; the earliest exit is t + 1.
     """
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
-        """See `Policy.step`."""
-        given = predictions(out)  # (B, G)
+        """Score one exit."""
+        answer = predictions(out)  # (B, G)
         if not memory:
-            agreed = torch.zeros_like(given[:, 0], dtype=torch.float32)  # (B,)
+            repeats = torch.zeros_like(answer[:, 0], dtype=torch.float32)  # (B,)
         else:
-            previous, before = memory
-            agreed = torch.where((given == previous).all(dim=-1), before + 1, 0.0)
-        return Step(agreed, out.logits, (given, agreed), agreed + 1)
+            previous, repeats = memory
+            repeats = torch.where((answer == previous).all(dim=-1), repeats + 1, 0.0)
+        return Step(repeats, out.logits, (answer, repeats), repeats + 1)
 
 
 @final
@@ -45,10 +45,10 @@ class Stability(Policy):
     """Score: minus the largest change of the value in the last `patience` steps; -inf before exit `patience` + 1.
 
     The threshold is minus the paper's tau, in the unit of the labels: PABEE's rule for regression. Of several outputs
-    the one that moved most counts.
+    the one that changed most counts.
 
     Attributes:
-        patience: how many small changes in a row are asked for, at least 1.
+        patience: number of small changes in a row, at least 1.
     """
 
     patience: int = 2
@@ -58,7 +58,7 @@ class Stability(Policy):
             raise InvalidInput(f"patience must be a whole number of at least 1, got {self.patience!r}")
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
-        """See `Policy.step`."""
+        """Score one exit."""
         if out.problem_type != REGRESSION:
             raise NotApplicable(
                 "stability follows a value, and classes have none; use patience, entropy, max-prob, ..."
@@ -67,9 +67,9 @@ class Stability(Policy):
         if not memory:
             changes = value[:, :0]  # (B, 0)
         else:
-            previous, before = memory
+            previous, changes = memory
             change = (value - previous).abs().amax(dim=-1, keepdim=True)  # (B, 1)
-            changes = torch.cat((before, change), dim=-1)[:, -self.patience :]
+            changes = torch.cat((changes, change), dim=-1)[:, -self.patience :]
         ready = changes.shape[-1] == self.patience
         score = -changes.amax(dim=-1) if ready else torch.full_like(value[:, 0], -math.inf)
         return Step(score, out.logits, (value, changes), changes.shape[-1] + 1)

@@ -1,10 +1,9 @@
-"""Patient: leave once several exits in a row were ready, by any score.
+"""Patient confidence (PCEE): leave once several exits in a row were confident, by any score.
 
 Zhang et al., "PCEE-BERT: Accelerating BERT Inference via Patient and Confident Early Exiting", Findings of NAACL 2022,
 section 3.2: patience around normalised entropy; versions 1 and 2 take the largest probability and a learned certainty.
 
-No public code. The paper's rule for versions 1 and 2 has the sign the wrong way round; here larger = readier
-throughout.
+No public code. The paper's rule for versions 1 and 2 has its sign reversed; here larger = readier throughout.
 """
 
 import math
@@ -27,8 +26,8 @@ class PatientConfidence(Policy):
     With one threshold for each exit the whole window is compared with the current exit's.
 
     Attributes:
-        measure: the policy whose scores must hold.
-        patience: for how many exits in a row, at least 1; 1 is the measure alone.
+        measure: the policy whose scores must reach the threshold.
+        patience: number of exits in a row, at least 1; 1 is the measure alone.
     """
 
     measure: Policy = field(default_factory=Entropy)
@@ -41,10 +40,10 @@ class PatientConfidence(Policy):
             raise InvalidInput(f"patience must be a whole number of at least 1, got {self.patience!r}")
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
-        """See `Policy.step`."""
+        """Score one exit."""
         inner = self.measure.step(exit, out, memory[1:])
-        seen = inner.score.unsqueeze(-1)  # (B, 1)
-        window = torch.cat((memory[0], seen), dim=-1)[:, -self.patience :] if memory else seen
+        current = inner.score.unsqueeze(-1)  # (B, 1)
+        window = torch.cat((memory[0], current), dim=-1)[:, -self.patience :] if memory else current
         ready = window.shape[-1] == self.patience
         score = window.amin(dim=-1) if ready else torch.full_like(inner.score, -math.inf)
         return Step(score, inner.logits, (window, *inner.memory), window.shape[-1])

@@ -1,16 +1,16 @@
-"""The table of policies: names that users type, and policies as data."""
+"""The tables of policies and wrappers: names that users type, and policies as data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from offramp.errors import InvalidInput, UnknownName
 from offramp.registry import build, load
 
 if TYPE_CHECKING:
-    from offramp.policies.base import Policy
+    from offramp.policies.base import Policy, WrapperPolicy
 
 POLICIES = {
     "certainty": "offramp.policies.certainty:Certainty",
@@ -28,7 +28,7 @@ POLICIES = {
 
 FITTED = ("consistency", "gain")  # names that need numbers from a trace first: offramp.policies.fitting
 
-WRAPPERS = {  # a parameter that any policy takes -> what goes around it: (policy, parameter, more); inner ones first
+WRAPPERS = {  # a parameter that policies take -> the wrapper that goes around them; inner ones first
     "temperatures": "offramp.policies.temperature:TemperatureScaled",
     "lines": "offramp.policies.exit_scaling:ExitScaled",
     "offsets": "offramp.policies.class_offsets:ClassOffsets",
@@ -37,19 +37,25 @@ WRAPPERS = {  # a parameter that any policy takes -> what goes around it: (polic
 
 
 def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
-    """An exit policy by name, or from the data that an operating point holds.
+    """Build an exit policy from its name, or from the data that an operating point holds.
 
     Args:
         name: a name of the table ("entropy"), or its data form `{"name": "pcee", "measure": "entropy", "patience": 2}`.
-        parameters: the policy's own, e.g. `patience=2`; a policy inside a policy is a name or data again. Every policy
-            takes `ensemble="run"` or `"all"` (see `offramp.policies.ensemble`) and, of classes, `offsets=(...)` (see
-            `offramp.policies.class_offsets`), every one that is not fitted
+        parameters: the policy's own, e.g. `patience=2`; a policy inside a policy is a name or data again. Wrappers add
+            parameters: every policy takes `ensemble="run"` or `"all"` (see `offramp.policies.ensemble`) and, for
+            classes, `offsets=(...)` (see `offramp.policies.class_offsets`); every one that is not fitted takes
             `temperatures=(...)` (see `offramp.policies.temperature`), and one whose score is in 0..1 `lines=(...)` (see
             `offramp.policies.exit_scaling`).
 
     Raises:
         UnknownName: no such policy.
         InvalidInput: a parameter that this policy does not have, or a value outside its range.
+
+    Example:
+        >>> offramp.load_policy("pcee", measure="margin", patience=3)
+        PatientConfidence(measure=Margin(), patience=3)
+        >>> offramp.load_policy({"name": "patience", "ensemble": "run"})
+        Ensemble(policy=Patience(), members='run')
     """
     if not isinstance(name, str):
         if "name" not in name:
@@ -57,42 +63,56 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
         return load_policy(**{**name, **parameters})
     if "measure" in parameters and isinstance(parameters["measure"], (str, Mapping)):
         parameters["measure"] = load_policy(parameters["measure"])
-    around = []
-    for wrapper in (wrapper for wrapper in WRAPPERS if wrapper in parameters):
-        found, value = load(WRAPPERS, wrapper), parameters.pop(wrapper)
-        more = {field.name: parameters.pop(field.name) for field in fields(found)[2:] if field.name in parameters}
-        around.append((found, value, more))
+    wrappers: list[tuple[type[WrapperPolicy], dict[str, Any]]] = []
+    for row in (row for row in WRAPPERS if row in parameters):
+        wrapper = load(WRAPPERS, row)
+        options = {
+            field: parameters.pop(key) for key, field in _wrapper_keys(row, wrapper).items() if key in parameters
+        }
+        wrappers.append((wrapper, options))
     policy: Policy = build(POLICIES, name, parameters)
-    for found, value, more in around:
-        policy = found(policy, value, **more)
+    for wrapper, options in wrappers:
+        policy = wrapper(policy=policy, **options)  # type: ignore[call-arg]  # a dataclass
     return policy
 
 
+def _wrapper_keys(row: str, wrapper: type[Any]) -> dict[str, str]:
+    """Return a wrapper's keys in a policy's data -> its fields; the inner policy has none."""
+    names = (field.name for field in fields(wrapper) if field.name != "policy")
+    return {row if name == wrapper.parameter else name: name for name in names}
+
+
 def default_policy(problem_type: str) -> str:
-    """The name of the policy for a kind of problem where none is asked for."""
+    """Return the name of the policy for a kind of problem where none is named."""
     return "stability" if problem_type == "regression" else "margin"
 
 
 def policy_to_dict(policy: Policy) -> dict[str, Any]:
-    """A policy as data: its name and its parameters, ready for JSON; `load_policy` reads it back."""
+    """Return a policy as data: its name and its parameters, ready for JSON; `load_policy` reads it back.
+
+    Raises:
+        UnknownName: the policy's class is in no table.
+    """
     path = f"{type(policy).__module__}:{type(policy).__qualname__}"
     name = next((name for name, row in {**POLICIES, **WRAPPERS}.items() if row == path), None)
     if name is None or not is_dataclass(policy):
-        raise UnknownName(f"{type(policy).__name__} has no row in offramp/registry.py, so it cannot be stored by name")
+        raise UnknownName(
+            f"{type(policy).__name__} has no row in offramp/policies/registry.py, so it cannot be stored by name"
+        )
     if name in WRAPPERS:
-        wrapped, *own = (getattr(policy, field.name) for field in fields(policy))
-        names = [name, *(field.name for field in fields(policy)[2:])]
-        return {**policy_to_dict(wrapped), **dict(zip(names, own, strict=True))}
+        inner = cast("WrapperPolicy", policy).policy
+        keys = _wrapper_keys(name, type(policy))
+        return {**policy_to_dict(inner), **{key: getattr(policy, field) for key, field in keys.items()}}
     data: dict[str, Any] = {"name": name}
     for field in fields(policy):
         value = getattr(policy, field.name)
-        inner = policy_to_dict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        data[field.name] = inner["name"] if isinstance(inner, dict) and len(inner) == 1 else inner
+        value = policy_to_dict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        data[field.name] = value["name"] if isinstance(value, dict) and len(value) == 1 else value
     return data
 
 
 def summarize(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """A policy's data as it is shown to people: without fitted weights, and without the rows that they are from."""
+    """Return a policy's data for people to read: without fitted weights and the hashes of their rows."""
     return {
         name: summarize(value) if isinstance(value, Mapping) else value
         for name, value in policy.items()

@@ -17,25 +17,33 @@ from offramp.types.trace import Trace
 
 
 def run_policy(policy: Policy, trace: Trace) -> tuple[Tensor, Tensor]:
-    """Scores (L, N) and the answers' logits (L, N, C) of a policy at every exit of a trace."""
+    """Return a policy's scores (L, N) and its answers' logits (L, N, C) at every exit of a trace."""
     memory: Memory = ()
     steps = []
-    for number in range(trace.depth):
-        step = policy.step(number, trace.exit(number), memory)
+    for exit in range(trace.depth):
+        step = policy.step(exit, trace.exit(exit), memory)
         memory = step.memory
         steps.append(step)
     return torch.stack([step.score.float() for step in steps]), torch.stack([step.logits for step in steps])
 
 
 def scores(policy: Policy, trace: Trace) -> Tensor:
-    """Scores (L, N) of a policy at every exit of a trace."""
+    """Return a policy's scores (L, N) at every exit of a trace.
+
+    Raises:
+        NotApplicable: the policy has no meaning for this kind of problem.
+
+    Example:
+        >>> offramp.scores(offramp.load_policy("max-prob"), trace).shape
+        torch.Size([4, 100])
+    """
     return run_policy(policy, trace)[0]
 
 
 def replay(
     trace: Trace, policy: Policy | Mapping[str, Any] | str, threshold: float | Sequence[float] | Tensor
 ) -> Answers:
-    """Who would have left where, without running the model.
+    """Return the answers and exit layers that a policy gives on a trace, without running the model.
 
     Args:
         trace: a full-depth pass, (L, N, C).
@@ -45,25 +53,29 @@ def replay(
     Raises:
         InvalidInput: the wrong number of thresholds, or a NaN among them.
         NotApplicable: the policy has no meaning for this kind of problem.
+
+    Example:
+        >>> answers = offramp.replay(trace, "fixed", 2)
+        >>> answers.exit_layers.unique(), answers.logits.shape
+        (tensor([2]), torch.Size([100, 3]))
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
     return answers_at(trace, *run_policy(policy, trace), threshold)
 
 
 def answers_at(trace: Trace, score: Tensor, logits: Tensor, threshold: float | Sequence[float] | Tensor) -> Answers:
-    """Return the answers of a policy that has run: its scores (L, N), its logits (L, N, C), and `replay`'s threshold."""
-    checked = nan_where_invalid(score, logits)  # (L, N)
-    leave = torch.stack(
-        [~continues(checked[m], at) for m, at in enumerate(thresholds_per_exit(threshold, trace.depth))]
-    )
-    first = leave.to(torch.uint8).argmax(dim=0)  # (N,) the first exit that lets the sample go
-    rows = torch.arange(len(trace))
-    taken = logits[first, rows]  # (N, C)
-    return Answers(taken, torch.tensor(trace.layer_numbers)[first], checked[first, rows].isnan())
+    """Return `replay`'s answers for a policy that has run: its scores (L, N), its logits (L, N, C), and a threshold."""
+    checked_score = nan_where_invalid(score, logits)  # (L, N)
+    thresholds = thresholds_per_exit(threshold, trace.depth)
+    leaves = torch.stack([~continues(row, limit) for row, limit in zip(checked_score, thresholds, strict=True)])
+    first = leaves.to(torch.uint8).argmax(dim=0)  # (N,) the first exit that each sample may leave at
+    samples = torch.arange(len(trace))
+    exit_layers = torch.tensor(trace.layer_numbers)[first]
+    return Answers(logits[first, samples], exit_layers, checked_score[first, samples].isnan())
 
 
 def finite_outputs(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:
-    """Scores (L, N) and logits (L, N, C) of a policy on a trace that can choose a threshold.
+    """Return a policy's scores (L, N) and logits (L, N, C), checked so that they can choose a threshold.
 
     Raises:
         InvalidInput: a single exit; samples whose scores or logits are not finite.
@@ -72,8 +84,8 @@ def finite_outputs(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:
     if trace.depth == 1:
         raise InvalidInput("a trace of one exit: there is nowhere to leave early")
     score, logits = run_policy(policy, trace)
-    if broken := int(is_invalid(score, logits).any(dim=0).sum()):
+    if invalid := int(is_invalid(score, logits).any(dim=0).sum()):
         raise InvalidInput(
-            f"{broken} of {len(trace)} samples have scores or logits that are not finite; leave them out first"
+            f"{invalid} of {len(trace)} samples have scores or logits that are not finite; leave them out first"
         )
     return score, logits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from offramp.evaluation.measure import measure_all
@@ -67,7 +66,9 @@ def scores_data(
 ) -> dict[str, Any]:
     """What `scores_text` says, as data for JSON."""
     found = measure_all(trace, points, metric, cost)
-    told = {name: {**asdict(value), "speedup": value.speedup, "saving": value.saving} for name, value in found.items()}
+    told = {
+        name: {**value.to_json(), "speedup": value.speedup, "saving": value.saving} for name, value in found.items()
+    }
     return {
         "metric": metric_for(trace, metric)[0],
         "layers": trace.layer_numbers,
@@ -85,10 +86,10 @@ def point_text(point: OperatingPoint) -> str:
     told = point.measured
     if told is not None:
         score = "" if told.score is None else f"{told.metric} {told.score:.4f} (full model {told.full_score:.4f}), "
-        where = ", ".join(f"{key} {told.about[key]}" for key in told.about if key not in ("weights", "timed"))
+        where = ", ".join(f"{key} {told.provenance[key]}" for key in told.provenance if key not in ("weights", "timed"))
         lines.append(f"  {score}mean exit {told.mean_exit:.2f} of {told.depth} on {told.rows} rows ({where})")
         if told.expected_ms is not None:
-            lines.append(f"  {told.expected_ms:.2f} ms a sample expected ({told.about.get('timed', 'unknown')})")
+            lines.append(f"  {told.expected_ms:.2f} ms a sample expected ({told.provenance.get('timed', 'unknown')})")
     if point.certificate is not None:
         lines.append(f"  {point.certificate.describe()}")
     return "\n".join(lines)

@@ -1,39 +1,47 @@
-"""What each exit takes on one machine, in milliseconds: what makes layers into time."""
+"""The cost of each exit on one machine, in milliseconds: it turns exit layers into time. Needs no torch."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from offramp.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """Milliseconds a sample if everybody leaves at one exit, as `offramp.measure_costs` finds them.
+    """Milliseconds a sample if all samples leave at one exit, as `offramp.measure_costs` measures them.
 
-    The mean over samples of the row of each one's exit is the time that a run takes where nobody waits for anybody. In
-    batches it takes longer: who stays makes small ones, whose layers cost more a sample.
+    The mean over samples of their exits' times is the time that a run takes where no sample waits for another. Batches
+    take longer: the rows that stay make small ones, whose layers cost more a sample.
 
     Attributes:
         layers: (L,) the layer number of each exit.
         ms: (L,) mean time of a sample, from its tokens to its answer; it never falls.
-        embed_ms: the share of it that no exit saves, from 0 to ms[0].
-        engine: what ran the model, with its precision.
+        embed_ms: the part of it that no exit saves, from 0 to ms[0].
+        engine: the engine that ran the model, with its precision.
         batch_size: rows at once.
         tokens: mean real tokens of a sample; None = images.
         machine: in words.
 
     Raises:
-        InvalidInput: numbers that cannot be such a table's.
+        InvalidInput: numbers that cannot be a cost table.
+
+    Example:
+        >>> table = offramp.CostTable((1, 2, 3), (1.0, 4.0, 9.0), 0.5, "torch-float32", 8, 12.5, "2 cores")
+        >>> table.mean_ms(torch.tensor([1, 1, 3, 2]))
+        3.75
     """
 
     layers: tuple[int, ...]
@@ -58,12 +66,13 @@ class CostTable:
             raise InvalidInput(f"times and batch_size must be above 0, got {self.ms} and {self.batch_size}")
 
     def mean_ms(self, exit_layers: Tensor) -> float:
-        """Mean time of samples that leave at these layers, (N,)."""
-        at = torch.searchsorted(torch.tensor(self.layers), exit_layers.cpu())  # (N,)
-        return torch.tensor(self.ms, dtype=torch.float64)[at].mean().item()
+        """Return the mean time of samples that leave at these layers, (N,)."""
+        counts = Counter(exit_layers.tolist())
+        total = math.fsum(count * self.ms[bisect_left(self.layers, layer)] for layer, count in counts.items())
+        return total / counts.total()
 
     def check(self, layers: Sequence[int]) -> None:
-        """Refuse to price a model with other exits.
+        """Refuse a model with other exits.
 
         Raises:
             InvalidInput: its exits lie at other layers than the table's.
@@ -72,7 +81,7 @@ class CostTable:
             raise InvalidInput(f"the cost table is of exits at layers {self.layers}, these lie at {tuple(layers)}")
 
     def describe(self) -> str:
-        """What was timed, in one line."""
+        """Return what was timed, in one line."""
         length = "" if self.tokens is None else f", {self.tokens:.1f} tokens"
         return f"{self.engine}, batch size {self.batch_size}{length}, {self.machine}"
 
@@ -82,7 +91,7 @@ class CostTable:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CostTable:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             InvalidInput: there is no such file, or it is not a cost table.

@@ -1,4 +1,4 @@
-"""Operating points: targets, thresholds, measurements, certificates, and their file."""
+"""Operating points: targets, thresholds, measurements, certificates, and their file. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from offramp.errors import InvalidInput
 
 POINTS_FILE = "operating_points.json"
 
+FORMAT = 1
+"""The newest format of POINTS_FILE: {"format": 1, "points": {name: point}}. Before it the file was {name: point}."""
+
+DEFAULT = "default"
+"""The name of the operating point that is used where none is named."""
+
 
 @dataclass(frozen=True)
 class Target:
-    """What a user asks of early exit: exactly one of these.
+    """The requirement that an operating point is chosen for: exactly one of these.
 
     Attributes:
         max_drop: keep at least (1 - max_drop) of the full model's score, 0..1.
@@ -26,7 +32,12 @@ class Target:
         latency_ms: mean time of a sample in milliseconds, above 0 (see `offramp.types.cost_table`).
 
     Raises:
-        InvalidInput: none or several are given, or one is out of range.
+        InvalidInput: none or several are set, or one is out of range.
+
+    Example:
+        >>> target = offramp.Target(speedup=2.0)
+        >>> target.kind, target.value
+        ('speedup', 2.0)
     """
 
     max_drop: float | None = None
@@ -35,10 +46,10 @@ class Target:
     latency_ms: float | None = None
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        if len(given) != 1:
-            raise InvalidInput(f"a target is exactly one of {', '.join(asdict(self))}; got {given or 'none'}")
-        ((name, value),) = given.items()
+        values = self._values()
+        if len(values) != 1:
+            raise InvalidInput(f"a target is exactly one of {', '.join(asdict(self))}; got {values or 'none'}")
+        ((name, value),) = values.items()
         if name == "speedup":
             fits, range_ = 1 <= value < math.inf, "at least 1"
         elif name == "latency_ms":
@@ -50,19 +61,21 @@ class Target:
 
     @property
     def kind(self) -> str:
-        """The name of the field that is set."""
-        return next(name for name, value in asdict(self).items() if value is not None)
+        """The name of the field that is set, e.g. "max_drop"."""
+        return next(iter(self._values()))
 
     @property
     def value(self) -> float:
-        """The value of the field that is set."""
-        value: float = getattr(self, self.kind)
-        return value
+        """The number of the field that is set."""
+        return next(iter(self._values().values()))
+
+    def _values(self) -> dict[str, float]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What an operating point did on the data that it was chosen on.
+    """An operating point's results on the data that it was chosen on.
 
     Attributes:
         metric: the metric's name; None where there were no labels.
@@ -71,8 +84,9 @@ class Measured:
         agreement: share of samples with the full model's answer; None for regression.
         mean_exit: mean exit layer.
         depth: layers of the full model.
-        rows: how many samples.
-        about: which data, which engine (see `Trace.about`); "timed": what the cost table was measured with.
+        rows: number of samples.
+        provenance: the data and the engine (see `Trace.provenance`); "timed": what the cost table was measured with.
+            In JSON its key is "about".
         expected_ms: mean time of a sample by a cost table, in milliseconds; None where there was no table.
     """
 
@@ -83,7 +97,7 @@ class Measured:
     mean_exit: float
     depth: int
     rows: int
-    about: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
     expected_ms: float | None = None
 
     @property
@@ -96,32 +110,46 @@ class Measured:
         """Share of the layers that did not run (PCEE-BERT eq. 4)."""
         return 1 - self.mean_exit / self.depth
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; `provenance` has the key "about"."""
+        return {"about" if name == "provenance" else name: value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measured:
+        """Read the data that `to_json` returns."""
+        return cls(**{"provenance" if name == "about" else name: value for name, value in data.items()})
+
 
 RISKS = {
     "quality": "the rows answered wrong where the full model is right",
     "drop": "the full model's right answers lost",
     "agreement": "the rows answered otherwise than by the full model",
 }
-"""What a certificate may bound: the share of ..."""
+"""Risks that a certificate may bound: the share of ..."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is promised of an operating point, for rows drawn like the ones that it was certified on.
+    """A bound on an operating point's risk, for rows drawn like the ones that it was certified on.
 
     Attributes:
         risk: a name of RISKS.
-        level: what was asked for: a risk of at most this.
-        delta: the promise is broken for at most this share of the draws of rows; None = the promise is of the mean
+        level: the risk that was allowed, at most.
+        delta: the bound is broken for at most this share of the draws of rows; None = the bound is on the mean
             over draws alone.
-        bound: what is promised: `level`, or 0 at full depth.
+        bound: the bound itself: `level`, or 0 at full depth.
         observed: the risk on the rows.
-        rows: how many rows the risk was measured on.
+        rows: number of rows that the risk was measured on.
         method: a name of `offramp.calibration.certify.METHODS`.
-        engine: what ran the model; None = not known.
+        engine: the engine that ran the model; None = not known.
         data: SHA-256 of the rows (`offramp.types.trace.trace_digest`).
         weights: SHA-256 of the model's weights; None = not known.
         note: why there is no early exit; empty where there is one.
+
+    Example:
+        >>> certificate = offramp.Certificate("agreement", 0.05, 0.05, 0.05, 0.03, 500, "binomial", None, "ab12")
+        >>> certificate.describe()
+        'certified with 0.95 confidence: at most 5% of the rows answered otherwise than by the full model (...)'
     """
 
     risk: str
@@ -137,24 +165,32 @@ class Certificate:
     note: str = ""
 
     def describe(self) -> str:
-        """The certificate in one line."""
-        how = f"{self.method}, {self.rows} rows, {self.observed:.2%} seen"
+        """Return the certificate in one line."""
+        basis = f"{self.method}, {self.rows} rows, {self.observed:.2%} seen"
         if self.note:
-            return f"full depth: {self.note} ({self.risk} {self.level:g}, {how})"
-        sure = "on average over draws of rows" if self.delta is None else f"with {1 - self.delta:.4g} confidence"
-        return f"certified {sure}: at most {100 * self.bound:.4g}% of {RISKS[self.risk]} ({how})"
+            return f"full depth: {self.note} ({self.risk} {self.level:g}, {basis})"
+        confidence = "on average over draws of rows" if self.delta is None else f"with {1 - self.delta:.4g} confidence"
+        return f"certified {confidence}: at most {100 * self.bound:.4g}% of {RISKS[self.risk]} ({basis})"
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Where to leave: a policy by name, its thresholds, and what was measured there. It holds no objects.
+    """A policy by name, its thresholds, and the results there. It holds no objects.
 
     Attributes:
         policy: {"name": ..., its parameters}.
         thresholds: one for each exit but the last; `math.inf` = never.
-        target: what was asked for, e.g. {"max_drop": 0.01}.
-        measured: what it did where it was chosen; None for a point set by hand.
-        certificate: what is promised of it; None for a point that `offramp.certify` did not make.
+        target: the requirement it was chosen for, e.g. {"max_drop": 0.01}.
+        measured: the results where it was chosen; None for a point set by hand.
+        certificate: the bound on its risk; None for a point that `offramp.certify` did not make.
+
+    Raises:
+        InvalidInput: a policy without a name, or a threshold that is NaN.
+
+    Example:
+        >>> point = offramp.OperatingPoint({"name": "entropy"}, (0.5, 0.4, float("inf")))
+        >>> point.to_json()["thresholds"]
+        [0.5, 0.4, 'never']
     """
 
     policy: Mapping[str, Any]
@@ -171,45 +207,53 @@ class OperatingPoint:
             raise InvalidInput(f"a threshold must be a number, got {self.thresholds}")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; never and always are written as words."""
+        """Return plain data; the thresholds inf and -inf are the words "never" and "always"."""
         words = {math.inf: "never", -math.inf: "always"}
-        data = {**asdict(self), "thresholds": [words.get(value, value) for value in self.thresholds]}
-        return data | {"policy": dict(self.policy)}
+        return {
+            **asdict(self),
+            "policy": dict(self.policy),
+            "thresholds": [words.get(value, value) for value in self.thresholds],
+            "measured": self.measured and self.measured.to_json(),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> OperatingPoint:
-        """What `to_json` made."""
+        """Read the data that `to_json` returns."""
         words = {"never": math.inf, "always": -math.inf}
         thresholds = tuple(words[value] if isinstance(value, str) else value for value in data["thresholds"])
-        measured = Measured(**data["measured"]) if data.get("measured") else None
+        measured = Measured.from_json(data["measured"]) if data.get("measured") else None
         certificate = Certificate(**data["certificate"]) if data.get("certificate") else None
         return cls(data["policy"], thresholds, data.get("target", {}), measured, certificate)
 
 
 def read_points(path: str | os.PathLike[str]) -> dict[str, OperatingPoint]:
-    """The operating points of a model folder's file, by name.
+    """Read the operating points of a model folder's file, by name.
 
     Raises:
-        InvalidInput: the file cannot be read as operating points.
+        InvalidInput: the file cannot be read as operating points, or its format is newer than `FORMAT`.
     """
     try:
-        points = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {name: OperatingPoint.from_json(point) for name, point in points.items()}
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        numbered = isinstance(data.get("format"), int)
+        if not numbered or data["format"] <= FORMAT:
+            points = data["points"] if numbered else data
+            return {name: OperatingPoint.from_json(point) for name, point in points.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"{os.fspath(path)}: not a file of operating points ({error!r})") from None
+    raise InvalidInput(
+        f"{os.fspath(path)}: its format is {data['format']} and this offramp reads up to {FORMAT}; "
+        "a newer offramp is needed"
+    )
 
 
 def write_points(points: Mapping[str, OperatingPoint], path: str | os.PathLike[str]) -> None:
     """Write operating points; the old file stays whole until the new one is complete."""
-    text = json.dumps({name: point.to_json() for name, point in points.items()}, indent=2)
+    data = {"format": FORMAT, "points": {name: point.to_json() for name, point in points.items()}}
     unfinished = Path(f"{os.fspath(path)}.tmp")
-    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path)
 
 
-DEFAULT = "default"
-
-
 def fixed_depth_point(layer: int, layers: Sequence[int]) -> OperatingPoint:
-    """Everybody leaves at one layer: under any policy every score reaches a threshold of -inf, and none one of inf."""
-    return OperatingPoint({"name": "fixed"}, tuple(-math.inf if each >= layer else math.inf for each in layers[:-1]))
+    """Return the point at which all rows leave at one layer: every score reaches -inf, and none reaches inf."""
+    return OperatingPoint({"name": "fixed"}, tuple(-math.inf if exit >= layer else math.inf for exit in layers[:-1]))

@@ -1,4 +1,4 @@
-"""What an exit returns, what an adaptive run returns, and how logits become answers."""
+"""The output of an exit, the answers of an adaptive run, and the step from logits to answers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from offramp.types.problem_types import MULTI_LABEL, REGRESSION, infer_problem_t
 
 @dataclass(frozen=True)
 class ExitOutput:
-    """What one exit says of a batch; in training and in a trace, what all exits say, with L in front.
+    """The output of one exit for a batch; in training and in a trace, of all exits, with L in front.
 
     Attributes:
         logits: (B, C), or (L, B, C).
-        certainty: (B,), or (L, B), in 0..1: a learned gate's opinion; None where the model has no gate.
-        layer: how many layers ran before this exit; None = one layer an exit.
+        certainty: (B,), or (L, B), in 0..1: a learned gate's output; None where the model has no gate.
+        layer: number of layers that ran before this exit; None = one layer an exit.
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, else single label.
-        last: no exit comes after this one: whoever is here is answered, whatever the score.
+        last: no exit comes after this one, so that all rows leave here, whatever their scores.
+
+    Example:
+        >>> offramp.ExitOutput(torch.tensor([[2.0, -1.0, 0.0]]), layer=3).problem_type
+        'single_label_classification'
     """
 
     logits: Tensor
@@ -37,12 +41,17 @@ class ExitOutput:
 
 @dataclass(frozen=True)
 class Answers:
-    """What an adaptive run gives back, in the order of the input.
+    """The answers of an adaptive run, in the order of the input.
 
     Attributes:
         logits: (N, C) float32, of the exit at which each sample left.
         exit_layers: (N,) int64 layer numbers, 1 = after the first layer.
         failed: (N,) bool, True where the logits were not finite: no answer, an error.
+
+    Example:
+        >>> answers = offramp.replay(trace, "entropy", 0.5)
+        >>> answers.logits.shape, answers.exit_layers[:3]
+        (torch.Size([100, 3]), tensor([...]))
     """
 
     logits: Tensor
@@ -51,7 +60,7 @@ class Answers:
 
 
 def class_log_probs(out: ExitOutput) -> Tensor:
-    """Log-probabilities (..., G, K) in float32 of the G choices that an answer consists of.
+    """Return the log-probabilities (..., G, K) in float32 of the G choices that an answer consists of.
 
     One choice among C classes for single-label problems, C choices between no and yes for several labels. A policy
     that reads these handles both.
@@ -70,5 +79,5 @@ def class_log_probs(out: ExitOutput) -> Tensor:
 
 
 def predictions(out: ExitOutput) -> Tensor:
-    """The answer as class numbers: (..., 1) for a single label, (..., C) of 0 or 1 for several (yes above 0.5)."""
+    """Return the answer's class numbers: (..., 1) for a single label, (..., C) of 0 or 1 for several (1 above 0.5)."""
     return class_log_probs(out).argmax(dim=-1)

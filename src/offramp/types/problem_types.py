@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
@@ -11,7 +14,7 @@ PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 
 def infer_problem_type(logits: Tensor, labels: Tensor | None = None) -> str:
-    """The rule of transformers: one output is regression; labels with a row for each sample are several labels."""
+    """Return the kind of problem by transformers' rule: one output is regression, labels (N, C) are several labels."""
     if logits.shape[-1] == 1:
         return REGRESSION
     return MULTI_LABEL if labels is not None and labels.dim() == 2 else SINGLE_LABEL

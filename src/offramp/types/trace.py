@@ -1,4 +1,4 @@
-"""One full-depth pass over a data set, and the hashes by which its rows are known again."""
+"""One full-depth pass over a data set, and the hashes that identify its rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from offramp.types.problem_types import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL,
 
 @dataclass(frozen=True)
 class Trace:
-    """One full-depth pass over a data set, kept: all that thresholds, curves and reports need.
+    """One full-depth pass over a data set: all that thresholds, curves and reports need.
 
     Attributes:
         logits: (L, N, C), stored as float32.
@@ -29,11 +29,18 @@ class Trace:
         layers: (L,) the layer number of each exit, increasing; None = 1..L.
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, several labels where the labels are
             (N, C), else single label.
-        about: where it is from, in words: {"engine": ..., "data": ..., "weights": their SHA-256}.
+        provenance: where it is from, in words: {"engine": ..., "data": ..., "weights": their SHA-256}. In the file its
+            key is "about".
         tokens: (N,) real tokens of each sample, for `offramp.model.flops`; None where that is not known.
 
     Raises:
         InvalidInput: shapes that do not fit together.
+
+    Example:
+        >>> logits = torch.tensor([[[0.1, 0.2], [0.3, 0.1]], [[2.0, -1.0], [3.0, 0.0]]])  # 2 exits, 2 samples
+        >>> trace = offramp.Trace(logits, labels=torch.tensor([0, 1]))
+        >>> trace.depth, len(trace), trace.layer_numbers
+        (2, 2, [1, 2])
     """
 
     logits: Tensor
@@ -41,7 +48,7 @@ class Trace:
     certainty: Tensor | None = None
     layers: Tensor | None = None
     problem_type: str | None = None
-    about: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
     tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +82,7 @@ class Trace:
 
     @property
     def depth(self) -> int:
-        """How many exits there are."""
+        """The number of exits."""
         return self.logits.shape[0]
 
     @property
@@ -85,17 +92,17 @@ class Trace:
         return self.layers.tolist()
 
     def exit(self, number: int) -> ExitOutput:
-        """What exit `number` (0-based) said of all samples."""
+        """Return the output of exit `number` (0-based) for all samples."""
         certainty = None if self.certainty is None else self.certainty[number]
         layer, last = self.layer_numbers[number], number == self.depth - 1
         return ExitOutput(self.logits[number], certainty, layer=layer, problem_type=self.problem_type, last=last)
 
     def take(self, rows: Tensor) -> Trace:
-        """The trace of the given samples alone; rows: (K,) indices."""
+        """Return the trace of some samples; rows: (K,) indices."""
         labels = None if self.labels is None else self.labels[rows]
         certainty = None if self.certainty is None else self.certainty[:, rows]
         tokens = None if self.tokens is None else self.tokens[rows]
-        return Trace(self.logits[:, rows], labels, certainty, self.layers, self.problem_type, self.about, tokens)
+        return Trace(self.logits[:, rows], labels, certainty, self.layers, self.problem_type, self.provenance, tokens)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file."""
@@ -106,12 +113,12 @@ class Trace:
             "layers": self.layers,
             "tokens": self.tokens,
         }
-        words = {"problem_type": str(self.problem_type), "about": json.dumps(dict(self.about))}
+        words = {"problem_type": str(self.problem_type), "about": json.dumps(dict(self.provenance))}
         save_file({name: value.contiguous() for name, value in tensors.items() if value is not None}, path, words)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             InvalidInput: there is no such file, or it is not a trace.
@@ -123,7 +130,7 @@ class Trace:
         except (OSError, SafetensorError) as error:
             raise InvalidInput(f"{os.fspath(path)}: not a readable trace ({error})") from None
         try:
-            return cls(**tensors, problem_type=words["problem_type"], about=json.loads(words["about"]))
+            return cls(**tensors, problem_type=words["problem_type"], provenance=json.loads(words["about"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(f"{os.fspath(path)}: not a trace that `offramp record` wrote ({error})") from None
 
@@ -131,9 +138,9 @@ class Trace:
 def _check_labels(labels: Tensor, problem_type: str, logits: Tensor) -> None:
     _, samples, outputs = logits.shape
     flat = problem_type == SINGLE_LABEL or (problem_type == REGRESSION and outputs == 1)
-    wanted = (samples,) if flat else (samples, outputs)
-    if labels.shape != wanted and not (problem_type == REGRESSION and labels.shape == (samples, outputs)):
-        raise InvalidInput(f"labels for {samples} samples must be {wanted}, got {tuple(labels.shape)}")
+    expected = (samples,) if flat else (samples, outputs)
+    if labels.shape != expected and not (problem_type == REGRESSION and labels.shape == (samples, outputs)):
+        raise InvalidInput(f"labels for {samples} samples must be {expected}, got {tuple(labels.shape)}")
     if problem_type == REGRESSION and not labels.isfinite().all():
         raise InvalidInput("labels of a regression must be finite numbers")
     if problem_type == SINGLE_LABEL and not ((labels >= 0) & (labels < outputs)).all():
@@ -143,24 +150,25 @@ def _check_labels(labels: Tensor, problem_type: str, logits: Tensor) -> None:
 
 
 DECIMALS = 3
-"""Of the logits in a row's hash: float noise between batches is far below, different rows are far above."""
+"""Of the logits in a row's hash: float noise between batches is far below, different rows differ far more."""
 
 
 def trace_digest(trace: Trace) -> str:
-    """SHA-256 of everything that certifying reads of a trace: logits, labels, certainty."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of all that `certify` reads of a trace: logits, labels, certainty."""
+    digest = hashlib.sha256()
     for tensor in (trace.logits, trace.labels, trace.certainty):
         if tensor is not None:
-            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def row_hashes(trace: Trace) -> tuple[str, ...]:
-    """A hash for each row, N of them: the first 8 bytes, in hex, of the SHA-256 of its logits (L, C).
+    """Return a hash for each row, N of them: the first 8 bytes, in hex, of the SHA-256 of its logits (L, C).
 
-    Labels are not in it, so a row is known again with and without them. The logits are rounded to `DECIMALS`: recorded
-    in another batch nearly every row keeps its hash, but not every one (in int8 fewer). Equal texts have equal hashes.
+    Labels are not in it, so a row has the same hash with and without them. The logits are rounded to `DECIMALS`:
+    recorded in another batch nearly every row keeps its hash, but not every one (in int8 fewer). Equal texts have equal
+    hashes.
     """
     rounded = trace.logits.double().round(decimals=DECIMALS) + 0.0  # (L, N, C); -0 becomes 0
     rows = rounded.transpose(0, 1).contiguous().numpy()  # (N, L, C)
@@ -168,7 +176,7 @@ def row_hashes(trace: Trace) -> tuple[str, ...]:
 
 
 def labels_of(trace: Trace) -> Tensor:
-    """The labels of a trace that must have them.
+    """Return the labels of a trace that must have them.
 
     Raises:
         InvalidInput: it has none.

@@ -212,7 +212,8 @@ def _chosen_here(trace: Trace, point: OperatingPoint) -> bool:
     if point.certificate is not None:
         return point.certificate.data == trace_digest(trace)
     there = point.measured
-    return there is not None and there.rows == len(trace) and there.about.get("data") == trace.about.get("data")
+    data = trace.provenance.get("data")
+    return there is not None and there.rows == len(trace) and there.provenance.get("data") == data
 
 
 def _void(trace: Trace, point: OperatingPoint) -> str:
@@ -220,9 +221,9 @@ def _void(trace: Trace, point: OperatingPoint) -> str:
     promised = point.certificate
     if promised is None:
         return ""
-    if promised.weights is not None and promised.weights != trace.about.get("weights"):
+    if promised.weights is not None and promised.weights != trace.provenance.get("weights"):
         return "other weights"
-    if promised.engine is not None and promised.engine != trace.about.get("engine"):
+    if promised.engine is not None and promised.engine != trace.provenance.get("engine"):
         return f"another engine, {promised.engine}"
     return ""
 

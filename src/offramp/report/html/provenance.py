@@ -25,7 +25,7 @@ def environment(folder: Path, data: str, trace: Trace, command: str) -> dict[str
         trace: of that model on that data.
         command: what was typed.
     """
-    about = trace.about
+    about = trace.provenance
     found = {
         "command": command,
         "model": str(folder),

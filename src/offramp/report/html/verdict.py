@@ -194,7 +194,7 @@ def _saves(told: Measured, full_ms: float | None) -> str:
     if told.expected_ms is None or full_ms is None:
         return f"{layers}. Milliseconds were not measured; `offramp bench` measures them."
     return (
-        f"{layers}, in {told.expected_ms:.3g} ms where all layers take {full_ms:.3g} ms ({told.about['timed']}). "
+        f"{layers}, in {told.expected_ms:.3g} ms where all layers take {full_ms:.3g} ms ({told.provenance['timed']}). "
         "`offramp bench` compares that with the plain model in every engine."
     )
 
