@@ -1,8 +1,8 @@
-"""A ladder of operating points, from full depth down: what a server under load steps down.
+"""A ladder of operating points, from full depth down, for a server to step down under load.
 
-All rungs have one policy and one number each (with `lines` it stands for a threshold at each exit), so whoever is lower
-has the looser thresholds, and no sample leaves later there. A name says what was asked for, whatever the data:
-"keep-99" keeps 99 % of the full model's score, "2x" runs half of the layers.
+All rungs have one policy and one number each (with `lines` it means a threshold at each exit), so a lower rung has
+looser thresholds, and no sample exits later there. A name is the target, whatever the data: "keep-99" keeps 99 % of the
+full model's score, "2x" runs half of the layers.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def ladder(
     *,
     delta: float | None = None,
 ) -> dict[str, OperatingPoint]:
-    """Operating points by name, names of RUNGS, each with a lower mean exit than the one before.
+    """Choose operating points by name (LADDER_NAMES), each with a lower mean exit than the one before.
 
-    A rung that is no faster than one before it changes nothing and is left out, as is one that cannot be reached; the
-    log says so. Where "keep-99" runs fewer than half of the layers, "2x" comes before it.
+    A rung that is no faster than one before it is left out, as is one that cannot be reached; the log names them. Where
+    "keep-99" runs fewer than half of the layers, "2x" comes before it. The policy runs over the trace once.
 
     With `delta` the rungs of DROPS are certified (`offramp.certify`, risk "drop"), each at delta / 3. Each alone would
-    hold at the full delta: for it the thresholds are tested in a fixed order. But rungs are tested at levels of their
-    own, and go wrong at thresholds of their own, on rows that one of them has lost and another not; nothing orders
-    these tests, so only the sum of their chances bounds that any rung is wrong. What is certified is the whole ladder:
-    all its promises hold at once, except for a share delta of the draws of rows, whichever rung the load may choose.
+    hold at the full delta: its thresholds are tested in a fixed order. But rungs have their own levels and fail at
+    their own thresholds, on rows that one of them loses and another does not. Nothing orders these tests, so only the
+    sum of their chances bounds the chance that any rung fails. The certificate is of the whole ladder: all its bounds
+    hold at once, except for a share delta of the draws of rows, whichever rung the load may choose.
 
     Args:
         trace: a full-depth pass over data that is neither trained on nor reported on, with labels.
@@ -55,6 +55,13 @@ def ladder(
     Raises:
         InvalidInput: no labels; samples without a finite answer; a single exit; as `certify`, where delta is given.
         NotApplicable: policy or metric have no meaning for this kind of problem; certificates for a regression.
+
+    Example:
+        >>> points = offramp.ladder(trace, "entropy")
+        >>> list(points)
+        ['full', 'keep-99.5', ...]
+        >>> points["full"].thresholds
+        (inf, inf, inf)
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
     share = None if delta is None else delta / len(DROPS)
@@ -76,17 +83,17 @@ def ladder(
 
 
 def _falling(points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:
-    """By threshold, without those that leave where one before them does."""
-    kept: dict[str, OperatingPoint] = {}
+    """Return the points by falling mean exit, without those that are no faster than one before them."""
+    rungs: dict[str, OperatingPoint] = {}
     last = math.inf
     for name in sorted(points, key=lambda name: -_mean_exit(points[name])):  # equal ones stay in order
-        if kept and _mean_exit(points[name]) >= last:
+        if rungs and _mean_exit(points[name]) >= last:
             certificate = points[name].certificate
-            why = f" ({certificate.note})" if certificate and certificate.note else ""
-            log.info("without %s: no faster than %s%s", name, next(reversed(kept)), why)
+            reason = f" ({certificate.note})" if certificate and certificate.note else ""
+            log.info("without %s: no faster than %s%s", name, next(reversed(rungs)), reason)
             continue
-        kept[name], last = points[name], _mean_exit(points[name])
-    return kept
+        rungs[name], last = points[name], _mean_exit(points[name])
+    return rungs
 
 
 def _mean_exit(point: OperatingPoint) -> float:
