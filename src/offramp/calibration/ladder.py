@@ -64,11 +64,11 @@ def ladder(
         (inf, inf, inf)
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
+    outputs = policy_outputs(trace, policy)
+    points = {"full": outputs.point(math.inf, {}, metric)}
     share = None if delta is None else delta / len(DROPS)
     if share is not None:
         check_certifiable(trace, policy, "drop", min(DROPS.values()), share)
-    outputs = policy_outputs(trace, policy)
-    points = {"full": outputs.point(math.inf, {}, metric)}
     for name in (*DROPS, *SPEEDUPS):
         try:
             if name in SPEEDUPS:
