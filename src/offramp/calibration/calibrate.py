@@ -80,12 +80,12 @@ def point_for(
     elif target.kind == "agreement":
         agreed = sweep(outputs.scores, _agreement(outputs))
         threshold = loosest(agreed.thresholds, agreed.statistics[:, 0] >= value * len(trace) - 1e-9)
-    elif cost is None:
+    elif cost is None:  # the target is a speed-up
         layers = sweep(outputs.scores, per_exit_constant(trace, trace.layer_numbers))
         speedups = trace.layer_numbers[-1] * len(trace) / layers.statistics[:, 0]  # (K,) rises as thresholds fall
         limit = f"{outputs.policy} cannot reach a speed-up of {value:g} here; the best is {speedups[-1]:.4g}"
         threshold = strictest(layers.thresholds, speedups >= value * (1 - 1e-12), limit)
-    else:
+    else:  # the target is latency_ms
         cost.check(trace.layer_numbers)
         times = sweep(outputs.scores, per_exit_constant(trace, cost.ms))
         means = times.statistics[:, 0] / len(trace)  # (K,) never rises as thresholds fall
@@ -118,7 +118,7 @@ def strictest(thresholds: Tensor, fast_enough: Tensor, refusal: str) -> float:
 
 
 def _full_score(trace: Trace, metric: str | None) -> float:
-    """The full model's score, not that of the threshold "never": an ensemble may change that answer."""
+    """Return the full model's score, not that of the threshold "never": an ensemble may change that answer."""
     full = layerwise(trace, metric)[-1]
     if full <= 0:
         raise CannotReach(f"the full model scores {full:.4g}: not above 0, so there is no share of it to keep")
@@ -126,7 +126,7 @@ def _full_score(trace: Trace, metric: str | None) -> float:
 
 
 def _agreement(outputs: PolicyOutputs) -> Tensor:
-    """1 where a sample's answer at an exit is the full model's, else 0; (L, N, 1)."""
+    """Return 1 where a sample's answer at an exit is the full model's, else 0; (L, N, 1)."""
     trace = outputs.trace
     if trace.problem_type == REGRESSION:
         raise NotApplicable("agreement compares classes and a regression has none; use max_drop or speedup")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,10 @@ from offramp.cli.options import (
 from offramp.cli.points import add_points, print_scores
 from offramp.errors import CannotReach, InvalidInput
 from offramp.training.objectives.registry import OBJECTIVES
+
+if TYPE_CHECKING:
+    from offramp.types.operating_point import OperatingPoint
+    from offramp.types.trace import Trace
 
 HEADS = ("linear", "shared_pooler", "pooler", "attention")  # offramp.model.heads has them, with torch
 
@@ -93,7 +97,6 @@ def train(
     validation_source: str,
     output: Path,
     backbone: str | None,
-    task: str,
     max_drop: float,
     max_length: int | None,
     objective: str,
@@ -114,32 +117,18 @@ def train(
     silence_transformers()
     from transformers import set_seed
 
-    from offramp.calibration.prepare import fit_and_calibrate
-    from offramp.data.examples import read_examples
-    from offramp.inference.record import read_for
     from offramp.inference.record import record as record_trace
     from offramp.model.default_encoder import default_encoder
     from offramp.model.hub import load_tokenizer
     from offramp.training.fit import fit
     from offramp.training.objectives.registry import load_objective
-    from offramp.types.operating_point import DEFAULT, Target
 
     # 1) data and model
-    columns = columns_of(options)
     objective_module = load_objective(objective, **({"freeze": True} if freeze else {}))
     set_seed(options["seed"])
     start = backbone or default_encoder()
-    if freeze:
-        model = _fine_tuned(start, options)
-        data, held_out = (
-            read_for(model.config, source, columns, split)
-            for source, split in ((train_source, "train"), (validation_source, "validation"))
-        )
-    else:
-        data = read_examples(train_source, columns, split="train", task=task)
-        names = data.label_names or None
-        held_out = read_examples(validation_source, columns, split="validation", task=task, label_names=names)
-        model = _new_model(start, data, options)
+    build = _fine_tuned_with_data if freeze else _new_with_data
+    model, data, held_out = build(start, train_source, validation_source, options)
     tokenizer = load_tokenizer(start)
     if max_length is not None:
         tokenizer.model_max_length = max_length
@@ -161,13 +150,24 @@ def train(
     # 3) the default operating point
     trace = record_trace(output, held_out)
     trace = replace(trace, provenance={**trace.provenance, "data": Path(validation_source).name})
+    print_scores(as_json, trace, _add_default_point(output, trace, max_drop))
+
+
+def _add_default_point(folder: Path, trace: Trace, max_drop: float) -> dict[str, OperatingPoint]:
+    """Choose the default operating point on a trace, save it with the model, and return it by name.
+
+    Where none can be chosen or saved, print why.
+    """
+    from offramp.calibration.prepare import fit_and_calibrate
+    from offramp.types.operating_point import DEFAULT, Target
+
     points = {}
     try:
         points[DEFAULT] = fit_and_calibrate(trace, Target(max_drop=max_drop))
-        add_points(output, points)
+        add_points(folder, points)
     except (CannotReach, InvalidInput) as error:
         click.echo(f"no default operating point, answers run at full depth: {error}", err=True)
-    print_scores(as_json, trace, points)
+    return points
 
 
 def _refuse_to_overwrite(folder: Path, resume: bool) -> None:
@@ -177,20 +177,33 @@ def _refuse_to_overwrite(folder: Path, resume: bool) -> None:
         raise InvalidInput(f"{folder}: an unfinished run lies there; resume it by --resume, or choose another folder")
 
 
-def _new_model(start: str, data: Any, options: Mapping[str, Any]) -> Any:
+def _new_with_data(
+    start: str, train_source: str, validation_source: str, options: Mapping[str, Any]
+) -> tuple[Any, Any, Any]:
+    """Return a model with new exits for the labels of the data, the data to train on, and the data to validate on."""
+    from offramp.data.examples import read_examples
     from offramp.model.backbones.restack import restack
     from offramp.model.hub import load_encoder
     from offramp.model.modeling import MultiExitModel
 
+    columns = columns_of(options)
+    data = read_examples(train_source, columns, split="train", task=options["task"])
+    names = data.label_names or None
+    held_out = read_examples(validation_source, columns, split="validation", task=options["task"], label_names=names)
     first = data.labels[0]
     outputs = len(first) if isinstance(first, list) else 1
     labels = {"id2label": dict(enumerate(data.label_names))} if data.label_names else {"num_labels": outputs}
     layers = options["layers"]
     encoder = restack(load_encoder(start), range(layers)) if layers else start
-    return MultiExitModel.from_backbone(encoder, problem_type=data.problem_type, **labels, **_exits(options))
+    model = MultiExitModel.from_backbone(encoder, problem_type=data.problem_type, **labels, **_exits(options))
+    return model, data, held_out
 
 
-def _fine_tuned(start: str, options: Mapping[str, Any]) -> Any:
+def _fine_tuned_with_data(
+    start: str, train_source: str, validation_source: str, options: Mapping[str, Any]
+) -> tuple[Any, Any, Any]:
+    """Return a fine-tuned model that keeps its head, and the same data read for its labels."""
+    from offramp.inference.record import read_for
     from offramp.model.modeling import MultiExitModel
 
     if options["layers"]:
@@ -198,7 +211,9 @@ def _fine_tuned(start: str, options: Mapping[str, Any]) -> Any:
     model = MultiExitModel.from_backbone(start, **_exits(options))
     if model.config.own_head is None:
         raise InvalidInput(f"{start}: --freeze keeps a fine-tuned classifier's head, and there is none to be kept")
-    return model
+    columns = columns_of(options)
+    data = read_for(model.config, train_source, columns, "train")
+    return model, data, read_for(model.config, validation_source, columns, "validation")
 
 
 def _exits(options: Mapping[str, Any]) -> dict[str, Any]:
