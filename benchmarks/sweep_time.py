@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from machine import as_lines, provenance
-from offramp.evaluation.bootstrap import POINTS, RESAMPLES
+from offramp.evaluation.bootstrap import CURVE_POINTS, CURVE_RESAMPLES
 from offramp.evaluation.compare import compare
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
@@ -59,7 +59,8 @@ def page(told: dict[str, Any]) -> str:
     """The same as Markdown."""
     lines = ["# Comparing every policy on one trace", "", as_lines(told["about"]), ""]
     lines.append(
-        f"{EXITS} exits, {POINTS} thresholds a policy, {RESAMPLES} resamples; fitting included. On a machine that"
+        f"{EXITS} exits, {CURVE_POINTS} thresholds a policy, {CURVE_RESAMPLES} resamples; fitting included. On a machine "
+        "that"
     )
     lines.append("does other things too the clock says more than the processor's time, which is what counts here.")
     lines += [

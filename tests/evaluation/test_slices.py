@@ -5,7 +5,7 @@ import torch
 
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluation.measure import measure
-from offramp.evaluation.slices import MOST, Slice, by_groups, by_label, by_length
+from offramp.evaluation.slices import MAX_SLICES, Slice, by_groups, by_label, by_length
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
@@ -75,13 +75,13 @@ def test_without_labels_a_slice_has_agreement_alone() -> None:
 
 
 def test_what_cannot_be_sliced_is_refused() -> None:
-    trace = random_trace(SINGLE_LABEL, samples=MOST + 1)
+    trace = random_trace(SINGLE_LABEL, samples=MAX_SLICES + 1)
     never = OperatingPoint({"name": "entropy"}, (math.inf,) * 5)
     with pytest.raises(InvalidInput, match="201 rows take 201 names of groups, got 1"):
         by_groups(trace, never, ["all"])
     with pytest.raises(InvalidInput, match="201 groups are too many"):
-        by_groups(trace, never, [str(number) for number in range(MOST + 1)])
-    with pytest.raises(InvalidInput, match="does not know how long"):
+        by_groups(trace, never, [str(number) for number in range(MAX_SLICES + 1)])
+    with pytest.raises(InvalidInput, match="no token counts"):
         by_length(trace, never)
     with pytest.raises(InvalidInput, match="needs labels"):
         by_label(Trace(trace.logits), never)

@@ -1,4 +1,4 @@
-"""Bounds on a risk from the rows it was measured on."""
+"""P-values and bounds of a risk, from the rows it was measured on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-# --- methods: the loosest threshold such that it and all stricter ones pass; None = not even "never" does -----------
-
 
 def hoeffding_bentkus(rows: int, level: float) -> Tensor:
-    """P-values (N+1,) of 0..N losses among N rows, for "the risk is above level".
+    """Return the p-values (N+1,) of 0..N losses among N rows, for "the risk is above level".
 
     min(exp(-n kl(min(k/n, a), a)), e P(Binomial(n, a) <= k)) (Learn then Test, proposition 2, after Bates et al. 2021).
     """
@@ -21,7 +19,7 @@ def hoeffding_bentkus(rows: int, level: float) -> Tensor:
 
 
 def binomial(rows: int, level: float) -> Tensor:
-    """P-values (N+1,) of 0..N losses among N rows: P(Binomial(n, a) <= k), exact for losses of 0 and 1."""
+    """Return the p-values (N+1,) of 0..N losses among N rows: P(Binomial(n, a) <= k), exact for losses of 0 and 1."""
     lost = torch.arange(rows + 1, dtype=torch.float64)
     total = torch.tensor(rows, dtype=torch.float64)
     ways = (total + 1).lgamma() - (lost + 1).lgamma() - (total - lost + 1).lgamma()
@@ -29,7 +27,7 @@ def binomial(rows: int, level: float) -> Tensor:
 
 
 def conformal(rows: int) -> Tensor:
-    """Bounds (N+1,) on the mean risk over draws, for 0..N losses among N rows: (k + 1) / (n + 1).
+    """Return the bounds (N+1,) on the mean risk over draws, for 0..N losses among N rows: (k + 1) / (n + 1).
 
     Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal Risk Control", ICLR 2024, arXiv:2208.02814, equation 4.
     """
@@ -37,10 +35,10 @@ def conformal(rows: int) -> Tensor:
 
 
 def betting(losses: Tensor, level: float, delta: float) -> float:
-    """P-value of losses (N,) in 0..1, drawn independently, for "their mean is above level".
+    """Return the p-value of losses (N,) in 0..1, drawn independently, for "their mean is above level".
 
-    A gambler who bets that the mean is lower, and whose capital is a supermartingale if it is not, multiplies it by
-    1/p with probability p at most. Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
+    A bet that the mean is lower has a capital that is a supermartingale if the mean is not lower; then it grows by 1/p
+    with probability p at most. Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
     JRSS B 2024, arXiv:2010.09686, with the stakes of Bates et al., "Distribution-Free, Risk-Controlling Prediction
     Sets", JACM 2021, arXiv:2101.02703 (section 3.1.3). `delta` sets the stakes; the p-value holds for any.
     """
@@ -48,12 +46,12 @@ def betting(losses: Tensor, level: float, delta: float) -> float:
     number = torch.arange(1, len(lost) + 1, dtype=torch.float64)
     mean = (0.5 + lost.cumsum(dim=0)) / (number + 1)
     variance = (0.25 + (lost - mean).square().cumsum(dim=0)) / (number + 1)
-    before = torch.cat((torch.tensor([0.25], dtype=torch.float64), variance[:-1]))  # a stake knows the past alone
+    before = torch.cat((torch.tensor([0.25], dtype=torch.float64), variance[:-1]))  # a stake depends on the past alone
     stakes = (2 * math.log(1 / delta) / (len(lost) * before)).sqrt().clamp(max=1)
     capital = torch.log1p(-stakes * (lost - level)).cumsum(dim=0).max()
     return math.exp(-max(capital.item(), 0.0))
 
 
 def _divergence(share: Tensor, level: float) -> Tensor:
-    """Kullback and Leibler's, between two Bernoulli variables."""
+    """Return Kullback and Leibler's divergence between two Bernoulli variables."""
     return torch.xlogy(share, share / level) + torch.xlogy(1 - share, (1 - share) / (1 - level))

@@ -1,19 +1,19 @@
-"""Thresholds with a guarantee: early exit loses at most so much, except for a share delta of the draws of rows.
+"""Thresholds with a guarantee: early exit loses at most a level, except for a share delta of the draws of rows.
 
 Angelopoulos, Bates, Candes, Jordan and Lei, "Learn then Test: Calibrating Predictive Algorithms to Achieve Risk
 Control", arXiv:2110.01052: thresholds are tested in an order that is fixed beforehand, from the strictest down, each at
 the full delta; the first that fails ends the search (fixed-sequence testing).
 
-The thresholds tested are all that there are: the splits of the sweep, whose places depend on the scores seen. The
-promise is none the weaker, because they are tested in the order of the thresholds themselves. Let t* be the highest
-threshold whose risk is above the level (if there is no highest, one of a sequence that climbs to where they begin). It
+All thresholds are tested: the splits of the sweep, whose positions depend on the scores of these rows. The guarantee
+is not weaker for that, because they are tested in the order of the thresholds themselves. Let t* be the highest
+threshold whose risk is above the level (if there is no highest, one of a sequence that climbs to their supremum). It
 lies in one split, between two neighbouring scores or on the upper one. Within a split no row changes its exit, so the
 losses there are those at t*, a fixed threshold, and they pass the test with probability delta at most. And t* or
 anything looser is returned only if that split has passed. So every split must be tested, also where no float lies
-between the scores; a search that leaves some out, or takes the loosest that passes anywhere, has no such promise.
+between the scores; a search that skips some, or takes the loosest that passes anywhere, has no such guarantee.
 
-What is promised is promised for rows drawn like these, independently, and for one call: whoever certifies k policies on
-the same rows and keeps the best must ask each for delta / k.
+The guarantee is for rows drawn like these, independently, and for one call: to certify k policies on the same rows and
+keep the best, certify each at delta / k.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ import torch
 from torch import Tensor
 
 from offramp.calibration.bounds import betting, binomial, conformal, hoeffding_bentkus
-from offramp.calibration.calibrate import deployed
+from offramp.calibration.outputs import PolicyOutputs, policy_outputs
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
-from offramp.evaluation.measure import measure
 from offramp.evaluation.sweep import Sweep, all_splits, sweep
 from offramp.policies.base import Policy
 from offramp.policies.registry import load_policy, policy_to_dict
-from offramp.policies.replay import finite_outputs
 from offramp.types.operating_point import RISKS, Certificate, OperatingPoint
 from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, labels_of, row_hashes, trace_digest
 
-MOST_ROWS = 1 << 20
-"""Beyond this no number of rows is named."""
+DEFAULT_METHOD = "hoeffding-bentkus"
+MAX_ROWS = 1 << 20
+"""The largest number of rows that a note names."""
 
 
 def certify(
@@ -48,11 +47,9 @@ def certify(
     risk: str = "quality",
     level: float = 0.01,
     delta: float = 0.05,
-    method: str = "hoeffding-bentkus",
+    method: str = DEFAULT_METHOD,
 ) -> OperatingPoint:
-    """The operating point with the loosest threshold that is sure to keep a risk low.
-
-    One threshold for all exits, of a policy with `lines` one for each.
+    """Choose the loosest threshold that provably keeps a risk low: one for all exits, with `lines` one for each.
 
     The risk is a mean over rows. "quality": of 1[early answer wrong and full answer right], so accuracy falls by at
     most `level`. "agreement": of 1[early answer differs from the full answer]. "drop": as "quality", but over the
@@ -60,8 +57,8 @@ def certify(
     an answer is the whole set.
 
     Methods: "hoeffding-bentkus" and "binomial" count losses; losses here are 0 or 1, so the second is exact, and at
-    least as loose as the first, which holds for any losses in 0..1. "betting" watches the losses one by one. These
-    three promise risk <= level with probability 1 - delta over the draw of the rows. "conformal" promises less: its
+    least as loose as the first, which holds for any losses in 0..1. "betting" reads the losses one by one. These
+    three guarantee risk <= level with probability 1 - delta over the draw of the rows. "conformal" guarantees less: its
     mean over draws is at most `level`; a single draw may be above, and delta is not used.
 
     Args:
@@ -75,7 +72,7 @@ def certify(
 
     Returns:
         A point with a certificate. Where the rows do not suffice for any early exit its thresholds are "never", whose
-        risk is 0, and the certificate's note says about how many rows would do.
+        risk is 0, and the certificate's note names about how many rows would suffice.
 
     Raises:
         NotApplicable: a regression, or a policy that has no meaning for this kind of problem.
@@ -84,17 +81,34 @@ def certify(
             single exit; rows that the policy was fitted on.
         CannotReach: the policy's own answers at full depth are not the full model's, and lose too much; or the full
             model is right nowhere.
+
+    Example:
+        >>> point = offramp.certify(trace, "entropy", risk="agreement", level=0.2, delta=0.1)
+        >>> point.certificate.describe()
+        'certified with 0.9 confidence: at most 20% of the rows answered otherwise than by the full model (...)'
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
-    _check(trace, policy, risk, level, delta, method)
-    score, logits = finite_outputs(trace, policy)
+    check_certifiable(trace, policy, risk, level, delta, method)
+    return certified_point(policy_outputs(trace, policy), risk, level, delta, method)
+
+
+def certified_point(
+    outputs: PolicyOutputs, risk: str, level: float, delta: float, method: str = DEFAULT_METHOD
+) -> OperatingPoint:
+    """Return `certify`'s operating point for a policy that has run over the trace; arguments and errors as there.
+
+    `check_certifiable` comes first.
+    """
+    trace, score, logits = outputs.trace, outputs.scores, outputs.logits
     loss, counted = losses(trace, logits, risk)
     if not counted.any():
         raise CannotReach(f"risk {risk!r} is over the full model's right answers, and there are none")
     threshold = METHODS[method](score, loss, counted, level, delta)
     same = torch.equal(logits[-1], trace.logits[-1])  # then "never" is the full model, whatever a test says
     if threshold is None and not same:
-        raise CannotReach(f"not even full depth holds the level: there {policy} does not give the full model's answers")
+        raise CannotReach(
+            f"not even full depth holds the level: there {outputs.policy} does not give the full model's answers"
+        )
     threshold = math.inf if threshold is None else threshold
     full_depth = same and threshold == math.inf
     certificate = Certificate(
@@ -110,12 +124,14 @@ def certify(
         weights=trace.provenance.get("weights"),
         note=_note(score, loss, counted, level, delta, method) if full_depth else "",
     )
-    policy, thresholds = deployed(policy, threshold, trace.depth)
-    asked = {"level": level} if method == "conformal" else {"level": level, "delta": delta}
-    return OperatingPoint(policy_to_dict(policy), thresholds, asked, measure(trace, policy, thresholds), certificate)
+    target = {"level": level} if method == "conformal" else {"level": level, "delta": delta}
+    return outputs.point(threshold, target, certificate=certificate)
 
 
-def _check(trace: Trace, policy: Policy, risk: str, level: float, delta: float, method: str) -> None:
+def check_certifiable(
+    trace: Trace, policy: Policy, risk: str, level: float, delta: float, method: str = DEFAULT_METHOD
+) -> None:
+    """Refuse what cannot be certified; arguments and errors as of `certify`."""
     for kind, name, table in (("risk", risk, RISKS), ("method", method, METHODS)):
         if name not in table:
             raise UnknownName(f"unknown {kind} {name!r}; known: {', '.join(table)}")
@@ -128,20 +144,21 @@ def _check(trace: Trace, policy: Policy, risk: str, level: float, delta: float, 
             "threshold for it, without a guarantee"
         )
     fitted_on = _fitted_on(policy_to_dict(policy))
-    if seen := fitted_on and fitted_on & set(row_hashes(trace)):
+    if fit_rows := fitted_on and fitted_on & set(row_hashes(trace)):
         raise InvalidInput(
-            f"the policy was fitted on {len(seen)} of these rows (offramp.types.trace.row_hashes); certify on others"
+            f"the policy was fitted on {len(fit_rows)} of these rows (offramp.types.trace.row_hashes); certify on "
+            "others"
         )
 
 
 def _fitted_on(policy: Mapping[str, Any]) -> set[str]:
-    """The rows that a policy, as data, or one inside it was fitted on."""
+    """Return the hashes of the rows that a policy, as data, or one inside it was fitted on."""
     inner = (_fitted_on(value) for value in policy.values() if isinstance(value, Mapping))
     return set(policy.get("fitted_on", ())).union(*inner)
 
 
 def losses(trace: Trace, logits: Tensor, risk: str) -> tuple[Tensor, Tensor]:
-    """What leaving early loses.
+    """Return the rows that an early exit loses.
 
     Args:
         trace: (L, N, C).
@@ -149,37 +166,40 @@ def losses(trace: Trace, logits: Tensor, risk: str) -> tuple[Tensor, Tensor]:
         risk: a name of `offramp.types.operating_point.RISKS`.
 
     Returns:
-        (L, N) bool: whether the row is lost if it leaves at that exit; (N,) bool: the rows whose mean is the risk. No
-        other is ever lost.
+        (L, N) bool: a row is lost if it leaves at that exit; (N,) bool: the rows whose mean is the risk. No other
+        row is ever lost.
 
     Raises:
         InvalidInput: no labels where they are needed.
     """
-    given = predictions(ExitOutput(logits, problem_type=trace.problem_type))  # (L, N, G)
+    early = predictions(ExitOutput(logits, problem_type=trace.problem_type))  # (L, N, G)
     full = predictions(trace.exit(trace.depth - 1))  # (N, G)
     if risk == "agreement":
-        return (given != full).any(dim=-1), torch.ones(len(trace), dtype=torch.bool)
-    wanted = labels_of(trace).long().view(len(trace), -1)  # (N, G)
-    right = (full == wanted).all(dim=-1)  # (N,)
-    return right & (given != wanted).any(dim=-1), right if risk == "drop" else torch.ones_like(right)
+        return (early != full).any(dim=-1), torch.ones(len(trace), dtype=torch.bool)
+    targets = labels_of(trace).long().view(len(trace), -1)  # (N, G)
+    right = (full == targets).all(dim=-1)  # (N,)
+    return right & (early != targets).any(dim=-1), right if risk == "drop" else torch.ones_like(right)
 
 
 def lost_at(score: Tensor, loss: Tensor, threshold: float) -> Tensor:
-    """(N,) bool: who is lost at one threshold; scores (L, N), losses (L, N)."""
+    """Return the rows lost at one threshold, (N,) bool; scores (L, N), losses (L, N)."""
     leave = torch.cat((score[:-1] >= threshold, torch.ones_like(loss[-1:])))
     return loss.gather(0, leave.to(torch.uint8).argmax(dim=0, keepdim=True)).squeeze(0)
 
 
 def _by_p_value(p_values: Callable[[int, float], Tensor]) -> Method:
-    def find(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
+    def threshold(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
         swept, between = all_splits(score, loss.double().unsqueeze(-1))
         return _loosest(swept, between, p_values(int(counted.sum()), level)[_counts(swept)] <= delta)
 
-    return find
+    return threshold
 
 
 def _by_mean(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
-    """Conformal risk control wants losses that only grow, so a row once lost stays lost for all looser thresholds."""
+    """Find the threshold by conformal risk control.
+
+    It needs losses that only grow, so a row once lost stays lost for all looser thresholds.
+    """
     reached = score[:-1].cummax(dim=0).values
     stops = torch.cat((torch.full_like(reached[:1], -math.inf), reached))  # a row stops where this rises
     stays = torch.cat(
@@ -191,16 +211,19 @@ def _by_mean(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: 
 
 
 def _by_betting(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
-    """Tests only where somebody's loss changes; in an order of rows that is mixed, because files are often sorted."""
-    mixed = torch.randperm(int(counted.sum()), generator=torch.Generator().manual_seed(0))
+    """Find the threshold by betting; tests only splits at which a loss changes.
+
+    The rows are shuffled, because files are often sorted.
+    """
+    shuffled = torch.randperm(int(counted.sum()), generator=torch.Generator().manual_seed(0))
     flips = (loss[:-1] != loss[1:]).flip(0).cumsum(dim=0).flip(0)
     flips = torch.cat((flips, torch.zeros_like(flips[:1]))).double()  # (L, N) below this exit; the last has none
     swept, between = all_splits(score, flips.unsqueeze(-1))
-    news = (_counts(swept).diff() != 0).nonzero().flatten() + 1
+    changes = (_counts(swept).diff() != 0).nonzero().flatten() + 1
     passes = torch.ones_like(between)
-    for number in (0, *news.tolist()):
+    for number in (0, *changes.tolist()):
         lost = lost_at(score, loss, swept.thresholds[number].item())[counted]
-        if betting(lost[mixed], level, delta) > delta:
+        if betting(lost[shuffled], level, delta) > delta:
             passes[number:] = False
             break
     return _loosest(swept, between, passes)
@@ -211,13 +234,13 @@ def _counts(swept: Sweep) -> Tensor:
 
 
 def _loosest(swept: Sweep, between: Tensor, passes: Tensor) -> float | None:
-    """The last threshold before the first that fails, of those between two scores."""
-    good = swept.thresholds[between & (passes.long().cumprod(dim=0) == 1)]
-    return good[-1].item() if len(good) else None
+    """Return the last threshold before the first that fails, of those between two scores."""
+    passed = swept.thresholds[between & (passes.long().cumprod(dim=0) == 1)]
+    return passed[-1].item() if len(passed) else None
 
 
 Method = Callable[[Tensor, Tensor, Tensor, float, float], float | None]
-"""Scores (L, N), losses (L, N), who is counted (N,), level, delta -> threshold."""
+"""Scores (L, N), losses (L, N), the rows of the risk (N,), level, delta -> threshold."""
 
 METHODS: dict[str, Method] = {
     "hoeffding-bentkus": _by_p_value(hoeffding_bentkus),
@@ -227,11 +250,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-# --- when the rows do not suffice -----------------------------------------------------------------------------------
+# --- too few rows ----------------------------------------------------------------------------------------------------
 
 
 def _note(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float, method: str) -> str:
-    """Why nobody may leave early, and how many rows could change that; arguments as of a method."""
+    """Return why no row may leave early, and how many rows would change that; arguments as of a method."""
     swept = sweep(score, loss.double().unsqueeze(-1))
     if len(swept.thresholds) == 1:
         return "no row has a score by which it could leave early"
@@ -241,25 +264,25 @@ def _note(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: flo
         return f"cannot certify: even the strictest early exit loses {share:.2%} of {among} rows"
     needed = _rows_needed(share, level, delta, method)
     if needed is None:
-        return f"cannot certify an early exit on {rows} rows; more than {MOST_ROWS} would be needed"
+        return f"cannot certify an early exit on {rows} rows; more than {MAX_ROWS} would be needed"
     return f"cannot certify an early exit on {rows} rows; needs about {math.ceil(needed * rows / among)} rows"
 
 
 def _rows_needed(share: float, level: float, delta: float, method: str) -> int | None:
-    """The fewest rows on which this share of losses, evenly spread, would pass; None = more than MOST_ROWS."""
+    """Return the fewest rows on which this share of losses, evenly spread, passes; None = more than MAX_ROWS."""
 
-    def enough(rows: int) -> bool:
+    def passes(rows: int) -> bool:
         lost = (torch.arange(rows + 1) * share).floor().diff() > 0  # (rows,)
-        loss, everybody = torch.stack((lost, torch.zeros_like(lost))), torch.ones_like(lost)
-        return METHODS[method](torch.zeros(2, rows), loss, everybody, level, delta) not in (None, math.inf)
+        loss, counted = torch.stack((lost, torch.zeros_like(lost))), torch.ones_like(lost)
+        return METHODS[method](torch.zeros(2, rows), loss, counted, level, delta) not in (None, math.inf)
 
     above = 1
-    while not enough(above):
+    while not passes(above):
         above *= 2
-        if above > MOST_ROWS:
+        if above > MAX_ROWS:
             return None
     below = above // 2
     while above - below > 1:
         middle = (above + below) // 2
-        below, above = (below, middle) if enough(middle) else (middle, above)
+        below, above = (below, middle) if passes(middle) else (middle, above)
     return above

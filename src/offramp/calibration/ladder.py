@@ -1,8 +1,8 @@
-"""A ladder of operating points, from full depth down: what a server under load steps down.
+"""A ladder of operating points, from full depth down, for a server to step down under load.
 
-All rungs have one policy and one number each (with `lines` it stands for a threshold at each exit), so whoever is lower
-has the looser thresholds, and no sample leaves later there. A name says what was asked for, whatever the data:
-"keep-99" keeps 99 % of the full model's score, "2x" runs half of the layers.
+All rungs have one policy and one number each (with `lines` it means a threshold at each exit), so a lower rung has
+looser thresholds, and no sample exits later there. A name is the target, whatever the data: "keep-99" keeps 99 % of the
+full model's score, "2x" runs half of the layers.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from offramp.calibration.calibrate import calibrate, deployed
-from offramp.calibration.certify import certify
+from offramp.calibration.calibrate import point_for
+from offramp.calibration.certify import certified_point, check_certifiable
+from offramp.calibration.outputs import policy_outputs
 from offramp.errors import CannotReach
-from offramp.evaluation.measure import measure
 from offramp.policies.base import Policy
-from offramp.policies.registry import load_policy, policy_to_dict
-from offramp.policies.replay import finite_outputs
+from offramp.policies.registry import load_policy
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
 
@@ -37,16 +35,16 @@ def ladder(
     *,
     delta: float | None = None,
 ) -> dict[str, OperatingPoint]:
-    """Operating points by name, names of RUNGS, each with a lower mean exit than the one before.
+    """Choose operating points by name (LADDER_NAMES), each with a lower mean exit than the one before.
 
-    A rung that is no faster than one before it changes nothing and is left out, as is one that cannot be reached; the
-    log says so. Where "keep-99" runs fewer than half of the layers, "2x" comes before it.
+    A rung that is no faster than one before it is left out, as is one that cannot be reached; the log names them. Where
+    "keep-99" runs fewer than half of the layers, "2x" comes before it. The policy runs over the trace once.
 
     With `delta` the rungs of DROPS are certified (`offramp.certify`, risk "drop"), each at delta / 3. Each alone would
-    hold at the full delta: for it the thresholds are tested in a fixed order. But rungs are tested at levels of their
-    own, and go wrong at thresholds of their own, on rows that one of them has lost and another not; nothing orders
-    these tests, so only the sum of their chances bounds that any rung is wrong. What is certified is the whole ladder:
-    all its promises hold at once, except for a share delta of the draws of rows, whichever rung the load may choose.
+    hold at the full delta: its thresholds are tested in a fixed order. But rungs have their own levels and fail at
+    their own thresholds, on rows that one of them loses and another does not. Nothing orders these tests, so only the
+    sum of their chances bounds the chance that any rung fails. The certificate is of the whole ladder: all its bounds
+    hold at once, except for a share delta of the draws of rows, whichever rung the load may choose.
 
     Args:
         trace: a full-depth pass over data that is neither trained on nor reported on, with labels.
@@ -57,36 +55,45 @@ def ladder(
     Raises:
         InvalidInput: no labels; samples without a finite answer; a single exit; as `certify`, where delta is given.
         NotApplicable: policy or metric have no meaning for this kind of problem; certificates for a regression.
+
+    Example:
+        >>> points = offramp.ladder(trace, "entropy")
+        >>> list(points)
+        ['full', 'keep-99.5', ...]
+        >>> points["full"].thresholds
+        (inf, inf, inf)
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
-    finite_outputs(trace, policy)
-    runs, never = deployed(policy, math.inf, trace.depth)
-    found = {"full": OperatingPoint(policy_to_dict(runs), never, measured=measure(trace, runs, never, metric))}
-    makes = {name: partial(calibrate, trace, policy, Target(max_drop=drop), metric) for name, drop in DROPS.items()}
-    if delta is not None:
-        each = delta / len(DROPS)
-        makes = {name: partial(certify, trace, policy, "drop", drop, each) for name, drop in DROPS.items()}
-    makes |= {name: partial(calibrate, trace, policy, Target(speedup=by), metric) for name, by in SPEEDUPS.items()}
-    for name, make in makes.items():
+    outputs = policy_outputs(trace, policy)
+    points = {"full": outputs.point(math.inf, {}, metric)}
+    share = None if delta is None else delta / len(DROPS)
+    if share is not None:
+        check_certifiable(trace, policy, "drop", min(DROPS.values()), share)
+    for name in (*DROPS, *SPEEDUPS):
         try:
-            found[name] = make()
+            if name in SPEEDUPS:
+                points[name] = point_for(outputs, Target(speedup=SPEEDUPS[name]), metric)
+            elif share is None:
+                points[name] = point_for(outputs, Target(max_drop=DROPS[name]), metric)
+            else:
+                points[name] = certified_point(outputs, "drop", DROPS[name], share)
         except CannotReach as error:
             log.info("without %s: %s", name, error)
-    return _falling(found)
+    return _falling(points)
 
 
 def _falling(points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:
-    """By threshold, without those that leave where one before them does."""
-    kept: dict[str, OperatingPoint] = {}
+    """Return the points by falling mean exit, without those that are no faster than one before them."""
+    rungs: dict[str, OperatingPoint] = {}
     last = math.inf
     for name in sorted(points, key=lambda name: -_mean_exit(points[name])):  # equal ones stay in order
-        if kept and _mean_exit(points[name]) >= last:
+        if rungs and _mean_exit(points[name]) >= last:
             certificate = points[name].certificate
-            why = f" ({certificate.note})" if certificate and certificate.note else ""
-            log.info("without %s: no faster than %s%s", name, next(reversed(kept)), why)
+            reason = f" ({certificate.note})" if certificate and certificate.note else ""
+            log.info("without %s: no faster than %s%s", name, next(reversed(rungs)), reason)
             continue
-        kept[name], last = points[name], _mean_exit(points[name])
-    return kept
+        rungs[name], last = points[name], _mean_exit(points[name])
+    return rungs
 
 
 def _mean_exit(point: OperatingPoint) -> float:

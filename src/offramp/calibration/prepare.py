@@ -1,46 +1,136 @@
-"""Build the policy that a user asked for, with the numbers that a trace gives."""
+"""From a trace to an operating point: fit a policy on some rows, choose its threshold on others."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import click
+from offramp.calibration.calibrate import calibrate
+from offramp.calibration.certify import certify
+from offramp.calibration.ladder import ladder
+from offramp.errors import InvalidInput
+from offramp.policies.base import Policy
+from offramp.policies.fitting import fit_default_policy, fit_lines, fit_policy, fit_temperatures, halves
+from offramp.policies.registry import FITTED, default_policy, load_policy, policy_to_dict
+from offramp.types.cost_table import CostTable
+from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.trace import Trace
 
-from offramp.policies.registry import FITTED
 
-if TYPE_CHECKING:
-    from offramp.policies.base import Policy
-    from offramp.types.trace import Trace
+@dataclass(frozen=True)
+class PreparedPolicy:
+    """A policy with its fitted numbers, and the rows that choose its thresholds.
+
+    Attributes:
+        policy: ready to be calibrated.
+        rows: of the trace, the rows to choose thresholds on.
+        confidence: of the points' certificates, above 0, below 1; None = points have none.
+        report: which numbers were fitted on how many rows apart, in one line; empty where none were.
+    """
+
+    policy: Policy
+    rows: Trace
+    confidence: float | None = None
+    report: str = ""
+
+    def calibrate(self, target: Target, metric: str | None = None, cost: CostTable | None = None) -> OperatingPoint:
+        """Choose the threshold for a target, with a certificate if there is a confidence.
+
+        A certificate of `max_drop` bounds the risk "drop", one of `agreement` the risk "agreement".
+
+        Args:
+            target: with a confidence `max_drop` or `agreement`.
+            metric: as of `offramp.calibrate`; with a confidence the score is accuracy.
+            cost: as of `offramp.calibrate`.
+
+        Raises:
+            InvalidInput: a target, a metric or a cost table that does not go with a confidence; as `offramp.calibrate`.
+            CannotReach: as `offramp.calibrate` and `offramp.certify`.
+            NotApplicable: likewise.
+        """
+        if self.confidence is None:
+            return calibrate(self.rows, self.policy, target, metric, cost)
+        if target.kind not in ("max_drop", "agreement") or metric not in (None, "accuracy"):
+            raise InvalidInput("a confidence goes with max_drop, which is then of accuracy, or with agreement")
+        risk, level = ("drop", target.value) if target.kind == "max_drop" else ("agreement", 1 - target.value)
+        return certify(self.rows, self.policy, risk, round(level, 12), round(1 - self.confidence, 12))
+
+    def ladder(self, metric: str | None = None) -> dict[str, OperatingPoint]:
+        """Choose a ladder's points by name, certified if there is a confidence; see `offramp.ladder`."""
+        if self.confidence is None:
+            return ladder(self.rows, self.policy, metric)
+        return ladder(self.rows, self.policy, delta=round(1 - self.confidence, 12))
 
 
 def prepare_policy(
-    trace: Trace, policy: str | None, parameters: dict[str, Any], temperature: bool, per_exit: bool, apart: bool
-) -> tuple[Policy, Trace]:
-    """The policy that was asked for, with its numbers, and the rows to choose its threshold on.
+    trace: Trace,
+    policy: str | Mapping[str, Any] | None = None,
+    *,
+    temperature: bool = False,
+    per_exit: bool = False,
+    confidence: float | None = None,
+) -> PreparedPolicy:
+    """Fit the numbers that a policy needs, and return it with the rows to choose thresholds on.
 
-    Numbers are fitted on a random half of the rows, the lines of --per-exit on all, unless `apart`.
+    Weights of consistency and gain, and temperatures, are fitted on a random half of the rows, thresholds are chosen on
+    the other half. Lines for a threshold at each exit are so few numbers that all rows fit them and choose, unless a
+    confidence asks for other rows.
+
+    Args:
+        trace: a full-depth pass over rows that are neither trained on nor reported on.
+        policy: a name, or data: parameters by name, "name" among them or not. Without a name it is
+            `offramp.policies.registry.default_policy`. With nothing asked for at all it is
+            `offramp.policies.fitting.fit_default_policy`.
+        temperature: fit a temperature for each exit first.
+        per_exit: a threshold for each exit, as `offramp.fit_lines` makes it possible.
+        confidence: of the certificates to come, above 0, below 1; None = no certificates.
+
+    Raises:
+        InvalidInput: options that do not go together; rows whose logits are not finite; too few rows; no labels where
+            they are needed.
+        NotApplicable: policy or options have no meaning for this kind of problem.
+        UnknownName: no such policy.
     """
-    from offramp.policies.fitting import fit_lines, fit_policy, fit_temperatures
-    from offramp.policies.registry import default_policy, load_policy, policy_to_dict
-
-    name = policy or default_policy(str(trace.problem_type))
+    parameters: dict[str, Any] = {"name": policy} if isinstance(policy, str) else dict(policy or {})
+    if not (parameters or temperature or per_exit or confidence):
+        return PreparedPolicy(*fit_default_policy(trace))
+    name = parameters.pop("name", None) or default_policy(str(trace.problem_type))
+    if temperature and per_exit:
+        raise InvalidInput("temperature and per_exit both put the exits on one scale; choose one")
+    if (temperature or per_exit) and name in FITTED:
+        raise InvalidInput(f"{name} has a scale of its own; leave out temperature and per_exit")
+    # 1) which rows fit, which choose
+    fitted = name if name in FITTED else "temperatures" if temperature else "thresholds for each exit"
+    fit_half = choose_half = trace
+    report = ""
+    if name in FITTED or temperature or (per_exit and confidence is not None):
+        fit_half, choose_half = halves(trace)
+        report = f"{fitted} fitted on {len(fit_half)} rows, the threshold chosen on the other {len(choose_half)}"
+    # 2) the numbers
     if name in FITTED:
-        ours, trace = _halves(trace, name)
-        parameters = {**policy_to_dict(fit_policy(name, ours)), **parameters}
-        return load_policy(parameters), trace
-    if temperature:
-        ours, trace = _halves(trace, "temperatures")
-        parameters |= fit_temperatures(ours)
-    if per_exit:
-        ours, trace = _halves(trace, "thresholds for each exit") if apart else (trace, trace)
-        parameters |= fit_lines(name, ours)
-    return load_policy(name, **parameters), trace
+        parameters = {**policy_to_dict(fit_policy(name, fit_half)), **parameters}
+    elif temperature:
+        parameters |= fit_temperatures(fit_half)
+    elif per_exit:
+        parameters |= fit_lines(name, fit_half)
+    return PreparedPolicy(load_policy({"name": name, **parameters}), choose_half, confidence, report)
 
 
-def _halves(trace: Trace, what: str) -> tuple[Trace, Trace]:
-    """Two random halves of the rows: to fit, and to choose the threshold."""
-    from offramp.policies.fitting import halves
+def fit_and_calibrate(
+    trace: Trace,
+    target: Target,
+    policy: str | Mapping[str, Any] | None = None,
+    *,
+    temperature: bool = False,
+    per_exit: bool = False,
+    confidence: float | None = None,
+    metric: str | None = None,
+    cost: CostTable | None = None,
+) -> OperatingPoint:
+    """Return the operating point that `offramp calibrate` saves, from a trace: `prepare_policy`, then `calibrate`.
 
-    ours, rest = halves(trace)
-    click.echo(f"{what} fitted on {len(ours)} rows, the threshold chosen on the other {len(rest)}", err=True)
-    return ours, rest
+    Arguments and errors are theirs.
+    """
+    prepared = prepare_policy(trace, policy, temperature=temperature, per_exit=per_exit, confidence=confidence)
+    return prepared.calibrate(target, metric, cost)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offramp.calibration.prepare import prepare_policy
 from offramp.cli.options import (
     FOLDER,
     POLICY_PARAMETERS,
@@ -21,7 +20,7 @@ from offramp.cli.options import (
     scored_options,
     silence_transformers,
 )
-from offramp.cli.points import add_ladder, add_points, calibrated, certified, laddered, print_scores
+from offramp.cli.points import add_ladder, add_points, print_scores, refuse_other_weights
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import GRAPHS
 from offramp.policies.registry import FITTED
@@ -45,12 +44,12 @@ TARGETS = ("max_drop", "speedup", "agreement", "latency_ms")
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Promise --max-drop, --agreement or a ladder with this probability, e.g. 0.95.",
+    help="Certify --max-drop, --agreement or a ladder with this probability, e.g. 0.95.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="For --latency-ms: rows at once.  [default: 1]")
-@click.option("--name", help="Under which the point is saved with the model.  [default: default]")
-@click.option("--hold-back", metavar="safe:0.2", help="Classes that leave later, by so much of the score.")
-@click.option("--per-exit", is_flag=True, help="A threshold for each exit: a deep one's word counts for more.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="For --latency-ms: rows in a batch.  [default: 1]")
+@click.option("--name", help="Name of the saved point.  [default: default]")
+@click.option("--hold-back", metavar="safe:0.2", help="Classes that leave later, by this much of the score.")
+@click.option("--per-exit", is_flag=True, help="A threshold for each exit: the same score means more at a deep exit.")
 @click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
 @policy_options
 @column_options
@@ -65,24 +64,24 @@ def calibrate(
     temperature: bool,
     hold_back: str | None,
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
-    """Choose where to leave, and save the operating point with the model.
+    """Choose the thresholds, and save the operating point with the model.
 
     With --confidence the target holds for rows drawn like the data, and a certificate is saved: accuracy stays at
-    least (1 - MAX_DROP) of the full model's, or AGREEMENT of the answers are its own. Where there are too few rows for
-    that the point stays at full depth, and says how many are needed.
+    least (1 - MAX_DROP) of the full model's, or AGREEMENT of the answers are the full model's. With too few rows for
+    that the point stays at full depth, and its certificate names how many rows are needed.
 
     --latency-ms times every exit with the engine, on the texts of --data and on this machine. In batches a run takes
-    longer than that says, because who stays makes small ones.
+    longer, because the rows that stay make small batches.
 
     --ladder saves the points full, keep-99.5, keep-99, keep-98 (percent of the full model's score), 2x and 4x (fewer
-    layers), from slow to fast, without those that are no faster than another. With --confidence the keep-... hold all
-    at once.
+    layers), from slow to fast, without those that are no faster than another. With --confidence all keep-... points
+    hold at once.
 
-    Where nothing is said of the policy and no confidence asked for, classes get a threshold for each exit (--per-exit),
-    and a regression gets the policy consistency. The policies consistency and gain, temperatures, and with --confidence
-    what --per-exit needs, are fitted on a random half of the rows, and the threshold is chosen on the other half.
+    Without options for the policy and without --confidence, classes get a threshold for each exit (--per-exit), and a
+    regression gets the policy consistency. The policies consistency and gain, temperatures, and with --confidence the
+    numbers of --per-exit, are fitted on a random half of the rows, and the threshold is chosen on the other half.
 
     \b
     offramp calibrate model --data validation.csv --max-drop 0.01
@@ -94,75 +93,82 @@ def calibrate(
     offramp calibrate model --data validation.csv --agreement 0.99 --hold-back safe:0.2
     offramp calibrate model --trace trace.safetensors --policy pcee --patience 2 --speedup 2 --name fast
     """
-    target = _target(ladder, confidence, name, given)
+    targets = _targets(ladder, confidence, name, options)
     if (temperature or per_exit) and policy in FITTED:
         raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature and --per-exit")
     if temperature and per_exit:
         raise click.UsageError("--temperature and --per-exit both put the exits on one scale; choose one")
     silence_transformers()
-    from offramp.policies.fitting import fit_default_policy
+    from offramp.calibration.prepare import prepare_policy
+    from offramp.types.operating_point import Target
 
-    trace = read_trace(folder, given)
-    parameters = {key: given[key] for key in POLICY_PARAMETERS if given[key] is not None}
+    # 1) the trace, and the policy with its numbers
+    trace, metric = read_trace(folder, options), options["metric"]
+    parameters = {key: options[key] for key in POLICY_PARAMETERS if options[key] is not None}
+    if policy is not None:
+        parameters["name"] = policy
     if hold_back is not None:
-        parameters["offsets"] = _offsets_of(folder, hold_back)
-    if not (policy or parameters or temperature or per_exit or confidence):
-        rule, trace = fit_default_policy(trace)
-    else:
-        rule, trace = prepare_policy(trace, policy, parameters, temperature, per_exit, apart=confidence is not None)
-    cost = _timed(folder, given) if "latency_ms" in target else None
+        parameters["offsets"] = _parse_offsets(folder, hold_back)
+    prepared = prepare_policy(trace, parameters, temperature=temperature, per_exit=per_exit, confidence=confidence)
+    if prepared.report:
+        click.echo(prepared.report, err=True)
+    # 2) the points
+    cost = _measure_costs(folder, options) if "latency_ms" in targets else None
+    if confidence is not None:
+        refuse_other_weights(folder, trace)
     if ladder:
-        points = laddered(folder, trace, rule, given["metric"], confidence)
-    elif confidence is None:
-        points = {name or DEFAULT: calibrated(trace, rule, target, given["metric"], cost)}
+        points = prepared.ladder(metric)
+        add_ladder(folder, points)
     else:
-        points = {name or DEFAULT: certified(folder, trace, rule, target, confidence)}
-    (add_ladder if ladder else add_points)(folder, points)
-    if given["data"] is not None and given["engine"] in GRAPHS:
-        _tell_other_policy(folder, given["engine"], next(iter(points.values())))
-    print_scores(as_json, trace, points, given["metric"], cost)
+        points = {name or DEFAULT: prepared.calibrate(Target(**targets), metric, cost)}
+        add_points(folder, points)
+    # 3) the report
+    if options["data"] is not None and options["engine"] in GRAPHS:
+        _warn_if_not_exported(folder, options["engine"], next(iter(points.values())))
+    print_scores(as_json, prepared.rows, points, metric, cost)
     if not as_json:
-        _tell_promises(points, confidence)
+        _print_certificates(points, confidence)
 
 
-def _target(ladder: bool, confidence: float | None, name: str | None, given: Mapping[str, Any]) -> dict[str, float]:
-    """What is asked for: one target, or none for a ladder.
+def _targets(ladder: bool, confidence: float | None, name: str | None, options: Mapping[str, Any]) -> dict[str, float]:
+    """Return the one target by name, or none for a ladder.
 
     Raises:
         UsageError: options that do not go together.
     """
-    target = {key: given[key] for key in TARGETS if given[key] is not None}
-    asked = ", ".join(f"--{key.replace('_', '-')}" for key in TARGETS)
-    if ladder and (target or name is not None):
-        raise click.UsageError(f"--ladder has targets and names of its own; leave out {asked} and --name")
-    if not ladder and len(target) != 1:
-        raise click.UsageError(f"give exactly one of {asked}, or --ladder")
-    promised = ladder or not {"speedup", "latency_ms"} & set(target)
-    if confidence is not None and not (promised and given["metric"] in (None, "accuracy")):
+    targets = {key: options[key] for key in TARGETS if options[key] is not None}
+    names = ", ".join(f"--{key.replace('_', '-')}" for key in TARGETS)
+    if ladder and (targets or name is not None):
+        raise click.UsageError(f"--ladder has targets and names of its own; leave out {names} and --name")
+    if not ladder and len(targets) != 1:
+        raise click.UsageError(f"give exactly one of {names}, or --ladder")
+    certifiable = ladder or not {"speedup", "latency_ms"} & set(targets)
+    if confidence is not None and not (certifiable and options["metric"] in (None, "accuracy")):
         raise click.UsageError(
             "--confidence goes with --max-drop and --ladder, which are then of accuracy, or with --agreement"
         )
-    if "latency_ms" in target and given["data"] is None:
+    if "latency_ms" in targets and options["data"] is None:
         raise click.UsageError("--latency-ms times the texts of --data; a trace has none")
-    if "latency_ms" not in target and given["batch_size"] is not None:
+    if "latency_ms" not in targets and options["batch_size"] is not None:
         raise click.UsageError("--batch-size goes with --latency-ms alone")
-    return target
+    return targets
 
 
-def _timed(folder: Path, given: Mapping[str, Any]) -> CostTable:
-    """What each exit takes on the texts of --data."""
+def _measure_costs(folder: Path, options: Mapping[str, Any]) -> CostTable:
+    """Time every exit on the texts of --data, and print the times."""
     from offramp.bench.cost_table import measure_costs
     from offramp.data.examples import read_rows
 
-    rows = read_rows(given["data"], columns_of(given), split=given["split"], labelled=False)
-    cost = measure_costs(folder, [row.text for row in rows], given["engine"], batch_size=given["batch_size"] or 1)
+    rows = read_rows(options["data"], columns_of(options), split=options["split"], labelled=False)
+    texts = [row.text for row in rows]
+    cost = measure_costs(folder, texts, options["engine"], batch_size=options["batch_size"] or 1)
     click.echo(f"timed: {cost.describe()}", err=True)
-    each = ", ".join(f"{layer}: {ms:.2f}" for layer, ms in zip(cost.layers, cost.ms, strict=True))
-    click.echo(f"ms a sample that leaves behind layer {each}", err=True)
+    times = ", ".join(f"{layer}: {ms:.2f}" for layer, ms in zip(cost.layers, cost.ms, strict=True))
+    click.echo(f"ms a sample that leaves behind layer {times}", err=True)
     return cost
 
 
-def _tell_other_policy(folder: Path, engine: str, point: OperatingPoint) -> None:
+def _warn_if_not_exported(folder: Path, engine: str, point: OperatingPoint) -> None:
     """Print a line where the graph does not run the policy of a new point."""
     from offramp.inference.load_engine import load_engine
 
@@ -172,23 +178,23 @@ def _tell_other_policy(folder: Path, engine: str, point: OperatingPoint) -> None
         click.echo(f"{engine} cannot run it yet: {error}", err=True)
 
 
-def _tell_promises(points: Mapping[str, OperatingPoint], confidence: float | None) -> None:
-    """The certificates in words, with names where there are several."""
-    promised = {name: point.certificate.describe() for name, point in points.items() if point.certificate is not None}
-    for name, words in promised.items():
-        click.echo(f"\n{words}" if len(points) == 1 else f"\n{name}: {words}")
-    if len(promised) > 1:
+def _print_certificates(points: Mapping[str, OperatingPoint], confidence: float | None) -> None:
+    """Print the certificates, with the points' names where there are several points."""
+    lines = {name: point.certificate.describe() for name, point in points.items() if point.certificate is not None}
+    for name, line in lines.items():
+        click.echo(f"\n{line}" if len(points) == 1 else f"\n{name}: {line}")
+    if len(lines) > 1:
         click.echo(f"\nall of these at once with {confidence:.4g} confidence")
 
 
-def _offsets_of(folder: Path, told: str) -> tuple[float, ...]:
-    """What each class of the model in a folder is held back by, from "safe:0.2,other:0.1"."""
+def _parse_offsets(folder: Path, text: str) -> tuple[float, ...]:
+    """Return the offset of each class of a folder's model, from "safe:0.2,other:0.1"; 0 for the others."""
     from offramp.model.hub import load_config
 
     config = load_config(folder)
     names = [config.id2label[number] for number in range(config.num_labels)]
-    numbers = dict.fromkeys(names, 0.0)
-    for pair in told.split(","):
+    offsets = dict.fromkeys(names, 0.0)
+    for pair in text.split(","):
         name, colon, number = pair.rpartition(":")
         try:
             value = float(number)
@@ -196,7 +202,7 @@ def _offsets_of(folder: Path, told: str) -> tuple[float, ...]:
             value = math.nan
         if not colon or not math.isfinite(value):
             raise click.UsageError(f"--hold-back takes classes and numbers such as safe:0.2; got {pair!r}")
-        if name not in numbers:
+        if name not in offsets:
             raise click.UsageError(f"--hold-back: the model has no class {name!r}; it has: {', '.join(names)}")
-        numbers[name] = value
-    return tuple(numbers.values())
+        offsets[name] = value
+    return tuple(offsets.values())

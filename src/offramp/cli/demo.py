@@ -1,4 +1,4 @@
-"""The main job on the built-in sample: train, trace, calibrate, answer early, and say what it was worth."""
+"""The main job on the built-in sample: train, trace, calibrate, answer early, and measure the gain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from offramp.bench.baselines import plain
 from offramp.bench.timer import median, time_interleaved
-from offramp.calibration.calibrate import calibrate
+from offramp.calibration.prepare import prepare_policy
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import Columns, Examples, read_examples
 from offramp.data.readers import SAMPLE
@@ -26,7 +26,6 @@ from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_tokenizer
 from offramp.model.loading import load_folder
 from offramp.model.modeling import MultiExitModel
-from offramp.policies.fitting import fit_default_policy
 from offramp.report.plots import draw_curves, usual_curves
 from offramp.report.tables import point_table, scores_text
 from offramp.training.fit import fit
@@ -41,7 +40,7 @@ CALLS = {1: 100, 32: 30}  # batch size -> how many batches are timed
 
 
 def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
-    """Everything, with the story on standard output; returns the figures.
+    """Run the main job, printing its progress, and return the figures.
 
     Args:
         folder: gets the model and a picture, `curve.png`.
@@ -55,7 +54,7 @@ def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
     points = choose(record(folder, validation))
     save_points(points, folder)
     trace = record(folder, test)
-    told = measure_all(trace, points)
+    measured = measure_all(trace, points)
     ms = {size: milliseconds(folder, test, size, calls) for size, calls in CALLS.items()}
     scores = layerwise(trace)
     draw_curves(trace, usual_curves(trace), points, folder / "curve.png", f"{SAMPLE}, test split")
@@ -65,13 +64,13 @@ def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
         f"ms/message, batch {size}": {TITLES[name]: f"{value:.2f}" for name, value in by_name.items()}
         for size, by_name in ms.items()
     }
-    print(point_table({TITLES[name]: value for name, value in told.items()}, timed))
+    print(point_table({TITLES[name]: value for name, value in measured.items()}, timed))
     print(f"\nSix test messages, and where they left ({TITLES[DEFAULT]!r})")
     print(six_messages(folder, test))
     print(f"\nModel and picture: {folder}/ and {folder / 'curve.png'} ({time.perf_counter() - began:.0f} s)")
     return {
         "layerwise": scores,
-        "points": {name: {"score": value.score, "mean_exit": value.mean_exit} for name, value in told.items()},
+        "points": {name: {"score": value.score, "mean_exit": value.mean_exit} for name, value in measured.items()},
         "milliseconds": ms,
     }
 
@@ -88,20 +87,20 @@ def train(folder: Path, seed: int, epochs: float) -> MultiExitModel:
 
 
 def choose(trace: Trace) -> dict[str, OperatingPoint]:
-    """Full depth, and what the targets give on a trace."""
-    policy, rows = fit_default_policy(trace)
-    found = {name: calibrate(rows, policy, target) for name, target in TARGETS.items()}
-    return {FULL: OperatingPoint(found[DEFAULT].policy, (math.inf,) * (trace.depth - 1)), **found}
+    """Return the points of full depth and of the targets, chosen on a trace."""
+    prepared = prepare_policy(trace)
+    points = {name: prepared.calibrate(target) for name, target in TARGETS.items()}
+    return {FULL: OperatingPoint(points[DEFAULT].policy, (math.inf,) * (trace.depth - 1)), **points}
 
 
 def milliseconds(folder: Path, examples: Examples, batch_size: int, calls: int) -> dict[str, float]:
-    """Median milliseconds a message, by operating point; full depth is the plain encoder, without exits.
+    """Return the median milliseconds a message, by operating point; full depth is the plain encoder, without exits.
 
     Args:
         folder: the model's, with its operating points.
-        examples: whose texts are answered, in their order, padded to the longest of a batch.
+        examples: their texts are answered in order, padded to the longest of a batch.
         batch_size: messages at once.
-        calls: how many batches, each answered by every rival in turn.
+        calls: number of batches; each system answers every one.
     """
     predictors = {name: Predictor.load(folder, operating_point=name) for name in TARGETS}
     model, tokenizer = load_folder(folder)
@@ -113,18 +112,18 @@ def milliseconds(folder: Path, examples: Examples, batch_size: int, calls: int) 
         batch = batches[number % len(batches)]
         return answer({name: value.to(model.device) for name, value in batch.items()})
 
-    rivals = {FULL: partial(with_batch, partial(plain, model))}
-    rivals |= {name: partial(with_batch, predictor.answer) for name, predictor in predictors.items()}
-    return {name: 1000 * median(seconds) / batch_size for name, seconds in time_interleaved(rivals, calls).items()}
+    systems = {FULL: partial(with_batch, partial(plain, model))}
+    systems |= {name: partial(with_batch, predictor.answer) for name, predictor in predictors.items()}
+    return {name: 1000 * median(seconds) / batch_size for name, seconds in time_interleaved(systems, calls).items()}
 
 
 def six_messages(folder: Path, examples: Examples) -> str:
-    """Six messages of different depth, from the first exits to the last."""
+    """Return six messages of different depth, from the first exits to the last."""
     answers = Predictor.load(folder)(examples.texts)
     order = sorted(range(len(answers)), key=lambda number: answers[number]["exit_layer"])
     lines = []
-    for number in (order[place * (len(order) - 1) // 5] for place in range(6)):
-        told, text = answers[number], str(examples.texts[number])
+    for number in (order[rank * (len(order) - 1) // 5] for rank in range(6)):
+        answer, text = answers[number], str(examples.texts[number])
         shown = text if len(text) <= 84 else text[:81] + "..."
-        lines.append(f"  layer {told['exit_layer']}  {told['label']:<17} {told['score']:.2f}  {shown}")
+        lines.append(f"  layer {answer['exit_layer']}  {answer['label']:<17} {answer['score']:.2f}  {shown}")
     return "\n".join(lines)

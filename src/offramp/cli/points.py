@@ -1,4 +1,4 @@
-"""Operating points on the command line: chosen, saved, told."""
+"""Operating points on the command line: a folder's points, read, saved and printed."""
 
 from __future__ import annotations
 
@@ -13,58 +13,17 @@ from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import weights_digest
 
 if TYPE_CHECKING:
-    from offramp.policies.base import Policy
     from offramp.types.cost_table import CostTable
     from offramp.types.operating_point import OperatingPoint
     from offramp.types.trace import Trace
 
 
-def calibrated(
-    trace: Trace,
-    policy: Policy,
-    target: Mapping[str, float],
-    metric: str | None = None,
-    cost: CostTable | None = None,
-) -> OperatingPoint:
-    """The point that meets a target on a trace."""
-    from offramp.calibration.calibrate import calibrate
-    from offramp.types.operating_point import Target
+def refuse_other_weights(folder: Path, trace: Trace) -> None:
+    """Refuse to certify a folder's model on a trace of other weights.
 
-    return calibrate(trace, policy, Target(**target), metric, cost)
-
-
-def certified(
-    folder: Path,
-    trace: Trace,
-    policy: Policy,
-    target: Mapping[str, float],
-    confidence: float,
-) -> OperatingPoint:
-    """The point that meets a target with a confidence, of a trace of the weights in the folder."""
-    from offramp.calibration.certify import certify
-
-    _refuse_other_weights(folder, trace)
-    risk, level = ("drop", target["max_drop"]) if "max_drop" in target else ("agreement", 1 - target["agreement"])
-    return certify(trace, policy, risk, round(level, 12), round(1 - confidence, 12))
-
-
-def laddered(
-    folder: Path,
-    trace: Trace,
-    policy: Policy,
-    metric: str | None,
-    confidence: float | None,
-) -> dict[str, OperatingPoint]:
-    """The rungs of a ladder; with a confidence, of a trace of the weights in the folder."""
-    from offramp.calibration.ladder import ladder
-
-    if confidence is None:
-        return ladder(trace, policy, metric)
-    _refuse_other_weights(folder, trace)
-    return ladder(trace, policy, delta=round(1 - confidence, 12))
-
-
-def _refuse_other_weights(folder: Path, trace: Trace) -> None:
+    Raises:
+        InvalidInput: the trace was recorded with other weights, or does not name its weights.
+    """
     if trace.provenance.get("weights") != weights_digest(folder):
         raise InvalidInput(
             f"the trace was not recorded with the weights in {folder}, so it can promise nothing of them"
@@ -72,7 +31,7 @@ def _refuse_other_weights(folder: Path, trace: Trace) -> None:
 
 
 def saved_points(folder: Path) -> dict[str, OperatingPoint]:
-    """The operating points of a folder, by name."""
+    """Read the operating points of a folder, by name."""
     from offramp.types.operating_point import POINTS_FILE, read_points
 
     path = folder / POINTS_FILE
@@ -80,7 +39,11 @@ def saved_points(folder: Path) -> dict[str, OperatingPoint]:
 
 
 def add_points(folder: Path, points: Mapping[str, OperatingPoint], instead_of: Collection[str] = ()) -> None:
-    """Add points to those of a folder, if its model has so many exits; those of the names `instead_of` go."""
+    """Save points with a folder's others, but for those of the names `instead_of`.
+
+    Raises:
+        InvalidInput: the folder's model has no exits, or another number of them.
+    """
     from offramp.model.card import save_points
 
     exits = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("exit_layers")
@@ -94,7 +57,7 @@ def add_points(folder: Path, points: Mapping[str, OperatingPoint], instead_of: C
 
 
 def add_ladder(folder: Path, points: Mapping[str, OperatingPoint]) -> None:
-    """Save a ladder with a folder's points, in place of the one before."""
+    """Save a ladder with a folder's points, in place of the ladder before."""
     from offramp.calibration.ladder import LADDER_NAMES
 
     add_points(folder, points, LADDER_NAMES)
@@ -107,9 +70,10 @@ def print_scores(
     metric: str | None = None,
     cost: CostTable | None = None,
 ) -> None:
-    """Scores of the exits and of the points, on one trace; expected times, where there is a cost table."""
+    """Print the scores of the exits and of the points on one trace; expected times, where there is a cost table."""
     from offramp.report.tables import scores_data, scores_text
 
-    made = scores_data if as_json else scores_text
-    told = made(trace, points, metric, cost)
-    click.echo(json.dumps(told) if as_json else told)
+    if as_json:
+        click.echo(json.dumps(scores_data(trace, points, metric, cost)))
+    else:
+        click.echo(scores_text(trace, points, metric, cost))

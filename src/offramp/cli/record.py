@@ -22,16 +22,16 @@ from offramp.cli.options import (
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--data", required=True, metavar="FILE", help="csv, tsv, jsonl, parquet, or a data set's name.")
-@click.option("-o", "--output", type=FILE, required=True, help="Where the trace goes, e.g. trace.safetensors.")
+@click.option("-o", "--output", type=FILE, required=True, help="The file of the trace, e.g. trace.safetensors.")
 @click.option("--split", default="validation", show_default=True, help="Of a named data set.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @engine_option
 @column_options
 @json_option
 def record(
-    folder: Path, data: str, output: Path, split: str, batch_size: int, engine: str, as_json: bool, **given: Any
+    folder: Path, data: str, output: Path, split: str, batch_size: int, engine: str, as_json: bool, **options: Any
 ) -> None:
-    """Run every layer on labelled data and keep what every exit said.
+    """Run every layer on labelled data and save the logits of every exit.
 
     \b
     offramp record model --data validation.csv -o trace.safetensors
@@ -39,7 +39,7 @@ def record(
     silence_transformers()
     from offramp.inference.record import record as record_trace
 
-    trace = record_trace(folder, data, engine, columns=columns_of(given), split=split, batch_size=batch_size)
+    trace = record_trace(folder, data, engine, columns=columns_of(options), split=split, batch_size=batch_size)
     trace.save(output)
     shape = {
         "exits": trace.depth,

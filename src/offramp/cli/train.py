@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,22 +21,30 @@ from offramp.cli.options import (
     learning_options,
     silence_transformers,
 )
-from offramp.cli.points import add_points, calibrated, print_scores
+from offramp.cli.points import add_points, print_scores
 from offramp.errors import CannotReach, InvalidInput
 from offramp.training.objectives.registry import OBJECTIVES
+
+if TYPE_CHECKING:
+    from offramp.types.operating_point import OperatingPoint
+    from offramp.types.trace import Trace
 
 HEADS = ("linear", "shared_pooler", "pooler", "attention")  # offramp.model.heads has them, with torch
 
 
 def exit_options(command: Command) -> Command:
-    """What the exits are like, and how they learn."""
+    """Add the options of the exits and of their objective."""
     rank = click.option("--bypass-rank", type=click.IntRange(min=1), help="Give exits bypasses of this rank (BADGE).")
-    leaving = "Share of the tokens that these layers keep (MPEE)."
+    keep = "Share of the tokens that these layers keep (MPEE)."
     for option in (
-        click.option("--token-exit", metavar="2:0.7,4:0.7", help=leaving),
-        click.option("--memory", type=click.FloatRange(0, 1, min_open=True), help="Let exits add up (MPEE's lambda)."),
+        click.option("--token-exit", metavar="2:0.7,4:0.7", help=keep),
+        click.option(
+            "--memory",
+            type=click.FloatRange(0, 1, min_open=True),
+            help="Sum the exits with this weight (MPEE's lambda).",
+        ),
         rank,
-        click.option("--certainty", is_flag=True, help="Add a gate that learns how sure each exit is (BERxiT)."),
+        click.option("--certainty", is_flag=True, help="Add a gate that learns each exit's certainty (BERxiT)."),
         click.option(
             "--exit-layers", metavar="2,4,6", help="Layers with an exit, the last among them.  [default: all]"
         ),
@@ -71,17 +79,17 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
 @click.command()
 @learning_options
 @click.option("-o", "--output", type=FOLDER, required=True, help="The model's folder.")
-@click.option("--layers", type=click.IntRange(min=1), help="Keep so many of the encoder's layers.  [default: all]")
+@click.option("--layers", type=click.IntRange(min=1), help="Keep this many of the encoder's layers.  [default: all]")
 @exit_options
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 1),
     default=0.01,
     show_default=True,
-    help="Of the default operating point.",
+    help="Target of the default operating point.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--resume", is_flag=True, help="Resume a run that was stopped.")
 @column_options
 @json_option
 def train(
@@ -89,16 +97,15 @@ def train(
     validation_source: str,
     output: Path,
     backbone: str | None,
-    task: str,
     max_drop: float,
     max_length: int | None,
     objective: str,
     freeze: bool,
     resume: bool,
     as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
-    """Put exits on an encoder, train them, and choose where to leave.
+    """Put exits on an encoder, train them, and choose the default operating point.
 
     \b
     offramp train --train train.csv --validation validation.csv -o model
@@ -110,110 +117,122 @@ def train(
     silence_transformers()
     from transformers import set_seed
 
-    from offramp.data.examples import read_examples
-    from offramp.inference.record import read_for
     from offramp.inference.record import record as record_trace
     from offramp.model.default_encoder import default_encoder
     from offramp.model.hub import load_tokenizer
-    from offramp.policies.fitting import fit_default_policy
     from offramp.training.fit import fit
     from offramp.training.objectives.registry import load_objective
-    from offramp.types.operating_point import DEFAULT
 
-    columns = columns_of(given)
-    rule = load_objective(objective, **({"freeze": True} if freeze else {}))
-    set_seed(given["seed"])
+    # 1) data and model
+    objective_module = load_objective(objective, **({"freeze": True} if freeze else {}))
+    set_seed(options["seed"])
     start = backbone or default_encoder()
-    if freeze:
-        model = _fine_tuned(start, given)
-        data, held_out = (
-            read_for(model.config, source, columns, split)
-            for source, split in ((train_source, "train"), (validation_source, "validation"))
-        )
-    else:
-        data = read_examples(train_source, columns, split="train", task=task)
-        names = data.label_names or None
-        held_out = read_examples(validation_source, columns, split="validation", task=task, label_names=names)
-        model = _new_model(start, data, given)
+    build = _fine_tuned_with_data if freeze else _new_with_data
+    model, data, held_out = build(start, train_source, validation_source, options)
     tokenizer = load_tokenizer(start)
     if max_length is not None:
         tokenizer.model_max_length = max_length
+    # 2) training
     fit(
         model,
         tokenizer,
         output,
         data,
         held_out,
-        objective=rule,
+        objective=objective_module,
         resume=resume,
-        num_train_epochs=given["epochs"],
-        per_device_train_batch_size=given["batch_size"],
-        learning_rate=given["learning_rate"],
-        seed=given["seed"],
-        bf16=given["bf16"],
+        num_train_epochs=options["epochs"],
+        per_device_train_batch_size=options["batch_size"],
+        learning_rate=options["learning_rate"],
+        seed=options["seed"],
+        bf16=options["bf16"],
     )
+    # 3) the default operating point
     trace = record_trace(output, held_out)
     trace = replace(trace, provenance={**trace.provenance, "data": Path(validation_source).name})
+    print_scores(as_json, trace, _add_default_point(output, trace, max_drop))
+
+
+def _add_default_point(folder: Path, trace: Trace, max_drop: float) -> dict[str, OperatingPoint]:
+    """Choose the default operating point on a trace, save it with the model, and return it by name.
+
+    Where none can be chosen or saved, print why.
+    """
+    from offramp.calibration.prepare import fit_and_calibrate
+    from offramp.types.operating_point import DEFAULT, Target
+
     points = {}
     try:
-        policy, chosen_on = fit_default_policy(trace)
-        points[DEFAULT] = calibrated(chosen_on, policy, {"max_drop": max_drop})
-        add_points(output, points)
+        points[DEFAULT] = fit_and_calibrate(trace, Target(max_drop=max_drop))
+        add_points(folder, points)
     except (CannotReach, InvalidInput) as error:
         click.echo(f"no default operating point, answers run at full depth: {error}", err=True)
-    print_scores(as_json, trace, points)
+    return points
 
 
 def _refuse_to_overwrite(folder: Path, resume: bool) -> None:
     if (folder / "config.json").exists():
         raise InvalidInput(f"{folder}: there is a model already; choose another folder")
     if (folder / "checkpoints").exists() and not resume:
-        raise InvalidInput(
-            f"{folder}: an unfinished run lies there; go on with it by --resume, or choose another folder"
-        )
+        raise InvalidInput(f"{folder}: an unfinished run lies there; resume it by --resume, or choose another folder")
 
 
-def _new_model(start: str, data: Any, given: Mapping[str, Any]) -> Any:
+def _new_with_data(
+    start: str, train_source: str, validation_source: str, options: Mapping[str, Any]
+) -> tuple[Any, Any, Any]:
+    """Return a model with new exits for the labels of the data, the data to train on, and the data to validate on."""
+    from offramp.data.examples import read_examples
     from offramp.model.backbones.restack import restack
     from offramp.model.hub import load_encoder
     from offramp.model.modeling import MultiExitModel
 
+    columns = columns_of(options)
+    data = read_examples(train_source, columns, split="train", task=options["task"])
+    names = data.label_names or None
+    held_out = read_examples(validation_source, columns, split="validation", task=options["task"], label_names=names)
     first = data.labels[0]
     outputs = len(first) if isinstance(first, list) else 1
     labels = {"id2label": dict(enumerate(data.label_names))} if data.label_names else {"num_labels": outputs}
-    kept = given["layers"]
-    encoder = restack(load_encoder(start), range(kept)) if kept else start
-    return MultiExitModel.from_backbone(encoder, problem_type=data.problem_type, **labels, **_exits(given))
+    layers = options["layers"]
+    encoder = restack(load_encoder(start), range(layers)) if layers else start
+    model = MultiExitModel.from_backbone(encoder, problem_type=data.problem_type, **labels, **_exits(options))
+    return model, data, held_out
 
 
-def _fine_tuned(start: str, given: Mapping[str, Any]) -> Any:
+def _fine_tuned_with_data(
+    start: str, train_source: str, validation_source: str, options: Mapping[str, Any]
+) -> tuple[Any, Any, Any]:
+    """Return a fine-tuned model that keeps its head, and the same data read for its labels."""
+    from offramp.inference.record import read_for
     from offramp.model.modeling import MultiExitModel
 
-    if given["layers"]:
+    if options["layers"]:
         raise click.UsageError("--freeze keeps the whole fine-tuned model, --layers a part of it; choose one")
-    model = MultiExitModel.from_backbone(start, **_exits(given))
+    model = MultiExitModel.from_backbone(start, **_exits(options))
     if model.config.own_head is None:
         raise InvalidInput(f"{start}: --freeze keeps a fine-tuned classifier's head, and there is none to be kept")
-    return model
+    columns = columns_of(options)
+    data = read_for(model.config, train_source, columns, "train")
+    return model, data, read_for(model.config, validation_source, columns, "validation")
 
 
-def _exits(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options say of the exits, as arguments of `from_backbone`."""
+def _exits(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the exits as arguments of `from_backbone`."""
     from offramp.model.bypass import Bypass
     from offramp.model.token_exit.config import TokenExit
 
-    asked, rank, leaving = given["exit_layers"], given["bypass_rank"], given["token_exit"]
+    layer_list, rank, keep_list = options["exit_layers"], options["bypass_rank"], options["token_exit"]
     try:
-        layers = [int(layer) for layer in asked.split(",")] if asked else None
+        layers = [int(layer) for layer in layer_list.split(",")] if layer_list else None
     except ValueError:
-        raise click.UsageError(f"--exit-layers takes numbers such as 2,4,6; got {asked!r}") from None
+        raise click.UsageError(f"--exit-layers takes numbers such as 2,4,6; got {layer_list!r}") from None
     try:
-        pairs = [pair.split(":") for pair in leaving.split(",")] if leaving else []
+        pairs = [pair.split(":") for pair in keep_list.split(",")] if keep_list else []
         keep = {int(layer): float(share) for layer, share in pairs}
     except ValueError:
-        raise click.UsageError(f"--token-exit takes layers and shares such as 2:0.7,4:0.7; got {leaving!r}") from None
+        raise click.UsageError(f"--token-exit takes layers and shares such as 2:0.7,4:0.7; got {keep_list!r}") from None
     return {
-        **{name: given[name] for name in ("head", "pooling", "certainty", "memory")},
+        **{name: options[name] for name in ("head", "pooling", "certainty", "memory")},
         "bypass": Bypass(rank=rank) if rank else None,
         "token_exit": TokenExit(keep_ratio=keep) if keep else None,
         "exit_layers": layers,

@@ -1,7 +1,7 @@
-"""Trade-off curves in a number: read at a budget, the area under one, the area between two, the ELUE score.
+"""Trade-off curves in a number: the score at a budget, the area under one, the area between two, the ELUE score.
 
-A curve is points joined by straight lines. A point between two thresholds is what drawing one of the two for each
-sample gives, so it is no invention.
+A curve is points joined by straight lines. A point between two thresholds can be reached: draw one of the two for each
+sample.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ Numbers = NDArray[np.float64]
 
 
 def score_at(mean_exits: Tensor, values: Tensor, mean_exit: float) -> float | None:
-    """A curve's score, or an end of its interval, (K,) each, at a mean exit layer; None where it does not reach."""
+    """Return a curve's value at a mean exit layer, from (K,) each; None outside of the curve."""
     if not mean_exits.min() - 1e-9 <= mean_exit <= mean_exits.max() + 1e-9:
         return None
     return float(np.interp(mean_exit, _rising(mean_exits), _rising(values)))
 
 
-def area(seen: Curve | BootstrapCurve, low: float | None = None, high: float | None = None) -> float:
-    """The mean score over all mean exits from `low` to `high`: the area under the curve, over the share of layers.
+def area(curve: Curve | BootstrapCurve, low: float | None = None, high: float | None = None) -> float:
+    """Return the mean score over all mean exits from `low` to `high`: the area under the curve, over their distance.
 
     Args:
-        seen: the curve. Two curves can be compared only over the same stretch.
+        curve: two curves can be compared only over the same range.
         low: a mean exit layer; None = the curve's earliest.
         high: likewise; None = the curve's last.
 
     Raises:
-        InvalidInput: the curve does not reach so far, or there is nothing between `low` and `high`.
+        InvalidInput: the curve does not reach `low` or `high`, or `low` is not below `high`.
     """
-    at, scores = _rising(seen.mean_exits), _rising(seen.scores)
+    at, scores = _rising(curve.mean_exits), _rising(curve.scores)
     low, high = float(at[0]) if low is None else low, float(at[-1]) if high is None else high
     if low < at[0] - 1e-9 or high > at[-1] + 1e-9 or low >= high:
         raise InvalidInput(f"no area from {low:.4g} to {high:.4g}: the curve reaches from {at[0]:.4g} to {at[-1]:.4g}")
@@ -47,35 +47,35 @@ def area(seen: Curve | BootstrapCurve, low: float | None = None, high: float | N
 
 
 def area_above(one: Curve | BootstrapCurve, other: Curve | BootstrapCurve) -> float:
-    """How far the first curve lies above the second, where it does: the area, in the score's unit times layers.
+    """Return the area between two curves where the first lies above the second, in the score's unit times layers.
 
     Xin et al., "BERxiT", EACL 2021, section 5.3; with scores in percent, as there, it is 100 times this.
 
     Raises:
-        InvalidInput: there are no mean exits that both reach.
+        InvalidInput: the curves share no mean exits.
     """
-    lines = [(_rising(seen.mean_exits), _rising(seen.scores)) for seen in (one, other)]
+    lines = [(_rising(curve.mean_exits), _rising(curve.scores)) for curve in (one, other)]
     low, high = max(at[0] for at, _ in lines), min(at[-1] for at, _ in lines)
     if low >= high:
         raise InvalidInput("the two curves share no mean exits")
     knots = np.unique(np.clip(np.concatenate([at for at, _ in lines]), low, high))
-    apart = np.interp(knots, *lines[0]) - np.interp(knots, *lines[1])
-    start, end = apart[:-1], apart[1:]
+    gap = np.interp(knots, *lines[0]) - np.interp(knots, *lines[1])
+    start, end = gap[:-1], gap[1:]
     above = np.maximum(start, 0) + np.maximum(end, 0)
-    crosses = start * end < 0  # then what is above is a triangle over a share of the way
+    crosses = start * end < 0  # then the area above is a triangle over a share of the distance
     share = np.where(crosses, above / np.where(crosses, np.abs(start) + np.abs(end), 1), 1)
     return float((np.diff(knots) * share * above / 2).sum())
 
 
 def elue_score(points: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]]) -> float:
-    """How far points lie above a reference curve, on average; (cost, score) each, costs in one unit.
+    """Return the mean height of points above a reference curve; (cost, score) each, costs in one unit.
 
     Liu et al., "Towards Efficient NLP: A Standard Evaluation and A Strong Baseline" (ELUE), NAACL 2022, whose reference
     is ElasticBERT-base over its 12 layers, in FLOPs. With another reference it is another score.
 
     Args:
         points: of the method.
-        reference: joined by straight lines; level beyond its dearest point, since it need not spend more.
+        reference: joined by straight lines; constant beyond its most expensive point.
 
     Raises:
         InvalidInput: no points or no reference; a point that is cheaper than all of the reference.
@@ -90,5 +90,5 @@ def elue_score(points: Sequence[tuple[float, float]], reference: Sequence[tuple[
 
 
 def _rising(values: Tensor) -> Numbers:
-    """A curve's values (K,) from the first exit to full depth."""
+    """Return a curve's values (K,) from the first exit to full depth."""
     return np.asarray(values.flip(0).double().numpy())

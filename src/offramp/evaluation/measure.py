@@ -14,7 +14,7 @@ from offramp.policies.base import Policy
 from offramp.policies.replay import replay
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Measured, OperatingPoint
-from offramp.types.outputs import ExitOutput, predictions
+from offramp.types.outputs import Answers, ExitOutput, predictions
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
 
@@ -26,40 +26,46 @@ def measure(
     metric: str | None = None,
     cost: CostTable | None = None,
 ) -> Measured:
-    """What a policy with these thresholds does on a trace.
+    """Return score, agreement and mean exit layer of a policy with these thresholds.
 
     Args:
         trace: with labels for a score, without for agreement and mean exit alone.
         policy: a policy, or a policy as data.
         thresholds: one number, or one for each exit but the last.
         metric: a name of METRICS; None = the usual one.
-        cost: of the exits of the trace; None = no time is told.
+        cost: of the exits of the trace; None = no expected time.
 
     Raises:
         InvalidInput: samples without a finite answer; a table of other exits.
     """
-    answers = replay(trace, policy, thresholds)
+    return measure_answers(trace, replay(trace, policy, thresholds), metric, cost)
+
+
+def measure_answers(
+    trace: Trace, answers: Answers, metric: str | None = None, cost: CostTable | None = None
+) -> Measured:
+    """Return what `measure` does, from the answers of a replay, of the same N rows; arguments and errors as there."""
     if broken := int((answers.failed | ~trace.logits[-1].isfinite().all(dim=-1)).sum()):
         raise InvalidInput(f"{broken} of {len(trace)} samples have no finite answer; leave them out first")
     full = trace.exit(trace.depth - 1)
     early = ExitOutput(answers.logits, problem_type=trace.problem_type)
-    name = got = whole = agreement = None
+    name = early_score = full_score = agreement = None
     if trace.labels is not None:
-        name, found = metric_for(trace, metric)
-        got, whole = (score(found, out, trace.labels).item() for out in (early, full))
+        name, rule = metric_for(trace, metric)
+        early_score, full_score = (score(rule, out, trace.labels).item() for out in (early, full))
     if trace.problem_type != REGRESSION:
         agreement = (predictions(early) == predictions(full)).all(dim=-1).double().mean().item()
     depth, mean_exit = trace.layer_numbers[-1], answers.exit_layers.double().mean().item()
-    told = Measured(name, got, whole, agreement, mean_exit, depth, len(trace), trace.provenance)
+    measured = Measured(name, early_score, full_score, agreement, mean_exit, depth, len(trace), trace.provenance)
     if cost is None:
-        return told
+        return measured
     cost.check(trace.layer_numbers)
     provenance = {**trace.provenance, "timed": cost.describe()}
-    return replace(told, provenance=provenance, expected_ms=cost.mean_ms(answers.exit_layers))
+    return replace(measured, provenance=provenance, expected_ms=cost.mean_ms(answers.exit_layers))
 
 
 def measure_all(
     trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None, cost: CostTable | None = None
 ) -> dict[str, Measured]:
-    """What every operating point does on a trace."""
+    """Measure every operating point on a trace, by name."""
     return {name: measure(trace, point.policy, point.thresholds, metric, cost) for name, point in points.items()}

@@ -1,4 +1,4 @@
-"""Who pays for the speed: an operating point, told apart for groups of rows."""
+"""An operating point's results on groups of rows: by label, by length, by a column."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace, labels_of
 
-MOST = 200
-"""So many slices can still be read."""
+MAX_SLICES = 200
+"""The largest number of slices: more cannot be read."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What an operating point does on some of the rows.
+    """An operating point's results on some of the rows.
 
     Attributes:
         name: of the slice.
-        rows: how many.
+        rows: number of rows.
         score: at the point; None where there are no labels.
         full_score: of the full model on the same rows.
         mean_exit: mean exit layer.
@@ -42,13 +42,13 @@ class Slice:
 def by_label(
     trace: Trace, point: OperatingPoint, metric: str | None = None, label_names: Sequence[str] | None = None
 ) -> tuple[Slice, ...]:
-    """A slice for each label that is there, in the order of the classes.
+    """Return a slice for each label that has rows, in the order of the classes.
 
-    Of several labels a row is in the slice of each that it has.
+    With several labels a row is in the slice of each of its labels.
 
     Args:
         trace: with labels.
-        point: where to leave.
+        point: its policy and thresholds.
         metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
         label_names: the C classes' names; None = their numbers.
 
@@ -66,13 +66,13 @@ def by_label(
 
 
 def by_length(trace: Trace, point: OperatingPoint, metric: str | None = None, buckets: int = 4) -> tuple[Slice, ...]:
-    """Slices of about equally many rows, from the shortest to the longest in tokens; equal lengths stay together.
+    """Return slices of about equally many rows, by length in tokens; equal lengths stay together.
 
     Raises:
-        InvalidInput: the trace does not know its lengths.
+        InvalidInput: the trace has no token counts.
     """
     if trace.tokens is None:
-        raise InvalidInput("this trace does not know how long its rows are; record it again, from texts")
+        raise InvalidInput("this trace has no token counts of its rows; record it again, from texts")
     tokens = trace.tokens
     edges = torch.unique(tokens.double().quantile(torch.linspace(0, 1, buckets + 1, dtype=torch.float64)[1:-1]))
     bucket = torch.bucketize(tokens.double(), edges)  # (N,) an edge belongs to the bucket below it
@@ -84,38 +84,38 @@ def by_length(trace: Trace, point: OperatingPoint, metric: str | None = None, bu
 def by_groups(
     trace: Trace, point: OperatingPoint, names: Sequence[str], metric: str | None = None
 ) -> tuple[Slice, ...]:
-    """A slice for each group, sorted by name.
+    """Return a slice for each group, sorted by name.
 
     Args:
         trace: labels for scores.
-        point: where to leave.
+        point: its policy and thresholds.
         names: the group of each row, N.
         metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
 
     Raises:
-        InvalidInput: another number of names than rows, or more groups than can be read.
+        InvalidInput: another number of names than rows, or more groups than MAX_SLICES.
     """
     if len(names) != len(trace):
         raise InvalidInput(f"{len(trace)} rows take {len(trace)} names of groups, got {len(names)}")
     groups = sorted(set(names))
-    if len(groups) > MOST:
-        raise InvalidInput(f"{len(groups)} groups are too many to tell apart; at most {MOST}")
-    number = {name: place for place, name in enumerate(groups)}
-    places = torch.tensor([number[name] for name in names])
-    return _slices(trace, point, metric, {name: places == place for name, place in number.items()})
+    if len(groups) > MAX_SLICES:
+        raise InvalidInput(f"{len(groups)} groups are too many to compare; at most {MAX_SLICES}")
+    number = {name: index for index, name in enumerate(groups)}
+    group = torch.tensor([number[name] for name in names])  # (N,)
+    return _slices(trace, point, metric, {name: group == index for name, index in number.items()})
 
 
 def _slices(trace: Trace, point: OperatingPoint, metric: str | None, members: dict[str, Tensor]) -> tuple[Slice, ...]:
-    """The slices that have rows; members: (N,) bool for each name."""
-    found = []
+    """Return the slices that have rows; members: (N,) bool for each name."""
+    slices = []
     for name, rows in members.items():
         if rows.any():
-            told = measure(trace.take(rows.nonzero().squeeze(-1)), point.policy, point.thresholds, metric)
-            found.append(Slice(name, told.rows, told.score, told.full_score, told.mean_exit, told.agreement))
-    return tuple(found)
+            m = measure(trace.take(rows.nonzero().squeeze(-1)), point.policy, point.thresholds, metric)
+            slices.append(Slice(name, m.rows, m.score, m.full_score, m.mean_exit, m.agreement))
+    return tuple(slices)
 
 
 def _span(tokens: Tensor) -> str:
-    """Such as "4-9 tokens"."""
+    """Return the range of token counts, such as "4-9 tokens"."""
     low, high = int(tokens.min()), int(tokens.max())
     return f"{low} tokens" if low == high else f"{low}-{high} tokens"

@@ -1,4 +1,4 @@
-"""Every threshold that splits a trace, in one exact sweep."""
+"""Statistics at every threshold that splits a trace, in one exact sweep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from offramp.types.trace import Trace, labels_of
 
 @dataclass(frozen=True)
 class Sweep:
-    """Every way in which one threshold for all exits can split a trace, from strictest to loosest.
+    """Sums of statistics for every split of a trace by one threshold for all exits, from strictest to loosest.
 
     Attributes:
         thresholds: (K,) float32; the first is inf.
@@ -35,37 +35,37 @@ def sweep(score: Tensor, statistics: Tensor) -> Sweep:
 
     Args:
         score: (L, N) a policy's scores; the last exit's do not matter.
-        statistics: (L, N, S) what a sample contributes if it leaves at that exit.
+        statistics: (L, N, S) a sample's contribution if it leaves at that exit.
     """
-    found, between = all_splits(score, statistics)
-    return Sweep(found.thresholds[between], found.statistics[between])
+    swept, between = all_splits(score, statistics)
+    return Sweep(swept.thresholds[between], swept.statistics[between])
 
 
 def all_splits(score: Tensor, statistics: Tensor) -> tuple[Sweep, Tensor]:
-    """Sum per-sample statistics at every split, those among them between whose scores no float lies.
+    """Sum per-sample statistics at every split, also where no float lies between two scores.
 
     As the threshold falls, a sample's exit moves up to the first exit whose running maximum reaches it. Each of these
     (L-1) N steps replaces the statistics of exit m+1 by those of exit m; sorted by score and summed they give all K.
 
     Args:
         score: (L, N) a policy's scores; the last exit's do not matter.
-        statistics: (L, N, S) what a sample contributes if it leaves at that exit.
+        statistics: (L, N, S) a sample's contribution if it leaves at that exit.
 
     Returns:
-        All K splits, and (K,) bool: whether the threshold lies between two scores. Else it lies on the upper one.
+        All K splits, and (K,) bool: the threshold lies between two scores. Else it lies on the upper one.
     """
     reached = score[:-1].cummax(dim=0).values.flatten()  # ((L-1) N,)
     change = (statistics[:-1] - statistics[1:]).flatten(0, 1)  # ((L-1) N, S)
-    real = reached.isfinite()
-    seen, order = reached[real].sort(descending=True)
-    totals = statistics[-1].sum(dim=0) + change[real][order].cumsum(dim=0)
-    values, counts = torch.unique_consecutive(seen, return_counts=True)
-    under = torch.cat((values[1:], values[-1:] - values[-1:].abs().clamp(min=1)))
-    middle = ((values.double() + under.double()) / 2).float()
-    apart = (middle < values) & (middle > under)
-    thresholds = torch.cat((torch.tensor([math.inf]), torch.where(apart, middle, values)))
+    finite = reached.isfinite()
+    ordered, order = reached[finite].sort(descending=True)
+    totals = statistics[-1].sum(dim=0) + change[finite][order].cumsum(dim=0)
+    values, counts = torch.unique_consecutive(ordered, return_counts=True)
+    next_lower = torch.cat((values[1:], values[-1:] - values[-1:].abs().clamp(min=1)))
+    middle = ((values.double() + next_lower.double()) / 2).float()
+    between = (middle < values) & (middle > next_lower)
+    thresholds = torch.cat((torch.tensor([math.inf]), torch.where(between, middle, values)))
     sums = torch.cat((statistics[-1].sum(dim=0)[None], totals[counts.cumsum(dim=0) - 1]))
-    return Sweep(thresholds, sums), torch.cat((torch.tensor([True]), apart))
+    return Sweep(thresholds, sums), torch.cat((torch.tensor([True]), between))
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,29 @@ class Curve:
 
 
 def curve(trace: Trace, policy: Policy, metric: str | None = None) -> Curve:
-    """Mean exit layer and score at every threshold.
+    """Return mean exit layer and score at every threshold.
 
     Raises:
         InvalidInput: a trace without labels.
         NotApplicable: policy or metric have no meaning for this kind of problem; a metric that no sweep can sum.
     """
-    name, found = metric_for(trace, metric)
-    if found.resampled is not None:
+    return score_curve(trace, *run_policy(policy, trace), metric)
+
+
+def score_curve(trace: Trace, score: Tensor, logits: Tensor, metric: str | None = None) -> Curve:
+    """Return `curve` of a policy that has run: its scores (L, N) and logits (L, N, C)."""
+    name, rule = metric_for(trace, metric)
+    if rule.resampled is not None:
         raise NotApplicable(f"{name} ranks all samples together, so it is not known at every threshold; pearson is")
-    score, logits = run_policy(policy, trace)
-    statistics = found.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels_of(trace))
+    statistics = rule.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels_of(trace))
     swept = sweep(score, torch.cat((per_exit_constant(trace, trace.layer_numbers), statistics), dim=-1))
     return Curve(
         swept.thresholds,
         swept.statistics[:, 0] / len(trace),
-        found.value(swept.statistics[:, 1:], len(trace)),
+        rule.value(swept.statistics[:, 1:], len(trace)),
     )
 
 
 def per_exit_constant(trace: Trace, values: Sequence[float]) -> Tensor:
-    """(L, N, 1) what a sample counts if it leaves at each exit, from (L,) values."""
+    """Return one value an exit, (L,), as a statistic of every sample, (L, N, 1)."""
     return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).expand(-1, len(trace), 1)

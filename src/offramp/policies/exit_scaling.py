@@ -58,11 +58,26 @@ class ExitScaled(WrapperPolicy):
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """Score one exit."""
-        if exit >= len(self.lines) or (out.last and exit < len(self.lines) - 1):
-            raise InvalidInput(f"{len(self.lines)} lines for a model with another number of exits")
+        self._check_exits(exit < len(self.lines) and not (out.last and exit < len(self.lines) - 1))
         step = self.policy.step(exit, out, memory)
+        return Step(self._on_line(exit, step.score), step.logits, step.memory)
+
+    def rescale(self, scores: Tensor) -> Tensor:
+        """Return this policy's scores (L, N) from the inner policy's.
+
+        Raises:
+            InvalidInput: another number of exits than lines.
+        """
+        self._check_exits(len(scores) == len(self.lines))
+        return torch.stack([self._on_line(exit, score) for exit, score in enumerate(scores)])
+
+    def _check_exits(self, fits: bool) -> None:
+        if not fits:
+            raise InvalidInput(f"{len(self.lines)} lines for a model with another number of exits")
+
+    def _on_line(self, exit: int, score: Tensor) -> Tensor:
         constant, slope = self.lines[exit]
-        return Step(constant + slope * log_odds(step.score.float()), step.logits, step.memory)
+        return constant + slope * log_odds(score.float())
 
     def thresholds(self, threshold: float) -> tuple[float, ...]:
         """Return the thresholds of the inner policy, one for each exit but the last, that mean `threshold` here."""

@@ -60,7 +60,11 @@ def replay(
         (tensor([2]), torch.Size([100, 3]))
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
-    score, logits = run_policy(policy, trace)  # (L, N), (L, N, C)
+    return answers_at(trace, *run_policy(policy, trace), threshold)
+
+
+def answers_at(trace: Trace, score: Tensor, logits: Tensor, threshold: float | Sequence[float] | Tensor) -> Answers:
+    """Return `replay`'s answers for a policy that has run: its scores (L, N), its logits (L, N, C), and a threshold."""
     checked_score = nan_where_invalid(score, logits)  # (L, N)
     thresholds = thresholds_per_exit(threshold, trace.depth)
     leaves = torch.stack([~continues(row, limit) for row, limit in zip(checked_score, thresholds, strict=True)])

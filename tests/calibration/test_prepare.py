@@ -1,0 +1,94 @@
+"""From a trace in one call: which rows fit, which choose, and that the point is the one of the separate calls."""
+
+from typing import Any
+
+import pytest
+
+from offramp.calibration.calibrate import calibrate
+from offramp.calibration.certify import certify
+from offramp.calibration.ladder import ladder
+from offramp.calibration.prepare import PreparedPolicy, fit_and_calibrate, prepare_policy
+from offramp.errors import InvalidInput, NotApplicable
+from offramp.policies.exit_scaling import ExitScaled
+from offramp.policies.fitting import fit_default_policy, fit_lines, fit_policy, fit_temperatures, halves
+from offramp.policies.registry import load_policy
+from offramp.types.operating_point import Target
+from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace, row_hashes
+from support.traces import random_trace
+
+TRACE = random_trace(SINGLE_LABEL, samples=101)
+FIT_HALF, CHOOSE_HALF = halves(TRACE)
+TARGET = Target(max_drop=0.1)
+
+
+def report(fitted: str) -> str:
+    return f"{fitted} fitted on 51 rows, the threshold chosen on the other 50"
+
+
+def prepared(rows: Trace, policy: Any, line: str, confidence: float | None = None) -> PreparedPolicy:
+    return PreparedPolicy(policy, rows, confidence, line)
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "expected"),
+    [
+        ("entropy", {}, prepared(TRACE, load_policy("entropy"), "")),
+        ({"ensemble": "run"}, {}, prepared(TRACE, load_policy("margin", ensemble="run"), "")),
+        ("gain", {}, prepared(CHOOSE_HALF, fit_policy("gain", FIT_HALF), report("gain"))),
+        (
+            "entropy",
+            {"temperature": True},
+            prepared(CHOOSE_HALF, load_policy("entropy", **fit_temperatures(FIT_HALF)), report("temperatures")),
+        ),
+        (None, {"per_exit": True}, prepared(TRACE, load_policy("margin", **fit_lines("margin", TRACE)), "")),
+        (
+            "entropy",
+            {"per_exit": True, "confidence": 0.9},
+            prepared(
+                CHOOSE_HALF,
+                load_policy("entropy", **fit_lines("entropy", FIT_HALF)),
+                report("thresholds for each exit"),
+                0.9,
+            ),
+        ),
+    ],
+)
+def test_fitted_numbers_and_thresholds_come_from_other_rows(
+    policy: Any, options: dict[str, Any], expected: PreparedPolicy
+) -> None:
+    result = prepare_policy(TRACE, policy, **options)
+    assert (result.policy, result.confidence, result.report) == (expected.policy, expected.confidence, expected.report)
+    assert row_hashes(result.rows) == row_hashes(expected.rows)
+    assert fit_and_calibrate(TRACE, Target(speedup=1.5), policy, **{**options, "confidence": None}).measured
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, REGRESSION])
+def test_nothing_asked_for_is_the_default_policy_and_no_report(problem_type: str) -> None:
+    trace = random_trace(problem_type, samples=60)
+    policy, rows = fit_default_policy(trace)
+    result = prepare_policy(trace)
+    assert (result.policy, len(result.rows), result.report) == (policy, len(rows), "")
+    assert fit_and_calibrate(trace, TARGET) == calibrate(rows, policy, TARGET)
+
+
+def test_a_confidence_certifies_the_target_and_the_ladder() -> None:
+    entropy = prepare_policy(TRACE, "entropy", confidence=0.9)
+    assert entropy.calibrate(Target(max_drop=0.2)) == certify(TRACE, "entropy", "drop", 0.2, 0.1)
+    assert entropy.calibrate(Target(agreement=0.8)) == certify(TRACE, "entropy", "agreement", 0.2, 0.1)
+    assert entropy.ladder() == ladder(TRACE, "entropy", delta=0.1)
+    for target, metric in ((Target(speedup=2), None), (TARGET, "macro-f1")):
+        with pytest.raises(InvalidInput, match="a confidence goes with max_drop"):
+            entropy.calibrate(target, metric)
+    with pytest.raises(NotApplicable, match="a regression has none"):
+        fit_and_calibrate(random_trace(REGRESSION), TARGET, "stability", confidence=0.9)
+
+
+def test_options_that_exclude_each_other_are_refused_and_data_is_not_changed() -> None:
+    with pytest.raises(InvalidInput, match="choose one"):
+        prepare_policy(TRACE, "margin", temperature=True, per_exit=True)
+    with pytest.raises(InvalidInput, match="gain has a scale of its own"):
+        prepare_policy(TRACE, "gain", per_exit=True)
+    data = {"name": "margin"}
+    assert isinstance(prepare_policy(TRACE, data, per_exit=True).policy, ExitScaled)
+    assert data == {"name": "margin"}
