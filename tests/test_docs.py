@@ -1,4 +1,4 @@
-"""docs/papers.md says where each mechanism is; what it says must be there."""
+"""docs/papers.md names the code and the test of each mechanism, docs/architecture.md the files to open: they exist."""
 
 import re
 from importlib import import_module
@@ -51,3 +51,10 @@ def test_the_test_is_where_the_table_says() -> None:
 def test_every_policy_and_objective_of_a_paper_has_a_row(table: dict[str, str]) -> None:
     told = {f"offramp.{code.replace('.py', '').replace('/', '.')}" for code, _ in rows()}
     assert {name for name, place in table.items() if place not in told} <= OURS
+
+
+def test_the_map_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`([\w/]+\.py)`", text))
+    assert len(paths) > 25
+    assert [path for path in paths if not any((top / path).is_file() for top in (ROOT, ROOT / "src/offramp"))] == []
