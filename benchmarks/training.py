@@ -103,18 +103,18 @@ class Cell:
 
 def cells(options: argparse.Namespace) -> list[Cell]:
     """What is asked for, in the order of interest: 6 layers, then 12, then single exits."""
-    found = []
+    results = []
     for depth in options.depths:
         for task in options.tasks or (TASKS if depth == 6 else SMALL):
             for seed in options.seeds:
                 usual = OBJECTIVES if task != SMALL[0] else (*OBJECTIVES, *list(BYPASSES)[1:])
                 names = options.objectives or (usual if depth == 6 else DEEP_OBJECTIVES)
-                found += [Cell(task, name, depth, seed) for name in names]
+                results += [Cell(task, name, depth, seed) for name in names]
     if options.single:
         for task in options.tasks or SMALL:
             for seed in options.seeds:
-                found += [Cell(task, f"single-{layer}", 6, seed) for layer in range(1, 7)]
-    return found
+                results += [Cell(task, f"single-{layer}", 6, seed) for layer in range(1, 7)]
+    return results
 
 
 def ingredients(cell: Cell) -> tuple[Objective, dict[str, Any], int]:
@@ -181,7 +181,7 @@ def train(cell: Cell, options: argparse.Namespace, tokenizer: PreTrainedTokenize
     trained = train_and_record(build, tokenizer, scratch, learn, rows, objective, cell.seed, whole)
     trace = trained.traces["validation"]
     trace.save(target.with_suffix(".safetensors"))
-    found = {
+    results = {
         **dataclasses.asdict(cell),
         "layers": trace.layer_numbers,
         "scores": scores(trace, task.metrics),
@@ -195,16 +195,16 @@ def train(cell: Cell, options: argparse.Namespace, tokenizer: PreTrainedTokenize
         "recipe": {**recipe, "exit_learning_rate": 1e-3, "max_length": task.max_length, "pooling": "mean"},
     }
     unfinished = target.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(found, indent=2) + "\n")
+    unfinished.write_text(json.dumps(results, indent=2) + "\n")
     unfinished.replace(target)
-    shown = " ".join(f"{score:.3f}" for score in found["scores"])
+    shown = " ".join(f"{score:.3f}" for score in results["scores"])
     print(f"{cell.task} {target.stem}: {shown}  {trained.cpu_seconds:.0f} s", flush=True)
 
 
 def scores(trace: Trace, metrics: tuple[str, ...]) -> list[float]:
     """The score of every exit, mean over the metrics."""
-    each = torch.tensor([layerwise(trace, metric) for metric in metrics])  # (M, L)
-    return each.mean(dim=0).tolist()
+    entry = torch.tensor([layerwise(trace, metric) for metric in metrics])  # (M, L)
+    return entry.mean(dim=0).tolist()
 
 
 @contextmanager
