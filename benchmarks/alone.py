@@ -32,7 +32,7 @@ def main() -> None:
         if kind == "plain":
             options = {"disabled_optimizers": ["SkipLayerNormFusion"]}
             session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"], **options)
-            session.run(None, {each.name: inputs[each.name] for each in session.get_inputs()})
+            session.run(None, {entry.name: inputs[entry.name] for entry in session.get_inputs()})
     print("answered", flush=True)
     lines = Path("/proc/self/status").read_text().splitlines()
     print(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024)

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import attack_report
 from attack_models import TASKS, deployed, examples, validation_trace
-from attack_search import Fool, Found, Goal, Slow, Told, Words, read_synonyms, search
+from attack_search import Fool, Goal, SearchAnswers, SearchResult, Slow, Words, read_synonyms, search
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
 from offramp.data.examples import Text
@@ -94,10 +94,10 @@ def meaning(encoder: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     return torch.nn.functional.normalize(total, dim=-1)
 
 
-def told(point: OperatingPoint, exits: Tensor) -> Told:
+def replayed(point: OperatingPoint, exits: Tensor) -> SearchAnswers:
     """What a system at this point tells of texts whose exits say `exits`, (N, L, C)."""
     answers = replay(Trace(exits.transpose(0, 1)), point.policy, point.thresholds)
-    return Told(answers.logits.softmax(dim=-1), answers.exit_layers)
+    return SearchAnswers(answers.logits.softmax(dim=-1), answers.exit_layers)
 
 
 def systems(validation: Trace) -> dict[str, OperatingPoint]:
@@ -131,9 +131,9 @@ class Attacker:
         start = tuple(attacked.split())
         as_texts = partial(joined, premise)
         before = self.exits(as_texts([start]))
-        found = {}
+        results = {}
         for name, point in self.points.items():
-            first = told(point, before)
+            first = replayed(point, before)
             answer, exit_layer, depth = first.answers.item(), first.exit_layers.item(), before.shape[1]
             goals: dict[str, Goal] = {}
             if answer == label:
@@ -142,7 +142,7 @@ class Attacker:
                 goals["slow"] = Slow(answer, depth)
             for aim, goal in goals.items():
                 end = self.attack(start, goal, point, as_texts)
-                found[f"{name}, {aim}"] = {
+                results[f"{name}, {aim}"] = {
                     "reached": end.reached,
                     "queries": end.queries,
                     "changed": end.changed / len(start),
@@ -151,11 +151,11 @@ class Attacker:
                 }
         self.exits.known.clear()
         self.meanings.known.clear()
-        return {"label": label, "exits": before[0].tolist(), "attacks": found}
+        return {"label": label, "exits": before[0].tolist(), "attacks": results}
 
     def attack(
         self, start: Words, goal: Goal, point: OperatingPoint, as_texts: Callable[[Sequence[Words]], list[Text]]
-    ) -> Found:
+    ) -> SearchResult:
         """One search against one system."""
 
         def similar(texts: Sequence[Words]) -> Tensor:
@@ -164,7 +164,7 @@ class Attacker:
         return search(
             start,
             goal,
-            lambda texts: told(point, self.exits(as_texts(texts))),
+            lambda texts: replayed(point, self.exits(as_texts(texts))),
             similar,
             self.synonyms,
             LEAST_SIMILARITY,
@@ -196,11 +196,11 @@ def run(task: str, data: Path, folder: Path, rows: int, minutes: float) -> bool:
     if done >= rows:
         return True
     ours = attacker(task, data, folder)
-    given = examples(TASKS[task], data / TASKS[task].attacked)
-    for number in range(done, min(rows, len(given))):
+    attacked = examples(TASKS[task], data / TASKS[task].attacked)
+    for number in range(done, min(rows, len(attacked))):
         if time.monotonic() - started > 60 * minutes:
             return False
-        line = json.dumps(ours.row(given.texts[number], int(given.labels[number])))
+        line = json.dumps(ours.row(attacked.texts[number], int(attacked.labels[number])))
         with target.open("a") as file:
             file.write(line + "\n")
     return True
@@ -216,13 +216,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/attack"))
     parser.add_argument("--report", action="store_true", help="write benchmarks/results/attack.json and .md")
-    given = parser.parse_args()
-    if given.report:
-        attack_report.write(given.runs, list(TASKS), {"speedup": SPEEDUP, "least_similarity": LEAST_SIMILARITY})
-    elif given.task is None:
+    options = parser.parse_args()
+    if options.report:
+        attack_report.write(options.runs, list(TASKS), {"speedup": SPEEDUP, "least_similarity": LEAST_SIMILARITY})
+    elif options.task is None:
         parser.error("--task or --report")
-    elif not run(given.task, given.data, given.runs / f"{given.task}-{given.seed}", given.rows, given.minutes):
-        raise SystemExit(3)
+    else:
+        folder = options.runs / f"{options.task}-{options.seed}"
+        if not run(options.task, options.data, folder, options.rows, options.minutes):
+            raise SystemExit(3)
 
 
 if __name__ == "__main__":

@@ -110,10 +110,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/attack"))
-    given = parser.parse_args()
-    folder = given.runs / f"{given.task}-{given.seed}"
-    train(TASKS[given.task], given.data, folder, given.seed)
-    print([round(score, 3) for score in layerwise(validation_trace(TASKS[given.task], given.data, folder))])
+    options = parser.parse_args()
+    folder = options.runs / f"{options.task}-{options.seed}"
+    train(TASKS[options.task], options.data, folder, options.seed)
+    print([round(score, 3) for score in layerwise(validation_trace(TASKS[options.task], options.data, folder))])
 
 
 if __name__ == "__main__":

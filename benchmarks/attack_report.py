@@ -85,7 +85,7 @@ class Attacked:
         rows = [row.get(name) for row in self.attacks]
         return np.array([row[what] if row and (row["reached"] or not reached) else np.nan for row in rows], dtype=float)
 
-    def told(self, point: OperatingPoint, exits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def outcomes(self, point: OperatingPoint, exits: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Whether a system is right, and its exit, for each row; (N,) both."""
         answers = replay(Trace(exits.transpose(0, 1)), point.policy, point.thresholds)
         right = answers.logits.argmax(dim=-1) == self.labels
@@ -102,9 +102,9 @@ def budgeted(point: OperatingPoint, most: int) -> OperatingPoint:
 def fooled(model: Attacked, name: str) -> dict[str, np.ndarray]:
     """One system under the attack on its answer: numbers of each row, (N,) each."""
     point, aim = model.points[name], f"{name}, fool"
-    right, exits = model.told(point, model.exits)
-    survived, later = model.told(point, model.ends(aim))
-    everything = [model.told(point, model.ends(f"{other}, fool"))[0] for other in model.points]
+    right, exits = model.outcomes(point, model.exits)
+    survived, later = model.outcomes(point, model.ends(aim))
+    everything = [model.outcomes(point, model.ends(f"{other}, fool"))[0] for other in model.points]
     return {
         "accuracy": right,
         "after": right * survived,
@@ -120,26 +120,26 @@ def slowed(model: Attacked, name: str) -> dict[str, np.ndarray]:
     """One system under the attack on its time: numbers of each row, (N,) each."""
     point, aim = model.points[name], f"{name}, slow"
     depth, ends = model.exits.shape[1], model.ends(aim)
-    found: dict[str, np.ndarray] = {"queries": model.of(aim, "queries"), "changed": model.of(aim, "changed")}
+    results: dict[str, np.ndarray] = {"queries": model.of(aim, "queries"), "changed": model.of(aim, "changed")}
     for most in (*BUDGETS, depth):
         for when, exits in (("before", model.exits), ("after", ends)):
-            right, layers = model.told(budgeted(point, most), exits)
-            found |= {f"accuracy_{when}_{most}": right, f"exit_{when}_{most}": layers}
-    deepest = {when: (found[f"exit_{when}_{depth}"] == depth).astype(float) for when in ("before", "after")}
-    return found | {f"deepest_{when}": each for when, each in deepest.items()}
+            right, layers = model.outcomes(budgeted(point, most), exits)
+            results |= {f"accuracy_{when}_{most}": right, f"exit_{when}_{most}": layers}
+    deepest = {when: (results[f"exit_{when}_{depth}"] == depth).astype(float) for when in ("before", "after")}
+    return results | {f"deepest_{when}": entry for when, entry in deepest.items()}
 
 
 def interval(numbers: np.ndarray, value: Callable[[np.ndarray], Any] = lambda rows: np.nanmean(rows)) -> list[float]:
     """A value of rows and the middle 95 % of it over bootstrap draws of rows; numbers: (N, ...)."""
     generator = np.random.default_rng(0)
     drawn = [value(numbers[generator.integers(len(numbers), size=len(numbers))]) for _ in range(DRAWS)]
-    return [round(float(each), 4) for each in (value(numbers), *np.quantile(drawn, (0.025, 0.975)))]
+    return [round(float(entry), 4) for entry in (value(numbers), *np.quantile(drawn, (0.025, 0.975)))]
 
 
 def pooled(models: list[Attacked], numbers: Callable[[Attacked, str], dict[str, np.ndarray]], name: str) -> Numbers:
     """Every number of a system with one column a model, (N, S): a row is drawn with all its models."""
-    found = [numbers(model, name) for model in models]
-    return {key: np.stack([one[key] for one in found], axis=-1) for key in found[0]}
+    results = [numbers(model, name) for model in models]
+    return {key: np.stack([one[key] for one in results], axis=-1) for key in results[0]}
 
 
 def of_task(models: list[Attacked]) -> Numbers:
@@ -148,21 +148,21 @@ def of_task(models: list[Attacked]) -> Numbers:
     slow_names = [name for name, point in models[0].points.items() if point.policy["name"] != "fixed"]
     slows = {name: pooled(models, slowed, name) for name in slow_names}
     depth = models[0].exits.shape[1]
-    found: Numbers = {"rows": len(models[0].labels), "models": len(models), "depth": depth, "fool": {}, "slow": {}}
-    for name, each in fools.items():
+    results: Numbers = {"rows": len(models[0].labels), "models": len(models), "depth": depth, "fool": {}, "slow": {}}
+    for name, entry in fools.items():
         measured = [model.points[name].measured for model in models]
-        found["fool"][name] = {key: interval(values) for key, values in each.items()} | {
+        results["fool"][name] = {key: interval(values) for key, values in entry.items()} | {
             "validation_speedup": [round(one.speedup, 3) for one in measured if one],
             "thresholds": [model.points[name].to_json()["thresholds"][0] for model in models],
-            "by_model": each["after"].mean(axis=0).round(4).tolist(),
-            "less_full": interval(each["after"] - fools["full"]["after"]),
-            "less_one_layer": interval(each["after"] - fools["one layer"]["after"]),
+            "by_model": entry["after"].mean(axis=0).round(4).tolist(),
+            "less_full": interval(entry["after"] - fools["full"]["after"]),
+            "less_one_layer": interval(entry["after"] - fools["one layer"]["after"]),
         }
-    for name, each in slows.items():
-        pair = np.stack((each[f"exit_before_{depth}"], each[f"exit_after_{depth}"]), axis=-1)  # (N, S, 2)
-        found["slow"][name] = {key: interval(values) for key, values in each.items()}
-        found["slow"][name]["won_back"] = interval(pair, lambda rows: won_back(rows, depth))
-    return found
+    for name, entry in slows.items():
+        pair = np.stack((entry[f"exit_before_{depth}"], entry[f"exit_after_{depth}"]), axis=-1)  # (N, S, 2)
+        results["slow"][name] = {key: interval(values) for key, values in entry.items()}
+        results["slow"][name]["won_back"] = interval(pair, lambda rows: won_back(rows, depth))
+    return results
 
 
 def won_back(exits: np.ndarray, depth: int) -> float:
@@ -173,7 +173,7 @@ def won_back(exits: np.ndarray, depth: int) -> float:
 
 def share(value: list[float]) -> str:
     """In per cent, with the interval."""
-    middle, low, high = (100 * each for each in value)
+    middle, low, high = (100 * entry for entry in value)
     return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 
 
@@ -187,17 +187,17 @@ def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (columns, ("---",) * len(columns), *rows)]
 
 
-def tables(told: Numbers) -> list[str]:
+def tables(figures: Numbers) -> list[str]:
     """The three tables of a data set."""
-    depth = told["depth"]
+    depth = figures["depth"]
     fool = [
         (
-            *(name, ", ".join(f"{each:.2f}" for each in one["validation_speedup"]) or "-"),
+            *(name, ", ".join(f"{entry:.2f}" for entry in one["validation_speedup"]) or "-"),
             *(share(one[key]) for key in ("accuracy", "after", "less_full", "less_one_layer", "all_texts")),
             *(f"{one['queries'][0]:.1f}", f"{100 * one['changed'][0]:.1f} %"),
             *(f"{one[key][0]:.2f}" for key in ("exit", "exit_after")),
         )
-        for name, one in told["fool"].items()
+        for name, one in figures["fool"].items()
     ]
     slow = [
         (
@@ -205,7 +205,7 @@ def tables(told: Numbers) -> list[str]:
             *(share(one[f"deepest_{when}"]) for when in ("before", "after")),
             *(f"{one['queries'][0]:.1f}", f"{100 * one['changed'][0]:.1f} %"),
         )
-        for name, one in told["slow"].items()
+        for name, one in figures["slow"].items()
     ]
     budget = [
         (
@@ -213,7 +213,7 @@ def tables(told: Numbers) -> list[str]:
             *(f"{100 * one[f'accuracy_before_{most}'][0]:.1f}", f"{one[f'exit_before_{most}'][0]:.2f}"),
             *(f"{100 * one[f'accuracy_after_{most}'][0]:.1f}", f"{one[f'exit_after_{most}'][0]:.2f}"),
         )
-        for name, one in told["slow"].items()
+        for name, one in figures["slow"].items()
         for most in (depth, *reversed(BUDGETS))
     ]
     parts = ("The answer attacked", FOOL_COLUMNS, fool), ("The time attacked", SLOW_COLUMNS, slow)
@@ -241,24 +241,24 @@ a budget it costs no accuracy. With a depth budget whoever comes to that layer i
 -inf from it on); the slowed texts are those found without a budget."""
 
 
-def page(found: Numbers) -> str:
+def page(results: Numbers) -> str:
     """The results as Markdown."""
-    lines = ["# Attacks by synonyms", "", SETTING.format(**found["setting"]), "", as_lines(found["about"]), ""]
+    lines = ["# Attacks by synonyms", "", SETTING.format(**results["setting"]), "", as_lines(results["about"]), ""]
     lines += [READING.read_text().strip()] if READING.exists() else []
-    for task, told in found["tasks"].items():
-        title = f"{TITLES[task]}: {told['rows']} rows, {told['models']} model(s) of different seeds"
-        lines += ["", f"## {title}", *tables(told)]
+    for task, figures in results["tasks"].items():
+        title = f"{TITLES[task]}: {figures['rows']} rows, {figures['models']} model(s) of different seeds"
+        lines += ["", f"## {title}", *tables(figures)]
     return "\n".join(lines) + "\n"
 
 
 def write(runs: Path, tasks: list[str], setting: Numbers) -> None:
     """Write what is there; of the models of a task as many rows as all of them have."""
-    found: Numbers = {"about": provenance(), "setting": setting, "tasks": {}}
+    results: Numbers = {"about": provenance(), "setting": setting, "tasks": {}}
     for task in tasks:
         models = [Attacked.load(file.parent) for file in sorted(runs.glob(f"{task}-*/attacked.jsonl"))]
         if models:
             count = min(len(model.labels) for model in models)
-            found["tasks"][task] = of_task([model.take(count) for model in models])
-    (RESULTS / "attack.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "attack.md").write_text(page(found))
-    print(page(found))
+            results["tasks"][task] = of_task([model.take(count) for model in models])
+    (RESULTS / "attack.json").write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "attack.md").write_text(page(results))
+    print(page(results))

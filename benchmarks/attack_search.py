@@ -27,7 +27,7 @@ Words = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Told:
+class SearchAnswers:
     """What a deployed system tells of N texts: what anybody sees of it.
 
     Attributes:
@@ -48,16 +48,16 @@ class Goal(ABC):
     """What an attacker wants."""
 
     @abstractmethod
-    def gain(self, told: Told) -> Tensor:
+    def gain(self, outcome: SearchAnswers) -> Tensor:
         """How near each text is to the goal, (N,); -inf = not to be taken."""
 
     @abstractmethod
-    def reached(self, told: Told) -> Tensor:
+    def reached(self, outcome: SearchAnswers) -> Tensor:
         """Whether each text is all that is wanted, (N,) bool."""
 
-    def importance(self, told: Told) -> Tensor:
+    def importance(self, outcome: SearchAnswers) -> Tensor:
         """What each text with a word left out says of that word, (N,)."""
-        return self.gain(told)
+        return self.gain(outcome)
 
 
 @final
@@ -73,19 +73,19 @@ class Fool(Goal):
     label: int
     first: Tensor
 
-    def gain(self, told: Told) -> Tensor:
+    def gain(self, outcome: SearchAnswers) -> Tensor:
         """See `Goal`."""
-        return 1 - told.probabilities[:, self.label]
+        return 1 - outcome.probabilities[:, self.label]
 
-    def reached(self, told: Told) -> Tensor:
+    def reached(self, outcome: SearchAnswers) -> Tensor:
         """See `Goal`."""
-        return told.answers != self.label
+        return outcome.answers != self.label
 
-    def importance(self, told: Told) -> Tensor:
+    def importance(self, outcome: SearchAnswers) -> Tensor:
         """TextFooler's equation 2: what the answer loses, and what another answer wins where it has changed."""
-        lost = self.first[self.label] - told.probabilities[:, self.label]
-        won = told.probabilities.amax(dim=-1) - self.first[told.answers]
-        return torch.where(self.reached(told), lost + won, lost)
+        lost = self.first[self.label] - outcome.probabilities[:, self.label]
+        won = outcome.probabilities.amax(dim=-1) - self.first[outcome.answers]
+        return torch.where(self.reached(outcome), lost + won, lost)
 
 
 @final
@@ -101,22 +101,22 @@ class Slow(Goal):
     answer: int
     depth: int
 
-    def gain(self, told: Told) -> Tensor:
+    def gain(self, outcome: SearchAnswers) -> Tensor:
         """See `Goal`."""
-        gain = self.importance(told)
-        return torch.where(told.answers == self.answer, gain, -torch.inf)
+        gain = self.importance(outcome)
+        return torch.where(outcome.answers == self.answer, gain, -torch.inf)
 
-    def reached(self, told: Told) -> Tensor:
+    def reached(self, outcome: SearchAnswers) -> Tensor:
         """See `Goal`."""
-        return (told.answers == self.answer) & (told.exit_layers == self.depth)
+        return (outcome.answers == self.answer) & (outcome.exit_layers == self.depth)
 
-    def importance(self, told: Told) -> Tensor:
+    def importance(self, outcome: SearchAnswers) -> Tensor:
         """See `Goal`; here with whatever answer."""
-        return told.exit_layers - told.probabilities.amax(dim=-1)
+        return outcome.exit_layers - outcome.probabilities.amax(dim=-1)
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """How a search ended.
 
     Attributes:
@@ -135,11 +135,11 @@ class Found:
 def search(
     words: Words,
     goal: Goal,
-    ask: Callable[[Sequence[Words]], Told],
+    ask: Callable[[Sequence[Words]], SearchAnswers],
     similar: Callable[[Sequence[Words]], Tensor],
     synonyms: Mapping[str, Sequence[str]],
     least: float,
-) -> Found:
+) -> SearchResult:
     """Replace words one after the other, the most important first, each by the synonym that gains most.
 
     Args:
@@ -153,27 +153,27 @@ def search(
     places = [place for place, word in enumerate(words) if synonyms.get(word.lower())]
     best, queries, changed = goal.gain(ask([words])).item(), 1, 0
     if not places:
-        return Found(words, False, queries, changed)
+        return SearchResult(words, False, queries, changed)
     importance = goal.importance(ask([words[:place] + words[place + 1 :] for place in places]))
     queries += len(places)
     for number in importance.argsort(descending=True, stable=True).tolist():
         place = places[number]
         texts = [(*words[:place], synonym, *words[place + 1 :]) for synonym in synonyms[words[place].lower()]]
-        told = ask(texts)
+        outcome = ask(texts)
         queries += len(texts)
-        reached, gain = goal.reached(told), goal.gain(told)
+        reached, gain = goal.reached(outcome), goal.gain(outcome)
         if reached.any():
             good = [texts[option] for option in reached.nonzero().flatten().tolist()]
             closeness = similar(good)
             if closeness.max() >= least:
-                return Found(good[closeness.argmax()], True, queries, changed + 1)
+                return SearchResult(good[closeness.argmax()], True, queries, changed + 1)
         for option in gain.argsort(descending=True, stable=True).tolist():
             if gain[option] <= best or reached[option]:
                 continue
             if similar([texts[option]]).item() >= least:
                 best, words, changed = gain[option].item(), texts[option], changed + 1
                 break
-    return Found(words, False, queries, changed)
+    return SearchResult(words, False, queries, changed)
 
 
 def read_synonyms(folder: Path, stop_words: frozenset[str]) -> dict[str, list[str]]:
@@ -184,14 +184,16 @@ def read_synonyms(folder: Path, stop_words: frozenset[str]) -> dict[str, list[st
         stop_words: have no synonyms, as in TextFooler.
     """
     with gzip.open(folder / "counterfitted_neighbors.json.gz", "rt", encoding="utf-8") as file:
-        found = {word: dict.fromkeys(near) for word, near in json.load(file).items()}
+        results = {word: dict.fromkeys(near) for word, near in json.load(file).items()}
     for one, other in _pairs(folder / "ppdb_synonyms.tsv.gz"):
-        found.setdefault(one, {})[other] = None
-        found.setdefault(other, {})[one] = None
+        results.setdefault(one, {})[other] = None
+        results.setdefault(other, {})[one] = None
     for one, other in _pairs(folder / "wordnet_antonyms.tsv.gz"):
-        found.get(one, {}).pop(other, None)
-        found.get(other, {}).pop(one, None)
-    return {word: [near for near in others if near != word] for word, others in found.items() if word not in stop_words}
+        results.get(one, {}).pop(other, None)
+        results.get(other, {}).pop(one, None)
+    return {
+        word: [near for near in others if near != word] for word, others in results.items() if word not in stop_words
+    }
 
 
 def _pairs(path: Path) -> list[list[str]]:
@@ -206,9 +208,9 @@ def check() -> None:
     exit 2.
     """
 
-    def ask(texts: Sequence[Words]) -> Told:
+    def ask(texts: Sequence[Words]) -> SearchAnswers:
         first = torch.tensor([0.95 - 0.2 * words.count("b") - 0.5 * len({"c", "d"} & {*words}) for words in texts])
-        return Told(torch.stack((first, 1 - first), dim=-1), 1 + (first < 0.8).long())
+        return SearchAnswers(torch.stack((first, 1 - first), dim=-1), 1 + (first < 0.8).long())
 
     def similar(texts: Sequence[Words]) -> Tensor:
         return torch.tensor([0.0 if "d" in words else 1.0 for words in texts])
@@ -216,13 +218,15 @@ def check() -> None:
     words, synonyms = ("A", "stays", "a"), {"a": ["c", "d", "b"], "x": ["y"]}
     first = ask([words])
     fooled = search(words, Fool(0, first.probabilities[0]), ask, similar, synonyms, least=0.5)
-    assert fooled == Found(("c", "stays", "a"), True, 1 + 2 + 3, 1), fooled  # itself, two deletions, three synonyms
+    assert fooled == SearchResult(("c", "stays", "a"), True, 1 + 2 + 3, 1), (
+        fooled
+    )  # itself, two deletions, three synonyms
     slowed = search(words, Slow(0, depth=2), ask, similar, synonyms, least=0.5)
-    assert slowed == Found(("b", "stays", "a"), True, 1 + 2 + 3, 1), slowed  # "c" would change the answer
+    assert slowed == SearchResult(("b", "stays", "a"), True, 1 + 2 + 3, 1), slowed  # "c" would change the answer
     hindered = search(words, Fool(0, first.probabilities[0]), ask, similar, {"a": ["d"]}, least=0.5)
-    assert hindered == Found(words, False, 1 + 2 + 2, 0), hindered  # "d" means something else
+    assert hindered == SearchResult(words, False, 1 + 2 + 2, 0), hindered  # "d" means something else
     twice = search(words, Fool(0, first.probabilities[0]), ask, similar, {"a": ["b", "e"]}, least=0.5)
-    assert twice == Found(("b", "stays", "b"), False, 1 + 2 + 2 + 2, 2), twice  # 0.55 is still class 0
+    assert twice == SearchResult(("b", "stays", "b"), False, 1 + 2 + 2 + 2, 2), twice  # 0.55 is still class 0
 
 
 if __name__ == "__main__":

@@ -128,11 +128,11 @@ class Progress(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """See `transformers.TrainerCallback`."""
-        told = json.loads(self.file.read_text()) if self.file.exists() else []
-        told = [entry for entry in told if entry["step"] < state.global_step]  # those after a checkpoint run again
+        figures = json.loads(self.file.read_text()) if self.file.exists() else []
+        figures = [entry for entry in figures if entry["step"] < state.global_step]  # later ones run again
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         accuracy = layerwise(record(self.model, self.rows, batch_size=250))
-        told.append(
+        figures.append(
             {
                 "epoch": round(state.epoch or 0),
                 "step": state.global_step,
@@ -141,7 +141,7 @@ class Progress(TrainerCallback):
                 "validation_accuracy": [round(value, 4) for value in accuracy],
             }
         )
-        self.file.write_text(json.dumps(told, indent=1) + "\n")
+        self.file.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def optimizer_of(model: MultiExitModel) -> torch.optim.SGD:
@@ -212,7 +212,7 @@ def traces(folder: Path, splits: dict[str, Images], runs: Path) -> dict[str, Tra
     return found
 
 
-def told_of(
+def figures_of(
     chosen_on: Trace, reported_on: Trace, candidates: Sequence[Policy], target: Target
 ) -> dict[str, Any] | None:
     """The candidate that does best on one trace where it meets the target, measured on the other; None if none can."""
@@ -224,13 +224,13 @@ def told_of(
         return None
     by_saving = target.max_drop is not None
     point = max(points, key=lambda point: point.measured.saving if by_saving else point.measured.score)
-    told = measure(reported_on, point.policy, point.thresholds)
+    figures = measure(reported_on, point.policy, point.thresholds)
     return {
         "policy": dict(point.policy),
         "threshold": point.thresholds[0],
-        "saving": told.saving,
-        "speedup": told.speedup,
-        "accuracy": told.score,
+        "saving": figures.saving,
+        "speedup": figures.speedup,
+        "accuracy": figures.score,
         "chosen_with_saving": point.measured.saving,
         "chosen_with_accuracy": point.measured.score,
     }
@@ -240,7 +240,7 @@ def results(found: dict[str, Trace], epochs: int, seed: int, runs: Path) -> dict
     """Everything that the page tells."""
     chosen_on, reported_on = found["validation"], found["test"]
     steps = [step / 20 for step in range(1, 17)]
-    told = {
+    figures = {
         "about": provenance(),
         "epochs": epochs,
         "seed": seed,
@@ -248,29 +248,30 @@ def results(found: dict[str, Trace], epochs: int, seed: int, runs: Path) -> dict
         "layerwise": {split: layerwise(trace) for split, trace in found.items()},
     }
     for name, policies in METHODS.items():
-        told.setdefault("savings", {})[name] = [
-            told_of(chosen_on, reported_on, policies, Target(speedup=1 / (1 - saving))) for saving in SAVINGS
+        figures.setdefault("savings", {})[name] = [
+            figures_of(chosen_on, reported_on, policies, Target(speedup=1 / (1 - saving))) for saving in SAVINGS
         ]
-        told.setdefault("nothing_lost", {})[name] = told_of(chosen_on, reported_on, policies, Target(max_drop=0))
-        told.setdefault("curves", {})[name] = [
-            told_of(chosen_on, reported_on, policies, Target(speedup=1 / (1 - saving))) for saving in steps
+        figures.setdefault("nothing_lost", {})[name] = figures_of(chosen_on, reported_on, policies, Target(max_drop=0))
+        figures.setdefault("curves", {})[name] = [
+            figures_of(chosen_on, reported_on, policies, Target(speedup=1 / (1 - saving))) for saving in steps
         ]
-    return told
+    return figures
 
 
-def page(told: dict[str, Any]) -> str:
+def page(figures: dict[str, Any]) -> str:
     """The results as Markdown."""
-    full = told["layerwise"]["test"][-1]
-    exits = told["layerwise"]["test"]
+    full = figures["layerwise"]["test"][-1]
+    exits = figures["layerwise"]["test"]
     lines = [
         "# CIFAR-10, ResNet-56 with 27 exits",
         "",
-        f"`weighted` objective, {told['epochs']} epochs over the 45,000 training images, seed {told['seed']}; SGD with",
+        f"`weighted` objective, {figures['epochs']} epochs over the 45,000 training images, "
+        f"seed {figures['seed']}; SGD with",
         f"momentum {MOMENTUM}, batch {BATCH}, learning rate {LEARNING_RATE} falling as a cosine, weight decay {DECAY};",
         "each classifier's rate is such that it learns as if alone; bfloat16 in training, float32 in these figures.",
         "Thresholds, and `pcee`'s patience, were chosen on the 5,000 validation images; all figures are those of the",
         "10,000 test images.",
-        as_lines(told["about"]),
+        as_lines(figures["about"]),
         "",
         "**Read with care.** One run of few epochs on a processor, where the papers train to the end and PABEE takes",
         "the median of five; the images went through JPEG at a low quality, so that no accuracy here can be compared",
@@ -302,7 +303,7 @@ def page(told: dict[str, Any]) -> str:
         "|---|---|---|---|",
         f"| last exit | 0 % | {100 * full:.1f} | 100.0 % |",
     ]
-    for name, rows in told["savings"].items():
+    for name, rows in figures["savings"].items():
         for row in filter(None, rows):
             setting = f", patience {row['policy']['patience']}" if row["policy"]["name"] == "pcee" else ""
             cells = f"{row['saving']:.0%} | {100 * row['accuracy']:.1f} | {row['accuracy'] / full:.1%}"
@@ -319,7 +320,7 @@ def page(told: dict[str, Any]) -> str:
         "|---|---|---|",
         f"| last exit | 1.00x | {100 * full:.1f} |",
     ]
-    for name, row in told["nothing_lost"].items():
+    for name, row in figures["nothing_lost"].items():
         lines.append(f"| {name} | {row['speedup']:.2f}x | {100 * row['accuracy']:.1f} |")
     lines += ["", "The paper's own rows (CIFAR-10):", "", "| method | speed-up | accuracy |", "|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in PABEE_TABLE_6]
@@ -333,12 +334,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/cifar"), help="where images, weights and traces go")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    given.runs.mkdir(parents=True, exist_ok=True)
-    (given.runs / "labels.json").write_text((given.data / "labels.json").read_text())
-    splits = read(given.data, given.runs)
-    folder = train(splits, given.runs, given.epochs, given.seed)
-    found = results(traces(folder, splits, given.runs), given.epochs, given.seed, given.runs)
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    (options.runs / "labels.json").write_text((options.data / "labels.json").read_text())
+    splits = read(options.data, options.runs)
+    folder = train(splits, options.runs, options.epochs, options.seed)
+    found = results(traces(folder, splits, options.runs), options.epochs, options.seed, options.runs)
     (RESULTS / "cifar.json").write_text(json.dumps(found, indent=2) + "\n")
     (RESULTS / "cifar.md").write_text(page(found))
     print(page(found))

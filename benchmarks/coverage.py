@@ -75,7 +75,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Found:
+class Trials:
     """One row of the table, over all draws.
 
     Attributes:
@@ -119,27 +119,27 @@ def search(rows: Rows, method: str, level: float) -> float:
     """The threshold that a method returns."""
     if method == NO_PROMISE:
         return rows.loosest(level)
-    found = METHODS[method](rows.score, rows.loss, rows.counted, level, DELTA)
-    return math.inf if found is None else found
+    results = METHODS[method](rows.score, rows.loss, rows.counted, level, DELTA)
+    return math.inf if results is None else results
 
 
-def try_out(rows: Rows, way: str, risk: str, level: float, count: int) -> list[Found]:
+def try_out(rows: Rows, way: str, risk: str, level: float, count: int) -> list[Trials]:
     """All methods on the same draws."""
     methods = (*METHODS, NO_PROMISE)
-    told: dict[str, list[tuple[float, float, float]]] = {method: [] for method in methods}
+    figures: dict[str, list[tuple[float, float, float]]] = {method: [] for method in methods}
     best = []
     whole = rows.mean_exit(rows.loosest(level))  # of draws the truth is always the same
-    for seen, truth in pairs(rows, way, count):
+    for traces, truth in pairs(rows, way, count):
         best.append(whole if truth is rows else truth.mean_exit(truth.loosest(level)))
         for method in methods:
-            threshold = search(seen, method, level)
-            told[method].append((truth.risk(threshold), truth.mean_exit(threshold), threshold))
-    found = []
-    for method, each in told.items():
-        risks, exits, thresholds = torch.tensor(each, dtype=torch.float64).T
+            threshold = search(traces, method, level)
+            figures[method].append((truth.risk(threshold), truth.mean_exit(threshold), threshold))
+    results = []
+    for method, rows_of_method in figures.items():
+        risks, exits, thresholds = torch.tensor(rows_of_method, dtype=torch.float64).T
         broken = (risks > level).double().mean().item()
-        found.append(
-            Found(
+        results.append(
+            Trials(
                 way,
                 risk,
                 level,
@@ -152,10 +152,10 @@ def try_out(rows: Rows, way: str, risk: str, level: float, count: int) -> list[F
                 thresholds.isinf().double().mean().item(),
             )
         )
-    return found
+    return results
 
 
-def as_markdown(found: list[Found], about: dict[str, object]) -> str:
+def as_markdown(results: list[Trials], about: dict[str, object]) -> str:
     """The tables."""
     scores = " ".join(f"{score:.3f}" for score in about["layerwise"])  # type: ignore[attr-defined]
     parts = [
@@ -168,19 +168,19 @@ def as_markdown(found: list[Found], about: dict[str, object]) -> str:
         "that holds on the rows of the true risk, in layers of 6.",
         READING,
     ]
-    told = {
+    figures = {
         "draws": "Independent rows, the true risk known: here the promise must hold.",
         "splits": "One half certifies, the other is looked at. Its risk has an error of its own, and what one half\n"
         "lacks is in the other, so promises that hold seem broken: this is what a user sees on a test set as large as\n"
         "the calibration rows.",
     }
     for way, (risk, meaning) in product(WAYS, RISKS.items()):
-        head = f"## {way}: {risk}\n\n{told[way]} Risk: the share of {meaning}.\n"
+        head = f"## {way}: {risk}\n\n{figures[way]} Risk: the share of {meaning}.\n"
         lines = [
             "| level | method | broken | mean risk | mean exit | price |",
             "|---|---|---|---|---|---|",
         ]
-        for row in found:
+        for row in results:
             if (row.way, row.risk) == (way, risk):
                 broken = f"{row.broken:.3f} ± {row.error:.3f}"
                 price = f"{row.mean_exit - row.best_exit:+.2f}"
@@ -196,19 +196,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, default=Path("runs/training/clinc150/weighted-6-0.safetensors"))
     parser.add_argument("--count", type=int, default=1000, help="draws")
-    given = parser.parse_args()
-    trace = Trace.load(given.trace)
+    options = parser.parse_args()
+    trace = Trace.load(options.trace)
     score, logits = run_policy(load_policy(POLICY), trace)
-    found = []
+    results = []
     for risk in RISKS:
         rows = Rows(score, *losses(trace, logits, risk), torch.tensor(trace.layer_numbers))
         for way, level in product(WAYS, LEVELS):
-            found += try_out(rows, way, risk, level, given.count)
-            print(f"{risk} {level:g} {way}", *(f"{row.method} {row.broken:.3f}" for row in found[-5:]), flush=True)
-    about = {"provenance": provenance(), "rows": len(trace), "count": given.count, "layerwise": layerwise(trace)}
-    told = {"about": about, "delta": DELTA, "policy": POLICY, "found": [asdict(row) for row in found]}
-    (RESULTS / "coverage.json").write_text(json.dumps(told, indent=2) + "\n")
-    (RESULTS / "coverage.md").write_text(as_markdown(found, about))
+            results += try_out(rows, way, risk, level, options.count)
+            print(f"{risk} {level:g} {way}", *(f"{row.method} {row.broken:.3f}" for row in results[-5:]), flush=True)
+    about = {"provenance": provenance(), "rows": len(trace), "count": options.count, "layerwise": layerwise(trace)}
+    figures = {"about": about, "delta": DELTA, "policy": POLICY, "found": [asdict(row) for row in results]}
+    (RESULTS / "coverage.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (RESULTS / "coverage.md").write_text(as_markdown(results, about))
 
 
 if __name__ == "__main__":

@@ -130,8 +130,8 @@ def sst2_piece(folder: Path, sentences: Path, size: int, rounds: int) -> dict[st
     rows, labels = sst2_rows(folder, sentences)
     model = load_model(folder)
     rivals = full_depth(model, folder, collate(rows[:2], model.config.pad_token_id))
-    found = run_benchmark(engines, points, rivals, rows, labels, size, rounds)
-    return {"rows": len(rows), "results": [asdict(each) for each in found]}
+    results = run_benchmark(engines, points, rivals, rows, labels, size, rounds)
+    return {"rows": len(rows), "results": [asdict(entry) for entry in results]}
 
 
 def base_piece(folder: Path, tokens: int, size: int, rounds: int) -> dict[str, Any]:
@@ -141,9 +141,9 @@ def base_piece(folder: Path, tokens: int, size: int, rounds: int) -> dict[str, A
     points = {}
     for name, engine in engines.items():
         trace = record(engine, rows, batch_size=size)
-        points[name] = {told: spread(trace, saving) for told, saving in SAVINGS.items()}
-    found = run_benchmark(engines, points, exported(load_model(folder), folder), rows, None, size, rounds)
-    return {"rows": len(rows), "results": [asdict(each) for each in found]}
+        points[name] = {label: spread(trace, saving) for label, saving in SAVINGS.items()}
+    results = run_benchmark(engines, points, exported(load_model(folder), folder), rows, None, size, rounds)
+    return {"rows": len(rows), "results": [asdict(entry) for entry in results]}
 
 
 def spread(trace: Trace, saving: float) -> OperatingPoint:
@@ -200,22 +200,22 @@ def loops_piece(folder: Path, rows: Rows, points: Mapping[str, OperatingPoint], 
     runs: dict[str, Run] = {"loop in torch": partial(load_engine(folder, "torch").answer, point=points["onnx"])}
     for engine in GRAPHS:
         runs[f"graph, {engine}"] = partial(load_engine(folder, engine).answer, point=points[engine])
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for size in (1, 32):
         batches = [
             collate([rows[number] for number in numbers], model.config.pad_token_id)
             for numbers in length_sorted(rows, size)
         ]
         alone: dict[str, Run] = {"one `if` a layer": partial(papers_loop, model, points["onnx"])} if size == 1 else {}
-        times, said = time_batches({**alone, **runs}, batches, rounds)
+        times, answers = time_batches({**alone, **runs}, batches, rounds)
         slowest = next(iter(times.values()))
-        told[str(size)] = {name: loop_row(slowest, each, said[name]) for name, each in times.items()}
-    return {"rows": len(rows), "sizes": told}
+        figures[str(size)] = {name: loop_row(slowest, entry, answers[name]) for name, entry in times.items()}
+    return {"rows": len(rows), "sizes": figures}
 
 
-def loop_row(slowest: Times, times: Times, said: Sequence[Any]) -> dict[str, Any]:
+def loop_row(slowest: Times, times: Times, answers: Sequence[Any]) -> dict[str, Any]:
     """Of one way to run: the mean exit, milliseconds a text, how many times as fast as the first one."""
-    exits = torch.cat([each.exit_layers for each in said])
+    exits = torch.cat([entry.exit_layers for entry in answers])
     ms = 1000 / times.per_second
     return {"mean_exit": exits.double().mean().item(), "ms": ms, "faster": asdict(SpeedupRange.of(slowest, times))}
 
@@ -240,17 +240,17 @@ def cold_piece(folders: Mapping[str, Path]) -> dict[str, Any]:
         for kind in ("plain", "graph")
     }
     some = next(iter(files.values()))
-    found: dict[Any, list[tuple[float, float]]] = {key: [] for key in [*files, None]}
+    results: dict[Any, list[tuple[float, float]]] = {key: [] for key in [*files, None]}
     for number in range(STARTS + 1):
-        for key in found:
-            seen = start("nothing", some) if key is None else start(key[2], files[key])
+        for key in results:
+            samples = start("nothing", some) if key is None else start(key[2], files[key])
             if number:
-                found[key].append(seen)
-    told = []
+                results[key].append(samples)
+    figures = []
     for (model, engine, kind), file in files.items():
-        told.append({"model": model, "engine": engine, "kind": kind, "mb": size(file) / 1e6})
-        told[-1] |= seconds_and_memory(found[model, engine, kind])
-    return {"starts": STARTS, "nothing": seconds_and_memory(found[None]), "files": told}
+        figures.append({"model": model, "engine": engine, "kind": kind, "mb": size(file) / 1e6})
+        figures[-1] |= seconds_and_memory(results[model, engine, kind])
+    return {"starts": STARTS, "nothing": seconds_and_memory(results[None]), "files": figures}
 
 
 def size(file: Path) -> int:
@@ -259,20 +259,20 @@ def size(file: Path) -> int:
     return file.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
-def seconds_and_memory(seen: Sequence[tuple[float, float]]) -> dict[str, float]:
+def seconds_and_memory(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
     """Medians, and the range of the seconds."""
-    seconds = [each for each, _ in seen]
+    seconds = [entry for entry, _ in samples]
     return {
         "seconds": median(seconds),
         "low": min(seconds),
         "high": max(seconds),
-        "mib": median([memory for _, memory in seen]),
+        "mib": median([memory for _, memory in samples]),
     }
 
 
 def switch_piece(folders: Mapping[str, Path]) -> dict[str, Any]:
     """Another policy for an exported file, from the command line."""
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for model, folder in folders.items():
         for engine in GRAPHS:
             seconds = []
@@ -285,39 +285,39 @@ def switch_piece(folders: Mapping[str, Path]) -> dict[str, Any]:
                     subprocess.run(command, check=True, capture_output=True)
                     if number:
                         seconds.append(time.perf_counter() - began)
-            told[f"{model}, {engine}"] = {"seconds": median(seconds), "low": min(seconds), "high": max(seconds)}
-    return told
+            figures[f"{model}, {engine}"] = {"seconds": median(seconds), "low": min(seconds), "high": max(seconds)}
+    return figures
 
 
-def pieces(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+def pieces(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
     """What there is to measure, by name."""
-    sentences = given.data / "validation_sentences.jsonl.gz"
+    sentences = options.data / "validation_sentences.jsonl.gz"
 
     def both() -> dict[str, Path]:
-        return {"SST-2": sst2(given.model, given.runs), "BERT-base": base(given.runs)}
+        return {"SST-2": sst2(options.model, options.runs), "BERT-base": base(options.runs)}
 
     def sst2_loops() -> dict[str, Any]:
-        folder = sst2(given.model, given.runs)
+        folder = sst2(options.model, options.runs)
         points = {engine: sst2_points(folder, sentences, engine)[HALF] for engine in GRAPHS}
-        return loops_piece(folder, sst2_rows(folder, sentences)[0], points, given.rounds)
+        return loops_piece(folder, sst2_rows(folder, sentences)[0], points, options.rounds)
 
     def base_loops() -> dict[str, Any]:
-        folder, rows = base(given.runs), random_rows(ROWS[32][8], 32)
+        folder, rows = base(options.runs), random_rows(ROWS[32][8], 32)
         traces = {engine: record(folder, rows, engine) for engine in GRAPHS}
         points = {engine: spread(trace, SAVINGS[HALF]) for engine, trace in traces.items()}
-        return loops_piece(folder, rows, points, given.rounds)
+        return loops_piece(folder, rows, points, options.rounds)
 
-    found: dict[str, Callable[[], dict[str, Any]]] = {}
+    results: dict[str, Callable[[], dict[str, Any]]] = {}
     for size in SIZES:
-        found[f"sst2-{size}"] = lambda size=size: sst2_piece(
-            sst2(given.model, given.runs), sentences, size, given.rounds
+        results[f"sst2-{size}"] = lambda size=size: sst2_piece(
+            sst2(options.model, options.runs), sentences, size, options.rounds
         )
     for tokens in LENGTHS:
         for size in SIZES:
-            found[f"base-{tokens}-{size}"] = lambda tokens=tokens, size=size: base_piece(
-                base(given.runs), tokens, size, given.rounds
+            results[f"base-{tokens}-{size}"] = lambda tokens=tokens, size=size: base_piece(
+                base(options.runs), tokens, size, options.rounds
             )
-    return found | {
+    return results | {
         "loops-sst2": sst2_loops,
         "loops-base": base_loops,
         "cold": lambda: cold_piece(both()),
@@ -334,20 +334,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--name", default="engine", help="of the results' files")
     parser.add_argument("--only", metavar="PIECE", help="the beginning of a piece's name: measure that, anew")
-    given = parser.parse_args()
-    given.runs.mkdir(parents=True, exist_ok=True)
-    all_pieces = pieces(given)
-    found = {}
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    all_pieces = pieces(options)
+    results = {}
     for name, measured in all_pieces.items():
-        file = given.runs / f"{name}.json"
-        if (not given.only and not file.exists()) or (given.only and name.startswith(given.only)):
+        file = options.runs / f"{name}.json"
+        if (not options.only and not file.exists()) or (options.only and name.startswith(options.only)):
             print(name, flush=True)
-            file.write_text(json.dumps({"about": provenance(), "rounds": given.rounds, **measured()}))
+            file.write_text(json.dumps({"about": provenance(), "rounds": options.rounds, **measured()}))
         if file.exists():
-            found[name] = json.loads(file.read_text())
-    (RESULTS / f"{given.name}.json").write_text(json.dumps(found, indent=2) + "\n")
-    (RESULTS / f"{given.name}.md").write_text(page(found))
-    print(page(found))
+            results[name] = json.loads(file.read_text())
+    (RESULTS / f"{options.name}.json").write_text(json.dumps(results, indent=2) + "\n")
+    (RESULTS / f"{options.name}.md").write_text(page(results))
+    print(page(results))
 
 
 if __name__ == "__main__":

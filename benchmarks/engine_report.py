@@ -13,7 +13,7 @@ HEAD = (
 )
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(results: Mapping[str, Any]) -> str:
     """All pieces that are there."""
     lines = [
         "# One graph that leaves early",
@@ -31,85 +31,87 @@ def page(found: Mapping[str, Any]) -> str:
         "## BERT-base, random weights, 128 tokens": "base-128-",
     }
     for title, prefix in groups.items():
-        parts = [each for name, each in found.items() if name.startswith(prefix)]
+        parts = [entry for name, entry in results.items() if name.startswith(prefix)]
         if parts:
             rows = [row_of(result) for part in parts for result in part["results"]]
             lines += [title, "", *table(HEAD, rows), "", *abouts(parts), ""]
-    lines += [*loops(found), *cold(found), *switch(found)]
+    lines += [*loops(results), *cold(results), *switch(results)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def row_of(told: Mapping[str, Any]) -> list[str]:
+def row_of(figures: Mapping[str, Any]) -> list[str]:
     """One result."""
     return [
-        str(told["batch_size"]),
-        "" if told["rival"] else told["engine"],
-        told["name"],
-        "" if told["score"] is None else f"{told['score']:.3f}",
-        f"{told['mean_exit']:.2f}",
-        f"{told['p50_ms']:.2f}",
-        f"{told['p99_ms']:.2f}",
-        ratio(told["speedup"]),
-        *("" if told[name] is None else f"{told[name]:.2f}" for name in ("ideal", "efficiency")),
-        ratio(told["against_best"]),
+        str(figures["batch_size"]),
+        "" if figures["rival"] else figures["engine"],
+        figures["name"],
+        "" if figures["score"] is None else f"{figures['score']:.3f}",
+        f"{figures['mean_exit']:.2f}",
+        f"{figures['p50_ms']:.2f}",
+        f"{figures['p99_ms']:.2f}",
+        ratio(figures["speedup"]),
+        *("" if figures[name] is None else f"{figures[name]:.2f}" for name in ("ideal", "efficiency")),
+        ratio(figures["against_best"]),
     ]
 
 
-def loops(found: Mapping[str, Any]) -> list[str]:
+def loops(results: Mapping[str, Any]) -> list[str]:
     """The graphs against loops in torch."""
     lines = []
     for name, title in (("loops-sst2", "SST-2"), ("loops-base", "BERT-base, 32 tokens")):
-        if name in found:
+        if name in results:
             rows = [
-                [size, way, f"{told['mean_exit']:.2f}", f"{told['ms']:.2f}", ratio(told["faster"])]
-                for size, ways in found[name]["sizes"].items()
-                for way, told in ways.items()
+                [size, way, f"{figures['mean_exit']:.2f}", f"{figures['ms']:.2f}", ratio(figures["faster"])]
+                for size, ways in results[name]["sizes"].items()
+                for way, figures in ways.items()
             ]
             lines += [f"## Against loops in torch: {title}, 50 % of the layers saved", ""]
             lines += [*table(("batch", "what runs", "mean exit", "ms", "times as fast as the first"), rows), ""]
-            lines += [*abouts([found[name]]), ""]
+            lines += [*abouts([results[name]]), ""]
     return lines
 
 
-def cold(found: Mapping[str, Any]) -> list[str]:
+def cold(results: Mapping[str, Any]) -> list[str]:
     """Cold start, size, memory."""
-    if "cold" not in found:
+    if "cold" not in results:
         return []
-    told = found["cold"]
+    figures = results["cold"]
     rows = [
         [
-            *(each["model"], each["engine"], each["kind"], f"{each['mb']:.1f}", f"{each['mib']:.0f}"),
-            f"{each['seconds']:.2f} ({each['low']:.2f}-{each['high']:.2f})",
+            *(entry["model"], entry["engine"], entry["kind"], f"{entry['mb']:.1f}", f"{entry['mib']:.0f}"),
+            f"{entry['seconds']:.2f} ({entry['low']:.2f}-{entry['high']:.2f})",
         ]
-        for each in told["files"]
+        for entry in figures["files"]
     ]
-    nothing = told["nothing"]
+    nothing = figures["nothing"]
     return [
         "## A fresh process to its first answer",
         "",
-        f"Without torch; medians of {told['starts']}. A process that imports ONNX Runtime and loads nothing takes",
+        f"Without torch; medians of {figures['starts']}. A process that imports ONNX Runtime and loads nothing takes",
         f"{nothing['seconds']:.2f} s and {nothing['mib']:.0f} MiB.",
         "",
         *table(("model", "engine", "", "file, MB", "memory, MiB", "seconds"), rows),
         "",
-        as_lines(told["about"]),
+        as_lines(figures["about"]),
         "",
     ]
 
 
-def switch(found: Mapping[str, Any]) -> list[str]:
+def switch(results: Mapping[str, Any]) -> list[str]:
     """Another policy for a file."""
-    if "switch" not in found:
+    if "switch" not in results:
         return []
-    told = {name: each for name, each in found["switch"].items() if name not in ("about", "rounds")}
-    rows = [[name, f"{each['seconds']:.2f} ({each['low']:.2f}-{each['high']:.2f})"] for name, each in told.items()]
+    figures = {name: entry for name, entry in results["switch"].items() if name not in ("about", "rounds")}
+    rows = [
+        [name, f"{entry['seconds']:.2f} ({entry['low']:.2f}-{entry['high']:.2f})"] for name, entry in figures.items()
+    ]
     head = ("model", "seconds")
     return [
         "## `offramp export --policy` on a file that is there",
         "",
         *table(head, rows),
         "",
-        as_lines(found["switch"]["about"]),
+        as_lines(results["switch"]["about"]),
     ]
 
 
@@ -123,6 +125,6 @@ def abouts(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(f"{as_lines(part['about'])} {part['rounds']} rounds." for part in parts))
 
 
-def ratio(told: Mapping[str, float]) -> str:
+def ratio(figures: Mapping[str, float]) -> str:
     """Such as "1.52 (1.48-1.60)"."""
-    return f"{told['median']:.2f} ({told['low']:.2f}-{told['high']:.2f})"
+    return f"{figures['median']:.2f} ({figures['low']:.2f}-{figures['high']:.2f})"

@@ -52,7 +52,7 @@ VALUES = {
     "stability 2": {"name": "stability", "patience": 2},
 }
 SIZES = (50, 100, 200, 500)
-Told = dict[str, Any]
+Figures = dict[str, Any]
 
 
 def policies(half: Trace) -> dict[str, Policy]:
@@ -68,27 +68,29 @@ def policies(half: Trace) -> dict[str, Policy]:
     return {name: load_policy(data) for name, data in CLASSES.items()} | fitted
 
 
-def one_split(trace: Trace, metrics: tuple[str, ...], seed: int) -> Told:
+def one_split(trace: Trace, metrics: tuple[str, ...], seed: int) -> Figures:
     """What every policy does on one half of the rows, with numbers and thresholds of the other."""
     order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
-    ours, rest = (trace.take(rows) for rows in order.tensor_split(2))
-    found: Told = {name: told(policy, ours, rest, metrics) for name, policy in policies(ours).items()}
+    fit_half, test_half = (trace.take(rows) for rows in order.tensor_split(2))
+    found: Figures = {
+        name: figures_on(policy, fit_half, test_half, metrics) for name, policy in policies(fit_half).items()
+    }
     for name in {"margin, tempered"} & set(found):
-        tempered = run_policy(load_policy("margin", **fit_temperatures(ours)), rest)[1]
-        errors = [calibration_error(one).tolist() for one in (rest, Trace(tempered, rest.labels))]
+        tempered = run_policy(load_policy("margin", **fit_temperatures(fit_half)), test_half)[1]
+        errors = [calibration_error(one).tolist() for one in (test_half, Trace(tempered, test_half.labels))]
         found[name] |= dict(zip(("error_before", "error_after"), errors, strict=True))
     return found
 
 
-def told(policy: Policy, ours: Trace, rest: Trace, metrics: tuple[str, ...]) -> Told:
+def figures_on(policy: Policy, fit_half: Trace, test_half: Trace, metrics: tuple[str, ...]) -> Figures:
     """The curve of a policy on the rest, and its score and cost at each budget.
 
     Before the earliest exit at which a policy lets anybody go, its curve is that of everybody at one exit.
     """
-    shares, scores = line_of(policy, rest, metrics)
-    plain = np.interp(SHARES, *line_of(Fixed(), rest, metrics))
+    shares, scores = line_of(policy, test_half, metrics)
+    plain = np.interp(SHARES, *line_of(Fixed(), test_half, metrics))
     line = np.where(shares[0] - 1e-9 > SHARES, plain, np.interp(SHARES, shares, scores))
-    points = [at_budget(policy, ours, rest, metrics, budget) for budget in BUDGETS]
+    points = [at_budget(policy, fit_half, test_half, metrics, budget) for budget in BUDGETS]
     return {"area": float(line.mean()), "line": line.tolist(), "points": points}
 
 
@@ -96,19 +98,19 @@ def line_of(policy: Policy, trace: Trace, metrics: tuple[str, ...]) -> tuple[np.
     """Shares of the layers, rising, and the score at each; (K,) both."""
     curves = [curve(trace, policy, metric) for metric in metrics]
     shares = curves[0].mean_exits.numpy() / trace.layer_numbers[-1]
-    return shares[::-1], np.mean([each.scores.numpy() for each in curves], axis=0)[::-1]
+    return shares[::-1], np.mean([entry.scores.numpy() for entry in curves], axis=0)[::-1]
 
 
 def at_budget(
-    policy: Policy, ours: Trace, rest: Trace, metrics: tuple[str, ...], budget: float
+    policy: Policy, fit_half: Trace, test_half: Trace, metrics: tuple[str, ...], budget: float
 ) -> tuple[float, float] | None:
     """Score and share of layers on the rest; None where the policy cannot be that fast.
 
     No threshold may cost exactly the budget on our half: then it is a mixture of its two neighbours, which is what a
     coarse score such as patience gets for nothing here.
     """
-    seen = curve(ours, policy, metrics[0])
-    cost = seen.mean_exits / ours.layer_numbers[-1]  # falls
+    swept = curve(fit_half, policy, metrics[0])
+    cost = swept.mean_exits / fit_half.layer_numbers[-1]  # falls
     faster = int((cost > budget + 1e-9).sum())
     if faster == len(cost):
         return None
@@ -117,13 +119,13 @@ def at_budget(
     part = (budget - fast) / (slow - fast)  # of the slower one
     mixed = np.zeros(2)
     for weight, place in zip((part, 1 - part), pair, strict=True):
-        measured = [measure(rest, policy, seen.thresholds[place].item(), metric) for metric in metrics]
+        measured = [measure(test_half, policy, swept.thresholds[place].item(), metric) for metric in metrics]
         score, layers = mean(one.score or 0.0 for one in measured), measured[0].mean_exit
-        mixed += weight * np.array([score, layers / rest.layer_numbers[-1]])
+        mixed += weight * np.array([score, layers / test_half.layer_numbers[-1]])
     return float(mixed[0]), float(mixed[1])
 
 
-def task_of(runs: Path, task: str, seeds: int, splits: int) -> Told:
+def task_of(runs: Path, task: str, seeds: int, splits: int) -> Figures:
     """Everything about one task: means over seeds and splits, and differences from the best policy of a paper."""
     metrics = TASKS[task].metrics
     traces = [Trace.load(runs / task / f"weighted-6-{seed}.safetensors") for seed in range(seeds)]
@@ -134,7 +136,7 @@ def task_of(runs: Path, task: str, seeds: int, splits: int) -> Told:
     best = max(papers, key=lambda name: areas[name].mean())
     full = mean(mean(layerwise(trace, metric)[-1] for metric in metrics) for trace in traces)
     rows = {name: row([one[name] for one in found], areas[name] - areas[best]) for name in names}
-    errors: Told = {}
+    errors: Figures = {}
     if "margin, tempered" in names:
         for when in ("error_before", "error_after"):
             errors[when] = np.mean([one["margin, tempered"][when] for one in found], axis=0).round(4).tolist()
@@ -148,7 +150,7 @@ def task_of(runs: Path, task: str, seeds: int, splits: int) -> Told:
     }
 
 
-def few_and_others(traces: list[Trace], splits: int = 5) -> Told:
+def few_and_others(traces: list[Trace], splits: int = 5) -> Figures:
     """Areas on CLINC150 where numbers are fitted on fewer rows, or on rows of other classes than those reported.
 
     Means over seeds and splits, in the accuracy's unit, of what margin alone has and of how far others are ahead of it.
@@ -157,37 +159,39 @@ def few_and_others(traces: list[Trace], splits: int = 5) -> Told:
     for trace in traces:
         for split in range(splits):
             random = torch.Generator().manual_seed(split)
-            ours, rest = (trace.take(rows) for rows in torch.randperm(len(trace), generator=random).tensor_split(2))
-            for size in (*SIZES, len(ours)):
-                found.setdefault(f"{size} rows", []).append(areas(ours.take(torch.arange(size)), rest))
+            fit_half, test_half = (
+                trace.take(rows) for rows in torch.randperm(len(trace), generator=random).tensor_split(2)
+            )
+            for size in (*SIZES, len(fit_half)):
+                found.setdefault(f"{size} rows", []).append(areas(fit_half.take(torch.arange(size)), test_half))
             classes = torch.randperm(trace.logits.shape[-1], generator=random).tensor_split(2)
             known, others = (torch.isin(labels_of(trace), half).nonzero().squeeze(1) for half in classes)
             found.setdefault("other intents", []).append(areas(trace.take(known), trace.take(others)))
             mixed = torch.randperm(len(others), generator=random)[: len(others) // 2]
             same = trace.take(others[mixed]), trace.take(others[~torch.isin(torch.arange(len(others)), mixed)])
             found.setdefault("the same intents, other rows", []).append(areas(*same))
-    return {name: {key: mean(one[key] for one in each) for key in each[0]} for name, each in found.items()}
+    return {name: {key: mean(one[key] for one in entry) for key in entry[0]} for name, entry in found.items()}
 
 
-def areas(fitted_on: Trace, rest: Trace) -> dict[str, float]:
+def areas(fitted_on: Trace, test_half: Trace) -> dict[str, float]:
     """Of margin on the rest, and how far fitted policies are ahead of it."""
     made = {name: policies(fitted_on)[name] for name in ("margin", *OURS)}
-    found = {name: line_area(policy, rest) for name, policy in made.items()}
+    found = {name: line_area(policy, test_half) for name, policy in made.items()}
     margin = found.pop("margin")
     return {"margin": margin} | {name: value - margin for name, value in found.items()}
 
 
-def line_area(policy: Policy, rest: Trace) -> float:
+def line_area(policy: Policy, test_half: Trace) -> float:
     """Mean accuracy from 25 to 100 % of the layers."""
-    return float(np.interp(SHARES, *line_of(policy, rest, ("accuracy",))).mean())
+    return float(np.interp(SHARES, *line_of(policy, test_half, ("accuracy",))).mean())
 
 
-def row(found: list[Told], ahead: np.ndarray) -> Told:
+def row(found: list[Figures], ahead: np.ndarray) -> Figures:
     """One policy's means, and how far it is ahead of the best policy of a paper."""
     points = []
-    for each in zip(*(one["points"] for one in found), strict=True):
-        reached = [point for point in each if point is not None]
-        points.append(np.mean(reached, axis=0).round(4).tolist() if len(reached) == len(each) else None)
+    for entry in zip(*(one["points"] for one in found), strict=True):
+        reached = [point for point in entry if point is not None]
+        points.append(np.mean(reached, axis=0).round(4).tolist() if len(reached) == len(entry) else None)
     low, high = np.quantile(ahead, (0.025, 0.975))
     return {
         "points": points,
@@ -198,29 +202,31 @@ def row(found: list[Told], ahead: np.ndarray) -> Told:
     }
 
 
-def page(results: Told) -> str:
+def page(results: Figures) -> str:
     """The results in Markdown: where from, how to read them, the table."""
     tasks = results["tasks"]
     lines = ["| task | policy | 25 % | 33 % | 50 % | 67 % | area | ahead of the best paper's |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for task, one in tasks.items():
         title = f"{task} ({' and '.join(one['metrics'])}, full {one['full']:.3f})"
-        for name, each in one["policies"].items():
-            middle, low, high = (100 * value for value in each["ahead"])
+        for name, entry in one["policies"].items():
+            middle, low, high = (100 * value for value in entry["ahead"])
             ahead = "(the best)" if name == one["best_of_papers"] else f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]"
-            lines.append(table_row(title, name, [each["points"]], [each["area"]], ahead))
+            lines.append(table_row(title, name, [entry["points"]], [entry["area"]], ahead))
             title = ""
     classes = [one["policies"] for one in tasks.values() if "gain" in one["policies"]]
     title = f"mean of {len(classes)} tasks"
     for name in CLASSES | dict.fromkeys(OURS):
         found = [one[name] for one in classes]
-        lines.append(table_row(title, name, [each["points"] for each in found], [each["area"] for each in found], ""))
+        lines.append(
+            table_row(title, name, [entry["points"] for entry in found], [entry["area"] for entry in found], "")
+        )
         title = ""
     costs = [
         abs(point[1] - budget)
         for one in tasks.values()
-        for each in one["policies"].values()
-        for point, budget in zip(each["points"], BUDGETS, strict=True)
+        for entry in one["policies"].values()
+        for point, budget in zip(entry["points"], BUDGETS, strict=True)
         if point
     ]
     errors = [
@@ -260,12 +266,12 @@ def page(results: Told) -> str:
 
 def table_row(title: str, name: str, points: list[Any], areas: list[float], ahead: str) -> str:
     """One line of the table, mean over tasks."""
-    cells = [f"{mean(point[0] for point in each):.3f}" if all(each) else "-" for each in zip(*points, strict=True)]
+    cells = [f"{mean(point[0] for point in entry):.3f}" if all(entry) else "-" for entry in zip(*points, strict=True)]
     shown = f"**{name}**" if name in OURS else name
     return f"| {title} | {shown} | {' | '.join(cells)} | {mean(areas):.4f} | {ahead} |"
 
 
-def draw(results: Told, path: Path) -> None:
+def draw(results: Figures, path: Path) -> None:
     """Score against the share of layers, one panel a task."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -288,10 +294,10 @@ def draw(results: Told, path: Path) -> None:
         "stability 2": "C2",
     }
     for axes, (task, one) in zip(panels, results["tasks"].items(), strict=False):
-        for name, each in one["policies"].items():
+        for name, entry in one["policies"].items():
             if name in styles or name in colours:
                 colour, width = styles.get(name, (colours.get(name), 1.2))
-                axes.plot(100 * SHARES, each["line"], color=colour, linewidth=width, label=name)
+                axes.plot(100 * SHARES, entry["line"], color=colour, linewidth=width, label=name)
         axes.axhline(one["full"], color="black", linewidth=0.6, linestyle=":")
         axes.set_title(task)
         axes.set_xlabel("layers run, %")
@@ -313,18 +319,18 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--few", action="store_true", help="the second part alone, into the results that are there")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    target = given.results / "lookahead.json"
-    if given.few:
-        results: Told = json.loads(target.read_text())
+    options = parser.parse_args()
+    target = options.results / "lookahead.json"
+    if options.few:
+        results: Figures = json.loads(target.read_text())
     else:
-        tasks = {task: task_of(given.runs, task, given.seeds, given.splits) for task in given.tasks.split(",")}
-        results = {**provenance(), "seeds": given.seeds, "splits": given.splits, "budgets": BUDGETS, "tasks": tasks}
-    traces = [Trace.load(given.runs / "clinc150" / f"weighted-6-{seed}.safetensors") for seed in range(given.seeds)]
+        tasks = {task: task_of(options.runs, task, options.seeds, options.splits) for task in options.tasks.split(",")}
+        results = {**provenance(), "seeds": options.seeds, "splits": options.splits, "budgets": BUDGETS, "tasks": tasks}
+    traces = [Trace.load(options.runs / "clinc150" / f"weighted-6-{seed}.safetensors") for seed in range(options.seeds)]
     results["few"] = few_and_others(traces)
     target.write_text(json.dumps(results) + "\n")
     draw(results, Path(__file__).parent.parent / "docs" / "lookahead.png")
-    (given.results / "lookahead.md").write_text(page(results))
+    (options.results / "lookahead.md").write_text(page(results))
 
 
 if __name__ == "__main__":

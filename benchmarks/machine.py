@@ -27,10 +27,10 @@ def provenance() -> dict[str, object]:
     }
 
 
-def as_lines(told: dict[str, object]) -> str:
+def as_lines(about: dict[str, object]) -> str:
     """The same as Markdown."""
-    versions = ", ".join(f"{name} {version}" for name, version in dict(told["versions"]).items())  # type: ignore[call-overload]
-    return f"`{told['command']}`, {told['date']}; {versions}; {told['processor']}, {told['threads']} threads."
+    versions = ", ".join(f"{name} {version}" for name, version in dict(about["versions"]).items())  # type: ignore[call-overload]
+    return f"`{about['command']}`, {about['date']}; {versions}; {about['processor']}, {about['threads']} threads."
 
 
 def _processor() -> str:

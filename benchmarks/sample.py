@@ -54,7 +54,7 @@ def main() -> None:
     words = sorted(len(text.split()) for text in texts)
     model = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
     model.fit([row["text"] for row in splits["train"]], [row["intent"] for row in splits["train"]])
-    found = {
+    results = {
         "about": provenance(),
         "rows": {split: len(split_rows) for split, split_rows in splits.items()},
         "hard": sum(bool(row["hard"]) for row in rows),
@@ -66,8 +66,8 @@ def main() -> None:
             [row["text"] for row in splits["test"]], [row["intent"] for row in splits["test"]]
         ),
     }
-    (RESULTS / "sample.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    (RESULTS / "sample.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

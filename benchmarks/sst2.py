@@ -33,6 +33,7 @@ from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_tokenizer
+from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import load_policy
 from offramp.training.fit import fit
@@ -101,9 +102,9 @@ def halves(trace: Trace, policy: str) -> dict[str, float]:
         order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
         chosen_on, reported_on = (trace.take(rows) for rows in order.chunk(2))
         point = calibrate(chosen_on, POLICIES[policy], Target(max_drop=0.01))
-        told = measure(reported_on, point.policy, point.thresholds)
-        losses.append(1 - told.score / told.full_score)
-        savings.append(told.saving)
+        figures = measure(reported_on, point.policy, point.thresholds)
+        losses.append(1 - figures.score / figures.full_score)
+        savings.append(figures.saving)
     loss, saving = torch.tensor(losses), torch.tensor(savings)
     return {
         "relative_loss": loss.mean().item(),
@@ -115,7 +116,7 @@ def halves(trace: Trace, policy: str) -> dict[str, float]:
 
 def clock(folder: Path, data: Path, trace: Trace, setting: Setting) -> dict[str, dict[str, float]]:
     """Speed-up over the plain model at full depth, torch on this machine; the rivals take turns, a whole pass each."""
-    model = Predictor.load(folder, operating_point=None).model
+    model = load_model(folder)
     tokenizer = load_tokenizer(folder)
     texts = read_examples(str(data), COLUMNS, split="validation", label_names=NAMES).texts
     rows = encode(tokenizer, texts, MAX_LENGTH)
@@ -130,13 +131,13 @@ def clock(folder: Path, data: Path, trace: Trace, setting: Setting) -> dict[str,
     taken = time_interleaved(calls, setting.rounds)
     parts = ideal_parts(model, batches)
     depth = trace.layer_numbers[-1]
-    told = {}
+    figures = {}
     for name, point in points.items():
         mean_exit = measure(trace, point.policy, point.thresholds).mean_exit
         by_round = [full / early for full, early in zip(taken["plain"], taken[name], strict=True)]
         speedup = median(by_round)
         ideal = (parts["embed"] + depth * parts["block"]) / (parts["embed"] + mean_exit * parts["block"])
-        told[name] = {
+        figures[name] = {
             "mean_exit": mean_exit,
             "speedup": speedup,
             "speedup_low": min(by_round),
@@ -148,7 +149,7 @@ def clock(folder: Path, data: Path, trace: Trace, setting: Setting) -> dict[str,
             "plain_ms": 1000 * median(taken["plain"]) / len(rows),
             "ms": 1000 * median(taken[name]) / len(rows),
         }
-    return told
+    return figures
 
 
 def whole_pass(run: Callable[[Any], object], batches: list[dict[str, torch.Tensor]], number: int) -> None:
@@ -172,23 +173,23 @@ def ideal_parts(model: MultiExitModel, batches: list[dict[str, torch.Tensor]]) -
     return {name: sum(seconds) for name, seconds in taken.items()}
 
 
-def page(found: dict[str, Any]) -> str:
+def page(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
         "# SST-2",
         "",
-        f"The default encoder (6 layers, width 384), `weighted` objective, {found['epochs']} epochs over the whole",
-        f"train split in bfloat16, seed {found['seed']}; all figures on the {found['rows']} rows of",
+        f"The default encoder (6 layers, width 384), `weighted` objective, {results['epochs']} epochs over the whole",
+        f"train split in bfloat16, seed {results['seed']}; all figures on the {results['rows']} rows of",
         "`validation_sentences`.",
-        as_lines(found["about"]),
+        as_lines(results["about"]),
         "",
         "## Accuracy of every exit",
         "",
         "| pooling | " + " | ".join(f"layer {layer}" for layer in range(1, 7)) + " |",
         "|---|" + "---|" * 6,
     ]
-    for pooling, told in found["poolings"].items():
-        lines.append(f"| {pooling} | " + " | ".join(f"{score:.3f}" for score in told["layerwise"]) + " |")
+    for pooling, figures in results["poolings"].items():
+        lines.append(f"| {pooling} | " + " | ".join(f"{score:.3f}" for score in figures["layerwise"]) + " |")
     lines += [
         "",
         '## "Lose at most 1 %": chosen on one half, reported on the other',
@@ -198,8 +199,8 @@ def page(found: dict[str, Any]) -> str:
         "| pooling | policy | relative loss | layers saved |",
         "|---|---|---|---|",
     ]
-    for pooling, told in found["poolings"].items():
-        for policy, half in told["halves"].items():
+    for pooling, figures in results["poolings"].items():
+        for policy, half in figures["halves"].items():
             loss = f"{half['relative_loss']:.2%} ± {half['relative_loss_sd']:.2%}"
             lines.append(f"| {pooling} | {policy} | {loss} | {half['saving']:.1%} ± {half['saving_sd']:.1%} |")
     lines += [
@@ -215,13 +216,13 @@ def page(found: dict[str, Any]) -> str:
         "| " + " | ".join(CLOCK_COLUMNS) + " |",
         "|" + "---|" * len(CLOCK_COLUMNS),
     ]
-    for size, points in found["clock"].items():
-        for name, told in points.items():
-            spread = f"{told['speedup']:.2f} ({told['speedup_low']:.2f}-{told['speedup_high']:.2f})"
-            layers = f"{told['layers_ratio']:.2f} | {told['share_of_layers_ratio']:.2f}"
-            ideal = f"{told['ideal']:.2f} | {told['efficiency']:.2f}"
-            times = f"{told['plain_ms']:.2f} | {told['ms']:.2f}"
-            lines.append(f"| {size} | {name} | {told['mean_exit']:.2f} | {spread} | {layers} | {ideal} | {times} |")
+    for size, points in results["clock"].items():
+        for name, figures in points.items():
+            spread = f"{figures['speedup']:.2f} ({figures['speedup_low']:.2f}-{figures['speedup_high']:.2f})"
+            layers = f"{figures['layers_ratio']:.2f} | {figures['share_of_layers_ratio']:.2f}"
+            ideal = f"{figures['ideal']:.2f} | {figures['efficiency']:.2f}"
+            times = f"{figures['plain_ms']:.2f} | {figures['ms']:.2f}"
+            lines.append(f"| {size} | {name} | {figures['mean_exit']:.2f} | {spread} | {layers} | {ideal} | {times} |")
     return "\n".join(lines) + "\n"
 
 
@@ -232,28 +233,28 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/sst2"), help="where the weights go")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    sentences = given.data / "validation_sentences.jsonl.gz"
+    options = parser.parse_args()
+    sentences = options.data / "validation_sentences.jsonl.gz"
     poolings, traces = {}, {}
     for pooling in POOLINGS:
-        folder = given.runs / pooling
-        train(given.data, folder, pooling, given.epochs, given.seed)
+        folder = options.runs / pooling
+        train(options.data, folder, pooling, options.epochs, options.seed)
         traces[pooling] = record(folder, sentences, columns=COLUMNS)
-        told = {policy: halves(traces[pooling], policy) for policy in POLICIES}
-        poolings[pooling] = {"layerwise": layerwise(traces[pooling]), "halves": told}
-    found = {
+        figures = {policy: halves(traces[pooling], policy) for policy in POLICIES}
+        poolings[pooling] = {"layerwise": layerwise(traces[pooling]), "halves": figures}
+    results = {
         "about": provenance(),
-        "epochs": given.epochs,
-        "seed": given.seed,
+        "epochs": options.epochs,
+        "seed": options.seed,
         "rows": len(traces["mean"]),
         "poolings": poolings,
         "clock": {
-            name: clock(given.runs / "mean", sentences, traces["mean"], setting) for name, setting in SETTINGS.items()
+            name: clock(options.runs / "mean", sentences, traces["mean"], setting) for name, setting in SETTINGS.items()
         },
     }
-    (RESULTS / "sst2.json").write_text(json.dumps(found, indent=2) + "\n")
-    (RESULTS / "sst2.md").write_text(page(found))
-    print(page(found))
+    (RESULTS / "sst2.json").write_text(json.dumps(results, indent=2) + "\n")
+    (RESULTS / "sst2.md").write_text(page(results))
+    print(page(results))
 
 
 if __name__ == "__main__":

@@ -46,18 +46,18 @@ def measured(problem_type: str, outputs: int, metric: str, rows: int) -> dict[st
     """All policies together, fitting included, once."""
     trace = random_trace(problem_type, outputs, 2 * rows)
     began, busy = time.perf_counter(), time.process_time()
-    found = compare(trace, metric)
+    results = compare(trace, metric)
     return {
-        "rows": len(found.trace),
-        "policies": list(found.bands),
+        "rows": len(results.trace),
+        "policies": list(results.bands),
         "seconds": time.perf_counter() - began,
         "processor_seconds": time.process_time() - busy,
     }
 
 
-def page(told: dict[str, Any]) -> str:
+def page(figures: dict[str, Any]) -> str:
     """The same as Markdown."""
-    lines = ["# Comparing every policy on one trace", "", as_lines(told["about"]), ""]
+    lines = ["# Comparing every policy on one trace", "", as_lines(figures["about"]), ""]
     lines.append(
         f"{EXITS} exits, {POINTS} thresholds a policy, {RESAMPLES} resamples; fitting included. On a machine that"
     )
@@ -67,7 +67,7 @@ def page(told: dict[str, Any]) -> str:
         "| trace | rows compared on | policies | seconds of the processor | of the clock |",
         "|---|---|---|---|---|",
     ]
-    for title, case in told["cases"].items():
+    for title, case in figures["cases"].items():
         times = f"{case['processor_seconds']:.1f} | {case['seconds']:.1f}"
         lines.append(f"| {title} | {case['rows']} | {len(case['policies'])} | {times} |")
     return "\n".join(lines) + "\n"
@@ -76,13 +76,13 @@ def page(told: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, write; cases that are written already are left as they are, so a run that was stopped goes on."""
     path = RESULTS / "sweep_time.json"
-    told = json.loads(path.read_text()) if path.exists() else {"about": provenance(), "exits": EXITS, "cases": {}}
+    figures = json.loads(path.read_text()) if path.exists() else {"about": provenance(), "exits": EXITS, "cases": {}}
     for title, case in CASES.items():
-        if title not in told["cases"]:
-            told["cases"][title] = measured(*case)
-            path.write_text(json.dumps(told, indent=1) + "\n")
-    (RESULTS / "sweep_time.md").write_text(page(told))
-    print(page(told))
+        if title not in figures["cases"]:
+            figures["cases"][title] = measured(*case)
+            path.write_text(json.dumps(figures, indent=1) + "\n")
+    (RESULTS / "sweep_time.md").write_text(page(figures))
+    print(page(figures))
 
 
 if __name__ == "__main__":

@@ -33,13 +33,13 @@ GRID = [number / 50 for number in range(1, 50)]
 
 def example() -> list[dict[str, object]]:
     """The paper's example at every patience: what is promised, what is true, what a simulation sees."""
-    found = []
+    results = []
     for shared, patience in product(SHARED, PATIENCE):
         setting = replace(EXAMPLE, patience=patience, shared=shared)
-        seen = simulate(setting, SAMPLES, SEED)
-        told = {"exact": asdict(exact(setting)), "simulated": asdict(seen)}
-        found.append({"shared": shared, "patience": patience, "promised_by": promised(setting), **told})
-    return found
+        simulated = simulate(setting, SAMPLES, SEED)
+        figures = {"exact": asdict(exact(setting)), "simulated": asdict(simulated)}
+        results.append({"shared": shared, "patience": patience, "promised_by": promised(setting), **figures})
+    return results
 
 
 def promised(setting: Setting) -> list[str]:
@@ -63,17 +63,17 @@ def coverage() -> dict[str, object]:
             for name in promised(setting):
                 promises[name] += 1
                 broken[name] += not better
-    seen = {name: count / improved for name, count in promises.items()}
-    return {"settings": settings, "improved": improved, "share_seen": seen, "broken_promises": broken}
+    simulated = {name: count / improved for name, count in promises.items()}
+    return {"settings": settings, "improved": improved, "share_seen": simulated, "broken_promises": broken}
 
 
 def break_even() -> dict[int, float]:
     """At each patience of the paper's example, the share of shared answers above which patience costs accuracy."""
-    found = {}
+    results = {}
     for patience in PATIENCE:
         alone, shared = (exact(replace(EXAMPLE, patience=patience, shared=share)).error for share in (0.0, 1.0))
-        found[patience] = (EXAMPLE.last_error - alone) / (shared - alone)  # the error is linear in the share
-    return found
+        results[patience] = (EXAMPLE.last_error - alone) / (shared - alone)  # the error is linear in the share
+    return results
 
 
 def gains() -> dict[float, dict[int, float]]:
@@ -84,10 +84,10 @@ def gains() -> dict[float, dict[int, float]]:
     }
 
 
-def draw_errors(axes: Axes, found: list[dict[str, object]]) -> None:
+def draw_errors(axes: Axes, results: list[dict[str, object]]) -> None:
     """Error against patience: lines are exact, dots are simulated."""
     for number, shared in enumerate(SHARED):
-        rows = [row for row in found if row["shared"] == shared]
+        rows = [row for row in results if row["shared"] == shared]
         color = f"C{number}"
         for kind, style, label in (("exact", "-", f"{shared:.0%} shared"), ("simulated", ".", None)):
             errors = [dict(row[kind])["error"] for row in rows]  # type: ignore[call-overload]
@@ -101,9 +101,9 @@ def draw_errors(axes: Axes, found: list[dict[str, object]]) -> None:
     axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.73), fontsize=9, ncols=2)
 
 
-def draw_gains(axes: Axes, found: dict[float, dict[int, float]]) -> None:
+def draw_gains(axes: Axes, results: dict[float, dict[int, float]]) -> None:
     """Accuracy that each classifier may lack against patience."""
-    for accuracy, gain in found.items():
+    for accuracy, gain in results.items():
         axes.plot(list(gain), list(gain.values()), ".-", linewidth=1.6, markersize=7, label=f"{accuracy:g}")
     axes.set(xlabel="patience", ylabel="accuracy that each exit may lack", xticks=list(PATIENCE), ylim=(0, None))
     axes.set_title("twelve equal, independent exits", fontsize=10)
@@ -113,7 +113,7 @@ def draw_gains(axes: Axes, found: dict[float, dict[int, float]]) -> None:
 def main() -> None:
     """Compute, draw, write."""
     errors, gained = example(), gains()
-    found = {
+    results = {
         "about": provenance(),
         "samples": SAMPLES,
         "seed": SEED,
@@ -122,7 +122,7 @@ def main() -> None:
         "coverage": coverage(),
         "appendix_c_gain": gained,
     }
-    (ROOT / "benchmarks" / "results" / "theorem.json").write_text(json.dumps(found, indent=1) + "\n")
+    (ROOT / "benchmarks" / "results" / "theorem.json").write_text(json.dumps(results, indent=1) + "\n")
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -131,7 +131,7 @@ def main() -> None:
     for axes in (left, right):
         axes.grid(alpha=0.25)
     figure.savefig(ROOT / "docs" / "theorem.png", dpi=95)
-    print(json.dumps({name: found[name] for name in ("break_even_share", "coverage")}, indent=1))
+    print(json.dumps({name: results[name] for name in ("break_even_share", "coverage")}, indent=1))
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ TASKS = {
 
 def read(data: Path, task: Task, part: str, first: int, last: int) -> Examples:
     """Rows `first` to `last` of a part of a data set."""
-    found = read_examples(str(data / task.folder / f"{part}.jsonl.gz"), COLUMNS, split=part, label_names=NAMES)
-    return replace(found, texts=found.texts[first:last], labels=found.labels[first:last])
+    results = read_examples(str(data / task.folder / f"{part}.jsonl.gz"), COLUMNS, split=part, label_names=NAMES)
+    return replace(results, texts=results.texts[first:last], labels=results.labels[first:last])
 
 
 def train(data: Path, runs: Path, task: Task, schedule: str, seed: int) -> Path:
@@ -137,7 +137,7 @@ def train(data: Path, runs: Path, task: Task, schedule: str, seed: int) -> Path:
 
 def traces(data: Path, folder: Path, task: Task) -> dict[str, Trace]:
     """Of the rows that thresholds are chosen on, and of those reported; recorded if they are not there yet."""
-    found = {}
+    results = {}
     for name, part in (("chosen", task.chosen_on), ("reported", task.reported_on)):
         file = folder / f"{name}.safetensors"
         if not file.exists():
@@ -147,8 +147,8 @@ def traces(data: Path, folder: Path, task: Task) -> dict[str, Trace]:
             record(model, [{**row, "labels": label} for row, label in zip(tokens, examples.labels, strict=True)]).save(
                 file
             )
-        found[name] = Trace.load(file)
-    return found
+        results[name] = Trace.load(file)
+    return results
 
 
 def last_exit_alone(model: MultiExitModel) -> MultiExitModel:
@@ -167,36 +167,36 @@ def full_depth(model: MultiExitModel, inputs: dict[str, Tensor]) -> object:
     return model.all_exits(inputs)
 
 
-def points(seen: dict[str, Trace]) -> dict[str, OperatingPoint]:
+def points(splits: dict[str, Trace]) -> dict[str, OperatingPoint]:
     """Layer exit by entropy, thresholds from the rows that they are chosen on."""
-    return {name: calibrate(seen["chosen"], POLICY, target) for name, target in TARGETS.items()}
+    return {name: calibrate(splits["chosen"], POLICY, target) for name, target in TARGETS.items()}
 
 
-def told(model: MultiExitModel, seen: dict[str, Trace]) -> dict[str, dict[str, float]]:
+def measured(model: MultiExitModel, splits: dict[str, Trace]) -> dict[str, dict[str, float]]:
     """Score and cost on the rows reported: at full depth, and at each point."""
-    trace, depth = seen["reported"], model.layers[-1]
+    trace, depth = splits["reported"], model.layers[-1]
     assert trace.tokens is not None
-    found = {}
-    for name, point in points(seen).items():
-        told = measure(trace, point.policy, point.thresholds)
+    results = {}
+    for name, point in points(splits).items():
+        measured = measure(trace, point.policy, point.thresholds)
         ratio = macs_ratio(model.config, trace.tokens, replay(trace, point.policy, point.thresholds).exit_layers)
-        found[name] = {"score": told.score, "mean_exit": told.mean_exit, "macs_ratio": ratio}
+        results[name] = {"score": measured.score, "mean_exit": measured.mean_exit, "macs_ratio": ratio}
     alone = last_exit_alone(model).config
     ratio = macs_ratio(alone, trace.tokens, torch.full((len(trace),), depth))
-    return {FULL: {"score": layerwise(trace)[-1], "mean_exit": depth, "macs_ratio": ratio}, **found}
+    return {FULL: {"score": layerwise(trace)[-1], "mean_exit": depth, "macs_ratio": ratio}, **results}
 
 
-def rivals(folder: Path, seen: dict[str, Trace]) -> dict[str, Callable[[dict[str, Tensor]], object]]:
+def rivals(folder: Path, splits: dict[str, Trace]) -> dict[str, Callable[[dict[str, Tensor]], object]]:
     """What is timed of one model: full depth, and every point."""
     model, tokenizer = load_folder(folder)
     whole = plain if model.config.token_exit is None else full_depth
     alone = model if model.config.token_exit is None else last_exit_alone(model)
-    early = {name: Predictor(TorchEngine(model), tokenizer, point).answer for name, point in points(seen).items()}
+    early = {name: Predictor(TorchEngine(model), tokenizer, point).answer for name, point in points(splits).items()}
     return {FULL: partial(whole, alone), **early}
 
 
 def clock(
-    data: Path, task: Task, folders: dict[str, Path], seen: dict[str, dict[str, Trace]], size: int
+    data: Path, task: Task, folders: dict[str, Path], splits: dict[str, dict[str, Trace]], size: int
 ) -> dict[str, dict[str, list[float]]]:
     """Milliseconds a text of every round, by schedule and point; all rivals take turns, a whole pass each."""
     model, tokenizer = load_folder(folders[PLAIN])
@@ -209,13 +209,13 @@ def clock(
     runs = {
         (schedule, name): run
         for schedule, folder in folders.items()
-        for name, run in rivals(folder, seen[schedule]).items()
+        for name, run in rivals(folder, splits[schedule]).items()
     }
     taken = time_interleaved({pair: partial(whole_pass, run, batches) for pair, run in runs.items()}, task.rounds)
-    found: dict[str, dict[str, list[float]]] = {schedule: {} for schedule in folders}
+    results: dict[str, dict[str, list[float]]] = {schedule: {} for schedule in folders}
     for (schedule, name), seconds in taken.items():
-        found[schedule][name] = [1000 * each / len(rows) for each in seconds]
-    return found
+        results[schedule][name] = [1000 * entry / len(rows) for entry in seconds]
+    return results
 
 
 def whole_pass(run: Callable[[dict[str, Tensor]], object], batches: list[dict[str, Tensor]], number: int) -> None:
@@ -237,8 +237,8 @@ def company(folder: Path, data: Path, task: Task) -> dict[str, float]:
 def examine(data: Path, runs: Path, task: Task, seed: int) -> dict[str, Any]:
     """Everything about one data set."""
     folders = {schedule: train(data, runs, task, schedule, seed) for schedule in SCHEDULES}
-    seen = {schedule: traces(data, folder, task) for schedule, folder in folders.items()}
-    tokens = seen[PLAIN]["reported"].tokens
+    splits = {schedule: traces(data, folder, task) for schedule, folder in folders.items()}
+    tokens = splits[PLAIN]["reported"].tokens
     assert tokens is not None
     return {
         "train_rows": task.train,
@@ -249,17 +249,17 @@ def examine(data: Path, runs: Path, task: Task, seed: int) -> dict[str, Any]:
         "reported_on": task.reported_on,
         "timed": task.timed,
         "mean_tokens": tokens.double().mean().item(),
-        "layerwise": {schedule: layerwise(both["reported"]) for schedule, both in seen.items()},
-        "told": {schedule: told(load_folder(folders[schedule])[0], both) for schedule, both in seen.items()},
-        "ms": {size: clock(data, task, folders, seen, int(size)) for size in SIZES},
+        "layerwise": {schedule: layerwise(both["reported"]) for schedule, both in splits.items()},
+        "told": {schedule: measured(load_folder(folders[schedule])[0], both) for schedule, both in splits.items()},
+        "ms": {size: clock(data, task, folders, splits, int(size)) for size in SIZES},
         "company": {schedule: company(folder, data, task) for schedule, folder in folders.items()},
     }
 
 
-def page(found: dict[str, Any]) -> str:
+def page(results: dict[str, Any]) -> str:
     """The results as Markdown, but for what is to be made of them."""
-    lines = ["# Token exit, layer exit and both", "", as_lines(found["about"]), ""]
-    for name, task in found["tasks"].items():
+    lines = ["# Token exit, layer exit and both", "", as_lines(results["about"]), ""]
+    for name, task in results["tasks"].items():
         lines += [f"## {name}: {task['mean_tokens']:.0f} tokens on average", "", *tables(task), ""]
     return "\n".join(lines)
 
@@ -287,9 +287,9 @@ def tables(task: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|" + "---|" * len(CLOCK),
     ]
     for schedule, points in task["told"].items():
-        for point, told in points.items():
+        for point, measured in points.items():
             times = [time_of(task["ms"][size], schedule, point) for size in SIZES]
-            figures = f"{told['score']:.3f} | {told['mean_exit']:.2f} | {told['macs_ratio']:.2f}"
+            figures = f"{measured['score']:.3f} | {measured['mean_exit']:.2f} | {measured['macs_ratio']:.2f}"
             lines.append(f"| {schedule} | {point} | {figures} | {' | '.join(times)} |")
     return lines
 
@@ -307,17 +307,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/tokens"), help="where the weights go")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     tasks = {}
     for name, task in TASKS.items():
-        file = given.runs / f"{task.folder}.json"
+        file = options.runs / f"{task.folder}.json"
         if not file.exists():
-            file.write_text(json.dumps(examine(given.data, given.runs, task, given.seed)))
+            file.write_text(json.dumps(examine(options.data, options.runs, task, options.seed)))
         tasks[name] = json.loads(file.read_text())
-    found = {"about": provenance(), "seed": given.seed, "tasks": tasks}
-    (RESULTS / "tokens.json").write_text(json.dumps(found, indent=2) + "\n")
-    (RESULTS / "tokens.md").write_text(page(found) + READING)
-    print(page(found))
+    results = {"about": provenance(), "seed": options.seed, "tasks": tasks}
+    (RESULTS / "tokens.json").write_text(json.dumps(results, indent=2) + "\n")
+    (RESULTS / "tokens.md").write_text(page(results) + READING)
+    print(page(results))
 
 
 if __name__ == "__main__":

@@ -101,20 +101,20 @@ class Cell:
         return runs / self.task / f"{self.objective}-{self.depth}-{self.seed}.json"
 
 
-def cells(given: argparse.Namespace) -> list[Cell]:
+def cells(options: argparse.Namespace) -> list[Cell]:
     """What is asked for, in the order of interest: 6 layers, then 12, then single exits."""
-    found = []
-    for depth in given.depths:
-        for task in given.tasks or (TASKS if depth == 6 else SMALL):
-            for seed in given.seeds:
+    results = []
+    for depth in options.depths:
+        for task in options.tasks or (TASKS if depth == 6 else SMALL):
+            for seed in options.seeds:
                 usual = OBJECTIVES if task != SMALL[0] else (*OBJECTIVES, *list(BYPASSES)[1:])
-                names = given.objectives or (usual if depth == 6 else DEEP_OBJECTIVES)
-                found += [Cell(task, name, depth, seed) for name in names]
-    if given.single:
-        for task in given.tasks or SMALL:
-            for seed in given.seeds:
-                found += [Cell(task, f"single-{layer}", 6, seed) for layer in range(1, 7)]
-    return found
+                names = options.objectives or (usual if depth == 6 else DEEP_OBJECTIVES)
+                results += [Cell(task, name, depth, seed) for name in names]
+    if options.single:
+        for task in options.tasks or SMALL:
+            for seed in options.seeds:
+                results += [Cell(task, f"single-{layer}", 6, seed) for layer in range(1, 7)]
+    return results
 
 
 def ingredients(cell: Cell) -> tuple[Objective, dict[str, Any], int]:
@@ -158,11 +158,11 @@ def scaled(examples: Examples, middle: float, spread: float) -> Examples:
     return dataclasses.replace(examples, labels=[(value - middle) / spread for value in examples.labels])
 
 
-def train(cell: Cell, given: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> None:
+def train(cell: Cell, options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> None:
     """Train one model, score its exits, keep scores and trace, forget the weights."""
     task = TASKS[cell.task]
     tokenizer.model_max_length = task.max_length
-    learn, held_out = examples_of(cell, given.data, given.limit)
+    learn, held_out = examples_of(cell, options.data, options.limit)
     objective, shape, kept = ingredients(cell)
 
     def build() -> MultiExitModel:
@@ -175,13 +175,13 @@ def train(cell: Cell, given: argparse.Namespace, tokenizer: PreTrainedTokenizerB
         "learning_rate": LEARNING_RATE,
         "bf16": True,
     }
-    target = cell.file(given.runs)
+    target = cell.file(options.runs)
     scratch, rows = target.with_suffix(".scratch"), {"validation": held_out}
     whole = {**recipe, "save_strategy": "no"}
     trained = train_and_record(build, tokenizer, scratch, learn, rows, objective, cell.seed, whole)
     trace = trained.traces["validation"]
     trace.save(target.with_suffix(".safetensors"))
-    found = {
+    results = {
         **dataclasses.asdict(cell),
         "layers": trace.layer_numbers,
         "scores": scores(trace, task.metrics),
@@ -195,16 +195,16 @@ def train(cell: Cell, given: argparse.Namespace, tokenizer: PreTrainedTokenizerB
         "recipe": {**recipe, "exit_learning_rate": 1e-3, "max_length": task.max_length, "pooling": "mean"},
     }
     unfinished = target.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(found, indent=2) + "\n")
+    unfinished.write_text(json.dumps(results, indent=2) + "\n")
     unfinished.replace(target)
-    shown = " ".join(f"{score:.3f}" for score in found["scores"])
+    shown = " ".join(f"{score:.3f}" for score in results["scores"])
     print(f"{cell.task} {target.stem}: {shown}  {trained.cpu_seconds:.0f} s", flush=True)
 
 
 def scores(trace: Trace, metrics: tuple[str, ...]) -> list[float]:
     """The score of every exit, mean over the metrics."""
-    each = torch.tensor([layerwise(trace, metric) for metric in metrics])  # (M, L)
-    return each.mean(dim=0).tolist()
+    entry = torch.tensor([layerwise(trace, metric) for metric in metrics])  # (M, L)
+    return entry.mean(dim=0).tolist()
 
 
 @contextmanager
@@ -242,20 +242,20 @@ def main() -> None:
     parser.add_argument("--single", action="store_true", help="after all else, one model for each exit alone")
     parser.add_argument("--limit", type=int, help="rows of each split, to try the script")
     parser.add_argument("--report", action="store_true", help="add them to benchmarks/results/training.json and .md")
-    given = parser.parse_args()
-    given.single |= given.report
-    wanted = cells(given)
-    if given.report:
-        training_report.write(given.runs, [dataclasses.asdict(cell) for cell in wanted])
+    options = parser.parse_args()
+    options.single |= options.report
+    wanted = cells(options)
+    if options.report:
+        training_report.write(options.runs, [dataclasses.asdict(cell) for cell in wanted])
         return
     for cell in dict.fromkeys(wanted):
         ingredients(cell)  # an unknown name ends here, not after an hour
     tokenizer = load_tokenizer(default_encoder())
     for cell in wanted:
-        target = cell.file(given.runs)
+        target = cell.file(options.runs)
         with alone(target) as free:
             if free and not target.exists():
-                train(cell, given, tokenizer)
+                train(cell, options, tokenizer)
 
 
 if __name__ == "__main__":

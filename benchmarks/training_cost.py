@@ -87,12 +87,12 @@ def times(encoder: str, pooling: str, dtype: str) -> dict[str, dict[str, float]]
     """Median seconds of each rival's step, and the median of its ratio to the plain one."""
     steps = {rival: step_of(rival, encoder, pooling, dtype) for rival in RIVALS}
     taken = time_interleaved(steps, ROUNDS)
-    told = {}
+    figures = {}
     for rival, seconds in taken.items():
         ratios = [with_exits / plain for with_exits, plain in zip(seconds, taken["plain"], strict=True)]
         low, high = min(ratios), max(ratios)
-        told[rival] = {"seconds": median(seconds), "ratio": median(ratios), "ratio_low": low, "ratio_high": high}
-    return told
+        figures[rival] = {"seconds": median(seconds), "ratio": median(ratios), "ratio_low": low, "ratio_high": high}
+    return figures
 
 
 def peak(rival: str, encoder: str, pooling: str, dtype: str) -> float:
@@ -122,19 +122,19 @@ def main() -> None:
     parser.add_argument(
         "--peak", nargs=4, metavar="WORD", help="rival, encoder, pooling, dtype: print the memory alone"
     )
-    given = parser.parse_args()
-    if given.peak:
-        print(peak(*given.peak))
+    options = parser.parse_args()
+    if options.peak:
+        print(peak(*options.peak))
         return
-    found: dict[str, object] = {"about": provenance(), "batch": BATCH, "tokens": TOKENS, "rounds": ROUNDS}
+    results: dict[str, object] = {"about": provenance(), "batch": BATCH, "tokens": TOKENS, "rounds": ROUNDS}
     for setting in SETTINGS:
-        told = times(*setting)
+        figures = times(*setting)
         for rival in RIVALS:
-            told[rival]["peak_mib"] = peak_alone(rival, *setting)
-            told[rival]["peak_ratio"] = told[rival]["peak_mib"] / told["plain"]["peak_mib"]
-        found[", ".join(setting)] = told
-    (RESULTS / "training_cost.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+            figures[rival]["peak_mib"] = peak_alone(rival, *setting)
+            figures[rival]["peak_ratio"] = figures[rival]["peak_mib"] / figures["plain"]["peak_mib"]
+        results[", ".join(setting)] = figures
+    (RESULTS / "training_cost.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -58,22 +58,24 @@ def write(runs: Path, wanted: list[Run]) -> None:
     """
     file = RESULTS / "training.json"
     before = json.loads(file.read_text()) if file.exists() else {"about": [], "tables": []}
-    found = [json.loads(run.read_text()) for run in sorted(runs.glob("*/*.json"))]
+    results = [json.loads(run.read_text()) for run in sorted(runs.glob("*/*.json"))]
     tables = {(table["task"], table["depth"]): table for table in before["tables"]}
-    for key in dict.fromkeys((run["task"], run["depth"]) for run in found):
-        tables[key] = _extended(tables.get(key), [run for run in found if (run["task"], run["depth"]) == key], wanted)
+    for key in dict.fromkeys((run["task"], run["depth"]) for run in results):
+        tables[key] = _extended(tables.get(key), [run for run in results if (run["task"], run["depth"]) == key], wanted)
     plan = [(cell["task"], cell["depth"]) for cell in wanted]
-    told = list({key: tables[key] for key in [*plan, *tables] if key in tables}.values())
-    rows = [(table["task"], name, table["depth"], row) for table in told for name, row in table["objectives"].items()]
+    ordered = list({key: tables[key] for key in [*plan, *tables] if key in tables}.values())
+    rows = [
+        (table["task"], name, table["depth"], row) for table in ordered for name, row in table["objectives"].items()
+    ]
     have = {(*row[:-1], seed) for row in rows for seed in row[-1]["seeds"]}
     missing = [cell for cell in wanted if (cell["task"], _row(cell), cell["depth"], cell["seed"]) not in have]
-    new = [now for now in [provenance()] if told != before["tables"] and now not in before["about"]]
+    new = [now for now in [provenance()] if ordered != before["tables"] and now not in before["about"]]
     result = {
         "about": before["about"] + new,
         "cpu_hours": sum(len(row["seeds"]) * row["cpu_seconds"] for *_, row in rows) / 3600,
         "runs": sum(len(row["seeds"]) * (len(row["layers"]) if name == "single" else 1) for _, name, _, row in rows),
         "missing": ["/".join(map(str, cell.values())) for cell in missing],
-        "tables": told,
+        "tables": ordered,
     }
     file.write_text(json.dumps(result, indent=2) + "\n")
     (RESULTS / "training.md").write_text(page(result))
@@ -83,15 +85,15 @@ def _row(run: Run) -> str:
     return "single" if run["objective"].startswith("single-") else run["objective"]
 
 
-def _extended(table: Run | None, found: list[Run], wanted: list[Run]) -> Run:
+def _extended(table: Run | None, results: list[Run], wanted: list[Run]) -> Run:
     """A table, or a new one, with the runs that belong there."""
-    table = table or {name: found[0][name] for name in SETTING} | {"objectives": {}}
+    table = table or {name: results[0][name] for name in SETTING} | {"objectives": {}}
     rows = dict(table["objectives"])
-    for run in found:
+    for run in results:
         if other := [name for name in SETTING if run[name] != table[name]]:
             raise SystemExit(f"{run['task']}, {run['depth']} layers: {run['objective']} has other {', '.join(other)}")
-    for name in dict.fromkeys(map(_row, found)):
-        seeds = _whole([run for run in found if _row(run) == name])
+    for name in dict.fromkeys(map(_row, results)):
+        seeds = _whole([run for run in results if _row(run) == name])
         if seeds and len(seeds) >= len(rows.get(name, {"seeds": ()})["seeds"]):
             rows[name] = summary(seeds)
     return {**table, "objectives": {name: rows[name] for name in [*map(_row, wanted), *rows] if name in rows}}
@@ -155,7 +157,7 @@ def page(result: Run) -> str:
 
 
 def _table(table: Run) -> list[str]:
-    layers = max((told["layers"] for told in table["objectives"].values()), key=len, default=[])
+    layers = max((figures["layers"] for figures in table["objectives"].values()), key=len, default=[])
     recipe = table["recipe"]
     metric = table["metrics"][0] if len(table["metrics"]) == 1 else f"({' + '.join(table['metrics'])}) / 2"
     lines = [
@@ -168,10 +170,10 @@ def _table(table: Run) -> list[str]:
         "| objective | " + " | ".join(map(str, layers)) + " | average | best | seeds | steps | seconds |",
         "|---|" + "---|" * (len(layers) + 5),
     ]
-    for name, told in table["objectives"].items():
-        exits = " | ".join(f"{100 * score:.1f}" for score in told["scores"])
-        both = f"{_spread(told['average'], told['average_sd'])} | {_spread(told['best'], told['best_sd'])}"
-        spent = f"{len(told['seeds'])} | {told['steps']} | {told['cpu_seconds']:.0f}"
+    for name, figures in table["objectives"].items():
+        exits = " | ".join(f"{100 * score:.1f}" for score in figures["scores"])
+        both = f"{_spread(figures['average'], figures['average_sd'])} | {_spread(figures['best'], figures['best_sd'])}"
+        spent = f"{len(figures['seeds'])} | {figures['steps']} | {figures['cpu_seconds']:.0f}"
         lines.append(f"| {name} | {exits} | {both} | {spent} |")
     return [*lines, ""]
 

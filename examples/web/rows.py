@@ -43,13 +43,13 @@ def main() -> None:
     parser.add_argument("folder", help="the model's, with its exported file")
     parser.add_argument("output", type=Path)
     parser.add_argument("--engine", choices=GRAPHS, default="onnx-int8")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        told = answers(given.folder, given.engine)
+        told = answers(options.folder, options.engine)
     except OfframpError as error:
         raise SystemExit(f"rows.py: {error}") from None
-    given.output.write_text(json.dumps(told), encoding="utf-8")
-    graph = Path(given.folder) / GRAPHS[given.engine]
+    options.output.write_text(json.dumps(told), encoding="utf-8")
+    graph = Path(options.folder) / GRAPHS[options.engine]
     onnx.save(onnx.load(graph), graph.with_name(f"web.{graph.name}"))
 
 
@@ -70,7 +70,7 @@ def answers(folder: str, engine: str) -> dict[str, Any]:
         "alone": plain([predictor.answer(batch) for batch in batches]),
         "together": plain([predictor.answer(collate(rows, pad))]),
         "ms": milliseconds(predictor.answer, batches),
-        "full_ms": milliseconds(predictor.engine.exits, batches),
+        "full_ms": milliseconds(predictor.engine.all_exits, batches),
     }
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from offramp.bench import baselines as rivals
+from offramp.bench import baselines
 from offramp.bench import timer as bench
 from offramp.bench.baselines import Baseline, plain
 from offramp.bench.compare import BenchmarkResult, run_benchmark
 from offramp.bench.compare import BenchmarkRow as Row
-from offramp.bench.summary import conclusion, contest_text
+from offramp.bench.summary import benchmark_text, conclusion
 from offramp.bench.timer import LayerCostModel, SpeedupRange, Times, median, time_batches, time_interleaved
 from offramp.inference.export import export
 from offramp.inference.record import record
@@ -26,7 +26,7 @@ from support.models import LAYERS, balanced, padded, save_folder, text_rows, tex
 
 
 class Clock:
-    """Tells a time that only work moves."""
+    """A clock that only work advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -41,37 +41,37 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    told = Clock()
-    monkeypatch.setattr(bench, "time", told)
-    return told
+    clock = Clock()
+    monkeypatch.setattr(bench, "time", clock)
+    return clock
 
 
-def test_rivals_run_in_turn_and_the_first_round_does_not_count(clock: Clock) -> None:
+def test_runs_take_turns_and_the_first_round_does_not_count(clock: Clock) -> None:
     calls: list[tuple[str, int]] = []
 
     def run(name: str, number: int) -> None:
         calls.append((name, number))
         clock.work(100 if number == 0 else number)
 
-    taken = time_interleaved({name: lambda number, name=name: run(name, number) for name in "ab"}, 2)
+    seconds = time_interleaved({name: lambda number, name=name: run(name, number) for name in "ab"}, 2)
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    assert taken == {"a": [1, 2], "b": [1, 2]}
+    assert seconds == {"a": [1, 2], "b": [1, 2]}
     assert median([3.0, 1.0, 2.0, 10.0]) == 2.5
 
 
 def test_a_turn_is_all_batches_behind_one_that_does_not_count(clock: Clock) -> None:
     batches = [{"input_ids": torch.full((rows, 3), rows)} for rows in (4, 2, 1)]
-    seen: list[int] = []
+    sizes: list[int] = []
 
     def run(inputs: dict[str, Tensor]) -> Tensor:
-        seen.append(len(inputs["input_ids"]))
+        sizes.append(len(inputs["input_ids"]))
         return clock.work(float(len(inputs["input_ids"])))
 
-    times, said = time_batches({"one": run}, batches, 2)
-    assert seen == [4, 2, 1] + 2 * [4, 4, 2, 1]
+    times, answers = time_batches({"one": run}, batches, 2)
+    assert sizes == [4, 2, 1] + 2 * [4, 4, 2, 1]
     assert times["one"].seconds.tolist() == [[4, 2, 1], [4, 2, 1]]
     assert times["one"].rows.tolist() == [4, 2, 1]
-    assert len(said["one"]) == 3
+    assert len(answers["one"]) == 3
 
 
 def test_percentiles_are_over_batches_and_their_median_rounds() -> None:
@@ -90,7 +90,7 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     assert SpeedupRange.of(slower, faster) == SpeedupRange(2, 1, 3)
 
 
-def test_a_line_tells_the_embedding_from_the_blocks() -> None:
+def test_a_line_separates_the_embedding_from_the_blocks() -> None:
     line = LayerCostModel.through({1: 3.0, 2: 5.0, 6: 13.0})  # 1 + 2 k
     assert (line.embed, line.block) == pytest.approx((1, 2))
     assert line.ideal(6, 6) == 1
@@ -118,9 +118,9 @@ def result(**changes: Any) -> Row:
     return Row(**usual | changes)
 
 
-def contest(*results: Row) -> BenchmarkResult:
+def benchmark(*results: Row) -> BenchmarkResult:
     own = {"rival": True, "ideal": None, "efficiency": None, "score": 0.9, "against_best": SpeedupRange(1, 1, 1)}
-    sizes = dict.fromkeys(each.batch_size for each in results)
+    sizes = dict.fromkeys(row.batch_size for row in results)
     best = [result(batch_size=size, engine="onnx-int8", name="plain onnx-int8", **own) for size in sizes]
     return BenchmarkResult("accuracy", 6, 100, 5, 2, (*best, *results))
 
@@ -129,36 +129,38 @@ SLOW = SpeedupRange(0.7, 0.6, 0.8)
 UNSURE = SpeedupRange(1.4, 0.9, 1.5)
 
 
-def test_the_verdict_says_where_early_exit_pays_and_where_not() -> None:
-    told = contest(
+def test_the_conclusion_names_the_settings_where_early_exit_pays_and_where_not() -> None:
+    outcome = benchmark(
         result(),
         result(batch_size=8, against_best=SLOW),
         result(batch_size=8, name="safe", against_best=UNSURE),
         result(engine="torch", against_best=SLOW),
         result(name="full", engine="torch", against_best=SpeedupRange(3, 3, 3)),
     )
-    assert conclusion(told) == (
+    assert conclusion(outcome) == (
         "Early exit pays here, most at batch size 1 with onnx at the point 'fast': 1.25 (1.20-1.30) times as fast as "
         "the fastest full-depth model, plain onnx-int8, at accuracy 0.8750 against 0.9000; it does not pay with onnx "
         "at batch size 8 (fast, safe), torch."
     )
-    assert contest_text(told).endswith(conclusion(told))
-    assert "it pays in all settings measured." in conclusion(contest(result()))
+    assert benchmark_text(outcome).endswith(conclusion(outcome))
+    assert "it pays in all settings measured." in conclusion(benchmark(result()))
 
 
-def test_the_verdict_says_that_early_exit_does_not_pay() -> None:
-    told = conclusion(
-        contest(result(against_best=SLOW), result(batch_size=8, against_best=SpeedupRange(0.5, 0.5, 0.5)))
+def test_the_conclusion_says_that_early_exit_does_not_pay() -> None:
+    outcome = conclusion(
+        benchmark(result(against_best=SLOW), result(batch_size=8, against_best=SpeedupRange(0.5, 0.5, 0.5)))
     )
-    assert told.startswith("Early exit does not pay here: at its best, at batch size 1 with onnx at the point 'fast'")
-    assert "0.70 (0.60-0.80) times as fast" in told
+    assert outcome.startswith(
+        "Early exit does not pay here: at its best, at batch size 1 with onnx at the point 'fast'"
+    )
+    assert "0.70 (0.60-0.80) times as fast" in outcome
 
 
-def test_without_a_point_the_verdict_says_how_to_get_one() -> None:
-    assert "`offramp calibrate`" in conclusion(contest(result(name="full")))
+def test_without_a_point_the_conclusion_says_how_to_get_one() -> None:
+    assert "`offramp calibrate`" in conclusion(benchmark(result(name="full")))
 
 
-def test_everybody_leaves_at_the_layer_asked_for() -> None:
+def test_all_rows_leave_at_a_fixed_depth() -> None:
     model = tiny_model(exit_layers=[1, 3, 4])
     for layer in model.layers:
         answers = TorchEngine(model).answer(padded(model, text_rows(5)), fixed_depth_point(layer, model.layers))
@@ -172,7 +174,7 @@ def test_a_comparison_scores_what_was_answered_at_that_batch_size(clock: Clock) 
     point = OperatingPoint({"name": "margin"}, (0.3,) * (LAYERS - 1))
     expected = replay(trace, point.policy, point.thresholds)
 
-    def rival(inputs: dict[str, Tensor]) -> Tensor:
+    def baseline(inputs: dict[str, Tensor]) -> Tensor:
         clock.work(len(inputs["input_ids"]) * 4.0)
         return plain(model, inputs)
 
@@ -182,12 +184,13 @@ def test_a_comparison_scores_what_was_answered_at_that_batch_size(clock: Clock) 
             clock.work(1.0 * len(answers.logits) + answers.exit_layers.sum().item())  # embed 1, block 1
             return answers
 
-    found = run_benchmark(
-        {"torch": Timed(model)}, {"torch": {"a": point}}, [Baseline("torch", "plain", rival)], rows, labels, 8, 2
+    # names of a baseline, a point and a layer may coincide
+    results = run_benchmark(
+        {"torch": Timed(model)}, {"torch": {"1": point}}, [Baseline("torch", "full", baseline)], rows, labels, 8, 2
     )
-    full_depth, full, early = found
+    full_depth, full, early = results
     mean_exit = expected.exit_layers.double().mean().item()
-    assert [each.name for each in found] == ["plain", "full", "a"]
+    assert [(row.name, row.rival) for row in results] == [("full", True), ("full", False), ("1", False)]
     assert (full_depth.mean_exit, full.mean_exit, early.mean_exit) == pytest.approx((LAYERS, LAYERS, mean_exit))
     assert early.score == pytest.approx((expected.logits.argmax(dim=-1) == labels).double().mean().item())
     assert full_depth.score == full.score
@@ -199,14 +202,14 @@ def test_a_comparison_scores_what_was_answered_at_that_batch_size(clock: Clock) 
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a graph, two points of which the graph runs one, and texts."""
     folder = tmp_path_factory.mktemp("bench")
     model = save_folder(folder / "model", balanced(tiny_model(id2label={0: "x", 1: "y", 2: "z"})))
     margin = OperatingPoint({"name": "margin"}, (0.2,) * (LAYERS - 1))
     save_points({"default": margin, "other": OperatingPoint({"name": "entropy"}, (math.inf,) * (LAYERS - 1))}, model)
     export(model, dataset=text_rows(16))
-    rivals.plain_exports(load_model(model), folder)
+    baselines.plain_exports(load_model(model), folder)
     lines = [json.dumps({"text": text, "label": "xyz"[number % 3]}) for number, text in enumerate(texts(30))]
     (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "texts.txt").write_text("\n".join(texts(6)) + "\n")
@@ -226,46 +229,50 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", missing)
 
 
-def test_a_folder_is_timed_in_every_engine_at_every_point_that_it_can_run(place: Path) -> None:
+def test_a_folder_is_timed_in_every_engine_at_every_point_that_it_can_run(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_plain = baselines.plain_exports
+    monkeypatch.setattr(baselines, "plain_exports", lambda model, _: export_plain(model, folders))  # made there already
     options = ("--batch-size", "1,4", "--rows", 12, "--rounds", 2, "--json")
-    told = json.loads(offramp("bench", place / "model", "--data", place / "data.jsonl", *options).stdout)
-    assert (told["rows"], told["metric"], told["depth"], told["rounds"]) == (12, "accuracy", LAYERS, 2)
+    data = json.loads(offramp("bench", folders / "model", "--data", folders / "data.jsonl", *options).stdout)
+    assert (data["rows"], data["metric"], data["depth"], data["rounds"]) == (12, "accuracy", LAYERS, 2)
     plains = [f"plain {kind}" for kind in ("torch", "onnx", "onnx, norms fused", "onnx-int8", "onnx-int8, norms fused")]
     for size in (1, 4):
-        found = [each for each in told["results"] if each["batch_size"] == size]
-        assert [each["name"] for each in found if each["rival"]] == plains
-        assert [(each["engine"], each["name"]) for each in found if not each["rival"]] == [
+        rows_of_size = [row for row in data["results"] if row["batch_size"] == size]
+        assert [row["name"] for row in rows_of_size if row["rival"]] == plains
+        assert [(row["engine"], row["name"]) for row in rows_of_size if not row["rival"]] == [
             *(("torch", "full"), ("torch", "default"), ("torch", "other")),
             *(("onnx", "full"), ("onnx", "default")),
         ]
-        scores = {each["name"]: each["score"] for each in found}
+        scores = {row["name"]: row["score"] for row in rows_of_size}
         assert scores["plain torch"] == scores["full"] == scores["plain onnx"] == scores["other"]
-        assert {"median": 1, "low": 1, "high": 1} in [each["against_best"] for each in found if each["rival"]]
-    assert told["verdict"].startswith("Early exit ")
+        assert {"median": 1, "low": 1, "high": 1} in [row["against_best"] for row in rows_of_size if row["rival"]]
+    assert data["verdict"].startswith("Early exit ")
 
 
 def test_without_labels_nothing_is_scored_and_the_verdict_ends_the_text(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rivals, "plain_exports", lambda model, folder: {"onnx": place / "plain-model.onnx"})
+    monkeypatch.setattr(baselines, "plain_exports", lambda model, folder: {"onnx": folders / "plain-model.onnx"})
     options = ("--batch-size", 4, "--engines", "onnx", "--rounds", 1)
-    outcome = offramp("bench", place / "model", "--data", place / "texts.txt", *options)
+    outcome = offramp("bench", folders / "model", "--data", folders / "texts.txt", *options)
     assert outcome.exit_code == 0, outcome.output
     assert "6 texts" in outcome.stdout
     assert "no labels" in outcome.stdout
     assert outcome.stdout.splitlines()[-1].startswith("Early exit ")
-    assert "torch.compile is not among the rivals: no compiler here" in outcome.stderr
+    assert "torch.compile is not among the baselines: no compiler here" in outcome.stderr
     assert "without onnx at 'other'" in outcome.stderr
 
 
-def test_plain_exports_say_what_torch_says(place: Path) -> None:
-    model = load_model(place / "model")
-    found = {rival.name: rival.run for rival in rivals.exported(model, place)}
+def test_plain_exports_answer_as_torch(folders: Path) -> None:
+    model = load_model(folders / "model")
+    runs = {baseline.name: baseline.run for baseline in baselines.exported(model, folders)}
     for rows in (text_rows(1), text_rows(7)):
         batch = padded(model, rows)
         for name in ("plain onnx", "plain onnx, norms fused"):
-            torch.testing.assert_close(found[name](batch), plain(model, batch), rtol=0, atol=1e-4)
-        assert (found["plain onnx-int8"](batch) - plain(model, batch)).abs().max() > 0
+            torch.testing.assert_close(runs[name](batch), plain(model, batch), rtol=0, atol=1e-4)
+        assert (runs["plain onnx-int8"](batch) - plain(model, batch)).abs().max() > 0
 
 
 @pytest.mark.parametrize(
@@ -278,12 +285,12 @@ def test_plain_exports_say_what_torch_says(place: Path) -> None:
         (("--data", "nowhere.csv"), 1, "nowhere.csv"),
     ],
 )
-def test_what_cannot_be_timed_is_said_in_a_line(options: tuple[str, ...], code: int, words: str, place: Path) -> None:
-    outcome = offramp("bench", place / "model", "--data", place / "texts.txt", *options)
+def test_a_wrong_option_is_refused_in_a_line(options: tuple[str, ...], code: int, words: str, folders: Path) -> None:
+    outcome = offramp("bench", folders / "model", "--data", folders / "texts.txt", *options)
     assert outcome.exit_code == code
     assert words in outcome.stderr.splitlines()[-1]
 
 
-def test_a_model_of_one_exit_is_refused(place: Path, tmp_path: Path) -> None:
+def test_a_model_of_one_exit_is_refused(folders: Path, tmp_path: Path) -> None:
     folder = save_folder(tmp_path, tiny_model(exit_layers=[LAYERS]))
-    assert "nowhere to leave early" in offramp("bench", folder, "--data", place / "texts.txt").stderr
+    assert "nowhere to leave early" in offramp("bench", folder, "--data", folders / "texts.txt").stderr

@@ -46,10 +46,10 @@ class Timed:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    told = Clock()
-    monkeypatch.setattr(bench, "time", told)
-    monkeypatch.setattr("offramp.bench.cost_table.running", lambda model, engine, of_texts: (model, None))
-    return told
+    clock = Clock()
+    monkeypatch.setattr(bench, "time", clock)
+    monkeypatch.setattr("offramp.bench.cost_table.resolve_engine", lambda model, engine, of_texts: (model, None))
+    return clock
 
 
 def test_every_exit_is_timed_itself(clock: Clock) -> None:

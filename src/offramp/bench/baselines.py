@@ -1,7 +1,7 @@
-"""The full-depth rivals of early exit: the same encoder with its last head alone, in every runtime there is.
+"""Full-depth baselines: the same encoder with its last head alone, in every runtime that is installed.
 
-Each gets what makes it fast: the exporter and the quantizer that our own graphs come from, attention as plain products,
-and ONNX Runtime with and without the fusion that is slow on some CPUs; the faster of the two is the rival.
+They use the exporter and the quantizer of the early-exit graphs, attention as plain products, and ONNX Runtime with and
+without the fusion that is slow on some CPUs; the faster of the two counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from offramp.model.modeling import MultiExitModel
 
 
 def forward(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The rival without exits, logits (B, C): transformers' own forward of the encoder, then the last head."""
+    """Run transformers' own forward of the encoder, then the last head; logits (B, C)."""
     hidden = model.backbone(**inputs).last_hidden_state
     logits: Tensor = model.heads(len(model.layers) - 1, hidden, inputs["attention_mask"])
     return logits
@@ -31,7 +31,7 @@ def forward(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
 
 @torch.inference_mode()
 def plain(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """`forward` as one runs it."""
+    """Run `forward` in inference mode."""
     return forward(model, inputs)
 
 
@@ -40,12 +40,12 @@ log = logging.getLogger("offramp")
 
 @dataclass(frozen=True)
 class Baseline:
-    """A way to the full model's answer without early exit.
+    """A full-depth model without exits in one runtime.
 
     Attributes:
-        engine: the one that it belongs to; the fastest rival of an engine is that engine's plain model.
-        name: unique among the rivals.
-        run: answers a batch with logits (B, C).
+        engine: the one that it belongs to; the fastest baseline of an engine is that engine's plain model.
+        name: unique among the baselines.
+        run: returns a batch's logits (B, C).
     """
 
     engine: str
@@ -54,31 +54,31 @@ class Baseline:
 
 
 def full_depth(model: MultiExitModel, folder: Path, trial: Inputs) -> list[Baseline]:
-    """All rivals that can run here; a line tells which cannot.
+    """Return all baselines that can run on this machine; a log line names those that cannot.
 
     Args:
         model: in eval mode.
-        folder: where the plain exports are, or are made (see `plain_exports`).
-        trial: a batch, to see whether torch.compile works on it.
+        folder: of the plain exports, which are made if missing (see `plain_exports`).
+        trial: a batch to try torch.compile on.
     """
-    rivals = [Baseline("torch", "plain torch", partial(on_device, plain, model)), *_compiled(model, trial)]
+    baselines = [Baseline("torch", "plain torch", partial(on_device, plain, model)), *_compiled(model, trial)]
     if any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")):
-        log.info("without ONNX Runtime, the strongest rival on a CPU: pip install 'offramp[onnx]'")
-        return rivals
-    return [*rivals, *exported(model, folder)]
+        log.info("without ONNX Runtime, the strongest baseline on a CPU: pip install 'offramp[onnx]'")
+        return baselines
+    return [*baselines, *exported(model, folder)]
 
 
 def exported(model: MultiExitModel, folder: Path) -> list[Baseline]:
-    """The rivals in ONNX Runtime: float32 and int8, each with and without the fusion."""
+    """Return the baselines in ONNX Runtime: float32 and int8, with and without the fusion."""
     return [
-        Baseline(engine, f"plain {engine}{told}", session(path, fused))
+        Baseline(engine, f"plain {engine}{suffix}", session(path, fused))
         for engine, path in plain_exports(model, folder).items()
-        for fused, told in ((False, ""), (True, ", norms fused"))
+        for fused, suffix in ((False, ""), (True, ", norms fused"))
     ]
 
 
 def plain_exports(model: MultiExitModel, folder: Path) -> dict[str, Path]:
-    """The plain model's files by engine, in float32 and in int8; made where they are not there yet."""
+    """Return the plain model's files by engine, in float32 and in int8; missing ones are exported."""
     paths = {engine: folder / f"plain-{file}" for engine, file in GRAPHS.items()}
     if all(path.exists() for path in paths.values()):
         return paths
@@ -97,11 +97,11 @@ def plain_exports(model: MultiExitModel, folder: Path) -> dict[str, Path]:
 
 
 def session(path: Path, fused: bool) -> Run:
-    """A plain export in ONNX Runtime.
+    """Load a plain export in ONNX Runtime.
 
     Args:
         path: of the file.
-        fused: with the fusion of sums and norms that our runner switches off.
+        fused: with the fusion of sums and norms that `OnnxSession` switches off.
     """
     import onnxruntime
 
@@ -112,18 +112,18 @@ def session(path: Path, fused: bool) -> Run:
     loaded = onnxruntime.InferenceSession(
         path, options, providers=["CPUExecutionProvider"], disabled_optimizers=[] if fused else [SLOW]
     )
-    names = [each.name for each in loaded.get_inputs()]
+    names = [value.name for value in loaded.get_inputs()]
 
     def run(inputs: Inputs) -> Tensor:
-        absent = torch.zeros_like(inputs["input_ids"])  # token types, where the tokenizer gives none
-        given = {name: inputs.get(name, absent).numpy() for name in names}
-        return torch.from_numpy(loaded.run(None, given)[0])
+        absent = torch.zeros_like(inputs["input_ids"])  # token types, where the tokenizer returns none
+        feeds = {name: inputs.get(name, absent).numpy() for name in names}
+        return torch.from_numpy(loaded.run(None, feeds)[0])
 
     return run
 
 
 def on_device(function: Callable[[MultiExitModel, Inputs], Tensor], model: MultiExitModel, inputs: Inputs) -> Tensor:
-    """A function of a model and a batch, on the model's device; the logits are on the CPU."""
+    """Apply a function to a batch on the model's device; return the logits on the CPU."""
     logits = function(model, {name: value.to(model.device) for name, value in inputs.items()})
     return logits.cpu()
 
@@ -133,7 +133,7 @@ def _compiled(model: MultiExitModel, trial: Inputs) -> list[Baseline]:
     run = partial(on_device, torch.no_grad()(torch.compile(forward, dynamic=True)), model)
     try:
         run(trial)
-    except Exception as error:  # compilers fail in many ways: there is none, or it cannot trace the encoder
-        log.info("torch.compile is not among the rivals: %s", str(error).strip().splitlines()[0])
+    except Exception as error:  # compilers fail in many ways: none is installed, or it cannot trace the encoder
+        log.info("torch.compile is not among the baselines: %s", str(error).strip().splitlines()[0])
         return []
     return [Baseline("torch.compile", "plain torch.compile", run)]

@@ -1,19 +1,19 @@
 """Early exit against full depth: every engine at every operating point and every batch size, on the same texts.
 
-What early exit could give at most is measured, too. Everybody made to leave at layer k takes about embed + k block; a
-straight line through some depths, by least squares, tells both, whatever the engine. With a mean exit of m of L layers
-the ideal speed-up is (embed + L block) / (embed + m block), and efficiency is the speed-up over the plain model, which
-has no exits, as a share of it. So efficiency pays for all that early exit brings: exits, decisions, cutting the batch,
-and that the rows which stay make small batches, whose layers cost more a row.
+The upper limit of early exit is measured, too. A batch that leaves at layer k as a whole takes about embed + k block;
+a least-squares line through some depths gives both numbers, for any engine. With a mean exit of m of L layers the
+ideal speed-up is (embed + L block) / (embed + m block), and efficiency is the speed-up over the plain model, which has
+no exits, as a share of it. So efficiency counts all costs of early exit: exits, decisions, cutting the batch, and the
+small batches of the rows that stay, whose layers cost more a row.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,27 +31,42 @@ from offramp.types.trace import Trace
 log = logging.getLogger("offramp")
 
 FULL = "full"
-"""What an engine at full depth is called among its operating points."""
+"""The name of an engine's full depth among its operating points."""
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """A timed run.
+
+    Attributes:
+        engine: the one that runs, or that the baseline belongs to.
+        kind: a full-depth baseline, an operating point (or FULL), or a fixed depth for the cost of a layer.
+        name: the baseline's or the point's, or the layer number.
+    """
+
+    engine: str
+    kind: Literal["baseline", "point", "depth"]
+    name: str
 
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """What an engine at an operating point, or a full-depth rival, did at one batch size.
+    """Figures of an engine at an operating point, or of a full-depth baseline, at one batch size.
 
     Attributes:
         batch_size: rows at once, of similar length.
-        engine: of a rival, the one that it belongs to.
-        name: the operating point's, or FULL, or the rival's.
-        rival: whether it is a full-depth rival, without exits.
-        score: on the metric of the contest; None without labels.
+        engine: of a baseline, the one that it belongs to.
+        name: the operating point's, or FULL, or the baseline's.
+        rival: True for a full-depth baseline, without exits.
+        score: on the benchmark's metric; None without labels.
         mean_exit: mean exit layer.
         p50_ms: milliseconds a sample in the median batch (see `Times.ms`).
         p99_ms: in the slowest batches.
         per_second: samples.
         speedup: over the plain model in the same engine.
-        ideal: what that speed-up could be at most; None for a rival.
-        efficiency: the median speed-up as a share of the ideal one; None for a rival.
-        against_best: speed over that of the fastest full-depth rival, in whatever engine.
+        ideal: the upper limit of that speed-up; None for a baseline.
+        efficiency: the median speed-up as a share of the ideal one; None for a baseline.
+        against_best: speed over that of the fastest full-depth baseline, in any engine.
     """
 
     batch_size: int
@@ -70,7 +85,7 @@ class BenchmarkRow:
 
     @property
     def early(self) -> bool:
-        """Whether it may leave early."""
+        """True for an operating point."""
         return not self.rival and self.name != FULL
 
 
@@ -81,10 +96,10 @@ class BenchmarkResult:
     Attributes:
         metric: of the scores; None without labels.
         depth: layers of the full model.
-        rows: how many texts.
-        rounds: how often each rival answered all of them.
+        rows: number of texts.
+        rounds: how often each run answered all of them.
         threads: of torch; ONNX Runtime takes one a core.
-        results: by batch size, rivals first.
+        results: by batch size, baselines first.
     """
 
     metric: str | None
@@ -98,78 +113,97 @@ class BenchmarkResult:
 def run_benchmark(
     engines: Mapping[str, Engine],
     points: Mapping[str, Mapping[str, OperatingPoint]],
-    rivals: Sequence[Baseline],
+    baselines: Sequence[Baseline],
     rows: Sequence[Mapping[str, Any]],
     labels: Tensor | None,
     batch_size: int,
     rounds: int,
 ) -> list[BenchmarkRow]:
-    """Time engines at their operating points, and at full depth, against full-depth rivals.
+    """Time engines at their operating points, and at full depth, against full-depth baselines.
 
     Args:
         engines: by name, all of one model with two exits or more.
         points: by engine, by name.
-        rivals: at least one for each engine.
+        baselines: at least one for each engine.
         rows: tokens, unpadded; rows of similar length make a batch, as in `Predictor`.
         labels: (N,) or (N, C); None = nothing is scored.
         batch_size: rows at once.
-        rounds: how often everybody answers all rows.
+        rounds: how often each run answers all rows.
 
     Raises:
         InvalidInput: a point that its engine cannot run.
     """
+    # 1) batches, and the depths that the cost of a layer is measured at
     config = next(iter(engines.values())).config
     layers: list[int] = config.exit_layers
     order = length_sorted(rows, batch_size)
     batches = [collate([rows[number] for number in numbers], config.pad_token_id) for numbers in order]
     ordered = None if labels is None else labels[[number for numbers in order for number in numbers]]
     shallow = [layers[number] for number in sorted({0, (len(layers) - 1) // 3, 2 * (len(layers) - 1) // 3})]
-    runs: dict[Hashable, Run] = {rival: rival.run for rival in rivals}
-    for key, engine in engines.items():
-        at: dict[str, OperatingPoint | None] = {FULL: None, **points.get(key, {})}
-        for point in at.values():
-            engine.check(point)
-        runs |= {(key, name): partial(engine.answer, point=point) for name, point in at.items()}
-        runs |= {(key, layer): partial(engine.answer, point=fixed_depth_point(layer, layers)) for layer in shallow}
-    times, said = time_batches(runs, batches, rounds)
-    told = _Told(batch_size, layers[-1], config.problem_type, ordered, rivals, times, said)
-    found = [told.result(rival, rival.engine, rival.name) for rival in rivals]
-    for key in engines:
-        depths = {layer: (key, layer) for layer in shallow} | {layers[-1]: (key, FULL)}
-        line = LayerCostModel.through({layer: median(times[timed].passes) for layer, timed in depths.items()})
-        found += [told.result((key, name), key, name, line) for name in (FULL, *points.get(key, {}))]
-    return found
+    # 2) every run, timed in turn
+    runs = {RunKey(baseline.engine, "baseline", baseline.name): baseline.run for baseline in baselines}
+    for name, engine in engines.items():
+        runs |= _engine_runs(name, engine, points.get(name, {}), shallow)
+    times, answers = time_batches(runs, batches, rounds)
+    # 3) a row for each baseline and each point
+    measurements = _Measurements(batch_size, layers[-1], config.problem_type, ordered, times, answers)
+    results = [measurements.row(key) for key in runs if key.kind == "baseline"]
+    for name in engines:
+        depths = {layer: RunKey(name, "depth", str(layer)) for layer in shallow}
+        depths[layers[-1]] = RunKey(name, "point", FULL)
+        costs = LayerCostModel.through({layer: median(times[key].passes) for layer, key in depths.items()})
+        results += [measurements.row(key, costs) for key in runs if (key.engine, key.kind) == (name, "point")]
+    return results
+
+
+def _engine_runs(
+    name: str, engine: Engine, points: Mapping[str, OperatingPoint], depths: Sequence[int]
+) -> dict[RunKey, Run]:
+    """Return an engine's runs at full depth, at its points and at fixed depths.
+
+    Raises:
+        InvalidInput: a point that the engine cannot run.
+    """
+    all_points: dict[str, OperatingPoint | None] = {FULL: None, **points}
+    for point in all_points.values():
+        engine.check(point)
+    runs: dict[RunKey, Run] = {
+        RunKey(name, "point", label): partial(engine.answer, point=point) for label, point in all_points.items()
+    }
+    for layer in depths:
+        point = fixed_depth_point(layer, engine.config.exit_layers)
+        runs[RunKey(name, "depth", str(layer))] = partial(engine.answer, point=point)
+    return runs
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What all did at one batch size: what makes results of it."""
+class _Measurements:
+    """Times and answers of all runs at one batch size."""
 
     batch_size: int
     depth: int
     problem_type: str
     labels: Tensor | None
-    rivals: Sequence[Baseline]
-    times: Mapping[Hashable, Times]
-    said: Mapping[Hashable, Sequence[Answers | Tensor]]
+    times: Mapping[RunKey, Times]
+    answers: Mapping[RunKey, Sequence[Answers | Tensor]]
 
-    def fastest(self, engine: str | None = None) -> Times:
-        """Of the rivals that belong to an engine, or of all."""
-        those = [self.times[rival] for rival in self.rivals if engine in (None, rival.engine)]
-        return min(those, key=lambda times: median(times.passes))
+    def fastest_baseline(self, engine: str | None = None) -> Times:
+        """Return the times of the fastest baseline of an engine, or of all."""
+        times = [self.times[key] for key in self.times if key.kind == "baseline" and engine in (None, key.engine)]
+        return min(times, key=lambda run: median(run.passes))
 
-    def result(self, key: Hashable, engine: str, name: str, line: LayerCostModel | None = None) -> BenchmarkRow:
-        """Of what was timed under a key; a rival has no line."""
+    def row(self, key: RunKey, costs: LayerCostModel | None = None) -> BenchmarkRow:
+        """Return the row of a run; a baseline has no costs of layers."""
         times = self.times[key]
-        logits, exits = _together(self.said[key])
+        logits, exits = _concatenate(self.answers[key])
         mean_exit = float(self.depth) if exits is None else exits.double().mean().item()
-        speedup = SpeedupRange.of(self.fastest(engine), times)
-        ideal = None if line is None else line.ideal(self.depth, mean_exit)
+        speedup = SpeedupRange.of(self.fastest_baseline(key.engine), times)
+        ideal = None if costs is None else costs.ideal(self.depth, mean_exit)
         return BenchmarkRow(
             batch_size=self.batch_size,
-            engine=engine,
-            name=name,
-            rival=line is None,
+            engine=key.engine,
+            name=key.name,
+            rival=key.kind == "baseline",
             score=None if self.labels is None else layerwise(_trace(logits, self.labels, self.problem_type))[0],
             mean_exit=mean_exit,
             p50_ms=times.ms(0.5),
@@ -178,22 +212,22 @@ class _Told:
             speedup=speedup,
             ideal=ideal,
             efficiency=None if ideal is None else speedup.median / ideal,
-            against_best=SpeedupRange.of(self.fastest(), times),
+            against_best=SpeedupRange.of(self.fastest_baseline(), times),
         )
 
 
-def _together(batches: Sequence[Answers | Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Logits (N, C) and exit layers (N,) of all batches; no layers where only logits were given."""
-    logits = torch.cat([each if isinstance(each, Tensor) else each.logits for each in batches]).float()
-    exits = [each.exit_layers for each in batches if isinstance(each, Answers)]
+def _concatenate(batches: Sequence[Answers | Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return logits (N, C) and exit layers (N,) of all batches; no layers where the run returns logits alone."""
+    logits = torch.cat([batch if isinstance(batch, Tensor) else batch.logits for batch in batches]).float()
+    exits = [batch.exit_layers for batch in batches if isinstance(batch, Answers)]
     return logits, torch.cat(exits) if exits else None
 
 
-def _metric(config: MultiExitConfig, labels: Tensor) -> str:
-    """The usual metric's name."""
+def metric_name(config: MultiExitConfig, labels: Tensor) -> str:
+    """Return the name of the default metric for labels."""
     return metric_for(_trace(torch.zeros(len(labels), config.num_labels), labels, config.problem_type), None)[0]
 
 
 def _trace(logits: Tensor, labels: Tensor, problem_type: str) -> Trace:
-    """Answers as a trace of one exit, to be scored."""
+    """Wrap answers as a trace of one exit."""
     return Trace(logits.unsqueeze(0), labels, problem_type=problem_type)

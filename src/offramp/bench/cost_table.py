@@ -1,4 +1,4 @@
-"""Measures what each exit takes: everybody made to leave there, exits in turn."""
+"""Measure the time of each exit: all rows leave there, exits in turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import fixed_depth_point
 
 TIMED = 64
-"""Rows that are timed, where there are more, or four batches: each goes through every exit in every round."""
+"""The largest number of rows that are timed, or four batches: each goes to every exit in every round."""
 
 
 def measure_costs(
@@ -38,47 +38,52 @@ def measure_costs(
     batch_size: int = 1,
     rounds: int = 5,
 ) -> CostTable:
-    """Time every exit of a model, on this machine, which should do nothing else meanwhile.
+    """Time every exit of a model on this machine, which should do nothing else meanwhile.
 
-    Each exit is timed itself, and not read off a straight line through some: with token exit a layer costs less than
-    the one before, with exits behind some layers alone more lies between two. A time is the median of the rounds. Who
-    goes deeper passes all that is shallower, so where the medians fall that is noise, and the higher one counts: what
-    is promised of a table errs on the slow side. The embedding is where a straight line through all exits begins.
+    Every exit is timed itself, not estimated by a straight line through some: with token exit a layer costs less than
+    the one before, and exits need not be equally far apart. A time is the median of the rounds. A deeper exit passes
+    all shallower ones, so a median below the previous exit's is noise, and the higher one counts: the table errs on
+    the slow side. The embedding is the intercept of a straight line through all exits.
 
-    Exits are scored on the way as the usual policy does it; in torch others take up to a tenth of a millisecond an exit
-    more or less, which only small encoders notice. A graph scores with its own.
+    Exits are scored with the default policy; in torch other policies take up to a tenth of a millisecond an exit more
+    or less, which matters for small encoders alone. A graph scores with its own.
 
     Args:
-        model: a model, what runs one (see `offramp.inference.load_engine`), or the folder or hub name of one.
-        rows: texts and pairs, which need a model's folder, or rows that are tokenized already; like those to come. Of
-            more than TIMED, or four batches, so many are timed, spread evenly over their lengths.
-        engine: what runs a folder's model: "torch", "onnx" or "onnx-int8".
+        model: a model, an engine (see `offramp.inference.load_engine`), or a model's folder or hub name.
+        rows: texts and pairs, which need a model's folder, or tokenized rows, of typical lengths. At most TIMED, or
+            four batches, are timed, spread evenly over their lengths.
+        engine: for a folder's model: "torch", "onnx" or "onnx-int8".
         batch_size: rows at once, of similar length.
         rounds: how often all rows go to every exit.
 
     Raises:
         InvalidInput: no rows; texts but no tokenizer; a model of one exit; counts below 1.
+
+    Example:
+        >>> table = offramp.measure_costs(model, rows[:2], rounds=1)
+        >>> table.layers, table.engine
+        ((1, 2, 3, 4), 'torch-float32')
     """
     if min(batch_size, rounds) < 1 or not len(rows):
         raise InvalidInput(f"timing takes rows, batch_size and rounds, got {len(rows)}, {batch_size} and {rounds}")
-    runs, tokens = _tokens(model, rows, engine)
-    layers: list[int] = runs.config.exit_layers
+    loaded, tokens = _tokens(model, rows, engine)
+    layers: list[int] = loaded.config.exit_layers
     if len(layers) == 1:
         raise InvalidInput("a model of one exit has nowhere to leave early")
-    chosen = _spread(tokens, max(TIMED, 4 * batch_size))
-    pad = runs.config.pad_token_id
-    batches = [collate([chosen[number] for number in numbers], pad) for numbers in length_sorted(chosen, batch_size)]
-    policy = {"name": default_policy(runs.config.problem_type)}
+    timed = _spread(tokens, max(TIMED, 4 * batch_size))
+    pad = loaded.config.pad_token_id
+    batches = [collate([timed[number] for number in numbers], pad) for numbers in length_sorted(timed, batch_size)]
+    policy = {"name": default_policy(loaded.config.problem_type)}
     points = {layer: replace(fixed_depth_point(layer, layers), policy=policy) for layer in layers}
     times, _ = time_batches(
-        {layer: partial(runs.answer, point=point) for layer, point in points.items()}, batches, rounds
+        {layer: partial(loaded.answer, point=point) for layer, point in points.items()}, batches, rounds
     )
     medians = {layer: 1000 / times[layer].per_second for layer in layers}
     ms = tuple(accumulate(medians.values(), max))
     embed = min(max(LayerCostModel.through(medians).embed, 0.0), ms[0])
-    lengths = [len(row["input_ids"]) for row in chosen if "input_ids" in row]
+    lengths = [len(row["input_ids"]) for row in timed if "input_ids" in row]
     mean = sum(lengths) / len(lengths) if lengths else None
-    return CostTable(tuple(layers), ms, embed, runs.name, min(batch_size, len(chosen)), mean, _machine(runs))
+    return CostTable(tuple(layers), ms, embed, loaded.name, min(batch_size, len(timed)), mean, _machine(loaded))
 
 
 def _tokens(
@@ -86,30 +91,30 @@ def _tokens(
     rows: Sequence[Text] | Sequence[Mapping[str, Any]],
     engine: str,
 ) -> tuple[Engine, Sequence[Mapping[str, Any]]]:
-    """What runs the model, and the rows as it reads them."""
-    ready = [row for row in rows if isinstance(row, Mapping)]
-    runs, tokenizer = resolve_engine(model, engine, of_texts=not ready)
-    if ready:
-        return runs, ready
+    """Return the engine of a model, and the rows tokenized."""
+    tokenized = [row for row in rows if isinstance(row, Mapping)]
+    loaded, tokenizer = resolve_engine(model, engine, of_texts=not tokenized)
+    if tokenized:
+        return loaded, tokenized
     if tokenizer is None:
         raise InvalidInput("texts need a tokenizer: give measure_costs() the model's folder, or tokenized rows")
     texts = [row for row in rows if not isinstance(row, Mapping)]
-    return runs, encode(tokenizer, texts, token_limit(tokenizer, runs.config.backbone))
+    return loaded, encode(tokenizer, texts, token_limit(tokenizer, loaded.config.backbone))
 
 
 def _spread(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
-    """So many rows at most, at even distances from the longest to the shortest."""
+    """Return at most `most` rows, evenly spaced from the longest to the shortest."""
     order = [number for (number,) in length_sorted(rows, 1)]
     count = min(most, len(order))
-    return [rows[order[(2 * place + 1) * len(order) // (2 * count)]] for place in range(count)]
+    return [rows[order[(2 * index + 1) * len(order) // (2 * count)]] for index in range(count)]
 
 
 def _machine(engine: Engine) -> str:
-    """The processor that runs the model, in words."""
+    """Describe the processor that runs the model."""
     if isinstance(engine, TorchEngine) and engine.model.device.type == "cuda":
         return torch.cuda.get_device_name(engine.model.device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    words = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-    return f"{words}, {torch.get_num_threads()} threads" if isinstance(engine, TorchEngine) else words
+    machine = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    return f"{machine}, {torch.get_num_threads()} threads" if isinstance(engine, TorchEngine) else machine

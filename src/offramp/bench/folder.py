@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from offramp.bench.baselines import full_depth
-from offramp.bench.compare import FULL, BenchmarkResult, BenchmarkRow, _metric, log, run_benchmark
+from offramp.bench.compare import FULL, BenchmarkResult, BenchmarkRow, log, metric_name, run_benchmark
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import GUESSED, Columns, Text, read_rows
 from offramp.errors import InvalidInput
@@ -39,14 +39,14 @@ def benchmark_folder(
     """Time a model's folder: each engine, each of its saved points that the engine can run, each batch size.
 
     Args:
-        folder: what `save_pretrained` wrote, with its tokenizer.
+        folder: of a saved model, with its tokenizer.
         source: texts, and labels if there are some: a file or a data set's name.
-        engines: names of ENGINES; None = torch, and the graphs that are there.
+        engines: names of ENGINES; None = torch and the exported graphs.
         batch_sizes: rows at once.
-        rows: at most so many texts, taken evenly from the source.
-        rounds: how often everybody answers all of them.
-        columns: which columns of a file to read.
-        split: which part of a named data set to read.
+        rows: the largest number of texts, taken evenly from the source.
+        rounds: how often each run answers all of them.
+        columns: the columns of a file to read.
+        split: the part of a named data set to read.
 
     Raises:
         DataError: rows or labels that do not fit the model.
@@ -56,45 +56,45 @@ def benchmark_folder(
     refuse_images(folder, config)
     if len(config.exit_layers) == 1:
         raise InvalidInput(f"{folder}: a model of one exit has nowhere to leave early")
-    running = _engines(folder, engines)
-    points = {key: _points(key, engine, folder) for key, engine in running.items()}
+    loaded = _engines(folder, engines)
+    points = {key: _points(key, engine, folder) for key, engine in loaded.items()}
     texts, labels = _texts(folder, source, columns, split)
-    chosen = [number * len(texts) // min(rows, len(texts)) for number in range(min(rows, len(texts)))]
+    indices = [number * len(texts) // min(rows, len(texts)) for number in range(min(rows, len(texts)))]
     tokenizer = load_tokenizer(folder)
-    tokens = encode(tokenizer, [texts[number] for number in chosen], token_limit(tokenizer, config.backbone))
-    labels = None if labels is None else labels[chosen]
-    eager = running.get("torch")
+    tokens = encode(tokenizer, [texts[number] for number in indices], token_limit(tokenizer, config.backbone))
+    labels = None if labels is None else labels[indices]
+    eager = loaded.get("torch")
     model = eager.model if isinstance(eager, TorchEngine) else load_model(folder)
     results: list[BenchmarkRow] = []
     with tempfile.TemporaryDirectory() as exports:
-        rivals = full_depth(model, Path(exports), collate(tokens[:2], config.pad_token_id))
+        baselines = full_depth(model, Path(exports), collate(tokens[:2], config.pad_token_id))
         for size in batch_sizes:
             log.info("%d texts, batches of %d", len(tokens), size)
-            results += run_benchmark(running, points, rivals, tokens, labels, size, rounds)
-    metric = None if labels is None else _metric(config, labels)
+            results += run_benchmark(loaded, points, baselines, tokens, labels, size, rounds)
+    metric = None if labels is None else metric_name(config, labels)
     return BenchmarkResult(metric, config.exit_layers[-1], len(tokens), rounds, torch.get_num_threads(), tuple(results))
 
 
 def _engines(folder: str | os.PathLike[str], names: Sequence[str] | None) -> dict[str, Engine]:
-    """What was asked for; else torch, and every graph that can run."""
+    """Load the named engines; without names torch and every graph that can run."""
     if names is not None:
         return {name: load_engine(folder, name) for name in names}
-    found: dict[str, Engine] = {}
+    engines: dict[str, Engine] = {}
     for name in ENGINES:
         try:
-            found[name] = load_engine(folder, name)
+            engines[name] = load_engine(folder, name)
         except InvalidInput as error:
             if name == "torch":
                 raise
             log.info("without %s: %s", name, error)
-    return found
+    return engines
 
 
 def _points(key: str, engine: Engine, folder: str | os.PathLike[str]) -> dict[str, OperatingPoint]:
-    """The saved points that an engine can run."""
+    """Return the saved points that an engine can run."""
     points = {}
     for name, point in load_points(folder).items():
-        if name == FULL:  # everybody runs it anyhow
+        if name == FULL:  # every engine runs it anyhow
             continue
         try:
             engine.check(point)
@@ -107,7 +107,7 @@ def _points(key: str, engine: Engine, folder: str | os.PathLike[str]) -> dict[st
 def _texts(
     folder: str | os.PathLike[str], source: str, columns: Columns, split: str
 ) -> tuple[list[Text], Tensor | None]:
-    """Texts, and their labels where the first one has one."""
+    """Read texts, and their labels where the first text has one."""
     rows = list(read_rows(source, columns, split=split, labelled=False))
     if rows[0].label is None:
         return [row.text for row in rows], None

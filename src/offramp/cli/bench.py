@@ -52,7 +52,7 @@ def bench(
         raise click.UsageError(f"--batch-size takes numbers of rows such as 1,8,32; got {sizes!r}")
     silence_transformers()
     from offramp.bench.folder import benchmark_folder
-    from offramp.bench.summary import conclusion, contest_text
+    from offramp.bench.summary import benchmark_text, conclusion
     from offramp.inference.load_engine import check_name
 
     names = engines.split(",") if engines else None
@@ -60,4 +60,4 @@ def bench(
         check_name(name)
     columns = columns_of(options)
     result = benchmark_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, columns=columns, split=split)
-    click.echo(json.dumps({**asdict(result), "verdict": conclusion(result)}) if as_json else contest_text(result))
+    click.echo(json.dumps({**asdict(result), "verdict": conclusion(result)}) if as_json else benchmark_text(result))
