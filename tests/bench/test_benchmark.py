@@ -229,11 +229,8 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", missing)
 
 
-def test_a_folder_is_timed_in_every_engine_at_every_point_that_it_can_run(
-    folders: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    export_plain = baselines.plain_exports
-    monkeypatch.setattr(baselines, "plain_exports", lambda model, _: export_plain(model, folders))  # made there already
+@pytest.mark.slow
+def test_a_folder_is_timed_in_every_engine_at_every_point_that_it_can_run(folders: Path) -> None:
     options = ("--batch-size", "1,4", "--rows", 12, "--rounds", 2, "--json")
     data = json.loads(offramp("bench", folders / "model", "--data", folders / "data.jsonl", *options).stdout)
     assert (data["rows"], data["metric"], data["depth"], data["rounds"]) == (12, "accuracy", LAYERS, 2)
