@@ -59,8 +59,8 @@ def page(told: dict[str, Any]) -> str:
     """The same as Markdown."""
     lines = ["# Comparing every policy on one trace", "", as_lines(told["about"]), ""]
     lines.append(
-        f"{EXITS} exits, {CURVE_POINTS} thresholds a policy, {CURVE_RESAMPLES} resamples; fitting included. On a machine "
-        "that"
+        f"{EXITS} exits, {CURVE_POINTS} thresholds a policy, {CURVE_RESAMPLES} resamples; fitting included. On a "
+        "machine that"
     )
     lines.append("does other things too the clock says more than the processor's time, which is what counts here.")
     lines += [
