@@ -158,7 +158,7 @@ def export(
         path=path,
         engine=exported.name,
         policy=policy_to_dict(runs),
-        policies=[json.loads(key) for key in parts.about.policies],
+        policies=[json.loads(key) for key in parts.metadata.policies],
         bytes=size,
         seconds=time.perf_counter() - started,
         rows=len(rows),
@@ -174,13 +174,15 @@ def with_steps(parts: ModelParts, policies: Sequence[Policy]) -> ModelParts:
     Raises:
         NotApplicable: a policy has no meaning for the model.
     """
-    about = parts.about
-    calls, functions = dict(about.policies), dict(parts.functions)
+    metadata = parts.metadata
+    calls, functions = dict(metadata.policies), dict(parts.functions)
     for rule in policies:
         key = policy_key(policy_to_dict(rule))
-        calls[key], more = export_steps(key, about.layers, about.outputs, about.problem_type, about.certainty)
+        calls[key], more = export_steps(
+            key, metadata.layers, metadata.outputs, metadata.problem_type, metadata.certainty
+        )
         functions |= more
-    return replace(parts, functions=functions, about=replace(about, policies=calls))
+    return replace(parts, functions=functions, metadata=replace(metadata, policies=calls))
 
 
 def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
@@ -194,7 +196,7 @@ def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
     Raises:
         Disagreement: it does not.
     """
-    about = exported.graph.about
+    about = exported.graph.metadata
     alone = rows[:ALONE]
     runs = [(1, alone), (len(rows), rows)]
     who = f"the graph ({about.precision}, policy {dict(about.policy)})"
@@ -222,7 +224,7 @@ def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
 
 def _answers(exported: OnnxEngine, rows: Rows, threshold: float, size: int) -> Answers:
     """Answers to rows, in batches of `size` in their order."""
-    point = OperatingPoint(exported.graph.about.policy, (threshold,) * (len(exported.config.exit_layers) - 1))
+    point = OperatingPoint(exported.graph.metadata.policy, (threshold,) * (len(exported.config.exit_layers) - 1))
     parts = []
     for start in range(0, len(rows), size):
         batch = collate(rows[start : start + size], exported.config.pad_token_id)

@@ -87,7 +87,7 @@ def _exported(folder: str | os.PathLike[str], engine: str) -> OnnxEngine:
     except ImportError:
         raise InvalidInput("a graph needs ONNX Runtime: pip install 'offramp[onnx]'") from None
     graph = OnnxSession.load(path)
-    if _newer_weights(Path(folder), Path(path)) and weights_digest(folder) != graph.about.model:
+    if _newer_weights(Path(folder), Path(path)) and weights_digest(folder) != graph.metadata.model:
         raise InvalidInput(
             f"{path}: made of other weights than those beside it; `offramp export {folder}` makes it anew"
         )

@@ -42,14 +42,14 @@ class OnnxEngine:
     @property
     def name(self) -> str:
         """See `Engine`."""
-        return f"onnx-{self.graph.about.precision}"
+        return f"onnx-{self.graph.metadata.precision}"
 
     def check(self, point: OperatingPoint | None) -> None:
         """See `Engine.check`."""
         if point is None:
             return
         thresholds_per_exit(point.thresholds, len(self.config.exit_layers))
-        runs = self.graph.about.policy
+        runs = self.graph.metadata.policy
         if load_policy(point.policy) != load_policy(runs):
             raise InvalidInput(
                 f"the graph runs the policy {summarize(runs)}, the operating point is for {summarize(point.policy)}; "
@@ -61,7 +61,7 @@ class OnnxEngine:
 
     def _remedy(self, policy: Mapping[str, Any]) -> str:
         """Return how a graph comes to run a policy."""
-        about = self.graph.about
+        about = self.graph.metadata
         command = f"offramp export FOLDER{' --int8' if about.precision == 'int8' else ''}"
         if all(load_policy(json.loads(key)) != load_policy(policy) for key in about.policies):
             return f"the file does not hold its steps: save the point, and `{command}` writes them"

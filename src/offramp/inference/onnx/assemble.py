@@ -58,14 +58,14 @@ def assemble(parts: ModelParts, policy: Mapping[str, Any]) -> ModelProto:
 
     Args:
         parts: the pieces.
-        policy: as data, one of `parts.about.policies`.
+        policy: as data, one of `parts.metadata.policies`.
 
     Raises:
         InvalidInput: the steps of this policy are not there; too many exits.
     """
-    calls = parts.about.policies.get(policy_key(policy))
+    calls = parts.metadata.policies.get(policy_key(policy))
     if calls is None:
-        known = ", ".join(parts.about.policies)
+        known = ", ".join(parts.metadata.policies)
         raise InvalidInput(f"the steps of {policy_key(policy)} are not in the file, which has: {known}")
     return _Assembly(parts, calls).model(_acting(policy))
 
@@ -107,12 +107,12 @@ class _Assembly:
     calls: Sequence[PolicyCall]
 
     @property
-    def about(self) -> GraphMetadata:
-        return self.parts.about
+    def metadata(self) -> GraphMetadata:
+        return self.parts.metadata
 
     @property
     def exits(self) -> int:
-        return len(self.about.layers)
+        return len(self.metadata.layers)
 
     def model(self, policy: Mapping[str, Any]) -> ModelProto:
         """The whole file."""
@@ -132,7 +132,7 @@ class _Assembly:
         ]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="offramp", ir_version=10)
         model.functions.extend(self.parts.functions.values())
-        about = {**asdict(self.about), "policy": dict(policy)}
+        about = {**asdict(self.metadata), "policy": dict(policy)}
         helper.set_model_props(model, {ABOUT: json.dumps(about)})
         return model
 
@@ -154,7 +154,7 @@ class _Assembly:
 
     def _columns(self, exits: int) -> int:
         """Of the table, but the last: row number, thresholds, what so many exits say, the answer."""
-        return self.exits + exits * (self.about.outputs + self.about.certainty) + self.about.outputs
+        return self.exits + exits * (self.metadata.outputs + self.metadata.certainty) + self.metadata.outputs
 
     def _level(self, graph: GraphProto, i: int) -> None:
         """Block, exit and step i, and in a branch all that is deeper; writes `table{i}`."""
@@ -162,7 +162,7 @@ class _Assembly:
         graph.initializer.extend(self.parts.levels[i].weights)
         graph.node.extend(self.parts.levels[i].nodes)
         said = [f"logits{i}"]
-        if self.about.certainty:
+        if self.metadata.certainty:
             _add(graph, "Unsqueeze", [f"certainty{i}", "axis1"], [f"certain{i}"])
             said.append(f"certain{i}")
         _add(graph, "Concat", [f"carry{i}.state", *said], [f"seen{i}.state"], axis=1)
@@ -180,7 +180,7 @@ class _Assembly:
         """Write the table's rows of all who are at exit i: who stays writes over them again further up."""
         silent = self._columns(self.exits) - self._columns(i + 1)
         _constant(graph, f"{table}.silent", np.array([0, silent, 0, 1]))
-        _constant(graph, f"{table}.layer", np.array(self.about.layers[i], dtype=np.float32))
+        _constant(graph, f"{table}.layer", np.array(self.metadata.layers[i], dtype=np.float32))
         answer = f"answer{i}" if self.calls[i].answers else f"logits{i}"
         _add(graph, "Pad", [answer, f"{table}.silent", f"{table}.layer"], [f"{table}.answer"])
         _add(graph, "Concat", [f"seen{i}.state", f"{table}.answer"], [f"{table}.all"], axis=1)
@@ -193,7 +193,7 @@ class _Assembly:
         if call.function is None:
             return
         reads, writes = [f"logits{i}"], []
-        if self.about.certainty:
+        if self.metadata.certainty:
             reads.append(f"certainty{i}")
         if not last:
             _constant(graph, f"limit{i}.column", np.array(1 + i))
@@ -231,7 +231,7 @@ class _Assembly:
         graph.initializer.extend(self.parts.cuts[i].weights)
         graph.node.extend(self.parts.cuts[i].nodes)
         for name, kind in brought.items():
-            if name != "table" and name not in self.about.carried[i]:
+            if name != "table" and name not in self.metadata.carried[i]:
                 _add(graph, "Gather", [self._seen(i, name), f"row{i}"], [f"cut{i}.{name}"], axis=0)
             graph.output.append(_info(f"cut{i}.{name}", kind))
         return graph
@@ -239,23 +239,23 @@ class _Assembly:
     def _brought(self, i: int) -> dict[str, int]:
         """What goes on from exit i, with its element types: fields of the carry, what rows bring along, the table."""
         memory = {f"memory{number}": kind for number, kind in enumerate(self.calls[i].memory)}
-        return {**self.about.carried[i], **memory, "state": FLOAT, "table": FLOAT}
+        return {**self.metadata.carried[i], **memory, "state": FLOAT, "table": FLOAT}
 
     def _seen(self, i: int, name: str) -> str:
         """The value of a field behind exit i."""
-        fresh = name in self.about.written[i] or name == "state" or name.startswith("memory")
+        fresh = name in self.metadata.written[i] or name == "state" or name.startswith("memory")
         return f"seen{i}.{name}" if fresh else f"carry{i}.{name}"
 
     def _outputs(self, graph: GraphProto) -> None:
         """Cut the table into what the graph gives."""
-        outputs, gate, exits = self.about.outputs, self.about.certainty, self.exits
+        outputs, gate, exits = self.metadata.outputs, self.metadata.certainty, self.exits
         _constant(graph, "columns", np.array([exits, exits * (outputs + gate), outputs, 1]))
         _add(graph, "Split", ["table0", "columns"], ["brought", "said", "logits", "layer"], axis=1)
         _add(graph, "Squeeze", ["layer", "axis1"], ["layer_number"])
         _add(graph, "Cast", ["layer_number"], ["exit_layer"], to=INT)
         _constant(graph, "by_exit", np.array([0, exits, outputs + gate]))
         _add(graph, "Reshape", ["said", "by_exit"], ["with_fillers"])
-        _constant(graph, "numbers", np.array(self.about.layers, dtype=np.float32))
+        _constant(graph, "numbers", np.array(self.metadata.layers, dtype=np.float32))
         _add(graph, "Greater", ["numbers", "layer"], ["behind"])  # (B, L)
         _constant(graph, "inner_axis", np.array([2]))
         _add(graph, "Unsqueeze", ["behind", "inner_axis"], ["silent"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 
 from offramp.inference.onnx.metadata import GraphMetadata
 
+SHARED_BYTES = 1024  # smaller weights are kept where they are used
 BESIDE_BYTES, PAGE = 1024, 4096  # smaller weights stay in the graph
 
 
@@ -35,7 +37,7 @@ class ModelParts:
         cuts: one for each exit but the last: reads `row{i}` and what goes on, writes `cut{i}.*`.
         shared: weights that several levels read.
         functions: the steps of policies, by name.
-        about: what is known of them.
+        metadata: of the file.
     """
 
     inputs: tuple[onnx.ValueInfoProto, ...]
@@ -44,7 +46,81 @@ class ModelParts:
     cuts: tuple[Subgraph, ...]
     shared: tuple[TensorProto, ...]
     functions: Mapping[str, FunctionProto]
-    about: GraphMetadata
+    metadata: GraphMetadata
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """One export: a graph whose values bear local names.
+
+    Attributes:
+        model: the exporter's.
+        prefix: of all its values and nodes in the whole graph.
+        names: of its inputs and outputs there.
+    """
+
+    model: ModelProto
+    prefix: str
+    names: Mapping[str, str]
+
+
+def shared_weights(pieces: Sequence[ExportedGraph]) -> dict[str, TensorProto]:
+    """Return the large weights that several pieces have, by digest, with their names in the whole graph."""
+    digests: set[str] = set()
+    shared: dict[str, TensorProto] = {}
+    for piece in pieces:
+        large = {_digest(weight): weight for weight in piece.model.graph.initializer if _large(weight)}
+        for digest, weight in large.items():
+            if digest in digests and digest not in shared:
+                shared[digest] = numpy_helper.from_array(numpy_helper.to_array(weight), f"shared/{digest[:16]}")
+        digests.update(large)
+    return shared
+
+
+def _large(weight: TensorProto) -> bool:
+    return bool(weight.ByteSize() > SHARED_BYTES)
+
+
+def _digest(weight: TensorProto) -> str:
+    return hashlib.sha256(numpy_helper.to_array(weight).tobytes() + repr(list(weight.dims)).encode()).hexdigest()
+
+
+def place(piece: ExportedGraph, shared: Mapping[str, TensorProto]) -> Subgraph:
+    """Return a piece with the names that it has in the whole graph."""
+    names = dict(piece.names)
+    nodes: list[NodeProto] = []
+    read = set(names)
+    for node in reversed(piece.model.graph.node):  # ONNX Runtime keeps unused nodes of branches
+        if not read.isdisjoint(node.output):
+            nodes.insert(0, without_origin(node))
+            read.update(node.input)
+    weights = []
+    for weight in piece.model.graph.initializer:
+        if weight.name not in read:
+            continue
+        one = shared.get(_digest(weight)) if _large(weight) else None
+        names[weight.name] = one.name if one is not None else f"{piece.prefix}/{weight.name}"
+        if one is None:
+            kept = TensorProto()
+            kept.CopyFrom(weight)
+            kept.name = names[weight.name]
+            weights.append(kept)
+    for node in nodes:
+        names |= {value: f"{piece.prefix}/{value}" for value in node.output if value and value not in names}
+    for number, node in enumerate(nodes):
+        node.name = f"{piece.prefix}/{number}"
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+    return Subgraph(tuple(nodes), tuple(weights))
+
+
+def without_origin(node: NodeProto) -> NodeProto:
+    """Return a node without the exporter's notes on its source code."""
+    bare = NodeProto()
+    bare.CopyFrom(node)
+    del bare.metadata_props[:]
+    bare.doc_string = ""
+    return bare
 
 
 def policy_key(policy: Mapping[str, Any]) -> str:
@@ -67,8 +143,8 @@ def disassemble(model: ModelProto) -> ModelParts:
     Raises:
         InvalidInput: it is none of ours.
     """
-    about = GraphMetadata.of({each.key: each.value for each in model.metadata_props})
-    scopes = list(_scopes(model.graph, len(about.layers)))
+    metadata = GraphMetadata.of({each.key: each.value for each in model.metadata_props})
+    scopes = list(_scopes(model.graph, len(metadata.layers)))
     weights = [{weight.name: weight for weight in scope.initializer} for scope in scopes]
 
     def piece(prefix: str, scope: GraphProto, held: Mapping[str, TensorProto]) -> Subgraph:
@@ -86,7 +162,7 @@ def disassemble(model: ModelProto) -> ModelParts:
         cuts=tuple(cuts),
         shared=tuple(weight for name, weight in weights[0].items() if name.startswith("shared/")),
         functions={function.name: function for function in model.functions},
-        about=about,
+        metadata=metadata,
     )
 
 

@@ -40,11 +40,11 @@ class OnnxSession:
 
     Attributes:
         session: of ONNX Runtime.
-        about: what the file says of itself.
+        metadata: of the file.
     """
 
     session: onnxruntime.InferenceSession
-    about: GraphMetadata
+    metadata: GraphMetadata
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | bytes) -> OnnxSession:
@@ -83,7 +83,7 @@ class OnnxSession:
         given = self._inputs(inputs)
         rows = len(next(iter(given.values())))
         told = self.session.run(None, {**given, "thresholds": self._limits(thresholds, rows)})
-        certainty = told[3] if self.about.certainty else None
+        certainty = told[3] if self.metadata.certainty else None
         return GraphOutput(told[0], told[1], told[2], certainty)
 
     def _inputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -106,7 +106,7 @@ class OnnxSession:
         return found
 
     def _limits(self, thresholds: float | Sequence[float] | Array, rows: int) -> Array:
-        exits = len(self.about.layers)
+        exits = len(self.metadata.layers)
         values = np.asarray(thresholds, np.float32)
         values = np.full((1, exits - 1), values) if values.ndim == 0 else np.atleast_2d(values)
         if values.shape not in ((1, exits - 1), (rows, exits - 1)):
