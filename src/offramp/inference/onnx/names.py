@@ -31,3 +31,38 @@ def logits(i: int) -> str:
 def certainty(i: int) -> str:
     """Return the name of exit `i`'s certainty, (B,)."""
     return f"certainty{i}"
+
+
+def certainty_column(i: int) -> str:
+    """Return the name of exit `i`'s certainty as a column, (B, 1)."""
+    return f"certainty{i}.column"
+
+
+def continues(i: int) -> str:
+    """Return the name of the rows' decisions at exit `i`, (B,) bool: True where a row continues."""
+    return f"stays{i}"
+
+
+def limit(i: int) -> str:
+    """Return the name of the rows' thresholds at exit `i`, (B,)."""
+    return f"limit{i}"
+
+
+def answer(i: int) -> str:
+    """Return the name of the logits that a policy answers with at exit `i`, (B, C)."""
+    return f"answer{i}"
+
+
+def table(i: int) -> str:
+    """Return the name of the table of answers once all rows before exit `i` have left."""
+    return f"table{i}"
+
+
+def if_continues(i: int) -> str:
+    """Return the name of the node that runs block `i + 1` where a row continues."""
+    return f"go_on{i}"
+
+
+def if_all_continue(i: int) -> str:
+    """Return the name of the node that cuts the batch where a row leaves at exit `i`."""
+    return f"cut{i}"

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from offramp.inference.onnx import names as value_names
 from offramp.inference.onnx.metadata import GraphMetadata
 
 SHARED_BYTES = 1024  # smaller weights are kept where they are used
@@ -124,12 +125,12 @@ def without_origin(node: NodeProto) -> NodeProto:
 
 
 def policy_key(policy: Mapping[str, Any]) -> str:
-    """A policy as data -> its key among a file's policies; the rows that it was fitted on do not belong to it."""
+    """Return a policy's key among a file's policies; the rows that it was fitted on do not belong to it."""
     return json.dumps(_acting(policy), sort_keys=True)
 
 
 def _acting(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """What a policy does, as data."""
+    """Return a policy as data, without the rows that it was fitted on."""
     return {
         name: _acting(value) if isinstance(value, Mapping) else value
         for name, value in policy.items()
@@ -138,25 +139,25 @@ def _acting(policy: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def disassemble(model: ModelProto) -> ModelParts:
-    """The pieces of a graph that `assemble` made.
+    """Return the pieces of a graph that `assemble` made.
 
     Raises:
-        InvalidInput: it is none of ours.
+        InvalidInput: `offramp export` did not write it.
     """
-    metadata = GraphMetadata.of({each.key: each.value for each in model.metadata_props})
+    metadata = GraphMetadata.of({entry.key: entry.value for entry in model.metadata_props})
     scopes = list(_scopes(model.graph, len(metadata.layers)))
     weights = [{weight.name: weight for weight in scope.initializer} for scope in scopes]
 
-    def piece(prefix: str, scope: GraphProto, held: Mapping[str, TensorProto]) -> Subgraph:
+    def piece(prefix: str, scope: GraphProto, weights: Mapping[str, TensorProto]) -> Subgraph:
         nodes = tuple(node for node in scope.node if node.name.startswith(prefix))
-        return Subgraph(nodes, tuple(weight for name, weight in held.items() if name.startswith(prefix)))
+        return Subgraph(nodes, tuple(weight for name, weight in weights.items() if name.startswith(prefix)))
 
     cuts = []
     for number, scope in enumerate(scopes[1:]):
-        cut = _branch(_named(scope, f"cut{number}"), "else_branch")
+        cut = _branch(_named(scope, value_names.if_all_continue(number)), "else_branch")
         cuts.append(piece(f"cut{number}/", cut, {weight.name: weight for weight in cut.initializer}))
     return ModelParts(
-        inputs=tuple(each for each in model.graph.input if each.name != "thresholds"),
+        inputs=tuple(value for value in model.graph.input if value.name != "thresholds"),
         embed=piece("embed/", scopes[0], weights[0]),
         levels=tuple(piece(f"level{i}/", scope, weights[i]) for i, scope in enumerate(scopes)),
         cuts=tuple(cuts),
@@ -167,7 +168,7 @@ def disassemble(model: ModelProto) -> ModelParts:
 
 
 def with_weights_beside(parts: ModelParts, path: Path) -> ModelParts:
-    """The pieces with their weights in a file of their own, which is to lie beside the graph.
+    """Move the weights of the pieces to a file of their own, which is to lie beside the graph.
 
     ONNX Runtime keeps a copy of what a branch holds for every branch around it, so that weights inside the graph would
     be in memory many times over.
@@ -202,18 +203,18 @@ def with_weights_beside(parts: ModelParts, path: Path) -> ModelParts:
 
 
 def _scopes(graph: GraphProto, exits: int) -> Iterable[GraphProto]:
-    """The graph of each level, from the outermost."""
+    """Yield the graph of each level, from the outermost."""
     for number in range(exits):
         yield graph
         if number < exits - 1:
-            graph = _branch(_named(graph, f"go_on{number}"), "then_branch")
+            graph = _branch(_named(graph, value_names.if_continues(number)), "then_branch")
 
 
 def _named(graph: GraphProto, name: str) -> NodeProto:
-    found: NodeProto = next(node for node in graph.node if node.name == name)
-    return found
+    node: NodeProto = next(node for node in graph.node if node.name == name)
+    return node
 
 
 def _branch(node: NodeProto, name: str) -> GraphProto:
-    found: GraphProto = next(attribute.g for attribute in node.attribute if attribute.name == name)
-    return found
+    graph: GraphProto = next(attribute.g for attribute in node.attribute if attribute.name == name)
+    return graph
