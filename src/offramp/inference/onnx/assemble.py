@@ -30,8 +30,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+import offramp.inference.onnx.names as names
 from offramp.errors import InvalidInput
-from offramp.inference.onnx import names
 from offramp.inference.onnx.metadata import ABOUT, GraphMetadata, PolicyCall
 from offramp.inference.onnx.pieces import ModelParts, _acting, disassemble, policy_key
 from offramp.policies.registry import WRAPPERS

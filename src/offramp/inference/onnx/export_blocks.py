@@ -17,8 +17,8 @@ import torch
 from onnx import ModelProto, helper
 from torch import Tensor
 
+import offramp.inference.onnx.names as names
 from offramp.errors import UnsupportedBackbone
-from offramp.inference.onnx import names
 from offramp.inference.onnx.metadata import GraphMetadata
 from offramp.inference.onnx.pieces import ExportedGraph, ModelParts, place, shared_weights
 from offramp.inference.onnx.same_code import BlockCode, bind, record_modules, weights_for

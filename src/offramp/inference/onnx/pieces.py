@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from offramp.inference.onnx import names as value_names
+import offramp.inference.onnx.names as value_names
 from offramp.inference.onnx.metadata import GraphMetadata
 
 SHARED_BYTES = 1024  # smaller weights are kept where they are used
