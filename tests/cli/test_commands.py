@@ -418,7 +418,7 @@ def test_export_writes_a_file_and_says_what_was_found(folder: Path) -> None:
     assert first.startswith(f"{folder / 'model.onnx'}: {size:.1f} MB in ")
     assert second == "runs entropy; holds entropy, margin"
     assert "rows at full depth against torch: 100.00% of the answers the same, logits at most" in third
-    assert OnnxSession.load(folder / "model.onnx").about.precision == "float32"
+    assert OnnxSession.load(folder / "model.onnx").metadata.precision == "float32"
     assert not (folder / "model.int8.onnx").exists()
 
 
@@ -429,7 +429,7 @@ def test_export_in_8_bits_with_data_tells_the_scores(folder: Path, tmp_path: Pat
     assert third.startswith("40 rows at full depth against torch: ")
     assert last.startswith("accuracy 0.")
     assert ", torch 0." in last
-    assert OnnxSession.load(folder / "model.int8.onnx").about.precision == "int8"
+    assert OnnxSession.load(folder / "model.int8.onnx").metadata.precision == "int8"
     assert not (folder / "model.onnx").exists()
 
 
@@ -450,28 +450,28 @@ def test_another_policy_of_a_file_that_is_there_is_no_export(folder: Path, monke
     path, other = folder / "model.onnx", (folder / "model.int8.onnx").read_bytes()
     result = offramp("export", folder, "--policy", "pcee", "--patience", 2)
     assert result.stdout == f"{path} runs pcee (measure entropy, patience 2) now\n"
-    assert OnnxSession.load(path).about.policy == {"name": "pcee", "measure": "entropy", "patience": 2}
+    assert OnnxSession.load(path).metadata.policy == {"name": "pcee", "measure": "entropy", "patience": 2}
     assert (folder / "model.int8.onnx").read_bytes() == other
     result = offramp("export", folder, "--policy", "margin", "--int8", "--json")
     assert json.loads(result.stdout) == {"path": str(folder / "model.int8.onnx"), "policy": {"name": "margin"}}
-    assert OnnxSession.load(folder / "model.int8.onnx").about.policy == {"name": "margin"}
+    assert OnnxSession.load(folder / "model.int8.onnx").metadata.policy == {"name": "margin"}
 
 
 def test_a_policy_that_the_file_does_not_hold_is_exported(folder: Path) -> None:
     result = offramp("export", folder, "--policy", "pcee", "--patience", 3)
     assert result.exit_code == 0, result.output
     assert "runs pcee (measure entropy, patience 3); holds" in result.stdout
-    assert OnnxSession.load(folder / "model.onnx").about.policy["patience"] == 3
+    assert OnnxSession.load(folder / "model.onnx").metadata.policy["patience"] == 3
 
 
 def test_other_weights_are_exported_anew(folder: Path) -> None:
     tiny_model(id2label={0: "bad", 1: "fine", 2: "good"}, exit_layers=[4], pooling="mean", seed=5).save_pretrained(
         folder
     )
-    before = OnnxSession.load(folder / "model.onnx").about
+    before = OnnxSession.load(folder / "model.onnx").metadata
     (folder / POINTS_FILE).unlink()
     assert offramp("export", folder, "--policy", "margin").exit_code == 0
-    after = OnnxSession.load(folder / "model.onnx").about
+    after = OnnxSession.load(folder / "model.onnx").metadata
     assert (before.layers, after.layers) == ((1, 2, 3, 4), (4,))
     assert after.model == weights_digest(folder)
 
@@ -484,7 +484,7 @@ def test_export_refuses_what_makes_no_sense(folder: Path) -> None:
     result = offramp("export", folder, "--policy", "entropy", "--patience", 2)
     assert result.exit_code == 1
     assert "'entropy' has no parameter 'patience'" in result.stderr
-    assert OnnxSession.load(folder / "model.onnx").about.policy == {"name": "entropy"}
+    assert OnnxSession.load(folder / "model.onnx").metadata.policy == {"name": "entropy"}
 
 
 @pytest.mark.parametrize("absent", ["onnx", "onnxruntime", "onnxscript"])

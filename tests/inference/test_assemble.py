@@ -16,9 +16,9 @@ import offramp
 from offramp.errors import InvalidInput
 from offramp.inference.export import export
 from offramp.inference.onnx.assemble import DEEPEST, assemble, switch_policy
-from offramp.inference.onnx.export_blocks import SHARED_BYTES, export_parts
+from offramp.inference.onnx.export_blocks import export_parts
 from offramp.inference.onnx.metadata import ABOUT, weights_digest
-from offramp.inference.onnx.pieces import ModelParts, disassemble, policy_key
+from offramp.inference.onnx.pieces import SHARED_BYTES, ModelParts, disassemble, policy_key
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.record import record
 from offramp.model.modeling import MultiExitModel
@@ -53,7 +53,7 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 def test_a_file_taken_apart_and_assembled_again_is_the_same_bytes(file: str, exported: Path) -> None:
     content = (exported / file).read_bytes()
     parts = disassemble(ModelProto.FromString(content))
-    assert assemble(parts, parts.about.policy).SerializeToString() == content
+    assert assemble(parts, parts.metadata.policy).SerializeToString() == content
 
 
 def test_so_it_is_where_blocks_share_weights() -> None:
@@ -74,11 +74,11 @@ def test_a_file_is_valid_onnx(file: str, exported: Path) -> None:
 
 
 def test_what_a_file_says_of_itself(exported: Path) -> None:
-    about = OnnxSession.load(exported / "model.onnx").about
+    about = OnnxSession.load(exported / "model.onnx").metadata
     assert about.model == weights_digest(exported)
     assert (about.precision, about.policy, about.layers) == ("float32", ENTROPY, (1, 2, 3, 4))
     assert (about.outputs, about.certainty, about.problem_type) == (3, True, "single_label_classification")
-    assert OnnxSession.load(exported / "model.int8.onnx").about.precision == "int8"
+    assert OnnxSession.load(exported / "model.int8.onnx").metadata.precision == "int8"
 
 
 # Another policy.
@@ -101,7 +101,7 @@ def test_switching_changes_the_policy_and_leaves_the_weights(folder: Path) -> No
     assert runs == {"name": "pcee", "measure": "entropy", "patience": 2}
     assert {file.name for file in folder.glob("*onnx*")} == {*FILES, *(f"{file}.data" for file in FILES)}
     graph = OnnxSession.load(path)
-    assert graph.about.policy == runs
+    assert graph.metadata.policy == runs
     told = graph.run(arrays(padded(gated(), rows)), 0.05)
     expected = graph_of(gated(), load_policy("pcee")).run(arrays(padded(gated(), rows)), 0.05)
     assert len(set(expected.exit_layers.tolist())) > 1
@@ -215,7 +215,7 @@ def test_a_model_that_is_too_deep_is_refused_before_anything_is_exported(
 def test_pieces_of_too_many_exits_are_not_assembled() -> None:
     parts = parts_of(gated(), "of a test")
     key = policy_key(ENTROPY)
-    deep = replace(parts, about=replace(parts.about, layers=tuple(range(1, 35)), policies={key: ()}))
+    deep = replace(parts, metadata=replace(parts.metadata, layers=tuple(range(1, 35)), policies={key: ()}))
     with pytest.raises(InvalidInput, match="34 exits: a graph holds at most 33"):
         assemble(deep, ENTROPY)
 

@@ -123,31 +123,31 @@ def test_a_graph_is_checked_where_some_rows_leave_and_some_stay(exported: Path) 
 def test_the_policy_is_that_of_the_default_point(exported: Path) -> None:
     assert DEFAULT.policy == {"name": "entropy"}
     for file in ("model.onnx", "model.int8.onnx"):
-        assert OnnxSession.load(exported / file).about.policy == {"name": "entropy"}
+        assert OnnxSession.load(exported / file).metadata.policy == {"name": "entropy"}
 
 
 def test_without_a_default_point_it_is_the_usual_one(folder: Path) -> None:
     points = {"deep": OperatingPoint({"name": "pcee", "measure": "max-prob", "patience": 3}, (0.9, 0.9, 0.9))}
     write_points(points, folder / "operating_points.json")
     checked = export(folder, dataset=text_rows(12))
-    assert checked.policy == OnnxSession.load(checked.path).about.policy == {"name": "margin"}
+    assert checked.policy == OnnxSession.load(checked.path).metadata.policy == {"name": "margin"}
     assert checked.policies == [{"name": "margin"}, {"name": "pcee", "measure": "max-prob", "patience": 3}]
 
 
 def test_a_file_holds_each_policy_once_and_each_has_been_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
-    monkeypatch.setattr("offramp.inference.export.check", lambda engine, *_: held.append(engine.graph.about.policy))
+    monkeypatch.setattr("offramp.inference.export.check", lambda engine, *_: held.append(engine.graph.metadata.policy))
     others = ["margin", load_policy("patience"), {"name": "entropy"}, {"name": "patience"}]
     checked = export(folder, policies=others, dataset=text_rows(8))
     assert checked.policies == [{"name": "entropy"}, {"name": "margin"}, {"name": "patience"}]
     assert sorted(policy["name"] for policy in held) == ["entropy", "margin", "patience"]
-    assert OnnxSession.load(checked.path).about.policy == {"name": "entropy"}
+    assert OnnxSession.load(checked.path).metadata.policy == {"name": "entropy"}
 
 
 @pytest.mark.parametrize("asked", ["patience", {"name": "patience"}, load_policy("patience")])
 def test_another_policy_may_be_asked_for(asked: Any, folder: Path) -> None:
     checked = export(folder, asked, dataset=text_rows(8))
-    assert checked.policy == OnnxSession.load(folder / "model.onnx").about.policy == {"name": "patience"}
+    assert checked.policy == OnnxSession.load(folder / "model.onnx").metadata.policy == {"name": "patience"}
 
 
 # What is told of it.

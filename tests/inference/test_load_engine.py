@@ -105,7 +105,7 @@ def test_a_text_whose_logits_are_not_finite_is_an_error(exported: Path) -> None:
     told = engine.graph.run({"input_ids": padded(gated(), text_rows(3))["input_ids"].numpy()}, 1.0)
 
     class Broken:
-        about = engine.graph.about
+        about = engine.graph.metadata
 
         def run(self, *_: object) -> object:
             logits = told.logits.copy()
@@ -170,8 +170,8 @@ def test_a_graph_that_was_asked_for_refuses_a_point_of_another_policy_or_depth(e
 def test_a_policy_that_the_command_line_cannot_name_runs_as_the_default(exported: Path) -> None:
     engine = load_engine(exported, "onnx")
     ensemble = {"name": "margin", "ensemble": "all"}
-    calls = {**engine.graph.about.policies, policy_key(ensemble): ()}
-    graph = replace(engine.graph, about=replace(engine.graph.about, policies=calls))
+    calls = {**engine.graph.metadata.policies, policy_key(ensemble): ()}
+    graph = replace(engine.graph, metadata=replace(engine.graph.metadata, policies=calls))
     with pytest.raises(InvalidInput, match='save the point as "default", and `offramp export FOLDER` makes a graph'):
         replace(engine, graph=graph).check(OperatingPoint(ensemble, (0.5,) * 3))
 

@@ -236,7 +236,7 @@ def test_a_graph_of_somebody_else_is_refused_by_name(tmp_path: Path) -> None:
 def test_weights_beside_a_graph_are_those_inside(exported: Path) -> None:
     beside = OnnxSession.load(exported / "model.onnx")
     inside = OnnxSession.load(onnx.load(exported / "model.onnx").SerializeToString())
-    assert beside.about == inside.about
+    assert beside.metadata == inside.metadata
     assert np.array_equal(beside.run(batch(), math.inf).logits, inside.run(batch(), math.inf).logits)
 
 

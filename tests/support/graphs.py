@@ -63,7 +63,7 @@ def parts_of(
         with one_registry():
             _PARTS[key.hexdigest()] = export_parts(model, digest, precision, prepare)
     parts = _PARTS[key.hexdigest()]
-    return replace(parts, about=replace(parts.about, model=digest, problem_type=config.problem_type))
+    return replace(parts, metadata=replace(parts.metadata, model=digest, problem_type=config.problem_type))
 
 
 def with_policies(parts: ModelParts, policies: Sequence[Policy]) -> ModelParts:

@@ -78,4 +78,4 @@ def _graphs(folder: Path) -> list[str]:
         return [path.name for path in files]
     from offramp.inference.onnx.session import OnnxSession
 
-    return [f"{path.name} ({policy_text(OnnxSession.load(path).about.policy)})" for path in files]
+    return [f"{path.name} ({policy_text(OnnxSession.load(path).metadata.policy)})" for path in files]

@@ -1,4 +1,4 @@
-"""The protocol of what runs a model."""
+"""The protocol of an engine, which runs a model."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from offramp.types.outputs import Answers, ExitOutput
 
 
 class Engine(Protocol):
-    """Runs a model."""
+    """An engine: runs a model."""
 
     @property
     def name(self) -> str:
-        """With its precision, as traces and operating points tell it."""
+        """Return the name with the precision, as traces and operating points record it."""
 
     @property
     def config(self) -> MultiExitConfig:
-        """Of the model."""
+        """Return the model's configuration."""
 
     def check(self, point: OperatingPoint | None) -> None:
         """Refuse a point that this engine cannot run.
@@ -34,4 +34,4 @@ class Engine(Protocol):
         """Answer a batch, (B, T) each, at a point; None = full depth. The answers are on the CPU."""
 
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
-        """What every exit says of a batch at full depth: logits (L, B, C), certainty (L, B), on the CPU."""
+        """Return every exit's outputs for a batch at full depth: logits (L, B, C), certainty (L, B), on the CPU."""

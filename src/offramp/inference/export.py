@@ -1,8 +1,8 @@
 """A model's folder -> one ONNX graph that leaves early, checked against torch before it bears its name.
 
 In float32 the file must leave where the torch loop leaves, with the same logits to TOLERANCE, alone and in batches. In
-int8 the scales of activations depend on the company, so the file is held to its own trace, row by row; how often its
-answers are the float32 model's is told.
+int8 the scales of activations depend on the rest of the batch, so the file is held to its own trace, row by row; the
+share of answers that are the float32 model's is reported.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ExportMismatch(OfframpError):
 
 @dataclass(frozen=True)
 class ExportReport:
-    """An exported file, and what was found when it was checked.
+    """An exported file and the results of its check.
 
     Attributes:
         path: of the file.
@@ -122,34 +122,34 @@ def export(
     Raises:
         InvalidInput: a model that cannot be exported.
         NotApplicable: a policy has no meaning for the model; nothing has been exported.
-        Disagreement: the file does not do what torch does; it is not left there.
+        ExportMismatch: the file does not do what torch does; it is not left there.
     """
     started = time.perf_counter()
     folder = Path(folder)
     model = load_model(folder).float().cpu()
     points = load_points(folder)
     refuse_depth(len(model.layers))
-    runs, *others = _distinct_policies(model, points, policy, policies)
-    for rule in (runs, *others):
+    default, *others = _distinct_policies(model, points, policy, policies)
+    for rule in (default, *others):
         _refuse_policy(model, rule)
     rows = _rows(folder, model, dataset, columns, split)
     path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
     parts = export_parts(model, weights_digest(folder), *(("int8", to_int8) if int8 else ()))
-    parts = with_steps(parts, [runs, *others])
+    parts = with_steps(parts, [default, *others])
     reference = record(model, rows)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
-        graph, weights = (Path(place) / f"{path.name}{ending}" for ending in ("", WEIGHTS))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as unfinished:
+        graph, weights = (Path(unfinished) / f"{path.name}{ending}" for ending in ("", WEIGHTS))
         parts = with_weights_beside(parts, weights)
 
-        def written(rule: Policy) -> OnnxEngine:
+        def assembled(rule: Policy) -> OnnxEngine:
             onnx.save(assemble(parts, policy_to_dict(rule)), graph)
             return OnnxEngine(OnnxSession.load(graph), model.config)
 
-        some = reference.take(torch.arange(min(CHECKED, len(rows))))
+        few = reference.take(torch.arange(min(CHECKED, len(rows))))
         for rule in tqdm(others, desc="check", unit="policy", disable=None, leave=False):
-            check(written(rule), rows[:CHECKED], some)
-        exported = written(runs)  # last, because its file stays
-        check(exported, rows[:CHECKED], some)
+            check(assembled(rule), rows[:CHECKED], few)
+        exported = assembled(default)  # last, because its file stays
+        check(exported, rows[:CHECKED], few)
         trace = record(exported, rows)
         size = graph.stat().st_size + weights.stat().st_size
         weights.replace(folder / weights.name)
@@ -157,8 +157,8 @@ def export(
     return ExportReport(
         path=path,
         engine=exported.name,
-        policy=policy_to_dict(runs),
-        policies=[json.loads(key) for key in parts.about.policies],
+        policy=policy_to_dict(default),
+        policies=[json.loads(key) for key in parts.metadata.policies],
         bytes=size,
         seconds=time.perf_counter() - started,
         rows=len(rows),
@@ -174,13 +174,15 @@ def with_steps(parts: ModelParts, policies: Sequence[Policy]) -> ModelParts:
     Raises:
         NotApplicable: a policy has no meaning for the model.
     """
-    about = parts.about
-    calls, functions = dict(about.policies), dict(parts.functions)
+    metadata = parts.metadata
+    calls, functions = dict(metadata.policies), dict(parts.functions)
     for rule in policies:
         key = policy_key(policy_to_dict(rule))
-        calls[key], more = export_steps(key, about.layers, about.outputs, about.problem_type, about.certainty)
+        calls[key], more = export_steps(
+            key, metadata.layers, metadata.outputs, metadata.problem_type, metadata.certainty
+        )
         functions |= more
-    return replace(parts, functions=functions, about=replace(about, policies=calls))
+    return replace(parts, functions=functions, metadata=replace(metadata, policies=calls))
 
 
 def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
@@ -189,40 +191,40 @@ def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
     Args:
         exported: the graph.
         rows: token rows, or images.
-        reference: what torch says of them at full depth; an int8 graph is held to its own trace instead.
+        reference: torch's outputs for them at full depth; an int8 graph is held to its own trace instead.
 
     Raises:
-        Disagreement: it does not.
+        ExportMismatch: it does not.
     """
-    about = exported.graph.about
+    metadata = exported.graph.metadata
     alone = rows[:ALONE]
     runs = [(1, alone), (len(rows), rows)]
-    who = f"the graph ({about.precision}, policy {dict(about.policy)})"
-    if about.precision == "int8":
+    name = f"the graph ({metadata.precision}, policy {dict(metadata.policy)})"
+    if metadata.precision == "int8":
         own, runs = record(exported, alone, batch_size=1), [(1, alone)]
         if (own.logits.isnan() & reference.logits[:, : len(alone)].isfinite()).any():  # NaN: behind a row's exit
-            raise ExportMismatch(f"{who}: rows leave elsewhere than they should, at the threshold inf")
+            raise ExportMismatch(f"{name}: rows leave elsewhere than they should, at the threshold inf")
         reference = own
-    rule = load_policy(about.policy)
+    rule = load_policy(metadata.policy)
     score = scores(rule, reference)[:-1].double()  # (L-1, N)
-    room = TOLERANCE * max(1.0, reference.logits.abs().max().item())
+    tolerance = TOLERANCE * max(1.0, reference.logits.abs().max().item())
     for quantile in QUANTILES:
         threshold = _between(score, quantile)
         expected = replay(reference, rule, threshold)
         clear = ((score - threshold).abs() >= NOISE).all(dim=0)  # (N,)
-        for size, some in runs:
-            found = _answers(exported, some, threshold, size)
-            sure = clear[: len(some)].nonzero().squeeze(1)
-            if not torch.equal(found.exit_layers[sure], expected.exit_layers[sure]):
-                raise ExportMismatch(f"{who}: rows leave elsewhere than they should, at the threshold {threshold:g}")
-            apart = (found.logits[sure] - expected.logits[sure]).abs()
-            if not (apart <= room).all():
-                raise ExportMismatch(f"{who}: logits are off by {apart.max():.2g}; {room:.2g} would be in order")
+        for size, batch in runs:
+            answers = _answers(exported, batch, threshold, size)
+            clear_rows = clear[: len(batch)].nonzero().squeeze(1)
+            if not torch.equal(answers.exit_layers[clear_rows], expected.exit_layers[clear_rows]):
+                raise ExportMismatch(f"{name}: rows leave elsewhere than they should, at the threshold {threshold:g}")
+            apart = (answers.logits[clear_rows] - expected.logits[clear_rows]).abs()
+            if not (apart <= tolerance).all():
+                raise ExportMismatch(f"{name}: logits are off by {apart.max():.2g}; {tolerance:.2g} would be in order")
 
 
 def _answers(exported: OnnxEngine, rows: Rows, threshold: float, size: int) -> Answers:
     """Answers to rows, in batches of `size` in their order."""
-    point = OperatingPoint(exported.graph.about.policy, (threshold,) * (len(exported.config.exit_layers) - 1))
+    point = OperatingPoint(exported.graph.metadata.policy, (threshold,) * (len(exported.config.exit_layers) - 1))
     parts = []
     for start in range(0, len(rows), size):
         batch = collate(rows[start : start + size], exported.config.pad_token_id)
@@ -245,8 +247,8 @@ def _distinct_policies(
     if policy is None:
         policy = points[DEFAULT].policy if DEFAULT in points else usual
     by_key: dict[str, Policy] = {}
-    for each in (policy, *(point.policy for point in points.values()), usual, *policies):
-        rule = each if isinstance(each, Policy) else load_policy(each)
+    for like in (policy, *(point.policy for point in points.values()), usual, *policies):
+        rule = like if isinstance(like, Policy) else load_policy(like)
         by_key.setdefault(policy_key(policy_to_dict(rule)), rule)
     return list(by_key.values())
 
@@ -264,7 +266,7 @@ def _rows(
     columns: Columns,
     split: str,
 ) -> Rows:
-    """What the file is checked on: rows as the model reads them, with labels where there are some."""
+    """Return the rows that the file is checked on, tokenized, with labels where there are some."""
     if dataset is not None and not isinstance(dataset, (str, os.PathLike)):
         return [dict(row) for row in dataset]
     refuse_images(folder, model.config)
@@ -278,19 +280,19 @@ def _rows(
 
 
 def _between(score: Tensor, quantile: float) -> float:
-    """A threshold between two neighbouring scores, near a quantile of the finite ones."""
-    seen: list[float] = sorted(set(score[score.isfinite()].tolist()))
-    if len(seen) < 2:
-        return seen[0] - 0.5 if seen else 0.0
-    place = min(int(quantile * (len(seen) - 1)), len(seen) - 2)
-    return (seen[place] + seen[place + 1]) / 2
+    """Return a threshold between two neighbouring scores, near a quantile of the finite ones."""
+    finite: list[float] = sorted(set(score[score.isfinite()].tolist()))
+    if len(finite) < 2:
+        return finite[0] - 0.5 if finite else 0.0
+    index = min(int(quantile * (len(finite) - 1)), len(finite) - 2)
+    return (finite[index] + finite[index + 1]) / 2
 
 
 def _agreement(trace: Trace, reference: Trace) -> float | None:
     if trace.problem_type == REGRESSION:
         return None
-    given, full = (predictions(each.exit(each.depth - 1)) for each in (trace, reference))
-    return (given == full).all(dim=-1).float().mean().item()
+    exported, full = (predictions(one.exit(one.depth - 1)) for one in (trace, reference))
+    return (exported == full).all(dim=-1).float().mean().item()
 
 
 def _scores(trace: Trace, reference: Trace) -> dict[str, Any]:

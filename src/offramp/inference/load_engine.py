@@ -1,11 +1,10 @@
-"""Choose and load what runs a model."""
+"""Choose and load the engine of a model."""
 
 from __future__ import annotations
 
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers.utils import logging
@@ -18,16 +17,13 @@ from offramp.model.hub import find_file, load_config
 from offramp.model.loading import load_model
 from offramp.types.operating_point import OperatingPoint
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.get_logger(__name__)
 
 AUTO = "auto"
 
 
 def check_name(engine: str) -> None:
-    """Refuse what is no engine.
+    """Refuse a name that is no engine's.
 
     Raises:
         UnknownName: neither "auto" nor one of ENGINES.
@@ -39,7 +35,7 @@ def check_name(engine: str) -> None:
 def load_engine(
     folder: str | os.PathLike[str], engine: str = AUTO, point: OperatingPoint | None = None
 ) -> TorchEngine | OnnxEngine:
-    """What runs the model of a folder or hub name.
+    """Load the engine for the model of a folder or hub name.
 
     Args:
         folder: what `save_pretrained` wrote, and `offramp export` if a graph is to run.
@@ -87,7 +83,7 @@ def _exported(folder: str | os.PathLike[str], engine: str) -> OnnxEngine:
     except ImportError:
         raise InvalidInput("a graph needs ONNX Runtime: pip install 'offramp[onnx]'") from None
     graph = OnnxSession.load(path)
-    if _newer_weights(Path(folder), Path(path)) and weights_digest(folder) != graph.about.model:
+    if _newer_weights(Path(folder), Path(path)) and weights_digest(folder) != graph.metadata.model:
         raise InvalidInput(
             f"{path}: made of other weights than those beside it; `offramp export {folder}` makes it anew"
         )
@@ -95,5 +91,5 @@ def _exported(folder: str | os.PathLike[str], engine: str) -> OnnxEngine:
 
 
 def _newer_weights(folder: Path, graph: Path) -> bool:
-    """Whether weights were written after the graph; reading them all takes as long as loading the graph."""
+    """Return True where weights were written after the graph; reading them all takes as long as loading the graph."""
     return any(path.stat().st_mtime > graph.stat().st_mtime for path in folder.glob("*.safetensors"))

@@ -41,18 +41,18 @@ class OnnxEngine:
 
     @property
     def name(self) -> str:
-        """See `Engine`."""
-        return f"onnx-{self.graph.about.precision}"
+        """Return the engine's name with its precision."""
+        return f"onnx-{self.graph.metadata.precision}"
 
     def check(self, point: OperatingPoint | None) -> None:
-        """See `Engine.check`."""
+        """Refuse a point that this engine cannot run."""
         if point is None:
             return
         thresholds_per_exit(point.thresholds, len(self.config.exit_layers))
-        runs = self.graph.about.policy
-        if load_policy(point.policy) != load_policy(runs):
+        policy = self.graph.metadata.policy
+        if load_policy(point.policy) != load_policy(policy):
             raise InvalidInput(
-                f"the graph runs the policy {summarize(runs)}, the operating point is for {summarize(point.policy)}; "
+                f"the graph runs the policy {summarize(policy)}, the operating point is for {summarize(point.policy)}; "
                 f"{self._remedy(point.policy)}"
             )
         measured = point.measured.provenance.get("engine", self.name) if point.measured is not None else self.name
@@ -60,27 +60,27 @@ class OnnxEngine:
             logger.warning("this operating point was measured with %s and runs with %s", measured, self.name)
 
     def _remedy(self, policy: Mapping[str, Any]) -> str:
-        """Return how a graph comes to run a policy."""
-        about = self.graph.about
-        command = f"offramp export FOLDER{' --int8' if about.precision == 'int8' else ''}"
-        if all(load_policy(json.loads(key)) != load_policy(policy) for key in about.policies):
+        """Return a sentence that says how to make a graph run a policy."""
+        metadata = self.graph.metadata
+        command = f"offramp export FOLDER{' --int8' if metadata.precision == 'int8' else ''}"
+        if all(load_policy(json.loads(key)) != load_policy(policy) for key in metadata.policies):
             return f"the file does not hold its steps: save the point, and `{command}` writes them"
         if any(wrapper in policy for wrapper in WRAPPERS):  # which `--policy` cannot name
             return f'save the point as "default", and `{command}` makes a graph that runs it'
         return f"`{command} --policy {policy['name']}` lets the graph run it"
 
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
-        """See `Engine.answer`."""
-        told = self.graph.run(_arrays(inputs), math.inf if point is None else point.thresholds)
+        """Answer a batch at a point; None = full depth."""
+        output = self.graph.run(_arrays(inputs), math.inf if point is None else point.thresholds)
         # without a point the last exit's own answer, which an ensemble may have changed
-        logits = torch.from_numpy(told.logits_by_exit[:, -1] if point is None else told.logits)
-        return Answers(logits, torch.from_numpy(told.exit_layers), ~logits.isfinite().all(dim=-1))
+        logits = torch.from_numpy(output.logits_by_exit[:, -1] if point is None else output.logits)
+        return Answers(logits, torch.from_numpy(output.exit_layers), ~logits.isfinite().all(dim=-1))
 
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
-        """See `Engine.exits`."""
-        told = self.graph.run(_arrays(inputs), math.inf)
-        certainty = None if told.certainty_by_exit is None else torch.from_numpy(told.certainty_by_exit).T
-        logits = torch.from_numpy(told.logits_by_exit).transpose(0, 1)
+        """Return the outputs of every exit at full depth."""
+        output = self.graph.run(_arrays(inputs), math.inf)
+        certainty = None if output.certainty_by_exit is None else torch.from_numpy(output.certainty_by_exit).T
+        logits = torch.from_numpy(output.logits_by_exit).transpose(0, 1)
         return ExitOutput(logits, certainty, problem_type=self.config.problem_type)
 
 

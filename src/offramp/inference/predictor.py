@@ -1,4 +1,4 @@
-"""Texts in, answers out: tokenizer + engine + operating point."""
+"""Answer texts: tokenizer + engine + operating point."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from offramp.data.examples import Text
 from offramp.errors import InvalidInput
 from offramp.inference.engine import Engine
 from offramp.inference.load_engine import AUTO, load_engine
+from offramp.model.config import MultiExitConfig
 from offramp.model.hub import load_config, load_points, load_tokenizer, named_point, refuse_images
 from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import Answers
@@ -28,12 +29,17 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Predictor:
-    """Answers texts, each at the depth that it needs.
+    """A tokenizer, an engine and an operating point: answers texts, each at the depth that it needs.
 
     Attributes:
         engine: runs the model.
         tokenizer: the model's.
-        point: where to leave; None = full depth.
+        point: policy and thresholds; None = full depth.
+
+    Example:
+        >>> predictor = offramp.Predictor.load(folder)
+        >>> [sorted(answer) for answer in predictor(texts[:1])]
+        [['exit_layer', 'label', 'score']]
     """
 
     engine: Engine
@@ -65,9 +71,9 @@ class Predictor:
         if isinstance(point, str):
             points = load_points(folder)
             point = None if point == DEFAULT and DEFAULT not in points else named_point(points, point)
-        running = load_engine(folder, engine, point)
-        running.check(point)
-        return cls(running, load_tokenizer(folder), point)
+        loaded = load_engine(folder, engine, point)
+        loaded.check(point)
+        return cls(loaded, load_tokenizer(folder), point)
 
     def __call__(self, texts: Iterable[Text], batch_size: int = 32) -> list[Answer]:
         """Answer texts and pairs, in the order in which they came.
@@ -88,17 +94,17 @@ class Predictor:
         if batch_size < 1:
             raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
         texts = list(texts)
-        for number, text in enumerate(texts):
+        for index, text in enumerate(texts):
             if not _is_text(text):
-                raise InvalidInput(f"item {number} must be a text or a pair of texts, got {text!r}")
+                raise InvalidInput(f"item {index} must be a text or a pair of texts, got {text!r}")
         rows = encode(self.tokenizer, texts, token_limit(self.tokenizer, self.engine.config.backbone))
         answers: list[Answer] = [{} for _ in texts]
         batches = length_sorted(rows, batch_size)
         short = len(batches) <= 50
         for numbers in tqdm(batches, desc="predict", unit="batch", disable=short or None, leave=False):
-            found = self.answer(collate([rows[number] for number in numbers], self.engine.config.pad_token_id))
-            for number, told in zip(numbers, self._told(found), strict=True):
-                answers[number] = told
+            batch = self.answer(collate([rows[number] for number in numbers], self.engine.config.pad_token_id))
+            for number, answer in zip(numbers, self._to_answers(batch), strict=True):
+                answers[number] = answer
         return answers
 
     def answer(self, inputs: dict[str, Tensor]) -> Answers:
@@ -112,21 +118,22 @@ class Predictor:
         while chunk := list(islice(waiting, WINDOW)):
             yield from self(chunk, batch_size)
 
-    def _told(self, answers: Answers) -> Iterator[Answer]:
+    def _to_answers(self, answers: Answers) -> Iterator[Answer]:
         rows = zip(answers.logits.float(), answers.exit_layers.tolist(), answers.failed.tolist(), strict=True)
         for logits, layer, failed in rows:
-            told = {"error": "the model's logits are not finite"} if failed else self._one(logits)
-            yield {**told, "exit_layer": layer}
+            answer = {"error": "the model's logits are not finite"} if failed else to_answer(logits, self.engine.config)
+            yield {**answer, "exit_layer": layer}
 
-    def _one(self, logits: Tensor) -> Answer:
-        config = self.engine.config
-        if config.problem_type == REGRESSION:
-            values = logits.tolist()
-            return {"value": values[0] if len(values) == 1 else values}
-        if config.problem_type == MULTI_LABEL:
-            return {"labels": [config.id2label[number] for number in (logits > 0).nonzero().flatten().tolist()]}
-        probability, label = logits.softmax(dim=-1).max(dim=-1)
-        return {"label": config.id2label[int(label)], "score": probability.item()}
+
+def to_answer(logits: Tensor, config: MultiExitConfig) -> Answer:
+    """Return one row's logits, (C,), as a label, labels or values."""
+    if config.problem_type == REGRESSION:
+        values = logits.tolist()
+        return {"value": values[0] if len(values) == 1 else values}
+    if config.problem_type == MULTI_LABEL:
+        return {"labels": [config.id2label[index] for index in (logits > 0).nonzero().flatten().tolist()]}
+    probability, label = logits.softmax(dim=-1).max(dim=-1)
+    return {"label": config.id2label[int(label)], "score": probability.item()}
 
 
 def _refuse_one_text(texts: object) -> None:

@@ -1,4 +1,4 @@
-"""One full-depth pass over a data set, kept: model + data -> Trace. It ends the modelling."""
+"""Record one full-depth pass over a data set: model + data -> Trace."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def record(
     split: str = "validation",
     batch_size: int = 32,
 ) -> Trace:
-    """Run every layer on a data set and keep what every exit said.
+    """Run every layer on a data set and keep the outputs of every exit.
 
     Args:
         model: a model, what runs one (see `offramp.inference.load_engine`), or the folder or hub name of one.
@@ -53,27 +53,32 @@ def record(
     Raises:
         DataError: rows or labels that do not fit the model.
         InvalidInput: texts but no tokenizer, or no rows.
+
+    Example:
+        >>> recorded = offramp.record(model, rows)
+        >>> recorded.logits.shape  # (L, N, C)
+        torch.Size([4, 20, 3])
     """
     if batch_size < 1:
         raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
-    runs, tokenizer = resolve_engine(model, engine, of_texts=isinstance(dataset, (str, os.PathLike, Examples)))
-    about = {"engine": runs.name}
+    runner, tokenizer = resolve_engine(model, engine, of_texts=isinstance(dataset, (str, os.PathLike, Examples)))
+    about = {"engine": runner.name}
     if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
         about["weights"] = weights_digest(model)
     if isinstance(dataset, (str, os.PathLike)):
         about["data"] = Path(dataset).name if Path(dataset).exists() else f"{os.fspath(dataset)} ({split})"
-        dataset = read_for(runs.config, os.fspath(dataset), columns, split)
-    rows, labels = _token_rows(runs.config, tokenizer, dataset)
-    logits, certainty = _all_exits(runs, rows, batch_size)
-    layers = torch.tensor(runs.config.exit_layers)
+        dataset = read_for(runner.config, os.fspath(dataset), columns, split)
+    rows, labels = _token_rows(runner.config, tokenizer, dataset)
+    logits, certainty = _all_exits(runner, rows, batch_size)
+    layers = torch.tensor(runner.config.exit_layers)
     tokens = torch.tensor([_length(row) for row in rows]) if "input_ids" in rows[0] else None
-    return Trace(logits, labels, certainty, layers, runs.config.problem_type, about, tokens)
+    return Trace(logits, labels, certainty, layers, runner.config.problem_type, about, tokens)
 
 
 def resolve_engine(
     model: MultiExitModel | TorchEngine | OnnxEngine | str | os.PathLike[str], engine: str, of_texts: bool
 ) -> tuple[Engine, PreTrainedTokenizerBase | None]:
-    """What runs the model, and its tokenizer where texts are to be read."""
+    """Return the engine of a model, and the tokenizer where texts are to be read."""
     check_name(engine)
     if isinstance(model, MultiExitModel):
         if engine not in (AUTO, "torch"):
@@ -87,7 +92,7 @@ def resolve_engine(
 
 
 def read_for(config: MultiExitConfig, source: str, columns: Columns = GUESSED, split: str = "validation") -> Examples:
-    """Labelled data in a model's own terms: its task, its class names.
+    """Read labelled data for a model: its task, its class names.
 
     Raises:
         DataError: a row that cannot be used, a label that the model does not have.
@@ -116,28 +121,28 @@ def _token_rows(
     if label is None:
         return rows, None
     labels = [dataset[number].get(label) for number in range(len(dataset))]
-    missing = [number for number, each in enumerate(labels) if each is None]
+    missing = [number for number, value in enumerate(labels) if value is None]
     if missing:
         raise DataError(f"row {missing[0]} has no {label}, others have")
-    return rows, torch.stack([torch.as_tensor(each) for each in labels])
+    return rows, torch.stack([torch.as_tensor(value) for value in labels])
 
 
 def _length(row: Mapping[str, Any]) -> int:
     return sum(row.get("attention_mask", [1] * len(row["input_ids"])))
 
 
-def _row(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model reads of a row: an image, or its tokens."""
-    if "pixel_values" in given:
-        return {"pixel_values": torch.as_tensor(given["pixel_values"])}
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's inputs in a row: an image, or its tokens."""
+    if "pixel_values" in row:
+        return {"pixel_values": torch.as_tensor(row["pixel_values"])}
     names = ("input_ids", "attention_mask", "token_type_ids")
-    return {name: torch.as_tensor(given[name]).tolist() for name in names if name in given}
+    return {name: torch.as_tensor(row[name]).tolist() for name in names if name in row}
 
 
 def _all_exits(
     engine: Engine, rows: Sequence[Mapping[str, Any]], batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits (L, N, C) and certainty (L, N), in the order of the rows."""
+    """Return logits (L, N, C) and certainty (L, N), in the order of the rows."""
     config = engine.config
     logits = torch.empty(len(config.exit_layers), len(rows), config.num_labels)
     certainty = torch.empty(logits.shape[:2]) if config.certainty else None

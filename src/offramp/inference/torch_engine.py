@@ -32,7 +32,7 @@ class TorchEngine:
 
     @property
     def name(self) -> str:
-        """See `Engine`."""
+        """Return the engine's name with its precision."""
         kind = self.model.device.type
         autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else self.model.dtype
@@ -40,33 +40,33 @@ class TorchEngine:
 
     @property
     def config(self) -> MultiExitConfig:
-        """See `Engine`."""
+        """Return the model's configuration."""
         config: MultiExitConfig = self.model.config
         return config
 
     def check(self, point: OperatingPoint | None) -> None:
-        """See `Engine.check`."""
+        """Refuse a point that this engine cannot run."""
         if point is not None:
             load_policy(point.policy)
             thresholds_per_exit(point.thresholds, len(self.model.layers))
 
     @torch.inference_mode()
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
-        """See `Engine.answer`."""
+        """Answer a batch at a point; None = full depth."""
         policy = load_policy(point.policy) if point else Fixed()
         thresholds = point.thresholds if point else float(self.model.layers[-1])
-        answers = run(self.model, policy, thresholds, self._moved(inputs))
+        answers = run(self.model, policy, thresholds, self._to_device(inputs))
         return Answers(answers.logits.cpu(), answers.exit_layers.cpu(), answers.failed.cpu())
 
     @torch.inference_mode()
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
-        """See `Engine.exits`."""
+        """Return the outputs of every exit at full depth."""
         was_training = self.model.training
         self.model.eval()
-        out = self.model.all_exits(self._moved(inputs))
+        out = self.model.all_exits(self._to_device(inputs))
         self.model.train(was_training)
         certainty = None if out.certainty is None else out.certainty.cpu()
         return ExitOutput(out.logits.cpu(), certainty, problem_type=out.problem_type)
 
-    def _moved(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _to_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.model.device) for name, value in inputs.items()}

@@ -1,112 +1,107 @@
-"""A model in pieces of ONNX: what embeds, each block with its exit, the cut of the batch, the steps of a policy.
+"""A model as pieces of ONNX: the embedding, each block with its exit, the cuts of the batch.
 
-Each piece is the code that runs in torch (`Segments`, `Carry.take`, `Policy.step`, `stays`), exported and not written
-again. `engine/assemble.py` makes one graph of them.
+Each piece is the code that runs in torch (`Segments`, `Carry.take`), exported and not written again; blocks that run
+the same code are exported once (`same_code.py`), and all pieces in one call of the exporter. `assemble.py` makes one
+graph of them.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper
 from torch import Tensor
 
+import offramp.inference.onnx.names as names
 from offramp.errors import UnsupportedBackbone
 from offramp.inference.onnx.metadata import GraphMetadata
-from offramp.inference.onnx.pieces import ModelParts, Subgraph
-from offramp.inference.onnx.torch_export import KINDS, SIZES, Pair, _bare, _export, _out, _shape, silence_exporter
+from offramp.inference.onnx.pieces import ExportedGraph, ModelParts, place, shared_weights
+from offramp.inference.onnx.same_code import BlockCode, bind, record_modules, weights_for
+from offramp.inference.onnx.torch_export import (
+    KINDS,
+    SIZES,
+    Function,
+    Pair,
+    axis_names,
+    export_function,
+    export_functions,
+    optimize,
+    output_name,
+    silence_exporter,
+    subgraph,
+)
 from offramp.types.carry import Carry
+from offramp.types.outputs import ExitOutput
 
 if TYPE_CHECKING:
     from offramp.model.modeling import MultiExitModel
 
 FIELDS = tuple(field.name for field in fields(Carry) if field.name != "exit_input")
-"""What goes from block to block; what an exit reads has been read by then."""
-SHARED_BYTES = 1024  # smaller weights are kept where they are used
+"""The fields that a block passes on; the exit has read `exit_input` by then."""
 
 
 Prepare = Callable[[ModelProto], ModelProto]
 
 
 @dataclass(frozen=True)
-class ExportedGraph:
-    """One export: a graph whose values bear local names.
+class ExitSpec:
+    """One exit's functions, to be exported.
 
     Attributes:
-        model: what the exporter gave.
-        prefix: of all its values and nodes in the whole graph.
-        names: of its inputs and outputs there.
-    """
-
-    model: ModelProto
-    prefix: str
-    names: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class ExportedBlock:
-    """One exit's pieces, and what goes on from there.
-
-    Attributes:
-        block: the block that leads to the exit, and what the exit says.
+        block: the block that leads to the exit, with the exit.
+        carried: the fields that go on to the next block, with their element types; none behind the last exit.
+        written: those of them that the block writes.
         cut: of the batch; None behind the last exit.
-        carried: the fields that go on, with their element types.
-        written: those of them that the block has written.
     """
 
-    block: ExportedGraph
-    cut: ExportedGraph | None
+    block: BlockCode
     carried: Mapping[str, int]
     written: tuple[str, ...]
+    cut: Function | None
 
 
 @torch.no_grad()
 def export_parts(
     model: MultiExitModel, digest: str, precision: str = "float32", prepare: Prepare | None = None
 ) -> ModelParts:
-    """The pieces of a model, without policies.
+    """Export the pieces of a model, without policies.
 
     Args:
         model: in eval mode, on the CPU, in float32.
-        digest: names its weights.
-        precision: what `prepare` makes of them, in a word.
-        prepare: what is done to the embedding and to each block, such as quantizing them; None = nothing.
+        digest: of its weights.
+        precision: the name of what `prepare` does.
+        prepare: changes the embedding and each block, for example quantizes them; None = nothing.
     """
-    prepare = prepare or (lambda piece: piece)
-    examples = [_example(model, *size) for size in SIZES]
-    inputs = {name: (examples[0][name], examples[1][name]) for name in examples[0]}
-    levels: list[ExportedBlock] = []
-    cuts: dict[Any, ModelProto] = {}
     with _plain_attention(model), silence_exporter():
-        carries = [model.embed(example) for example in examples]
-        held = _held(carries[0])
-        embed = prepare(_export(model, partial(_embed, tuple(inputs), held), inputs, held))
+        # 1) Run two examples through the model.
+        inputs = _inputs(model)
+        carries = [model.embed({name: pair[example] for name, pair in inputs.items()}) for example in range(len(SIZES))]
+        present = _present(carries[0])
+        embed = Function(partial(_embed, tuple(inputs), present), inputs, present)
+        specs: list[ExitSpec] = []
         for exit in range(len(model.layers)):
-            after = [model.block(exit, carry) for carry in carries]
-            levels.append(_level(model, exit, carries, after, prepare, cuts))
-            carries = [carry.take(torch.arange(len(carry.hidden))) for carry in after]
-    pieces = [
-        ExportedGraph(embed, "embed", {_out(name): f"carry0.{name}" for name in held}),
-        *(each.block for each in levels),
-    ]
-    shared = _shared(pieces)
-    placed = [_placed(piece, shared) for piece in pieces]
+            spec, carries = _exit_spec(model, exit, carries)
+            specs.append(spec)
+        # 2) Export, and optimize each piece with its own weights.
+        pieces, cuts = _export_pieces(model, embed, specs, prepare or (lambda graph: graph))
+    # 3) Name the values as the whole graph does.
+    shared = shared_weights(pieces)
+    embedding, *levels = (place(piece, shared) for piece in pieces)
     return ModelParts(
         inputs=tuple(
-            helper.make_tensor_value_info(name, KINDS[pair[0].dtype], _shape(pair)) for name, pair in inputs.items()
+            helper.make_tensor_value_info(name, KINDS[pair[0].dtype], axis_names(pair)) for name, pair in inputs.items()
         ),
-        embed=placed[0],
-        levels=tuple(placed[1:]),
-        cuts=tuple(_placed(level.cut, {}) for level in levels if level.cut is not None),
+        embed=embedding,
+        levels=tuple(levels),
+        cuts=tuple(place(cut, {}) for cut in cuts),
         shared=tuple(shared.values()),
         functions={},
-        about=GraphMetadata(
+        metadata=GraphMetadata(
             model=digest,
             precision=precision,
             policy={},
@@ -114,8 +109,8 @@ def export_parts(
             outputs=model.config.num_labels,
             certainty=model.gate is not None,
             problem_type=model.config.problem_type,
-            carried=tuple(level.carried for level in levels[:-1]),
-            written=tuple(level.written for level in levels),
+            carried=tuple(spec.carried for spec in specs[:-1]),
+            written=tuple(spec.written for spec in specs),
         ),
     )
 
@@ -124,72 +119,110 @@ def export_parts(
 def export_whole(
     model: MultiExitModel, function: Callable[[MultiExitModel, Mapping[str, Tensor]], Tensor]
 ) -> ModelProto:
-    """A function of a model and its inputs as one graph, such as the model without its exits.
+    """Export a function of a model and its inputs as one graph, for example the model without its exits.
 
     Args:
         model: in eval mode, on the CPU, in float32.
-        function: of the model and what it reads, (B, T) each.
+        function: of the model and its inputs, (B, T) each.
     """
-    examples = [_example(model, *size) for size in SIZES]
-    inputs = {name: (examples[0][name], examples[1][name]) for name in examples[0]}
+    inputs = _inputs(model)
 
     def call(model: MultiExitModel, *values: Tensor) -> tuple[Tensor, ...]:
         return (function(model, dict(zip(inputs, values, strict=True))),)
 
     with _plain_attention(model), silence_exporter():
-        return _export(model, call, inputs, ["logits"])
+        return export_function(model, Function(call, inputs, ["logits"]))
 
 
-def _level(
-    model: MultiExitModel,
-    exit: int,
-    before: Sequence[Carry],
-    after: Sequence[Carry],
-    prepare: Prepare,
-    cuts: dict[Any, ModelProto],
-) -> ExportedBlock:
-    """Export one level; `cuts` holds the cuts that there are, since they are the same behind most blocks."""
+def _exit_spec(model: MultiExitModel, exit: int, before: Sequence[Carry]) -> tuple[ExitSpec, list[Carry]]:
+    """Run one block and its exit on both examples; return their functions and the carries behind the cut."""
     last = exit == len(model.layers) - 1
-    held, goes_on = _held(before[0]), () if last else _held(after[0])
-    written = tuple(name for name in goes_on if getattr(after[0], name) is not getattr(before[0], name))
-    said = ("logits", "certainty") if model.gate is not None else ("logits",)
-    block = _export(model, partial(_block, exit, held, written), _fields(before, held), (*written, *said))
-    names = {name: f"carry{exit}.{name}" for name in held} | {_out(name): f"seen{exit}.{name}" for name in written}
-    names |= {_out(name): f"{name}{exit}" for name in said}
-    piece = ExportedGraph(prepare(block), f"level{exit}", names)
+    (after, output), modules = record_modules(model, partial(_run_block, model, exit, before[0]))
+    both = (after, model.block(exit, before[1]))
+    read, present = _present(before[0]), _present(after)
+    changed = tuple(name for name in present if getattr(after, name) is not getattr(before[0], name))
+    written = () if last else changed
+    outputs = ("logits",) if output.certainty is None else ("logits", "certainty")
+    function = Function(partial(_block, exit, read, written), _pairs(before, read), (*written, *outputs))
+    results = (*_values(after, changed), *(getattr(output, name) for name in outputs))
+    block = BlockCode(function, changed, modules, results)
     if last:
-        return ExportedBlock(piece, None, {}, ())
-    if ("attention" in held) != ("attention" in goes_on):
+        return ExitSpec(block, {}, (), None), []
+    if ("attention" in read) != ("attention" in present):
         raise UnsupportedBackbone(f"layer {model.layers[exit]} leaves too few tokens: its masks cannot be exported")
-    rows = (torch.arange(0, len(after[0].hidden), 2), torch.arange(len(after[1].hidden) - 1))
-    given = {"rows": rows, **_fields(after, goes_on)}
-    key = tuple((name, *(each.shape for each in pair)) for name, pair in given.items())
-    if key not in cuts:
-        cuts[key] = _export(model, partial(_cut, goes_on), given, goes_on)
-    seen = {name: f"{'seen' if name in written else 'carry'}{exit}.{name}" for name in goes_on}
-    names = {"rows": f"row{exit}"} | seen | {_out(name): f"cut{exit}.{name}" for name in goes_on}
-    carried = {name: KINDS[getattr(after[0], name).dtype] for name in goes_on}
-    return ExportedBlock(piece, ExportedGraph(cuts[key], f"cut{exit}", names), carried, written)
+    rows = (torch.arange(0, len(both[0].hidden), 2), torch.arange(len(both[1].hidden) - 1))
+    cut = Function(partial(_cut, present), {"rows": rows, **_pairs(both, present)}, present)
+    carried = {name: KINDS[getattr(after, name).dtype] for name in present}
+    return ExitSpec(block, carried, written, cut), [carry.take(torch.arange(len(carry.hidden))) for carry in both]
 
 
-def _embed(inputs: Sequence[str], held: Sequence[str], model: MultiExitModel, *values: Tensor) -> tuple[Tensor, ...]:
-    return _values(model.embed(dict(zip(inputs, values, strict=True))), held)
+def _export_pieces(
+    model: MultiExitModel, embed: Function, specs: Sequence[ExitSpec], prepare: Prepare
+) -> tuple[list[ExportedGraph], list[ExportedGraph]]:
+    """Return the embedding and the blocks, and the cuts; equal functions are exported once."""
+    functions = [embed]
+    blocks: dict[int, BlockCode] = {}  # by number of the function
+    cuts: dict[object, int] = {}  # number of the function, by shapes
+    sources: list[tuple[int, Mapping[str, Tensor]]] = []  # each block's function, and its weights
+    for spec in specs:
+        candidates = ((number, weights_for(model, block, spec.block)) for number, block in blocks.items())
+        source = next(((number, weights) for number, weights in candidates if weights is not None), None)
+        if source is None:
+            source = (len(functions), {})
+            blocks[len(functions)] = spec.block
+            functions.append(spec.block.function)
+        sources.append(source)
+        if spec.cut is not None and _shapes(spec.cut) not in cuts:
+            cuts[_shapes(spec.cut)] = len(functions)
+            functions.append(spec.cut)
+    exported = export_functions(model, functions)
+    embed_names = {output_name(field): names.carry(0, field) for field in embed.outputs}
+    pieces = [ExportedGraph(prepare(optimize(subgraph(exported, 0, embed))), "embed", embed_names)]
+    for exit, (spec, (number, weights)) in enumerate(zip(specs, sources, strict=True)):
+        graph = bind(subgraph(exported, number, spec.block.function), weights)
+        pieces.append(ExportedGraph(prepare(optimize(graph)), f"level{exit}", _block_names(exit, spec)))
+    graphs = {number: optimize(subgraph(exported, number, functions[number])) for number in cuts.values()}
+    return pieces, [
+        ExportedGraph(graphs[cuts[_shapes(spec.cut)]], f"cut{exit}", _cut_names(exit, spec))
+        for exit, spec in enumerate(specs)
+        if spec.cut is not None
+    ]
+
+
+def _block_names(exit: int, spec: ExitSpec) -> dict[str, str]:
+    inputs = {field: names.carry(exit, field) for field in spec.block.function.inputs}
+    written = {output_name(field): names.after(exit, field) for field in spec.written}
+    return inputs | written | {output_name(name): getattr(names, name)(exit) for name in ("logits", "certainty")}
+
+
+def _cut_names(exit: int, spec: ExitSpec) -> dict[str, str]:
+    inputs = {field: (names.after if field in spec.written else names.carry)(exit, field) for field in spec.carried}
+    outputs = {output_name(field): names.cut(exit, field) for field in spec.carried}
+    return {"rows": names.rows(exit)} | inputs | outputs
+
+
+def _run_block(model: MultiExitModel, exit: int, carry: Carry) -> tuple[Carry, ExitOutput]:
+    after = model.block(exit, carry)
+    return after, model.exit(exit, after)
+
+
+def _embed(inputs: Sequence[str], fields: Sequence[str], model: MultiExitModel, *values: Tensor) -> tuple[Tensor, ...]:
+    return _values(model.embed(dict(zip(inputs, values, strict=True))), fields)
 
 
 def _block(
-    exit: int, held: Sequence[str], written: Sequence[str], model: MultiExitModel, *values: Tensor
+    exit: int, read: Sequence[str], written: Sequence[str], model: MultiExitModel, *values: Tensor
 ) -> tuple[Tensor, ...]:
-    carry = model.block(exit, Carry(**dict(zip(held, values, strict=True))))
-    said = model.exit(exit, carry)
-    return (*_values(carry, written), said.logits, *(() if said.certainty is None else (said.certainty,)))
+    carry, output = _run_block(model, exit, Carry(**dict(zip(read, values, strict=True))))
+    return (*_values(carry, written), output.logits, *(() if output.certainty is None else (output.certainty,)))
 
 
-def _cut(held: Sequence[str], _: MultiExitModel, rows: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    return _values(Carry(**dict(zip(held, values, strict=True))).take(rows), held)
+def _cut(fields: Sequence[str], _: MultiExitModel, rows: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    return _values(Carry(**dict(zip(fields, values, strict=True))).take(rows), fields)
 
 
-def _held(carry: Carry) -> tuple[str, ...]:
-    """The fields that are there."""
+def _present(carry: Carry) -> tuple[str, ...]:
+    """Return the names of a carry's fields that are not None."""
     return tuple(name for name in FIELDS if getattr(carry, name) is not None)
 
 
@@ -197,12 +230,22 @@ def _values(carry: Carry, names: Sequence[str]) -> tuple[Tensor, ...]:
     return tuple(getattr(carry, name) for name in names)
 
 
-def _fields(carries: Sequence[Carry], names: Sequence[str]) -> dict[str, Pair]:
+def _pairs(carries: Sequence[Carry], names: Sequence[str]) -> dict[str, Pair]:
     return {name: (getattr(carries[0], name), getattr(carries[1], name)) for name in names}
 
 
+def _shapes(function: Function) -> tuple[object, ...]:
+    return tuple((name, pair[0].shape, pair[1].shape, pair[0].dtype) for name, pair in function.inputs.items())
+
+
+def _inputs(model: MultiExitModel) -> dict[str, Pair]:
+    """Return a model's inputs in the two examples."""
+    one, other = (_example(model, *size) for size in SIZES)
+    return {name: (one[name], other[name]) for name in one}
+
+
 def _example(model: MultiExitModel, rows: int, tokens: int) -> dict[str, Tensor]:
-    """Inputs of so many rows and tokens, or of images."""
+    """Return inputs of `rows` rows and `tokens` tokens, or of images."""
     config = model.config.backbone
     if model.main_input_name == "pixel_values":
         size = getattr(config, "image_size", 4 * tokens)
@@ -211,62 +254,13 @@ def _example(model: MultiExitModel, rows: int, tokens: int) -> dict[str, Tensor]
     ids = torch.randint(config.vocab_size, (rows, tokens))
     lengths = torch.arange(rows, 0, -1) * tokens // rows  # far apart: some padding is left wherever tokens leave
     mask = (torch.arange(tokens) < lengths.unsqueeze(1)).long()
-    typed = {"token_type_ids": torch.zeros_like(ids)} if getattr(config, "type_vocab_size", 0) > 1 else {}
-    return {"input_ids": ids, "attention_mask": mask, **typed}
-
-
-def _shared(pieces: Sequence[ExportedGraph]) -> dict[str, TensorProto]:
-    """Weights that are in several pieces, by digest, as they are called in the whole graph."""
-    seen: set[str] = set()
-    shared: dict[str, TensorProto] = {}
-    for piece in pieces:
-        for digest, weight in {_digest(each): each for each in piece.model.graph.initializer if _large(each)}.items():
-            if digest in seen and digest not in shared:
-                shared[digest] = numpy_helper.from_array(numpy_helper.to_array(weight), f"shared/{digest[:16]}")
-            seen.add(digest)
-    return shared
-
-
-def _large(weight: TensorProto) -> bool:
-    return bool(weight.ByteSize() > SHARED_BYTES)
-
-
-def _digest(weight: TensorProto) -> str:
-    return hashlib.sha256(numpy_helper.to_array(weight).tobytes() + repr(list(weight.dims)).encode()).hexdigest()
-
-
-def _placed(piece: ExportedGraph, shared: Mapping[str, TensorProto]) -> Subgraph:
-    """A piece with the names that it has in the whole graph."""
-    names = dict(piece.names)
-    nodes: list[NodeProto] = []
-    read = set(names)
-    for node in reversed(piece.model.graph.node):  # ONNX Runtime does not clear branches of what nobody reads
-        if not read.isdisjoint(node.output):
-            nodes.insert(0, _bare(node))
-            read.update(node.input)
-    weights = []
-    for weight in piece.model.graph.initializer:
-        if weight.name not in read:
-            continue
-        one = shared.get(_digest(weight)) if _large(weight) else None
-        names[weight.name] = one.name if one is not None else f"{piece.prefix}/{weight.name}"
-        if one is None:
-            kept = TensorProto()
-            kept.CopyFrom(weight)
-            kept.name = names[weight.name]
-            weights.append(kept)
-    for node in nodes:
-        names |= {value: f"{piece.prefix}/{value}" for value in node.output if value and value not in names}
-    for number, node in enumerate(nodes):
-        node.name = f"{piece.prefix}/{number}"
-        for values in (node.input, node.output):
-            values[:] = [names.get(value, value) for value in values]
-    return Subgraph(tuple(nodes), tuple(weights))
+    types = {"token_type_ids": torch.zeros_like(ids)} if getattr(config, "type_vocab_size", 0) > 1 else {}
+    return {"input_ids": ids, "attention_mask": mask, **types}
 
 
 @contextmanager
 def _plain_attention(model: MultiExitModel) -> Iterator[None]:
-    """Attention as plain products and a softmax, which ONNX Runtime runs fastest; token exit keeps its own."""
+    """Run attention as plain products and a softmax, which ONNX Runtime runs fastest; token exit keeps its own."""
     encoder = model.backbone
     before = encoder.config._attn_implementation
     plain = before is not None and model.config.token_exit is None

@@ -1,4 +1,4 @@
-"""Exported files: what they are called, and what each says of itself in its metadata."""
+"""Exported files: their names and their metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from offramp.errors import InvalidInput
 
 GRAPHS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}
 """Engines that run an exported file -> the file's name in a model's folder."""
-WEIGHTS = ".data"  # what the name of the file with a graph's weights has behind the graph's
+WEIGHTS = ".data"  # ending of the file with a graph's weights
 ENGINES = ("torch", *GRAPHS)
 ABOUT = "offramp"
 """The key of the metadata under which it is."""
@@ -22,7 +22,7 @@ ABOUT = "offramp"
 
 @dataclass(frozen=True)
 class PolicyCall:
-    """How a policy is called at one exit.
+    """The call of a policy at one exit.
 
     Attributes:
         function: the name of the file's function; None at a last exit whose logits are the answer.
@@ -37,7 +37,7 @@ class PolicyCall:
 
 @dataclass(frozen=True)
 class GraphMetadata:
-    """What a file says of itself, for the runner and for `assemble`.
+    """A file's metadata, for the session and for `assemble`.
 
     Attributes:
         model: SHA-256 of the weights that it was made of.
@@ -65,22 +65,22 @@ class GraphMetadata:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> GraphMetadata:
-        """What a file's metadata say.
+        """Read a file's metadata.
 
         Raises:
-            InvalidInput: it is none of ours.
+            InvalidInput: `offramp export` did not write it.
         """
         if ABOUT not in metadata:
             raise InvalidInput("not a graph that `offramp export` wrote")
-        told = json.loads(metadata[ABOUT])
+        fields = json.loads(metadata[ABOUT])
         for name in ("layers", "carried"):
-            told[name] = tuple(told[name])
-        told["written"] = tuple(tuple(names) for names in told["written"])
-        told["policies"] = {
+            fields[name] = tuple(fields[name])
+        fields["written"] = tuple(tuple(names) for names in fields["written"])
+        fields["policies"] = {
             policy: tuple(PolicyCall(call["function"], call["answers"], tuple(call["memory"])) for call in calls)
-            for policy, calls in told["policies"].items()
+            for policy, calls in fields["policies"].items()
         }
-        return cls(**told)
+        return cls(**fields)
 
 
 def weights_digest(folder: str | os.PathLike[str]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+import offramp.inference.onnx.names as value_names
 from offramp.inference.onnx.metadata import GraphMetadata
 
+SHARED_BYTES = 1024  # smaller weights are kept where they are used
 BESIDE_BYTES, PAGE = 1024, 4096  # smaller weights stay in the graph
 
 
@@ -35,7 +38,7 @@ class ModelParts:
         cuts: one for each exit but the last: reads `row{i}` and what goes on, writes `cut{i}.*`.
         shared: weights that several levels read.
         functions: the steps of policies, by name.
-        about: what is known of them.
+        metadata: of the file.
     """
 
     inputs: tuple[onnx.ValueInfoProto, ...]
@@ -44,16 +47,90 @@ class ModelParts:
     cuts: tuple[Subgraph, ...]
     shared: tuple[TensorProto, ...]
     functions: Mapping[str, FunctionProto]
-    about: GraphMetadata
+    metadata: GraphMetadata
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """One export: a graph whose values bear local names.
+
+    Attributes:
+        model: the exporter's.
+        prefix: of all its values and nodes in the whole graph.
+        names: of its inputs and outputs there.
+    """
+
+    model: ModelProto
+    prefix: str
+    names: Mapping[str, str]
+
+
+def shared_weights(pieces: Sequence[ExportedGraph]) -> dict[str, TensorProto]:
+    """Return the large weights that several pieces have, by digest, with their names in the whole graph."""
+    digests: set[str] = set()
+    shared: dict[str, TensorProto] = {}
+    for piece in pieces:
+        large = {_digest(weight): weight for weight in piece.model.graph.initializer if _large(weight)}
+        for digest, weight in large.items():
+            if digest in digests and digest not in shared:
+                shared[digest] = numpy_helper.from_array(numpy_helper.to_array(weight), f"shared/{digest[:16]}")
+        digests.update(large)
+    return shared
+
+
+def _large(weight: TensorProto) -> bool:
+    return bool(weight.ByteSize() > SHARED_BYTES)
+
+
+def _digest(weight: TensorProto) -> str:
+    return hashlib.sha256(numpy_helper.to_array(weight).tobytes() + repr(list(weight.dims)).encode()).hexdigest()
+
+
+def place(piece: ExportedGraph, shared: Mapping[str, TensorProto]) -> Subgraph:
+    """Return a piece with the names that it has in the whole graph."""
+    names = dict(piece.names)
+    nodes: list[NodeProto] = []
+    read = set(names)
+    for node in reversed(piece.model.graph.node):  # ONNX Runtime keeps unused nodes of branches
+        if not read.isdisjoint(node.output):
+            nodes.insert(0, without_origin(node))
+            read.update(node.input)
+    weights = []
+    for weight in piece.model.graph.initializer:
+        if weight.name not in read:
+            continue
+        one = shared.get(_digest(weight)) if _large(weight) else None
+        names[weight.name] = one.name if one is not None else f"{piece.prefix}/{weight.name}"
+        if one is None:
+            kept = TensorProto()
+            kept.CopyFrom(weight)
+            kept.name = names[weight.name]
+            weights.append(kept)
+    for node in nodes:
+        names |= {value: f"{piece.prefix}/{value}" for value in node.output if value and value not in names}
+    for number, node in enumerate(nodes):
+        node.name = f"{piece.prefix}/{number}"
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+    return Subgraph(tuple(nodes), tuple(weights))
+
+
+def without_origin(node: NodeProto) -> NodeProto:
+    """Return a node without the exporter's notes on its source code."""
+    bare = NodeProto()
+    bare.CopyFrom(node)
+    del bare.metadata_props[:]
+    bare.doc_string = ""
+    return bare
 
 
 def policy_key(policy: Mapping[str, Any]) -> str:
-    """A policy as data -> its key among a file's policies; the rows that it was fitted on do not belong to it."""
+    """Return a policy's key among a file's policies; the rows that it was fitted on do not belong to it."""
     return json.dumps(_acting(policy), sort_keys=True)
 
 
 def _acting(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """What a policy does, as data."""
+    """Return a policy as data, without the rows that it was fitted on."""
     return {
         name: _acting(value) if isinstance(value, Mapping) else value
         for name, value in policy.items()
@@ -62,36 +139,36 @@ def _acting(policy: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def disassemble(model: ModelProto) -> ModelParts:
-    """The pieces of a graph that `assemble` made.
+    """Return the pieces of a graph that `assemble` made.
 
     Raises:
-        InvalidInput: it is none of ours.
+        InvalidInput: `offramp export` did not write it.
     """
-    about = GraphMetadata.of({each.key: each.value for each in model.metadata_props})
-    scopes = list(_scopes(model.graph, len(about.layers)))
+    metadata = GraphMetadata.of({entry.key: entry.value for entry in model.metadata_props})
+    scopes = list(_scopes(model.graph, len(metadata.layers)))
     weights = [{weight.name: weight for weight in scope.initializer} for scope in scopes]
 
-    def piece(prefix: str, scope: GraphProto, held: Mapping[str, TensorProto]) -> Subgraph:
+    def piece(prefix: str, scope: GraphProto, weights: Mapping[str, TensorProto]) -> Subgraph:
         nodes = tuple(node for node in scope.node if node.name.startswith(prefix))
-        return Subgraph(nodes, tuple(weight for name, weight in held.items() if name.startswith(prefix)))
+        return Subgraph(nodes, tuple(weight for name, weight in weights.items() if name.startswith(prefix)))
 
     cuts = []
     for number, scope in enumerate(scopes[1:]):
-        cut = _branch(_named(scope, f"cut{number}"), "else_branch")
+        cut = _branch(_named(scope, value_names.if_all_continue(number)), "else_branch")
         cuts.append(piece(f"cut{number}/", cut, {weight.name: weight for weight in cut.initializer}))
     return ModelParts(
-        inputs=tuple(each for each in model.graph.input if each.name != "thresholds"),
+        inputs=tuple(value for value in model.graph.input if value.name != "thresholds"),
         embed=piece("embed/", scopes[0], weights[0]),
         levels=tuple(piece(f"level{i}/", scope, weights[i]) for i, scope in enumerate(scopes)),
         cuts=tuple(cuts),
         shared=tuple(weight for name, weight in weights[0].items() if name.startswith("shared/")),
         functions={function.name: function for function in model.functions},
-        about=about,
+        metadata=metadata,
     )
 
 
 def with_weights_beside(parts: ModelParts, path: Path) -> ModelParts:
-    """The pieces with their weights in a file of their own, which is to lie beside the graph.
+    """Move the weights of the pieces to a file of their own, which is to lie beside the graph.
 
     ONNX Runtime keeps a copy of what a branch holds for every branch around it, so that weights inside the graph would
     be in memory many times over.
@@ -126,18 +203,18 @@ def with_weights_beside(parts: ModelParts, path: Path) -> ModelParts:
 
 
 def _scopes(graph: GraphProto, exits: int) -> Iterable[GraphProto]:
-    """The graph of each level, from the outermost."""
+    """Yield the graph of each level, from the outermost."""
     for number in range(exits):
         yield graph
         if number < exits - 1:
-            graph = _branch(_named(graph, f"go_on{number}"), "then_branch")
+            graph = _branch(_named(graph, value_names.if_continues(number)), "then_branch")
 
 
 def _named(graph: GraphProto, name: str) -> NodeProto:
-    found: NodeProto = next(node for node in graph.node if node.name == name)
-    return found
+    node: NodeProto = next(node for node in graph.node if node.name == name)
+    return node
 
 
 def _branch(node: NodeProto, name: str) -> GraphProto:
-    found: GraphProto = next(attribute.g for attribute in node.attribute if attribute.name == name)
-    return found
+    graph: GraphProto = next(attribute.g for attribute in node.attribute if attribute.name == name)
+    return graph

@@ -1,6 +1,6 @@
 """Weights of a piece of a model -> int8: dynamic quantization of ONNX Runtime, one scale a channel.
 
-What belongs to an exit stays in float32, so that decisions are taken on what float32 makes of the last states.
+An exit stays in float32, so that decisions are taken in float32.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ ENCODER = ".backbone."
 
 
 def int8(piece: ModelProto) -> ModelProto:
-    """The embedding's tables and the blocks' matrices as int8; the rest as it was."""
-    spared = [node.name for node in piece.graph.node if node.op_type in QUANTIZED and not _of_the_encoder(node)]
-    spared += [f"{name}_MatMul" for name in spared]  # what a Gemm is called by then
+    """Quantize the embedding's tables and the blocks' matrices; all else stays as it was."""
+    excluded = [node.name for node in piece.graph.node if node.op_type in QUANTIZED and not _of_the_encoder(node)]
+    excluded += [f"{name}_MatMul" for name in excluded]  # what a Gemm is called by then
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "piece.onnx"
         quantize_dynamic(
@@ -28,11 +28,11 @@ def int8(piece: ModelProto) -> ModelProto:
             op_types_to_quantize=QUANTIZED,
             per_channel=True,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=spared,
+            nodes_to_exclude=excluded,
         )
         quantized: ModelProto = onnx.load(path)
     return quantized
 
 
 def _of_the_encoder(node: NodeProto) -> bool:
-    return any(ENCODER in told.value for told in node.metadata_props if told.key.endswith("name_scopes"))
+    return any(ENCODER in entry.value for entry in node.metadata_props if entry.key.endswith("name_scopes"))

@@ -1,4 +1,4 @@
-"""Runs an exported graph: numpy in, numpy out. No torch, no transformers."""
+"""Run an exported graph: numpy in, numpy out. No torch, no transformers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SLOW = "SkipLayerNormFusion"  # on CPUs slower than the sum and the norm that it
 
 @dataclass(frozen=True)
 class GraphOutput:
-    """What a graph says of a batch.
+    """A graph's answers to a batch.
 
     Attributes:
-        logits: (B, C) the answers'.
+        logits: (B, C) of the answers.
         exit_layers: (B,) int64 layer numbers.
         logits_by_exit: (B, L, C), NaN behind the exit at which a row has left.
         certainty_by_exit: (B, L) likewise; None where the model has no gate.
@@ -40,20 +40,20 @@ class OnnxSession:
 
     Attributes:
         session: of ONNX Runtime.
-        about: what the file says of itself.
+        metadata: of the file.
     """
 
     session: onnxruntime.InferenceSession
-    about: GraphMetadata
+    metadata: GraphMetadata
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | bytes) -> OnnxSession:
         """Load a file, or its bytes.
 
         Raises:
-            InvalidInput: it is not a graph that offramp exported.
+            InvalidInput: `offramp export` did not write it.
         """
-        where = "the graph" if isinstance(source, bytes) else os.fspath(source)
+        name = "the graph" if isinstance(source, bytes) else os.fspath(source)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # each branch would hold its own plan; together they outgrow the cache
@@ -64,9 +64,9 @@ class OnnxSession:
             )
             return cls(session, GraphMetadata.of(session.get_modelmeta().custom_metadata_map))
         except InvalidInput as error:
-            raise InvalidInput(f"{where}: {error}") from None
+            raise InvalidInput(f"{name}: {error}") from None
         except Exception as error:  # ONNX Runtime's own have no common root
-            raise InvalidInput(f"{where}: ONNX Runtime cannot load it ({' '.join(str(error).split())[:200]})") from None
+            raise InvalidInput(f"{name}: ONNX Runtime cannot load it ({' '.join(str(error).split())[:200]})") from None
 
     def run(self, inputs: Mapping[str, Array], thresholds: float | Sequence[float] | Array) -> GraphOutput:
         """Answer a batch; each sample leaves at the first exit where its score reaches its threshold.
@@ -80,33 +80,34 @@ class OnnxSession:
         Raises:
             InvalidInput: no rows or no tokens; inputs that do not fit; the wrong number of thresholds, or a NaN.
         """
-        given = self._inputs(inputs)
-        rows = len(next(iter(given.values())))
-        told = self.session.run(None, {**given, "thresholds": self._limits(thresholds, rows)})
-        certainty = told[3] if self.about.certainty else None
-        return GraphOutput(told[0], told[1], told[2], certainty)
+        arrays = self._inputs(inputs)
+        rows = len(next(iter(arrays.values())))
+        outputs = self.session.run(None, {**arrays, "thresholds": self._limits(thresholds, rows)})
+        certainty = outputs[3] if self.metadata.certainty else None
+        return GraphOutput(outputs[0], outputs[1], outputs[2], certainty)
 
     def _inputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        wanted = [(each.name, len(each.shape)) for each in self.session.get_inputs() if each.name != "thresholds"]
-        first, axes = wanted[0]
+        """Return the graph's inputs, checked and in its dtypes."""
+        expected = [(value.name, len(value.shape)) for value in self.session.get_inputs() if value.name != "thresholds"]
+        first, axes = expected[0]
         if first not in inputs:
             raise InvalidInput(f"the graph reads {first}, got {', '.join(inputs) or 'nothing'}")
         shape = np.shape(inputs[first])
         if len(shape) != axes or 0 in shape:
             raise InvalidInput(f"{first} must have {axes} axes, none of them empty; got {shape}")
         fillers = {"attention_mask": np.ones, "token_type_ids": np.zeros}
-        found = {}
-        for name, _ in wanted:
+        arrays = {}
+        for name, _ in expected:
             value = inputs[name] if name in inputs else fillers[name](shape, np.int64)
-            found[name] = np.ascontiguousarray(value, np.float32 if name == "pixel_values" else np.int64)
-            if found[name].shape != shape:
-                raise InvalidInput(f"{name} must be of shape {shape} as {first} is, got {found[name].shape}")
+            arrays[name] = np.ascontiguousarray(value, np.float32 if name == "pixel_values" else np.int64)
+            if arrays[name].shape != shape:
+                raise InvalidInput(f"{name} must be of shape {shape} as {first} is, got {arrays[name].shape}")
         if axes == 2 and shape[1] == 1:  # some branches need a second token, if only padding
-            found = {name: np.pad(value, ((0, 0), (0, 1))) for name, value in found.items()}
-        return found
+            arrays = {name: np.pad(value, ((0, 0), (0, 1))) for name, value in arrays.items()}
+        return arrays
 
     def _limits(self, thresholds: float | Sequence[float] | Array, rows: int) -> Array:
-        exits = len(self.about.layers)
+        exits = len(self.metadata.layers)
         values = np.asarray(thresholds, np.float32)
         values = np.full((1, exits - 1), values) if values.ndim == 0 else np.atleast_2d(values)
         if values.shape not in ((1, exits - 1), (rows, exits - 1)):

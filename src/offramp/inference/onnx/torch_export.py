@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -25,39 +29,109 @@ Pair = tuple[Tensor, Tensor]
 """A value in the two examples."""
 
 
-class _Call(nn.Module):
+@dataclass(frozen=True)
+class Function:
+    """A function of a model and tensors, to be exported.
+
+    Attributes:
+        call: (model, *tensors) -> tensors.
+        inputs: its tensors in the two examples, by name; axes on which the examples differ may have any length, but
+            those of length 1 stay so.
+        outputs: the names of what it returns.
+    """
+
+    call: Callable[..., tuple[Tensor, ...]]
+    inputs: Mapping[str, Pair]
+    outputs: Sequence[str]
+
+
+class CallModule(nn.Module):
     """A function of a model and tensors as a module, as the exporter wants it."""
 
-    def __init__(self, model: MultiExitModel | None, function: Callable[..., tuple[Tensor, ...]]) -> None:
+    def __init__(self, model: MultiExitModel | None, call: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
-        self.model, self.function = model, function
+        self.model, self.call = model, call
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        return self.function(self.model, *values)
+        """Call the function."""
+        return self.call(self.model, *values)
 
 
-def _export(
-    model: MultiExitModel | None,
-    function: Callable[..., tuple[Tensor, ...]],
-    inputs: Mapping[str, Pair],
-    outputs: Sequence[str],
-) -> ModelProto:
-    """A function's graph; axes on which the examples differ may have any length, but those of length 1 stay so."""
-    free = tuple({axis: Dim.DYNAMIC for axis in _free(pair)} for pair in inputs.values())
-    program = torch.onnx.export(
-        _Call(model, function).eval(),
-        tuple(pair[0] for pair in inputs.values()),
-        input_names=list(inputs),
-        output_names=[_out(name) for name in outputs],
-        dynamic_shapes=(free,),  # of one variadic argument
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+def export_function(model: MultiExitModel | None, function: Function) -> ModelProto:
+    """Return a function's graph."""
+    return optimize(subgraph(export_functions(model, [function]), 0, function))
+
+
+def export_functions(model: MultiExitModel | None, functions: Sequence[Function]) -> ModelProto:
+    """Export several functions side by side, since a call of the exporter costs more than most of them.
+
+    Returns:
+        One graph, not optimized, whose weights have the names of the model's parameters; `subgraph` cuts it.
+    """
+
+    def call(model: MultiExitModel | None, *values: Tensor) -> tuple[Tensor, ...]:
+        tensors = iter(values)
+        outputs = [
+            output for function in functions for output in function.call(model, *islice(tensors, len(function.inputs)))
+        ]
+        inputs = set(map(id, values))  # a tensor that is both an input and an output would get one name
+        return tuple(output.clone() if id(output) in inputs else output for output in outputs)
+
+    pairs = [pair for function in functions for pair in function.inputs.values()]
+    numbered = list(enumerate(functions))
+    with _no_collection():
+        program = torch.onnx.export(
+            CallModule(model, call).eval(),
+            tuple(pair[0].clone() for pair in pairs),  # one tensor in two places would have its axes in common
+            input_names=[f"{number}.{name}" for number, function in numbered for name in function.inputs],
+            output_names=[
+                f"{number}.{output_name(name)}" for number, function in numbered for name in function.outputs
+            ],
+            dynamic_shapes=(
+                tuple({axis: Dim.DYNAMIC for axis in _free(pair)} for pair in pairs),
+            ),  # one variadic argument
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,  # which would lose the parameters' names
+            verbose=False,
+        )
     assert program is not None
     exported: ModelProto = program.model_proto
-    _fix_shapes(exported)
     return exported
+
+
+def subgraph(exported: ModelProto, number: int, function: Function) -> ModelProto:
+    """Return function `number` of `export_functions` as a graph with plain names, reduced to `function.outputs`."""
+    outputs = [output_name(name) for name in function.outputs]
+    names = {f"{number}.{name}": name for name in (*function.inputs, *outputs)}
+    nodes: list[NodeProto] = []
+    needed = {f"{number}.{name}" for name in outputs}
+    for node in reversed(exported.graph.node):
+        if not needed.isdisjoint(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    part = ModelProto(ir_version=exported.ir_version, opset_import=exported.opset_import, functions=exported.functions)
+    part.graph.name = exported.graph.name
+    part.graph.node.extend(reversed(nodes))
+    part.graph.initializer.extend(weight for weight in exported.graph.initializer if weight.name in needed)
+    part.graph.value_info.extend(value for value in exported.graph.value_info if value.name in needed)
+    part.graph.input.extend(value for value in exported.graph.input if value.name in names)
+    part.graph.output.extend(value for value in exported.graph.output if value.name in names)
+    for node in part.graph.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+    for value in (*part.graph.input, *part.graph.output):
+        value.name = names[value.name]
+    return part
+
+
+def optimize(graph: ModelProto) -> ModelProto:
+    """Fold constants, such as transposed weights, and fuse what the exporter fuses; let shapes cost nothing."""
+    program = torch.onnx.ONNXProgram(ir.from_proto(graph), None)
+    program.optimize()
+    optimized: ModelProto = program.model_proto
+    _fix_shapes(optimized)
+    return optimized
 
 
 def _fix_shapes(model: ModelProto) -> None:
@@ -79,7 +153,7 @@ def _fix_shapes(model: ModelProto) -> None:
             del node.attribute[:]  # such as that a 0 means 0
 
 
-def _out(name: str) -> str:
+def output_name(name: str) -> str:
     """The local name of an output; inputs have the plain names."""
     return f"new.{name}"
 
@@ -88,24 +162,27 @@ def _free(pair: Pair) -> list[int]:
     return [axis for axis, (one, other) in enumerate(zip(pair[0].shape, pair[1].shape, strict=True)) if one != other]
 
 
-def _shape(pair: Pair) -> list[int | str]:
-    """An input's shape, with names for what may have any length."""
+def axis_names(pair: Pair) -> list[int | str]:
+    """Return an input's shape, with names for axes of any length."""
     names = {0: "batch", 1: "tokens"} if pair[0].dim() == 2 else {0: "batch", 2: "height", 3: "width"}
     return [names[axis] if axis in _free(pair) else size for axis, size in enumerate(pair[0].shape)]
 
 
-def _bare(node: NodeProto) -> NodeProto:
-    """A node without what the exporter tells of where it is from."""
-    bare = NodeProto()
-    bare.CopyFrom(node)
-    del bare.metadata_props[:]
-    bare.doc_string = ""
-    return bare
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Stop the garbage collector, which takes a quarter of an export's time and frees little."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
 def silence_exporter() -> Iterator[None]:
-    """The exporter and the quantizer tell of packages that are not installed, and of their own old ways."""
+    """Silence the exporter and the quantizer, which warn of missing packages and of their own deprecations."""
     loggers = [logging.getLogger(name) for name in (None, "torch.onnx._internal.exporter._registration", "onnxscript")]
     before = [logger.level for logger in loggers]
     handlers = logging.root.handlers[:]
