@@ -20,7 +20,8 @@ settings.load_profile("offramp")
 BUDGET_S = 2.0
 EXPORT_BUDGET_S = 60.0  # the first test that needs a graph exports it, for all that come after
 UNLIMITED = ("slow", "network", "gpu")
-EXPORTING = ("assemble", "commands", "load_engine", "export", "graph", "session")
+EXPORTED = ("assemble", "commands", "load_engine", "export", "session")  # these share what was exported
+EXPORTING = (*EXPORTED, "benchmark", "graph", "saved_folder")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -40,7 +41,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def group_of(file: Path) -> str:
     name = file.stem.removeprefix("test_")
-    return "exports" if name in EXPORTING else name
+    return "exported" if name in EXPORTED else name
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,7 +54,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     began = time.process_time()
     yield
     used = time.process_time() - began
-    budget = EXPORT_BUDGET_S if group_of(item.path) == "exports" else BUDGET_S
+    budget = EXPORT_BUDGET_S if item.path.stem.removeprefix("test_") in EXPORTING else BUDGET_S
     if used > budget and not any(item.get_closest_marker(name) for name in UNLIMITED):
         pytest.fail(
             f"took {used:.1f} s of CPU time: over {budget:g} s, mark it slow or move its set-up into a fixture",

@@ -180,6 +180,7 @@ def test_a_nan_row_is_an_error_for_itself_alone(warm_bert: Warm) -> None:
     assert found.failed.tolist() == [False, False, True, False, False, False]
 
 
+@pytest.mark.slow
 def test_in_bfloat16_a_compiled_model_says_what_the_eager_one_says_in_bfloat16() -> None:
     model = tiny_model("bert", exit_layers=[4]).to(torch.bfloat16)
     batch = padded(model, several_tokens(model, 9))

@@ -84,15 +84,20 @@ def first(trained: list[tuple[str, int]], setting: ExperimentConfig, tmp_path: P
     return dict(load_or_train_all(tmp_path, TRAININGS, [0], setting))
 
 
-def test_a_run_that_is_kept_is_not_run_again(
-    trained: list[tuple[str, int]], first: dict[tuple[str, int], Trained], setting: ExperimentConfig, tmp_path: Path
-) -> None:
+@pytest.fixture
+def again(
+    first: dict[tuple[str, int], Trained], setting: ExperimentConfig, tmp_path: Path
+) -> dict[tuple[str, int], Trained]:
+    """What is found in the same folder with one seed more."""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last-0", "setting.json", "weighted-0"]
     assert not list(tmp_path.rglob("model.safetensors"))
     (tmp_path / "weighted-1.unfinished").mkdir()  # what a kill leaves
+    return dict(load_or_train_all(tmp_path, TRAININGS, [0, 1], setting))
 
-    again = load_or_train_all(tmp_path, TRAININGS, [0, 1], setting)
 
+def test_a_run_that_is_kept_is_not_run_again(
+    trained: list[tuple[str, int]], first: dict[tuple[str, int], Trained], again: dict[tuple[str, int], Trained]
+) -> None:
     assert trained == [("weighted", 0), ("last", 0), ("weighted", 1), ("last", 1)]
     kept = (first["weighted", 0], again["weighted", 0], again["weighted", 1])
     one, same, other = (found.traces["validation"].logits for found in kept)

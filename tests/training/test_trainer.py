@@ -202,7 +202,7 @@ def test_two_runs_with_one_seed_end_the_same(train: Callable[..., ExitTrainer]) 
 def test_accumulated_gradients_are_those_of_the_larger_batch(objective: str, train: Callable[..., ExitTrainer]) -> None:
     whole, halves = toy_model(), toy_model()
     # plain gradient descent, so that weights say what gradients were
-    settings = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "weight_decay": 0.0}
+    settings = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "weight_decay": 0.0}
     settings |= {"train_sampling_strategy": "sequential"}
     train(whole, objective, **settings, per_device_train_batch_size=8)
     train(halves, objective, **settings, per_device_train_batch_size=4, gradient_accumulation_steps=2)
@@ -302,12 +302,18 @@ def test_label_smoothing_is_refused(tmp_path: Path) -> None:
         exit_trainer(toy_model(), arguments(tmp_path, label_smoothing_factor=0.1), toy())
 
 
-def test_bfloat16_autocast_trains_float32_weights(train: Callable[..., ExitTrainer]) -> None:
+@pytest.fixture
+def exact(train: Callable[..., ExitTrainer]) -> MultiExitModel:
+    """Trained without autocast."""
     model = toy_model()
-    before = mean_losses(model, toy())
-    exact, rough = toy_model(), model
+    train(model, bf16=False, max_steps=30)
+    return model
+
+
+def test_bfloat16_autocast_trains_float32_weights(exact: MultiExitModel, train: Callable[..., ExitTrainer]) -> None:
+    rough = toy_model()
+    before = mean_losses(rough, toy())
     train(rough, bf16=True, max_steps=30)
-    train(exact, bf16=False, max_steps=30)
     assert {parameter.dtype for parameter in rough.parameters()} == {torch.float32}
     assert mean_losses(rough, toy())[-1] < 0.2 * before[-1]
     assert not torch.equal(rough.heads.classifiers[0].weight, exact.heads.classifiers[0].weight)
@@ -437,17 +443,27 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_fit_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 5e-3}
-    whole, stopped, resumed = (toy_model(dropout=0.2) for _ in range(3))
-    fit(whole, tiny_tokenizer(), tmp_path / "whole", labelled_texts(32), **settings)
+FITTING = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 5e-3}
 
+
+@pytest.fixture
+def whole(tmp_path: Path) -> MultiExitModel:
+    """Fitted without an interruption."""
+    model = toy_model(dropout=0.2)
+    fit(model, tiny_tokenizer(), tmp_path / "whole", labelled_texts(32), **FITTING)
+    return model
+
+
+def test_fit_goes_on_where_it_was_interrupted(
+    whole: MultiExitModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped, resumed = (toy_model(dropout=0.2) for _ in range(2))
     monkeypatch.setattr("offramp.training.fit.Progress", Stop)
     with pytest.raises(KeyboardInterrupt):
-        fit(stopped, tiny_tokenizer(), tmp_path / "other", labelled_texts(32), **settings)
+        fit(stopped, tiny_tokenizer(), tmp_path / "other", labelled_texts(32), **FITTING)
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "other" / "checkpoints").iterdir()] == ["checkpoint-4"]
-    fit(resumed, tiny_tokenizer(), tmp_path / "other", labelled_texts(32), resume=True, **settings)
+    fit(resumed, tiny_tokenizer(), tmp_path / "other", labelled_texts(32), resume=True, **FITTING)
 
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     assert not (tmp_path / "other" / "checkpoints").exists()
