@@ -197,8 +197,8 @@ def test_every_public_name_is_there(name: str) -> None:
 def test_the_contracts_names_are_public() -> None:
     """What other code relies on."""
     contract = (
-        "MultiExitModel Bypass TokenExit ExitTrainer load_objective Trace record load_policy fit_policy replay calibrate "
-        "Target certify Predictor"
+        "MultiExitModel Bypass TokenExit ExitTrainer load_objective Trace record load_policy fit_policy replay "
+        "calibrate Target certify Predictor"
     )
     assert set(contract.split()) <= set(offramp.__all__)
 
