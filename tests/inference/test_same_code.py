@@ -1,14 +1,16 @@
 """Blocks that differ in their weights alone share an export; all others do not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from offramp.inference.onnx.export_blocks import _exit_spec, _inputs
+from offramp.inference.onnx.export_blocks import _exit_spec, _inputs, export_parts
 from offramp.inference.onnx.same_code import BlockCode, weights_for
+from offramp.inference.onnx.torch_export import Function
 from offramp.model.modeling import MultiExitModel
-from support.models import tiny_model
+from offramp.model.token_exit.config import TokenExit
+from support.models import LAYERS, tiny_model
 
 
 @torch.no_grad()
@@ -73,3 +75,21 @@ def test_where_a_block_depends_on_its_number_the_outputs_differ() -> None:
         results = [tensor + 1 for tensor in blocks[2].results]
         other = BlockCode(blocks[2].function, blocks[2].written, blocks[2].modules, results)
         assert weights_for(model, blocks[0], other) is None
+
+
+@pytest.mark.parametrize(("token_exit", "blocks"), [(None, 1), (TokenExit(keep_ratio={1: 0.7}), LAYERS)])
+def test_with_token_exit_every_block_is_exported_by_itself(
+    token_exit: TokenExit | None, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Enough(Exception):
+        pass
+
+    def stop(model: MultiExitModel, functions: Sequence[Function]) -> None:
+        names.extend(function.outputs[-1] for function in functions)
+        raise Enough
+
+    names: list[str] = []
+    monkeypatch.setattr("offramp.inference.onnx.export_blocks.export_functions", stop)
+    with pytest.raises(Enough):
+        export_parts(tiny_model(token_exit=token_exit), "of a test")
+    assert names.count("logits") == blocks

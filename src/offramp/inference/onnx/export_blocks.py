@@ -159,13 +159,18 @@ def _exit_spec(model: MultiExitModel, exit: int, before: Sequence[Carry]) -> tup
 def _export_pieces(
     model: MultiExitModel, embed: Function, specs: Sequence[ExitSpec], prepare: Prepare
 ) -> tuple[list[ExportedGraph], list[ExportedGraph]]:
-    """Return the embedding and the blocks, and the cuts; equal functions are exported once."""
+    """Return the embedding and the blocks, and the cuts; equal functions are exported once.
+
+    With token exit every block has an export of its own: how many tokens stay depends on the layer's number, which no
+    module knows.
+    """
     functions = [embed]
     blocks: dict[int, BlockCode] = {}  # by number of the function
     cuts: dict[object, int] = {}  # number of the function, by shapes
     sources: list[tuple[int, Mapping[str, Tensor]]] = []  # each block's function, and its weights
     for spec in specs:
-        candidates = ((number, weights_for(model, block, spec.block)) for number, block in blocks.items())
+        templates = blocks if model.config.token_exit is None else {}
+        candidates = ((number, weights_for(model, block, spec.block)) for number, block in templates.items())
         source = next(((number, weights) for number, weights in candidates if weights is not None), None)
         if source is None:
             source = (len(functions), {})
