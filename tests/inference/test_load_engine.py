@@ -40,9 +40,10 @@ def point() -> OperatingPoint:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The warnings of this test."""
     messages: list[str] = []
-    monkeypatch.setattr(
-        "offramp.inference.onnx_engine.logger.warning", lambda text, *rest: messages.append(text % rest)
-    )
+    for module in ("load_engine", "onnx_engine"):
+        monkeypatch.setattr(
+            f"offramp.inference.{module}.logger.warning", lambda text, *values: messages.append(text % values)
+        )
     return messages
 
 

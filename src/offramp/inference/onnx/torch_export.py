@@ -74,8 +74,12 @@ def export_functions(model: MultiExitModel | None, functions: Sequence[Function]
         outputs = [
             output for function in functions for output in function.call(model, *islice(tensors, len(function.inputs)))
         ]
-        inputs = set(map(id, values))  # a tensor that is both an input and an output would get one name
-        return tuple(output.clone() if id(output) in inputs else output for output in outputs)
+        named = set(map(id, values))  # a tensor in two places, inputs among them, would get one name
+        distinct = []
+        for output in outputs:
+            distinct.append(output.clone() if id(output) in named else output)
+            named.add(id(output))
+        return tuple(distinct)
 
     pairs = [pair for function in functions for pair in function.inputs.values()]
     numbered = list(enumerate(functions))
