@@ -82,12 +82,12 @@ class Trace:
 
     @property
     def depth(self) -> int:
-        """The number of exits."""
+        """Return the number of exits."""
         return self.logits.shape[0]
 
     @property
     def layer_numbers(self) -> list[int]:
-        """The layer number of each exit."""
+        """Return the layer number of each exit."""
         assert self.layers is not None  # set in __post_init__
         return self.layers.tolist()
 

@@ -54,7 +54,7 @@ def assemble(parts: ModelParts, policy: Mapping[str, Any]) -> ModelProto:
     """Return one graph of a model's pieces.
 
     Inputs: the model's, and `thresholds` (1 or B, L-1). Outputs: `logits` (B, C), `exit_layer` (B,) int64,
-    `logits_by_exit` (B, L, C) and, with a gate, `certainty_by_exit` (B, L); the last two are NaN behind a row's exit.
+    `logits_by_exit` (B, L, C) and, with a gate, `certainty_by_exit` (B, L); the last two are NaN after a row's exit.
 
     Args:
         parts: the pieces.
@@ -207,7 +207,7 @@ class _Assembly:
         graph.node.append(helper.make_node(call.function, reads, writes, f"step{i}", domain=DOMAIN))
 
     def _deeper(self, i: int) -> GraphProto:
-        """Return the branch behind exit i: the cut of the batch, and the next level."""
+        """Return the branch after exit i: the cut of the batch, and the next level."""
         graph, kinds = GraphProto(name=f"deeper{i}"), self._carried(i)
         _add(graph, "ReduceMin", [names.continues(i)], [f"all_continue{i}"], keepdims=0)
         whole = GraphProto(name=f"whole{i}")
@@ -240,7 +240,7 @@ class _Assembly:
         return {**self.metadata.carried[i], **memory, "state": FLOAT, "table": FLOAT}
 
     def _after(self, i: int, field: str) -> str:
-        """Return the name of a field's value behind exit i."""
+        """Return the name of a field's value after exit i."""
         written = field in self.metadata.written[i] or field == "state" or field.startswith("memory")
         return (names.after if written else names.carry)(i, field)
 

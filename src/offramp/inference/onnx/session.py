@@ -24,7 +24,7 @@ class GraphOutput:
     Attributes:
         logits: (B, C) of the answers.
         exit_layers: (B,) int64 layer numbers.
-        logits_by_exit: (B, L, C), NaN behind the exit at which a row has left.
+        logits_by_exit: (B, L, C), NaN after the exit at which a row has left.
         certainty_by_exit: (B, L) likewise; None where the model has no gate.
     """
 
