@@ -42,7 +42,7 @@ def calibrate(
     Args:
         trace: a full-depth pass over data that is neither trained on nor reported on; labels for `max_drop`.
         policy: a policy, its name, or its data form.
-        target: what to hold.
+        target: the requirement.
         metric: a name of `offramp.evaluation.metrics.METRICS`; None = the problem's default.
         cost: the time to each exit (`offramp.measure_costs`), for `latency_ms` and for nothing else.
 

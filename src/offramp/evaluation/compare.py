@@ -54,7 +54,7 @@ def compare(trace: Trace, metric: str | None = None, seed: int = 0) -> Compariso
         seed: of the halves and of the resamples.
 
     Raises:
-        InvalidInput: fewer than two rows; a single exit; samples whose score is NaN or whose logits are not finite.
+        InvalidInput: fewer than two samples; a single exit; samples whose score is NaN or whose logits are not finite.
         NotApplicable: the metric has no meaning for this kind of problem.
 
     Example:

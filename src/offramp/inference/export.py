@@ -186,7 +186,7 @@ def with_steps(parts: ModelParts, policies: Sequence[Policy]) -> ModelParts:
 
 
 def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
-    """Hold a graph against a trace: it must leave where a replay leaves, with the same logits.
+    """Compare a graph with a trace: each row must leave at the exit of a replay, with the same logits.
 
     Args:
         exported: the graph.

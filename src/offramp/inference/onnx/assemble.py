@@ -11,10 +11,10 @@ packs them ahead; weights that several blocks share belong to the outer graph. `
 A step of a policy is a function of the ONNX file, called at each exit; a file holds those of several policies, so
 another policy is a matter of other calls.
 
-Two values go along with the carry: the table of answers, a row a sample, and the state of each sample, which is its
-row number, its thresholds and the outputs of the exits so far. Where a row leaves, all rows at that exit are written
-into the table, and rows that continue are written again later: that is less to do than to tell them apart. Columns of
-later exits hold a filler, which becomes NaN at the end.
+Two values go from level to level with the carry: the table of answers, with a row for each sample, and the state: each
+sample's number in the table, its thresholds and the outputs of the exits so far. Where a sample leaves, all samples at
+that exit are written into the table, and those that continue are written again later, which costs less than selecting
+the ones that leave. Columns of later exits hold a filler, which becomes NaN at the end.
 """
 
 from __future__ import annotations
