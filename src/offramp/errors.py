@@ -1,17 +1,17 @@
-"""The errors that offramp raises. Each message names in one line what is wrong, where, and what would be right.
+"""The errors that offramp raises; their messages have one line.
 
 OfframpError
 ├── InvalidInput (also a ValueError)   an argument, a file or a folder is wrong
-│   ├── DataError                      a file, a line, a column, a label; the message starts with file and line
-│   ├── UnknownName                    a name that is in no table; the message names the nearest one
+│   ├── DataError                      data that cannot be used as it is
+│   ├── UnknownName                    a name that is in none of offramp's tables
 │   ├── NotApplicable                  a policy or metric that has no meaning for this kind of problem
-│   └── UnsupportedBackbone            an encoder that offramp cannot cut at its layers
-└── CannotReach                        no threshold reaches the target; the message names the best value
+│   └── UnsupportedBackbone            an encoder whose layers offramp cannot run one by one
+└── CannotReach                        no threshold reaches a target, or no certificate can be given
 """
 
 
 class OfframpError(Exception):
-    """The root of offramp's errors: catching it catches all that offramp raises on purpose.
+    """The root of the errors below; errors of Python, torch and transformers are not among them.
 
     Example:
         >>> try:
@@ -35,7 +35,7 @@ class InvalidInput(OfframpError, ValueError):
 
 
 class DataError(InvalidInput):
-    """A data set cannot be used as it is; the message starts with file and line."""
+    """A data set cannot be used as it is; where one line is at fault, the message names file and line."""
 
 
 class UnknownName(InvalidInput):
@@ -51,7 +51,7 @@ class UnsupportedBackbone(InvalidInput):
 
 
 class CannotReach(OfframpError):
-    """No threshold reaches the target; the message names the best value that one reaches.
+    """No threshold reaches a target, or no certificate can be given for the policy.
 
     Example:
         >>> try:

@@ -146,7 +146,7 @@ def test_a_latency_is_measured_and_met_on_the_command_line(place: Path) -> None:
     outcome = offramp("calibrate", place / "model", *data, "--latency-ms", 1000, "--name", "quick")
     assert outcome.exit_code == 0, outcome.output
     assert "timed: torch-float32, batch size 3" in outcome.stderr
-    assert "ms a sample that leaves behind layer 1: " in outcome.stderr
+    assert "ms a sample that leaves after layer 1: " in outcome.stderr
     assert "ms a sample" in outcome.stdout
     point = read_points(place / "model" / POINTS_FILE)["quick"]
     assert point.target == {"latency_ms": 1000}

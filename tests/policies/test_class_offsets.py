@@ -35,21 +35,21 @@ def test_it_goes_around_all_but_an_ensemble_and_comes_back_from_data() -> None:
     policy = load_policy("pcee", patience=2, offsets=(0.1, 0.0, 0.0), ensemble="run")
     assert isinstance(policy, Ensemble)
     assert load_policy(policy_to_dict(policy)) == policy
-    with pytest.raises(InvalidInput, match="of a policy that is no ensemble"):
+    with pytest.raises(InvalidInput, match="a policy that has no offsets and is no ensemble"):
         ClassOffsets(Ensemble(MaxProb()), (0.0,))
 
 
 @pytest.mark.parametrize("numbers", [(), (float("inf"), 0.0), (float("nan"),)])
 def test_numbers_are_checked(numbers: tuple[float, ...]) -> None:
-    with pytest.raises(InvalidInput, match="a finite number each"):
+    with pytest.raises(InvalidInput, match="finite numbers, one for each class"):
         load_policy("margin", offsets=numbers)
 
 
 def test_other_answers_and_other_classes_are_refused() -> None:
     for problem_type in (MULTI_LABEL, REGRESSION):
-        with pytest.raises(NotApplicable, match="where an answer is one of them"):
+        with pytest.raises(NotApplicable, match="where the answer is one class"):
             scores(load_policy("certainty", offsets=(0.0, 0.0, 0.0)), random_trace(problem_type))
-    with pytest.raises(InvalidInput, match="2 classes are held back, and the model has 3"):
+    with pytest.raises(InvalidInput, match="2 offsets for a model with 3 classes"):
         scores(load_policy("margin", offsets=(0.0, 0.0)), random_trace(SINGLE_LABEL))
 
 

@@ -115,11 +115,11 @@ def test_lines_are_checked(lines: tuple[tuple[float, ...], ...]) -> None:
 
 
 def test_other_scores_and_other_exits_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="for certainty, entropy, margin and max-prob, not for Patience"):
+    with pytest.raises(InvalidInput, match="around certainty, entropy, margin and max-prob, not around Patience"):
         fit_lines("patience", random_trace(SINGLE_LABEL))
     with pytest.raises(NotApplicable, match="a regression has none"):
         fit_lines("certainty", random_trace(REGRESSION))
-    with pytest.raises(InvalidInput, match="2 lines for a model with another number of exits"):
+    with pytest.raises(InvalidInput, match="lines for 2 exits, but the model has at least 3 exits"):
         scores(load_policy("margin", lines=LINES[:2]), random_trace(SINGLE_LABEL))
 
 

@@ -235,7 +235,7 @@ def test_a_policy_of_another_model_is_refused() -> None:
     for exits in (3, 5):
         with pytest.raises(InvalidInput, match="fitted for 4 exits"):
             scores(policy, random_trace(SINGLE_LABEL, depth=exits))
-        with pytest.raises(InvalidInput, match="4 temperatures for a model with another number of exits"):
+        with pytest.raises(InvalidInput, match=f"temperatures for 4 exits, but the model has {exits} exits"):
             scores(TemperatureScaled(MaxProb(), (1.0,) * 4), random_trace(SINGLE_LABEL, depth=exits))
     with pytest.raises(NotApplicable, match="fitted for another kind of problem: exit 1 has 3 weights for 2 numbers"):
         scores(policy, random_trace(REGRESSION, depth=4))

@@ -85,7 +85,7 @@ class BenchmarkRow:
 
     @property
     def early(self) -> bool:
-        """True for an operating point."""
+        """Return True for an operating point, False for a baseline or full depth."""
         return not self.rival and self.name != FULL
 
 

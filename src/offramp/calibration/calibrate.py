@@ -42,8 +42,8 @@ def calibrate(
     Args:
         trace: a full-depth pass over data that is neither trained on nor reported on; labels for `max_drop`.
         policy: a policy, its name, or its data form.
-        target: what to hold.
-        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one of the problem.
+        target: the requirement.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the problem's default.
         cost: the time to each exit (`offramp.measure_costs`), for `latency_ms` and for nothing else.
 
     Raises:
@@ -129,7 +129,7 @@ def _agreement(outputs: PolicyOutputs) -> Tensor:
     """Return 1 where a sample's answer at an exit is the full model's, else 0; (L, N, 1)."""
     trace = outputs.trace
     if trace.problem_type == REGRESSION:
-        raise NotApplicable("agreement compares classes and a regression has none; use max_drop or speedup")
+        raise NotApplicable("agreement compares classes and a regression has none; use max_drop, speedup or latency_ms")
     early = predictions(ExitOutput(outputs.logits, problem_type=trace.problem_type))  # (L, N, G)
     full = predictions(trace.exit(trace.depth - 1))  # (N, G)
     return (early == full).all(dim=-1, keepdim=True).double()

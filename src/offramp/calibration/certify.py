@@ -38,7 +38,7 @@ from offramp.types.trace import Trace, labels_of, row_hashes, trace_digest
 
 DEFAULT_METHOD = "hoeffding-bentkus"
 MAX_ROWS = 1 << 20
-"""The largest number of rows that a note names."""
+"""The largest number of rows that a certificate's note gives as needed."""
 
 
 def certify(
@@ -97,7 +97,7 @@ def certified_point(
 ) -> OperatingPoint:
     """Return `certify`'s operating point for a policy that has run over the trace; arguments and errors as there.
 
-    `check_certifiable` comes first.
+    Call `check_certifiable` before it.
     """
     trace, score, logits = outputs.trace, outputs.scores, outputs.logits
     loss, counted = losses(trace, logits, risk)
@@ -131,7 +131,7 @@ def certified_point(
 def check_certifiable(
     trace: Trace, policy: Policy, risk: str, level: float, delta: float, method: str = DEFAULT_METHOD
 ) -> None:
-    """Refuse what cannot be certified; arguments and errors as of `certify`."""
+    """Raise an error for arguments that cannot be certified; arguments and errors as of `certify`."""
     for kind, name, table in (("risk", risk, RISKS), ("method", method, METHODS)):
         if name not in table:
             raise UnknownName(f"unknown {kind} {name!r}; known: {', '.join(table)}")

@@ -49,7 +49,7 @@ def ladder(
     Args:
         trace: a full-depth pass over data that is neither trained on nor reported on, with labels.
         policy: a policy, its name, or its data form.
-        metric: of which DROPS keep a share, where nothing is certified; None = the usual one of the problem.
+        metric: of which DROPS keep a share, where nothing is certified; None = the problem's default.
         delta: above 0, below 1; None = nothing is certified.
 
     Raises:

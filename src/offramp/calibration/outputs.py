@@ -62,7 +62,7 @@ def policy_outputs(trace: Trace, policy: Policy | Mapping[str, Any] | str) -> Po
     """Run a policy, its name or its data form over a trace, once.
 
     Raises:
-        InvalidInput: a single exit; samples whose scores or logits are not finite.
+        InvalidInput: a single exit; samples whose score is NaN or whose logits are not finite.
         NotApplicable: the policy has no meaning for this kind of problem.
     """
     policy = policy if isinstance(policy, Policy) else load_policy(policy)
@@ -75,6 +75,6 @@ def policy_outputs(trace: Trace, policy: Policy | Mapping[str, Any] | str) -> Po
 
 
 def _lines(policy: Policy) -> ExitScaled | None:
-    """The policy whose lines need not run: the outermost one, below an ensemble."""
+    """Return the policy whose lines need not run: the outermost one, below an ensemble."""
     inner = policy.policy if isinstance(policy, Ensemble) else policy
     return inner if isinstance(inner, ExitScaled) else None

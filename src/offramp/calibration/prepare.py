@@ -26,7 +26,7 @@ class PreparedPolicy:
         policy: ready to be calibrated.
         rows: of the trace, the rows to choose thresholds on.
         confidence: of the points' certificates, above 0, below 1; None = points have none.
-        report: which numbers were fitted on how many rows apart, in one line; empty where none were.
+        report: one line: the numbers that were fitted on other rows, and how many rows; empty where none were.
     """
 
     policy: Policy
@@ -52,7 +52,7 @@ class PreparedPolicy:
         if self.confidence is None:
             return calibrate(self.rows, self.policy, target, metric, cost)
         if target.kind not in ("max_drop", "agreement") or metric not in (None, "accuracy"):
-            raise InvalidInput("a confidence goes with max_drop, which is then of accuracy, or with agreement")
+            raise InvalidInput("a confidence goes with max_drop of accuracy, or with agreement")
         risk, level = ("drop", target.value) if target.kind == "max_drop" else ("agreement", 1 - target.value)
         return certify(self.rows, self.policy, risk, round(level, 12), round(1 - self.confidence, 12))
 

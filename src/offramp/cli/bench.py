@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from offramp.cli.options import FOLDER, column_options, columns_of, json_option, silence_transformers
+from offramp.cli.options import FOLDER, SOURCE, column_options, columns_of, json_option, silence_transformers
 from offramp.inference.onnx.metadata import ENGINES
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--data", required=True, metavar="FILE", help="Texts; labelled rows are scored too.")
+@click.option("--data", required=True, metavar="FILE", help=f"Texts, scored too if they have labels: {SOURCE}.")
 @click.option("--split", default="test", show_default=True, help="Split of a named data set.")
 @click.option(
     "--batch-size", "sizes", default="1,8,32", show_default=True, metavar="1,8,32", help="Batch sizes to time."

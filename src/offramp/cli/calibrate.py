@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from offramp.types.operating_point import OperatingPoint
 
 TARGETS = ("max_drop", "speedup", "agreement", "latency_ms")
+HOLD_BACK = "Lower this class's score by AMOUNT, so that it leaves later, e.g. safe:0.2."
 
 
 @click.command()
@@ -39,8 +40,10 @@ TARGETS = ("max_drop", "speedup", "agreement", "latency_ms")
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="Keep at least (1 - this) of the full model's score.")
 @click.option("--speedup", type=click.FloatRange(min=1), help="Layers of the full model over mean exit layer.")
 @click.option("--agreement", type=click.FloatRange(0, 1), help="Share of rows with the full model's answer.")
-@click.option("--latency-ms", type=click.FloatRange(0, min_open=True), help="Mean time of a row, on this machine.")
-@click.option("--ladder", is_flag=True, help="Several points, from full depth down to 4x; see below.")
+@click.option(
+    "--latency-ms", type=click.FloatRange(0, min_open=True), help="Mean time of a row in milliseconds, on this machine."
+)
+@click.option("--ladder", is_flag=True, help="Several points, from full depth down to 4x; see above.")
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -48,7 +51,7 @@ TARGETS = ("max_drop", "speedup", "agreement", "latency_ms")
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="For --latency-ms: rows in a batch.  [default: 1]")
 @click.option("--name", help="Name of the saved point.  [default: default]")
-@click.option("--hold-back", metavar="safe:0.2", help="Classes that leave later, by this much of the score.")
+@click.option("--hold-back", metavar="CLASS:AMOUNT", help=HOLD_BACK)
 @click.option("--per-exit", is_flag=True, help="A threshold for each exit: the same score means more at a deep exit.")
 @click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
 @policy_options
@@ -144,9 +147,7 @@ def _targets(ladder: bool, confidence: float | None, name: str | None, options: 
         raise click.UsageError(f"give exactly one of {names}, or --ladder")
     certifiable = ladder or not {"speedup", "latency_ms"} & set(targets)
     if confidence is not None and not (certifiable and options["metric"] in (None, "accuracy")):
-        raise click.UsageError(
-            "--confidence goes with --max-drop and --ladder, which are then of accuracy, or with --agreement"
-        )
+        raise click.UsageError("--confidence goes with --max-drop and --ladder of accuracy, or with --agreement")
     if "latency_ms" in targets and options["data"] is None:
         raise click.UsageError("--latency-ms times the texts of --data; a trace has none")
     if "latency_ms" not in targets and options["batch_size"] is not None:
@@ -164,7 +165,7 @@ def _measure_costs(folder: Path, options: Mapping[str, Any]) -> CostTable:
     cost = measure_costs(folder, texts, options["engine"], batch_size=options["batch_size"] or 1)
     click.echo(f"timed: {cost.describe()}", err=True)
     times = ", ".join(f"{layer}: {ms:.2f}" for layer, ms in zip(cost.layers, cost.ms, strict=True))
-    click.echo(f"ms a sample that leaves behind layer {times}", err=True)
+    click.echo(f"ms a sample that leaves after layer {times}", err=True)
     return cost
 
 

@@ -13,6 +13,7 @@ import click
 from offramp.cli.options import (
     FOLDER,
     POLICY_PARAMETERS,
+    SOURCE,
     column_options,
     columns_of,
     json_option,
@@ -23,11 +24,13 @@ from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import GRAPHS, weights_digest
 from offramp.policies.registry import policy_text
 
+DATA = f"Labelled data to check the file on: {SOURCE}.  [default: the built-in sample]"
+
 
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--int8", is_flag=True, help="Write model.int8.onnx, with the encoder's weights in 8 bits.")
-@click.option("--data", metavar="FILE", help="Labelled data to check the file on.  [default: the built-in sample]")
+@click.option("--data", metavar="FILE", help=DATA)
 @click.option("--split", default="validation", show_default=True, help="Split of a named data set.")
 @policy_options
 @column_options

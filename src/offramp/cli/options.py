@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 POLICY_PARAMETERS = ("measure", "patience", "divergence", "window", "ensemble")
+SOURCE = "a csv, tsv, jsonl or parquet file, or a data set's name"
+UNTRAINED = "Labelled data that the model was not trained on"
 Command = TypeVar("Command", bound=Callable[..., None])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
@@ -52,14 +54,14 @@ def learning_options(command: Command) -> Command:
             "validation_source",
             required=True,
             metavar="FILE",
-            help="Data on which thresholds are chosen.",
+            help=f"Data on which thresholds are chosen: {SOURCE}.",
         ),
         click.option(
             "--train",
             "train_source",
             required=True,
             metavar="FILE",
-            help="A csv, tsv, jsonl or parquet file, or the name of a data set.",
+            help=f"Data to train on: {SOURCE}.",
         ),
     ):
         command = option(command)
@@ -80,14 +82,17 @@ def scored_options(split: str) -> Callable[[Command], Command]:
         command = click.option("--split", default=split, show_default=True, help="Split of a named data set.")(command)
         command = engine_option(command)
         command = click.option("--trace", type=FILE, help="Instead of --data: a file of `offramp record`.")(command)
-        return click.option("--data", metavar="FILE", help="Labelled data that the model was not trained on.")(command)
+        return click.option("--data", metavar="FILE", help=f"{UNTRAINED}: {SOURCE}.")(command)
 
     return add
 
 
 def policy_options(command: Command) -> Command:
     """Add --policy and its parameters."""
-    default = "[default: margin, which calibrate gives a threshold for each exit; for regression, consistency]"
+    default = (
+        "The exit rule, by name.  "
+        "[default: margin, which calibrate gives a threshold for each exit; for regression, consistency]"
+    )
     names = click.Choice(sorted(POLICIES))
     ensemble = "Answer with the mean of several exits: of those that were ready or agreed, or of all so far."
     command = click.option("--ensemble", type=click.Choice(["run", "all"]), help=ensemble)(command)

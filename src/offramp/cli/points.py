@@ -26,7 +26,7 @@ def refuse_other_weights(folder: Path, trace: Trace) -> None:
     """
     if trace.provenance.get("weights") != weights_digest(folder):
         raise InvalidInput(
-            f"the trace was not recorded with the weights in {folder}, so it can promise nothing of them"
+            f"the trace was not recorded with the weights in {folder}, so no certificate can hold for them"
         )
 
 

@@ -12,6 +12,10 @@ from offramp.cli.options import FILE, FOLDER, columns_of, silence_transformers
 from offramp.cli.output import finished_only
 from offramp.inference.onnx.metadata import ENGINES
 
+ENGINE = (
+    "The engine that runs the model; auto takes an exported graph on a machine without a GPU, if it fits the point."
+)
+
 
 @click.command()
 @click.argument("folder", type=FOLDER)
@@ -21,8 +25,8 @@ from offramp.inference.onnx.metadata import ENGINES
     "--operating-point",
     help='A saved point, or "full" for all layers.  [default: the point "default", if there is one]',
 )
-@click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True, help=ENGINE)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts in a batch.")
 @click.option("--text-column", help="Column of the text.  [default: guessed and printed]")
 @click.option("--pair-column", help="Column of the second text of a pair.")
 def predict(

@@ -11,6 +11,7 @@ import click
 from offramp.cli.options import (
     FILE,
     FOLDER,
+    SOURCE,
     column_options,
     columns_of,
     engine_option,
@@ -21,9 +22,9 @@ from offramp.cli.options import (
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--data", required=True, metavar="FILE", help="csv, tsv, jsonl, parquet, or a data set's name.")
-@click.option("-o", "--output", type=FILE, required=True, help="The file of the trace, e.g. trace.safetensors.")
-@click.option("--split", default="validation", show_default=True, help="Of a named data set.")
+@click.option("--data", required=True, metavar="FILE", help=f"Labelled data: {SOURCE}.")
+@click.option("-o", "--output", type=FILE, required=True, help="File for the trace, e.g. trace.safetensors.")
+@click.option("--split", default="validation", show_default=True, help="Split of a named data set.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @engine_option
 @column_options

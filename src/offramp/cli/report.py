@@ -15,6 +15,8 @@ import click
 from offramp.cli.options import (
     FILE,
     FOLDER,
+    SOURCE,
+    UNTRAINED,
     column_options,
     columns_of,
     engine_option,
@@ -33,7 +35,7 @@ TIMED_TEXTS, ROUNDS = 8, 3  # and passes over them for each exit
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--data", required=True, metavar="FILE", help="Labelled data that the model was not trained on.")
+@click.option("--data", required=True, metavar="FILE", help=f"{UNTRAINED}: {SOURCE}.")
 @click.option("-o", "--output", type=FILE, required=True, help="File for the page, e.g. report.html.")
 @click.option("--operating-point", help='The saved point to show.  [default: "default", or else the first]')
 @click.option("--metric", help="accuracy, f1, macro-f1, matthews, pearson or spearman.")

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offramp.cli.options import FOLDER, column_options, columns_of, json_option, learning_options, silence_transformers
+from offramp.cli.options import (
+    FOLDER,
+    SOURCE,
+    column_options,
+    columns_of,
+    json_option,
+    learning_options,
+    silence_transformers,
+)
 from offramp.studies.registry import STUDIES, load_study
 
 if TYPE_CHECKING:
@@ -21,7 +29,10 @@ if TYPE_CHECKING:
 @click.argument("name", type=click.Choice(sorted(STUDIES)))
 @learning_options
 @click.option(
-    "--test", "test_source", metavar="FILE", help="Data of the reported scores.  [default: half of the validation rows]"
+    "--test",
+    "test_source",
+    metavar="FILE",
+    help=f"Data of the reported scores: {SOURCE}.  [default: half of the validation rows]",
 )
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder for the results and all runs.")
 @click.option(

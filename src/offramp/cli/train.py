@@ -41,7 +41,7 @@ def exit_options(command: Command) -> Command:
         click.option(
             "--memory",
             type=click.FloatRange(0, 1, min_open=True),
-            help="Sum the exits with this weight (MPEE's lambda).",
+            help="Exit memory (MPEE): weight of an exit's own logits in the running mean over exits, lambda.",
         ),
         rank,
         click.option("--certainty", is_flag=True, help="Add a gate that learns each exit's certainty (BERxiT)."),

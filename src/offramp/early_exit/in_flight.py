@@ -1,4 +1,4 @@
-"""Batches in flight: rows that stand before the same exit, whatever request each of them came with.
+"""Batches in flight: rows that stand before the same exit, of one request or of several.
 
     batch = start(policy, thresholds, inputs)
     exited, batch = batch.advance(segments)      # one block, one exit; the rows that reach their threshold leave
@@ -25,7 +25,7 @@ from offramp.types.outputs import ExitOutput
 
 
 class Segments(Protocol):
-    """A model cut at its exits; whatever offers these four runs early.
+    """A model cut at its exits; any object with these four names can exit early.
 
     Relations: `MultiExitModel` is one (eager torch), `offramp.inference.torch_compile.Compiled` another; a policy reads
     what `exit` returns. A graph runs the same loop unrolled and has the same contract test.
@@ -33,7 +33,7 @@ class Segments(Protocol):
 
     @property
     def layers(self) -> Sequence[int]:
-        """The layer number of each exit, increasing; 1 = after the first layer."""
+        """Return the layer number of each exit, increasing; 1 = after the first layer."""
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """Return the input of the first block."""
@@ -51,9 +51,9 @@ class ExitedRows:
 
     Attributes:
         rows: (B,) int64 numbers of all rows of the batch.
-        exited: (B,) bool; what follows counts for these rows alone.
+        exited: (B,) bool; the fields below are valid for these rows alone.
         logits: (B, C) of the exit at which each row left.
-        failed: (B,) bool: its score or its logits were not finite.
+        failed: (B,) bool: the row's score was NaN, or its logits were not finite.
         layers: (B,) int64 layer number of that exit.
     """
 
@@ -83,7 +83,7 @@ class InFlight:
         inputs: what `Segments.embed` takes, batch first; None once it has run.
         carry: what the next block takes; None before `Segments.embed`.
         memory: what the policy remembers of each row.
-        since_sync: the rows that have exited since the host last asked the device and still run along; None = none.
+        since_sync: the rows that have exited since the host last asked the device and are not cut out yet; None = none.
     """
 
     rows: Tensor
@@ -103,12 +103,12 @@ class InFlight:
 
         Args:
             segments: the model.
-            sync: ask the device which rows have exited and cut them out. Without it they run along, keep the answer of
-                their exit, and are returned by a later call. The last exit needs no asking.
+            sync: ask the device which rows have exited and cut them out. Without it they stay in the batch, keep the
+                answer of their exit, and are returned by a later call. The last exit needs no asking.
 
         Returns:
-            The batch's exited rows, None where there are none or nobody asked; and the rows that continue, None where
-            there are none.
+            The batch's exited rows, None where there are none or the device was not asked; and the rows that continue,
+            None where there are none.
         """
         # 1) the block and the exit
         carry = segments.block(self.exit, self._embedded(segments))
@@ -135,7 +135,7 @@ class InFlight:
         """Return the rows at these positions, (K,), alone.
 
         Raises:
-            InvalidInput: rows that have exited still run along.
+            InvalidInput: rows that have exited are still in the batch.
         """
         if self.since_sync is not None:
             raise InvalidInput("a batch is cut right after a sync: advance(sync=True)")
@@ -198,7 +198,7 @@ def start(policy: Policy, thresholds: Tensor, inputs: Mapping[str, Tensor], *, r
 
 
 def _concat_inputs(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Two batches of inputs as one; tokens are padded on the right, and the mask says where."""
+    """Join two batches of inputs; tokens are padded on the right, and the mask is 0 there."""
     if "input_ids" in one and "input_ids" in other:
         one, other = ({"attention_mask": torch.ones_like(some["input_ids"]), **some} for some in (one, other))
         columns = max(one["input_ids"].shape[1], other["input_ids"].shape[1])

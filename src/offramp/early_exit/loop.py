@@ -31,14 +31,14 @@ def run(
         policy: scores each exit.
         thresholds: one number, or one for each exit but the last; inf = never.
         inputs: what `segments.embed` takes, batch first.
-        sync_exits: exits (0-based) behind which the host asks the device which rows have left, and cuts them out;
-            None = all. Between them rows that have left run along. To ask is to wait for the device, so on a GPU it may
-            cost more than it saves (see `offramp.early_exit.sync`).
+        sync_exits: exits (0-based) after which the host asks the device which rows have left, and cuts them out;
+            None = all. Between them, rows that have left still run through the blocks. Asking makes the host wait for
+            the device, so on a GPU it may cost more than it saves (see `offramp.early_exit.sync`).
 
     Raises:
         InvalidInput: the wrong number of thresholds, or a NaN.
     """
-    *limits, _ = thresholds_per_exit(thresholds, len(segments.layers))  # the last exit answers whatever is left
+    *limits, _ = thresholds_per_exit(thresholds, len(segments.layers))  # the last exit answers all rows that are left
     batch: InFlight | None = start(policy, torch.tensor(limits), inputs)
     exited: list[ExitedRows] = []
     while batch is not None:

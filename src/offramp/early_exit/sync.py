@@ -1,6 +1,6 @@
-"""The exits behind which to ask the device which rows have left.
+"""The exits after which the host asks the device which rows have left.
 
-Asking makes the host wait for the device; without it, rows that have left run along for nothing.
+Asking makes the host wait for the device; without it, rows that have left still run through the next blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SyncCosts:
     """Measured costs of a model on a device, at one length.
 
     Attributes:
-        sync_s: seconds of one sync, with the cut of the batch behind it.
+        sync_s: seconds of one sync, with the cut of the batch after it.
         block_s: number of rows -> seconds of a block with its exit; a straight line in between.
 
     Raises:
@@ -64,14 +64,14 @@ def cheapest_sync_exits(
     block_s[0] = 0  # an empty batch runs no block
 
     def row_counts(exit: int) -> Tensor:
-        """Return the probabilities (batch_size + 1,) of each number of rows after a sync behind exit `exit`."""
+        """Return the probabilities (batch_size + 1,) of each number of rows after a sync after exit `exit`."""
         share = (exit_layers > layers[exit]).double().mean() if exit >= 0 else torch.ones((), dtype=torch.float64)
         ways = math.lgamma(batch_size + 1) - (rows + 1).lgamma() - (rows.flip(0) + 1).lgamma()  # logarithm, binomial
         return (ways + rows.xlogy(share) + rows.flip(0).xlogy(1 - share)).exp()
 
     @cache
     def cheapest_from(exit: int) -> tuple[float, tuple[int, ...]]:
-        """Return the seconds from a sync behind exit `exit` to the end, and the syncs still to come."""
+        """Return the seconds from a sync after exit `exit` to the end, and the syncs still to come."""
         counts = row_counts(exit)
         mean_block_s, any_left = (counts @ block_s).item(), 1 - counts[0].item()
         last = len(layers) - 1

@@ -60,14 +60,14 @@ def bootstrap_curve(
     Args:
         trace: with labels.
         policy: scores the exits.
-        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the default one.
         points: the largest number of thresholds.
         resamples: number of draws of N samples with replacement; the same ones for every policy.
         confidence: of the interval, above 0, below 1.
         seed: of the resamples.
 
     Raises:
-        InvalidInput: no labels; a single exit; samples whose scores or logits are not finite.
+        InvalidInput: no labels; a single exit; samples whose score is NaN or whose logits are not finite.
         NotApplicable: policy or metric have no meaning for this kind of problem.
     """
     _, rule = metric_for(trace, metric)
@@ -119,7 +119,7 @@ def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> 
     Args:
         trace: with labels, N rows.
         answers: early answers to the same rows.
-        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the default one.
     """
     _, rule = metric_for(trace, metric)
     drawn = torch.randint(len(trace), (LOSS_RESAMPLES, len(trace)), generator=torch.Generator().manual_seed(0))

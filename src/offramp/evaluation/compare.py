@@ -41,7 +41,7 @@ class Comparison:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The lowest and the highest mean exit that every policy reaches, for areas under all curves."""
+        """Return the lowest and the highest mean exit that every policy reaches, for areas under all curves."""
         return max(band.mean_exits[-1].item() for band in self.bands.values()), float(self.trace.layer_numbers[-1])
 
 
@@ -50,11 +50,11 @@ def compare(trace: Trace, metric: str | None = None, seed: int = 0) -> Compariso
 
     Args:
         trace: without labels the score is agreement with the full model; for regression its correlation with it.
-        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the default one.
         seed: of the halves and of the resamples.
 
     Raises:
-        InvalidInput: fewer than two rows; a single exit; samples whose scores or logits are not finite.
+        InvalidInput: fewer than two samples; a single exit; samples whose score is NaN or whose logits are not finite.
         NotApplicable: the metric has no meaning for this kind of problem.
 
     Example:

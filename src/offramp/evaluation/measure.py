@@ -32,7 +32,7 @@ def measure(
         trace: with labels for a score, without for agreement and mean exit alone.
         policy: a policy, or a policy as data.
         thresholds: one number, or one for each exit but the last.
-        metric: a name of METRICS; None = the usual one.
+        metric: a name of METRICS; None = the default one.
         cost: of the exits of the trace; None = no expected time.
 
     Raises:

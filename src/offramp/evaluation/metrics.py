@@ -134,7 +134,7 @@ METRICS: dict[str, Metric] = {
 
 
 def metric_for(trace: Trace, name: str | None = None) -> tuple[str, Metric]:
-    """Return the metric of a name, or the usual one: Pearson's correlation for regression, else accuracy.
+    """Return the metric of a name, or the default one: Pearson's correlation for regression, else accuracy.
 
     Raises:
         UnknownName: no such metric.

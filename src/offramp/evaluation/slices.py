@@ -49,7 +49,7 @@ def by_label(
     Args:
         trace: with labels.
         point: its policy and thresholds.
-        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the default one.
         label_names: the C classes' names; None = their numbers.
 
     Raises:
@@ -90,7 +90,7 @@ def by_groups(
         trace: labels for scores.
         point: its policy and thresholds.
         names: the group of each row, N.
-        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the usual one.
+        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the default one.
 
     Raises:
         InvalidInput: another number of names than rows, or more groups than MAX_SLICES.

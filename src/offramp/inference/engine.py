@@ -1,4 +1,4 @@
-"""The protocol of an engine, which runs a model."""
+"""The protocol of an engine: the model in torch, or an exported graph in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from offramp.types.outputs import Answers, ExitOutput
 
 
 class Engine(Protocol):
-    """An engine: runs a model."""
+    """A runtime with one loaded model, which answers batches at operating points or at every exit."""
 
     @property
     def name(self) -> str:
@@ -27,7 +27,7 @@ class Engine(Protocol):
         """Refuse a point that this engine cannot run.
 
         Raises:
-            InvalidInput: it is for another number of exits, or for another policy than the engine's only one.
+            InvalidInput: it is for another number of exits, or for a policy that the engine does not run.
         """
 
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:

@@ -105,13 +105,13 @@ def export(
 ) -> ExportReport:
     """Write `model.onnx` or `model.int8.onnx` into a model's folder, with the weights in a file beside it (`.data`).
 
-    The file holds the steps of `policy`, of the folder's operating points' policies, of the usual policy and of
+    The file holds the steps of `policy`, of the folder's operating points' policies, of the default policy and of
     `policies`, each once, and of no others. It takes another policy that it holds in seconds
     (`offramp.inference.onnx.assemble.switch_policy`).
 
     Args:
         folder: what `save_pretrained` wrote.
-        policy: the one that the graph runs; None = that of the operating point "default", else the usual one.
+        policy: the one that the graph runs; None = that of the operating point "default", else the default policy.
         policies: others whose steps the file is to hold.
         int8: the encoder's weights as int8.
         dataset: what to check it on: labelled data for the model (see `offramp.record`), or rows that are
@@ -186,7 +186,7 @@ def with_steps(parts: ModelParts, policies: Sequence[Policy]) -> ModelParts:
 
 
 def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
-    """Hold a graph against a trace: it must leave where a replay leaves, with the same logits.
+    """Compare a graph with a trace: each row must leave at the exit of a replay, with the same logits.
 
     Args:
         exported: the graph.
@@ -202,7 +202,7 @@ def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
     name = f"the graph ({metadata.precision}, policy {dict(metadata.policy)})"
     if metadata.precision == "int8":
         own, runs = record(exported, alone, batch_size=1), [(1, alone)]
-        if (own.logits.isnan() & reference.logits[:, : len(alone)].isfinite()).any():  # NaN: behind a row's exit
+        if (own.logits.isnan() & reference.logits[:, : len(alone)].isfinite()).any():  # NaN: after a row's exit
             raise ExportMismatch(f"{name}: rows leave elsewhere than they should, at the threshold inf")
         reference = own
     rule = load_policy(metadata.policy)
@@ -223,7 +223,7 @@ def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
 
 
 def _answers(exported: OnnxEngine, rows: Rows, threshold: float, size: int) -> Answers:
-    """Answers to rows, in batches of `size` in their order."""
+    """Answer rows, in batches of `size` in their order."""
     point = OperatingPoint(exported.graph.metadata.policy, (threshold,) * (len(exported.config.exit_layers) - 1))
     parts = []
     for start in range(0, len(rows), size):
@@ -243,11 +243,11 @@ def _distinct_policies(
     policies: Sequence[PolicyLike],
 ) -> list[Policy]:
     """Return the policies that a file holds, each once; it runs the first one."""
-    usual = default_policy(model.config.problem_type)
+    default = default_policy(model.config.problem_type)
     if policy is None:
-        policy = points[DEFAULT].policy if DEFAULT in points else usual
+        policy = points[DEFAULT].policy if DEFAULT in points else default
     by_key: dict[str, Policy] = {}
-    for like in (policy, *(point.policy for point in points.values()), usual, *policies):
+    for like in (policy, *(point.policy for point in points.values()), default, *policies):
         rule = like if isinstance(like, Policy) else load_policy(like)
         by_key.setdefault(policy_key(policy_to_dict(rule)), rule)
     return list(by_key.values())

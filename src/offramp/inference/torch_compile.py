@@ -55,24 +55,24 @@ class Compiled:
 
     @property
     def layers(self) -> Sequence[int]:
-        """See `Segments`."""
+        """Return the layer number of each exit."""
         return self._eager.layers
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
-        """See `Segments`."""
+        """Return the input of the first block; not compiled."""
         return self._eager.embed(inputs)
 
     def block(self, exit: int, carry: Carry) -> Carry:
-        """See `Segments`."""
-        return self._blocks[exit](_sizes_free(replace(carry, exit_input=None)))  # the exit before has read
+        """Run the compiled layers that lead to an exit."""
+        return self._blocks[exit](_sizes_free(replace(carry, exit_input=None)))  # the exit before has used it
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
-        """See `Segments`."""
+        """Classify at a compiled exit."""
         return self._exits[exit](_sizes_free(carry))
 
 
 def _compiled(method: Callable[[int, Carry], Said], exit: int, backend: Backend) -> Callable[[Carry], Said]:
-    """A model's method for one exit, compiled.
+    """Compile a model's method for one exit.
 
     torch counts graphs by code object and gives up after eight, so each exit has a code object of its own.
     """
@@ -95,7 +95,7 @@ def _compiled(method: Callable[[int, Carry], Said], exit: int, backend: Backend)
 
 
 def _sizes_free(carry: Carry) -> Carry:
-    """The same values, with sizes that become symbols and the strides of new tensors, whatever was cut out of what.
+    """Return the same values, with sizes that become symbols and the strides of new tensors.
 
     Without a mask the tokens are pieces of images, whose number is fixed.
     """

@@ -31,7 +31,7 @@ class Bypass:
     Attributes:
         rank: width of the branch, at least 1.
         activation: g, by transformers' name; the paper searched gelu, tanh, relu, leaky_relu.
-        placement: "block" starts at the block's input, "ffn" behind its attention (the paper's ablation).
+        placement: "block" starts at the block's input, "ffn" after its attention (the paper's ablation).
 
     Raises:
         InvalidInput: a value out of its range.
@@ -83,7 +83,7 @@ class BypassBranch(nn.Module):
 
         Args:
             layer_input: (B, T, D) states before the layer.
-            attended: (B, T', D) states behind its attention, of the tokens that stay.
+            attended: (B, T', D) states after its attention, of the tokens that stay.
             selection: reduces states of T tokens to the T' that stay; None = all stay.
         """
         if self.placement == "ffn":

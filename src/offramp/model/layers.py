@@ -33,11 +33,11 @@ def run_layer(
         number: the layer.
         carry: states before the layer, (B, T, D).
         token_exit: removes tokens between the halves, or only remembers the attention; None = all tokens stay.
-        bypass: of the exit behind the layer; None = that exit reads what the next layer reads.
+        bypass: of the exit after the layer; None = that exit reads what the next layer reads.
         first_token_only: the exit reads the first token alone, so the bypass runs on that one.
 
     Returns:
-        States behind the layer, (B, T', D); with a bypass also `exit_input`, (B, T' or 1, D).
+        States after the layer, (B, T', D); with a bypass also `exit_input`, (B, T' or 1, D).
     """
     layer_input = carry.hidden  # (B, T, D)
     attended, class_attention = encoder.attention_half(number, carry)

@@ -187,7 +187,7 @@ class MultiExitModel(PreTrainedModel):
         return carry if self.config.memory is None else self._update_exit_memory(exit, carry)
 
     def _run_layer(self, number: int, carry: Carry, exit: int | None = None) -> Carry:
-        """Run layer `number` (0-based), whole where nothing happens inside; `exit` (0-based) stands behind it."""
+        """Run layer `number` (0-based), whole where nothing happens inside; `exit` (0-based) comes after it."""
         bypass: Any = self.bypasses[exit] if exit is not None and self.bypasses else None
         token_exit = self._token_exit
         if token_exit is not None and not token_exit.needs_attention(number + 1):
@@ -218,7 +218,7 @@ class MultiExitModel(PreTrainedModel):
         return self.heads.features(exit, self._exit_states(carry), carry.mask, carry.pooling_weights)
 
     def _exit_states(self, carry: Carry) -> Tensor:
-        """Return the states that the exit behind the last block reads, (B, T, D)."""
+        """Return the states that the exit after the last block reads, (B, T, D)."""
         return self._encoder_view.exit_states(carry.hidden) if carry.exit_input is None else carry.exit_input
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:

@@ -41,7 +41,7 @@ class Step:
 
 
 class Policy(ABC):
-    """A score for each row at each exit. A policy has no state: what it keeps of a row goes through `memory`.
+    """A score for each sample at each exit. A policy has no state: what it keeps of a sample goes through `memory`.
 
     Attributes:
         unit_interval: the score lies in 0..1, is one exit's alone and has no fitted numbers: its log-odds can be scaled

@@ -1,10 +1,10 @@
 """Class offsets: another policy, with a score that is lowered for some answers, so that they leave later.
 
-No paper; the idea is ours.
+Not from a paper.
 
-A guard model that answers "safe" too early costs more than one that answers "unsafe" too early, so "safe" is held back:
-an offset is taken from its score. One threshold then means another one for each class, and replay, calibration and
-certificates work as with any policy.
+A guard model that answers "safe" too early costs more than one that answers "unsafe" too early. So an offset is
+subtracted from the score of "safe", and such samples leave later. One threshold then acts as one threshold for each
+class, and replay, calibration and certificates work as with any policy.
 """
 
 import math
@@ -37,18 +37,18 @@ class ClassOffsets(WrapperPolicy):
     def __post_init__(self) -> None:
         inner = self.policy
         if not isinstance(inner, Policy) or isinstance(inner, ClassOffsets) or inner.averages_exits:
-            raise InvalidInput(f"classes are held back of a policy that is no ensemble, got {inner!r}")
+            raise InvalidInput(f"offsets go around a policy that has no offsets and is no ensemble, got {inner!r}")
         offsets = tuple(float(value) for value in self.offsets)
         if not offsets or not all(map(math.isfinite, offsets)):
-            raise InvalidInput(f"classes are held back by a finite number each; got {offsets}")
+            raise InvalidInput(f"offsets must be finite numbers, one for each class; got {offsets}")
         object.__setattr__(self, "offsets", offsets)
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """Score one exit."""
         if out.problem_type != SINGLE_LABEL:
-            raise NotApplicable("classes are held back where an answer is one of them")
+            raise NotApplicable("offsets are for problems with a single label, where the answer is one class")
         if len(self.offsets) != out.logits.shape[-1]:
-            raise InvalidInput(f"{len(self.offsets)} classes are held back, and the model has {out.logits.shape[-1]}")
+            raise InvalidInput(f"{len(self.offsets)} offsets for a model with {out.logits.shape[-1]} classes")
         step = self.policy.step(exit, out, memory)
         offsets = torch.tensor(self.offsets, device=out.logits.device)
         score = step.score.float() - offsets[predictions(out).squeeze(-1)]

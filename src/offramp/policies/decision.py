@@ -1,7 +1,8 @@
 """The decision at an exit: a row continues while its score is below the exit's threshold.
 
-All other rows leave: those whose score reaches the threshold, those without a valid answer (a score or logits that are
-not finite), and at the last exit all of them, because its threshold is -inf.
+All other rows leave: those whose score reaches the threshold, the invalid ones (a score that is NaN, or logits that are
+not finite; a score of -inf is valid and means "not yet"), and at the last exit all of them, because its threshold is
+-inf.
 """
 
 from __future__ import annotations

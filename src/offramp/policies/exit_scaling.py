@@ -48,7 +48,7 @@ class ExitScaled(WrapperPolicy):
         if not isinstance(self.policy, Policy) or not self.policy.unit_interval:
             *names, last = (name for name in POLICIES if load(POLICIES, name).unit_interval)
             raise InvalidInput(
-                f"a threshold for each exit is found for {', '.join(names)} and {last}, not for {self.policy}"
+                f"lines, a threshold for each exit, go around {', '.join(names)} and {last}, not around {self.policy}"
             )
         lines = tuple(tuple(float(value) for value in line) for line in self.lines)
         if not lines or not all(len(line) == 2 and all(map(math.isfinite, line)) and line[1] > 0 for line in lines):
@@ -58,7 +58,7 @@ class ExitScaled(WrapperPolicy):
 
     def step(self, exit: int, out: ExitOutput, memory: Memory) -> Step:
         """Score one exit."""
-        self._check_exits(exit < len(self.lines) and not (out.last and exit < len(self.lines) - 1))
+        self._check_exits(exit + 1, out.last)
         step = self.policy.step(exit, out, memory)
         return Step(self._on_line(exit, step.score), step.logits, step.memory)
 
@@ -66,14 +66,16 @@ class ExitScaled(WrapperPolicy):
         """Return this policy's scores (L, N) from the inner policy's.
 
         Raises:
-            InvalidInput: another number of exits than lines.
+            InvalidInput: the scores are not those of one exit for each line.
         """
-        self._check_exits(len(scores) == len(self.lines))
+        self._check_exits(len(scores), True)
         return torch.stack([self._on_line(exit, score) for exit, score in enumerate(scores)])
 
-    def _check_exits(self, fits: bool) -> None:
-        if not fits:
-            raise InvalidInput(f"{len(self.lines)} lines for a model with another number of exits")
+    def _check_exits(self, exits: int, last: bool) -> None:
+        """Raise InvalidInput unless the lines fit a model with `exits` exits; with at least so many, if not `last`."""
+        if exits > len(self.lines) or (last and exits < len(self.lines)):
+            count = f"{exits} exits" if last else f"at least {exits} exits"
+            raise InvalidInput(f"lines for {len(self.lines)} exits, but the model has {count}")
 
     def _on_line(self, exit: int, score: Tensor) -> Tensor:
         constant, slope = self.lines[exit]

@@ -78,7 +78,7 @@ def finite_outputs(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:
     """Return a policy's scores (L, N) and logits (L, N, C), checked so that they can choose a threshold.
 
     Raises:
-        InvalidInput: a single exit; samples whose scores or logits are not finite.
+        InvalidInput: a single exit; samples whose score is NaN or whose logits are not finite.
         NotApplicable: the policy has no meaning for this kind of problem.
     """
     if trace.depth == 1:
@@ -86,6 +86,6 @@ def finite_outputs(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:
     score, logits = run_policy(policy, trace)
     if invalid := int(is_invalid(score, logits).any(dim=0).sum()):
         raise InvalidInput(
-            f"{invalid} of {len(trace)} samples have scores or logits that are not finite; leave them out first"
+            f"{invalid} of {len(trace)} samples have a NaN score or logits that are not finite; leave them out first"
         )
     return score, logits

@@ -52,5 +52,6 @@ class TemperatureScaled(WrapperPolicy):
         if out.problem_type == REGRESSION:
             raise NotApplicable("temperatures scale probabilities and a regression has none")
         if exit >= len(self.temperatures) or (out.last and exit < len(self.temperatures) - 1):
-            raise InvalidInput(f"{len(self.temperatures)} temperatures for a model with another number of exits")
+            count = f"{exit + 1} exits" if out.last else f"at least {exit + 1} exits"
+            raise InvalidInput(f"temperatures for {len(self.temperatures)} exits, but the model has {count}")
         return self.policy.step(exit, replace(out, logits=out.logits.float() / self.temperatures[exit]), memory)

@@ -69,7 +69,7 @@ class ExitScores:
 
 @dataclass(frozen=True)
 class ScoreLead:
-    """How much a system's score is above the pace system's at one budget, for each seed that has both."""
+    """The lead of a system's score over the pace system's at one budget, for each seed that has both."""
 
     system: str
     budget: str

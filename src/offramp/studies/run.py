@@ -64,7 +64,7 @@ def run_study(
         study: the comparison.
         runs: its training runs, by name and seed (`offramp.studies.training_runs.load_or_train_all`).
         seeds: those to report.
-        metrics: the score is their mean; None = the usual one.
+        metrics: the score is their mean; None = the default one.
         pairs: the texts of the validation rows, to compare confidence with BLEU; None = it is not compared.
     """
     first = runs[study.plain.name, seeds[0]].traces["validation"]

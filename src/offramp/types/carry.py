@@ -1,4 +1,4 @@
-"""What goes from block to block, cut and joined by rows."""
+"""The values that go from block to block, cut and joined by rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from offramp.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Carry:
-    """What goes from block to block.
+    """The values that go from block to block.
 
     Attributes:
         hidden: (B, T, D) hidden states; of a convolutional backbone (B, D, H, W).
@@ -21,7 +21,7 @@ class Carry:
         attention: the blocks' attention mask, (B, 1, 1 or T, T) or (B, T); None = every token attends to every token.
         local_attention: (B, 1, T, T) the mask of blocks that attend within a window; None = `attention`.
         pooling_weights: (B, 1, T) weight of each token in a mean over the real ones; None where no exit takes a mean.
-        exit_input: (B, R, D) what the exit behind the last block reads in place of `hidden`; None = `hidden`.
+        exit_input: (B, R, D) the input of the exit after the last block, in place of `hidden`; None = `hidden`.
         memory_logits: (B, C) the logits of a model with exit memory so far; None before the first exit.
         token_importance: (B, T-1) attention to each token but the first, where tokens exit (see
             `offramp.model.token_exit.selection`); None = not yet, or no longer, needed.
@@ -41,24 +41,29 @@ class Carry:
     position_embeddings: Tensor | None = None
 
     def take(self, rows: Tensor) -> Carry:
-        """Return the given rows alone, (K,), cut to the columns that some of them still use; their exit has read."""
+        """Return the given rows, (K,), cut to the columns that some of them use.
+
+        `exit_input` is dropped: the exit has used it.
+        """
         positions = self.position_embeddings
         own_positions = positions is not None and len(positions) == len(self.hidden)
         kept = Carry(
             self.hidden.index_select(0, rows),  # rows first: those that leave are not copied
-            _rows(self.mask, rows),
-            _rows(self.attention, rows),
-            _rows(self.local_attention, rows),
-            _rows(self.pooling_weights, rows),
-            memory_logits=_rows(self.memory_logits, rows),
-            token_importance=_rows(self.token_importance, rows),
+            _take_rows(self.mask, rows),
+            _take_rows(self.attention, rows),
+            _take_rows(self.local_attention, rows),
+            _take_rows(self.pooling_weights, rows),
+            memory_logits=_take_rows(self.memory_logits, rows),
+            token_importance=_take_rows(self.token_importance, rows),
             pair_bias=self.pair_bias,
-            position_embeddings=_rows(positions, rows) if own_positions else positions,
+            position_embeddings=_take_rows(positions, rows) if own_positions else positions,
         )
-        return kept if kept.mask is None else kept._cut(_used_columns(kept.mask))
+        return kept if kept.mask is None else kept._cut_columns(_count_used_columns(kept.mask))
 
     def concat(self, other: Carry) -> Carry:
-        """Return the rows of both, the shorter ones padded; their exit has read.
+        """Return the rows of both, the shorter ones padded.
+
+        `exit_input` is dropped: the exit has used it.
 
         A missing attention mask is written where the other batch has one, or where the lengths differ. For flash
         attention there is none to write: it joins batches of one length, or with padding.
@@ -73,21 +78,21 @@ class Carry:
                 )
             one, two = self, other
         else:
-            one, two = self._padded_for(other), other._padded_for(self)
+            one, two = self._pad_for(other), other._pad_for(self)
         return Carry(
             torch.cat((one.hidden, two.hidden)),
-            _joined(one.mask, two.mask),
-            _joined(one.attention, two.attention),
-            _joined(one.local_attention, two.local_attention),
-            _joined(one.pooling_weights, two.pooling_weights),
-            memory_logits=_joined(one.memory_logits, two.memory_logits),
-            token_importance=_joined(one.token_importance, two.token_importance),
-            pair_bias=_longer(one.pair_bias, two.pair_bias),
-            position_embeddings=_joined(one.position_embeddings, two.position_embeddings),
+            _join(one.mask, two.mask),
+            _join(one.attention, two.attention),
+            _join(one.local_attention, two.local_attention),
+            _join(one.pooling_weights, two.pooling_weights),
+            memory_logits=_join(one.memory_logits, two.memory_logits),
+            token_importance=_join(one.token_importance, two.token_importance),
+            pair_bias=_pick_longer(one.pair_bias, two.pair_bias),
+            position_embeddings=_join(one.position_embeddings, two.position_embeddings),
         )
 
-    def _cut(self, length: int) -> Carry:
-        """The first `length` columns; all behind them are padding."""
+    def _cut_columns(self, length: int) -> Carry:
+        """Return the first `length` columns; all after them are padding."""
 
         def corner(mask: Tensor | None) -> Tensor | None:
             if mask is None or mask.dim() == 2 or mask.shape[-2] == 1:
@@ -108,12 +113,12 @@ class Carry:
             position_embeddings=None if positions is None else positions[:, :length],
         )
 
-    def _padded_for(self, other: Carry) -> Carry:
-        """These rows with as many columns as the longer of the two batches, and with the masks that the other has."""
+    def _pad_for(self, other: Carry) -> Carry:
+        """Pad the rows to the longer of the two batches, and add the masks that only the other has."""
         extra = max(0, other.hidden.shape[1] - self.hidden.shape[1])
         attention, local = self.attention, self.local_attention
         if attention is None and (other.attention is not None or self.hidden.shape[1] != other.hidden.shape[1]):
-            attention = self._every_token(other.attention)
+            attention = self._attend_to_all(other.attention)
         if local is None and other.local_attention is not None:
             local = attention
         importance, positions = self.token_importance, self.position_embeddings
@@ -121,8 +126,8 @@ class Carry:
             self,
             hidden=F.pad(self.hidden, (0, 0, 0, extra)),
             mask=None if self.mask is None else F.pad(self.mask, (0, extra)),
-            attention=None if attention is None else _padded_mask(attention, extra),
-            local_attention=None if local is None else _padded_mask(local, extra),
+            attention=None if attention is None else _pad_mask(attention, extra),
+            local_attention=None if local is None else _pad_mask(local, extra),
             pooling_weights=None if self.pooling_weights is None else F.pad(self.pooling_weights, (0, extra)),
             token_importance=None if importance is None else F.pad(importance, (0, extra)),
             position_embeddings=None
@@ -130,29 +135,29 @@ class Carry:
             else F.pad(positions, (0, 0, 0, extra)).expand(len(self.hidden), -1, -1),
         )
 
-    def _every_token(self, like: Tensor | None) -> Tensor:
-        """An attention mask under which every token attends to every token, of the kind of another one."""
+    def _attend_to_all(self, like: Tensor | None) -> Tensor:
+        """Return an attention mask under which every token attends to every token, of the kind of `like`."""
         rows, length = self.hidden.shape[:2]
         if like is None:
             return self.hidden.new_zeros(rows, 1, 1, length)  # what scaled dot products and eager attention both take
-        seen = 0 if like.is_floating_point() else 1
-        return like.new_full((rows, length) if like.dim() == 2 else (rows, 1, 1, length), seen)
+        allowed = 0 if like.is_floating_point() else 1
+        return like.new_full((rows, length) if like.dim() == 2 else (rows, 1, 1, length), allowed)
 
 
-def _rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
+def _take_rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.index_select(0, rows)  # in ONNX one `Gather`; indexing is slower there
 
 
-def _used_columns(mask: Tensor) -> int:
-    """How many columns of a mask (B, T) some row still uses."""
+def _count_used_columns(mask: Tensor) -> int:
+    """Return the number of columns of a mask (B, T) that some row uses."""
     least = 2 if torch.compiler.is_exporting() else 1  # ONNX Runtime fails where none but the first is left
     used = int((mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max().clamp(min=least).item())
     torch._check(used <= mask.shape[1])  # type: ignore[no-untyped-call]  # `torch.export` cannot know it
     return used
 
 
-def _padded_mask(mask: Tensor, extra: int) -> Tensor:
-    """An attention mask with `extra` more columns that no token attends to; new rows attend as the first one does."""
+def _pad_mask(mask: Tensor, extra: int) -> Tensor:
+    """Add `extra` columns to an attention mask, to which no token attends; new rows attend as the first one does."""
     hidden = torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
     wider = F.pad(mask, (0, extra), value=hidden)
     if mask.dim() == 2 or mask.shape[-2] == 1:
@@ -160,8 +165,8 @@ def _padded_mask(mask: Tensor, extra: int) -> Tensor:
     return torch.cat((wider, wider[:, :, :1].expand(-1, -1, extra, -1)), dim=2)
 
 
-def _joined(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Two batches as one; where only one of two attention masks has a row for each token, the other one gets them."""
+def _join(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Join two batches; if only one of two attention masks has a row for each token, the other one gets them."""
     if one is None or other is None:
         return None
     if one.dim() == 4 and one.shape[2] != other.shape[2]:
@@ -170,6 +175,6 @@ def _joined(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return torch.cat((one, other))
 
 
-def _longer(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Of two biases (1, H, T, T) the one for more positions; on the shared ones they are the same."""
+def _pick_longer(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return the bias (1, H, T, T) for more positions; on the shared positions both are the same."""
     return one if one is None or other is None or one.shape[-1] >= other.shape[-1] else other

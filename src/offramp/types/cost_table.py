@@ -24,7 +24,7 @@ class CostTable:
     """Milliseconds a sample if all samples leave at one exit, as `offramp.measure_costs` measures them.
 
     The mean over samples of their exits' times is the time that a run takes where no sample waits for another. Batches
-    take longer: the rows that stay make small ones, whose layers cost more a sample.
+    take longer: they get smaller as samples leave, and a layer costs more a sample in a smaller batch.
 
     Attributes:
         layers: (L,) the layer number of each exit.

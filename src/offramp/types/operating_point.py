@@ -61,12 +61,12 @@ class Target:
 
     @property
     def kind(self) -> str:
-        """The name of the field that is set, e.g. "max_drop"."""
+        """Return the name of the field that is set, e.g. "max_drop"."""
         return next(iter(self._values()))
 
     @property
     def value(self) -> float:
-        """The number of the field that is set."""
+        """Return the number of the field that is set."""
         return next(iter(self._values().values()))
 
     def _values(self) -> dict[str, float]:
@@ -102,12 +102,12 @@ class Measured:
 
     @property
     def speedup(self) -> float:
-        """Layers of the full model over mean exit layer."""
+        """Return the layers of the full model over the mean exit layer."""
         return self.depth / self.mean_exit
 
     @property
     def saving(self) -> float:
-        """Share of the layers that did not run (PCEE-BERT eq. 4)."""
+        """Return the share of the layers that did not run (PCEE-BERT eq. 4)."""
         return 1 - self.mean_exit / self.depth
 
     def to_json(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Certificate:
         engine: the engine that ran the model; None = not known.
         data: SHA-256 of the rows (`offramp.types.trace.trace_digest`).
         weights: SHA-256 of the model's weights; None = not known.
-        note: why there is no early exit; empty where there is one.
+        note: the reason why there is no early exit; empty where there is one.
 
     Example:
         >>> certificate = offramp.Certificate("agreement", 0.05, 0.05, 0.05, 0.03, 500, "binomial", None, "ab12")
@@ -255,5 +255,5 @@ def write_points(points: Mapping[str, OperatingPoint], path: str | os.PathLike[s
 
 
 def fixed_depth_point(layer: int, layers: Sequence[int]) -> OperatingPoint:
-    """Return the point at which all rows leave at one layer: every score reaches -inf, and none reaches inf."""
+    """Return the point at which all rows leave at one layer: the threshold is inf before it and -inf from it on."""
     return OperatingPoint({"name": "fixed"}, tuple(-math.inf if exit >= layer else math.inf for exit in layers[:-1]))

@@ -20,7 +20,7 @@ class ExitOutput:
         certainty: (B,), or (L, B), in 0..1: a learned gate's output; None where the model has no gate.
         layer: number of layers that ran before this exit; None = one layer an exit.
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, else single label.
-        last: no exit comes after this one, so that all rows leave here, whatever their scores.
+        last: no exit comes after this one, so all rows leave here at any score.
 
     Example:
         >>> offramp.ExitOutput(torch.tensor([[2.0, -1.0, 0.0]]), layer=3).problem_type
@@ -41,12 +41,12 @@ class ExitOutput:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of an adaptive run, in the order of the input.
+    """The answers of a run with early exit, in the order of the input.
 
     Attributes:
         logits: (N, C) float32, of the exit at which each sample left.
         exit_layers: (N,) int64 layer numbers, 1 = after the first layer.
-        failed: (N,) bool, True where the logits were not finite: no answer, an error.
+        failed: (N,) bool, True where the score was NaN or the logits were not finite: no answer, an error.
 
     Example:
         >>> answers = offramp.replay(trace, "entropy", 0.5)
@@ -71,7 +71,8 @@ def class_log_probs(out: ExitOutput) -> Tensor:
     logits = out.logits.float()
     if out.problem_type == REGRESSION:
         raise NotApplicable(
-            "this policy compares classes and a regression has none; it has: stability, certainty, fixed"
+            "this policy compares classes and a regression has none; for a regression use consistency, stability, "
+            "certainty or fixed"
         )
     if out.problem_type == MULTI_LABEL:
         return torch.stack((torch.zeros_like(logits), logits), dim=-1).log_softmax(dim=-1)  # (..., C, 2)

@@ -82,12 +82,12 @@ class Trace:
 
     @property
     def depth(self) -> int:
-        """The number of exits."""
+        """Return the number of exits."""
         return self.logits.shape[0]
 
     @property
     def layer_numbers(self) -> list[int]:
-        """The layer number of each exit."""
+        """Return the layer number of each exit."""
         assert self.layers is not None  # set in __post_init__
         return self.layers.tolist()
 
@@ -98,7 +98,7 @@ class Trace:
         return ExitOutput(self.logits[number], certainty, layer=layer, problem_type=self.problem_type, last=last)
 
     def take(self, rows: Tensor) -> Trace:
-        """Return the trace of some samples; rows: (K,) indices."""
+        """Return the trace of some samples; rows: (K,) their indices."""
         labels = None if self.labels is None else self.labels[rows]
         certainty = None if self.certainty is None else self.certainty[:, rows]
         tokens = None if self.tokens is None else self.tokens[rows]

@@ -11,10 +11,10 @@ packs them ahead; weights that several blocks share belong to the outer graph. `
 A step of a policy is a function of the ONNX file, called at each exit; a file holds those of several policies, so
 another policy is a matter of other calls.
 
-Two values go along with the carry: the table of answers, a row a sample, and the state of each sample, which is its
-row number, its thresholds and the outputs of the exits so far. Where a row leaves, all rows at that exit are written
-into the table, and rows that continue are written again later: that is less to do than to tell them apart. Columns of
-later exits hold a filler, which becomes NaN at the end.
+Two values go from level to level with the carry: the table of answers, with a row for each sample, and the state: each
+sample's number in the table, its thresholds and the outputs of the exits so far. Where a sample leaves, all samples at
+that exit are written into the table, and those that continue are written again later, which costs less than selecting
+the ones that leave. Columns of later exits hold a filler, which becomes NaN at the end.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def assemble(parts: ModelParts, policy: Mapping[str, Any]) -> ModelProto:
     """Return one graph of a model's pieces.
 
     Inputs: the model's, and `thresholds` (1 or B, L-1). Outputs: `logits` (B, C), `exit_layer` (B,) int64,
-    `logits_by_exit` (B, L, C) and, with a gate, `certainty_by_exit` (B, L); the last two are NaN behind a row's exit.
+    `logits_by_exit` (B, L, C) and, with a gate, `certainty_by_exit` (B, L); the last two are NaN after a row's exit.
 
     Args:
         parts: the pieces.
@@ -207,7 +207,7 @@ class _Assembly:
         graph.node.append(helper.make_node(call.function, reads, writes, f"step{i}", domain=DOMAIN))
 
     def _deeper(self, i: int) -> GraphProto:
-        """Return the branch behind exit i: the cut of the batch, and the next level."""
+        """Return the branch after exit i: the cut of the batch, and the next level."""
         graph, kinds = GraphProto(name=f"deeper{i}"), self._carried(i)
         _add(graph, "ReduceMin", [names.continues(i)], [f"all_continue{i}"], keepdims=0)
         whole = GraphProto(name=f"whole{i}")
@@ -240,7 +240,7 @@ class _Assembly:
         return {**self.metadata.carried[i], **memory, "state": FLOAT, "table": FLOAT}
 
     def _after(self, i: int, field: str) -> str:
-        """Return the name of a field's value behind exit i."""
+        """Return the name of a field's value after exit i."""
         written = field in self.metadata.written[i] or field == "state" or field.startswith("memory")
         return (names.after if written else names.carry)(i, field)
 

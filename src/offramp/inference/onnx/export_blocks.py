@@ -54,9 +54,9 @@ class ExitSpec:
 
     Attributes:
         block: the block that leads to the exit, with the exit.
-        carried: the fields that go on to the next block, with their element types; none behind the last exit.
+        carried: the fields that go on to the next block, with their element types; none after the last exit.
         written: those of them that the block writes.
-        cut: of the batch; None behind the last exit.
+        cut: of the batch; None after the last exit.
     """
 
     block: BlockCode
@@ -135,7 +135,7 @@ def export_whole(
 
 
 def _exit_spec(model: MultiExitModel, exit: int, before: Sequence[Carry]) -> tuple[ExitSpec, list[Carry]]:
-    """Run one block and its exit on both examples; return their functions and the carries behind the cut."""
+    """Run one block and its exit on both examples; return their functions and the carries after the cut."""
     last = exit == len(model.layers) - 1
     (after, output), modules = record_modules(model, partial(_run_block, model, exit, before[0]))
     both = (after, model.block(exit, before[1]))

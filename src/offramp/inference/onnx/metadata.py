@@ -17,7 +17,7 @@ GRAPHS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}
 WEIGHTS = ".data"  # ending of the file with a graph's weights
 ENGINES = ("torch", *GRAPHS)
 ABOUT = "offramp"
-"""The key of the metadata under which it is."""
+"""The key under which the file's metadata has offramp's."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class PolicyCall:
 
     Attributes:
         function: the name of the file's function; None at a last exit whose logits are the answer.
-        answers: whether it gives the answer's logits; else they are the exit's own.
-        memory: element types of what it remembers.
+        answers: True if the function returns the answer's logits; else they are the exit's own.
+        memory: element types of the policy's memory.
     """
 
     function: str | None
@@ -40,15 +40,15 @@ class GraphMetadata:
     """A file's metadata, for the session and for `assemble`.
 
     Attributes:
-        model: SHA-256 of the weights that it was made of.
+        model: SHA-256 of the weights that the graph was exported from.
         precision: "float32" or "int8".
-        policy: the one it runs, as data.
+        policy: the policy that the graph runs, as data.
         layers: the layer number of each exit.
         outputs: C of the logits.
-        certainty: whether the model has a gate.
+        certainty: True if the model has a gate.
         problem_type: as in transformers.
-        carried: for each exit but the last, the fields that go on, with their element types.
-        written: for each exit, the fields that its block writes; the others stay what they were.
+        carried: for each exit but the last, the fields that go to the next block, with their element types.
+        written: for each exit, the fields that its block writes; the others do not change.
         policies: JSON of a policy -> its calls, one an exit.
     """
 
@@ -84,7 +84,7 @@ class GraphMetadata:
 
 
 def weights_digest(folder: str | os.PathLike[str]) -> str:
-    """SHA-256 of the weights in a local folder."""
+    """Return the SHA-256 of the weights in a local folder."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).glob("*.safetensors")):
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Names of the values that the pieces of a graph pass to each other; saved files have them."""
+"""Names of the values that pass between the pieces of a graph. Saved files contain these names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def after(i: int, field: str) -> str:
 
 
 def cut(i: int, field: str) -> str:
-    """Return the name of a field behind exit `i`, for the rows that continue."""
+    """Return the name of a field after exit `i`, for the rows that continue."""
     return f"cut{i}.{field}"
 
 
 def rows(i: int) -> str:
-    """Return the name of the indices of the rows that continue behind exit `i`, (K,)."""
+    """Return the name of the indices of the rows that continue after exit `i`, (K,)."""
     return f"row{i}"
 
 

@@ -1,4 +1,4 @@
-"""The pieces of a model as ONNX, their weights, and how a file is taken apart again."""
+"""The pieces of a model as ONNX, their weights, and the way back from a file to its pieces."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class ModelParts:
     Attributes:
         inputs: of the graph, as ONNX describes them.
         embed: reads the inputs, writes `carry0.*`.
-        levels: one an exit: the block that leads to it, and what it says.
-        cuts: one for each exit but the last: reads `row{i}` and what goes on, writes `cut{i}.*`.
+        levels: one for each exit: the block that leads to it, and the exit's outputs.
+        cuts: one for each exit but the last: reads `row{i}` and the fields that continue, writes `cut{i}.*`.
         shared: weights that several levels read.
         functions: the steps of policies, by name.
         metadata: of the file.

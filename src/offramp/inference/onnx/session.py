@@ -24,7 +24,7 @@ class GraphOutput:
     Attributes:
         logits: (B, C) of the answers.
         exit_layers: (B,) int64 layer numbers.
-        logits_by_exit: (B, L, C), NaN behind the exit at which a row has left.
+        logits_by_exit: (B, L, C), NaN after the exit at which a row has left.
         certainty_by_exit: (B, L) likewise; None where the model has no gate.
     """
 
@@ -74,7 +74,7 @@ class OnnxSession:
         Args:
             inputs: `input_ids` (B, T), `attention_mask` (B, T) with padding on the right, `token_type_ids` where the
                 model has them; or `pixel_values`. Without a mask every token is real, without types all are 0.
-            thresholds: one number, one for each exit but the last, or a row of these for each sample (B, L-1);
+            thresholds: one number, one for each exit but the last, or (B, L-1) with a row for each sample;
                 inf = never.
 
         Raises:

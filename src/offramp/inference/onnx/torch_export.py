@@ -158,7 +158,7 @@ def _fix_shapes(model: ModelProto) -> None:
 
 
 def output_name(name: str) -> str:
-    """The local name of an output; inputs have the plain names."""
+    """Return the local name of an output; inputs have the plain names."""
     return f"new.{name}"
 
 

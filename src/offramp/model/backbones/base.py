@@ -23,7 +23,7 @@ class OwnHead:
     Attributes:
         out: the last linear map.
         pooler: the map before it, on the first token; None where there is none.
-        activation: behind the pooler, by transformers' name.
+        activation: after the pooler, by transformers' name.
     """
 
     out: str

@@ -4,7 +4,7 @@ Kong et al., "Accelerating Inference for Pretrained Language Models by Unified M
 2022, section 3.1. In layer l, a_l is the mean over heads of the first token's attention, without its own column (eq.
 5); a memory keeps A_l = (1 - beta) A_{l-1} + beta a_l, A_1 = a_1 (eq. 6). A layer of the schedule keeps the first token
 and the m = ceil(keep_ratio N) of the N others with the largest A_l (eq. 7); the others become one fusion token, the
-sum of their states weighted by A_l (eq. 8). This happens behind the attention's norm, so the feed-forward half already
+sum of their states weighted by A_l (eq. 8). This happens after the attention's norm, so the feed-forward half already
 runs on fewer tokens.
 
 Differs from the authors' code, which pads to 128 tokens and selects among the padding too; here every sample selects
@@ -126,7 +126,7 @@ def apply_token_exit(
     Args:
         setting: the schedule.
         layer: its number, 1-based.
-        carry: with the states behind the layer's attention, (B, T, D).
+        carry: with the states after the layer's attention, (B, T, D).
         class_attention: second output of the attention function.
         config: the encoder's.
 

@@ -38,7 +38,7 @@ class Objective(ABC):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The parts of a training run, in order; each runs for all epochs."""
+        """Return the parts of a training run, in order; each runs for all epochs."""
         return (EVERYTHING,)
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Objective(ABC):
         """Give the objective's own modules the shapes of their weights, before training starts.
 
         Args:
-            exits: L, those behind a layer.
+            exits: L, the number of the model's exits.
             outputs: C of each exit.
         """
         return

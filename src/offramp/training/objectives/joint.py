@@ -1,4 +1,4 @@
-"""All exits at once, summed or weighted by depth; and the last exit alone.
+"""Losses of all exits, summed or weighted by depth, and of the last exit alone.
 
 Joint: Xin et al., "BERxiT", EACL 2021, eq. 3. Weighted: Zhou et al., "BERT Loses Patience", NeurIPS 2020, eq. 6,
 and Zhang et al., "PCEE-BERT", Findings of NAACL 2022, eq. 1.
