@@ -37,9 +37,10 @@ POLICIES: dict[str, dict[str, Any]] = {
     "stability, once": {"name": "stability", "patience": 1},
     "stability, all": {"name": "stability", "ensemble": "all"},
 }
-QUICK = ("margin", "patience")  # of several labels; the others differ from one label in what they take the worst of
+# these suffice of several labels and of values; the others differ from one label in what they take the worst of
+QUICK = {MULTI_LABEL: ("margin", "patience"), REGRESSION: ("consistency of values", "fixed", "stability, run")}
 POLICY_CASES = [
-    pytest.param(name, problem, marks=[pytest.mark.slow] if problem == MULTI_LABEL and name not in QUICK else [])
+    pytest.param(name, problem, marks=[] if name in QUICK.get(problem, POLICIES) else [pytest.mark.slow])
     for problem in PROBLEM_TYPES
     for name, data in POLICIES.items()
     if has_meaning(load_policy(data), problem, LAYERS)
