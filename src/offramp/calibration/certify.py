@@ -30,6 +30,7 @@ from offramp.calibration.outputs import PolicyOutputs, policy_outputs
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
 from offramp.evaluation.sweep import Sweep, all_splits, sweep
 from offramp.policies.base import Policy
+from offramp.policies.decision import continues
 from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.types.operating_point import RISKS, Certificate, OperatingPoint
 from offramp.types.outputs import ExitOutput, predictions
@@ -183,7 +184,7 @@ def losses(trace: Trace, logits: Tensor, risk: str) -> tuple[Tensor, Tensor]:
 
 def lost_at(score: Tensor, loss: Tensor, threshold: float) -> Tensor:
     """Return the rows lost at one threshold, (N,) bool; scores (L, N), losses (L, N)."""
-    leave = torch.cat((score[:-1] >= threshold, torch.ones_like(loss[-1:])))
+    leave = torch.cat((~continues(score[:-1], threshold), torch.ones_like(loss[-1:])))
     return loss.gather(0, leave.to(torch.uint8).argmax(dim=0, keepdim=True)).squeeze(0)
 
 
