@@ -175,6 +175,7 @@ def test_numbers_are_a_regression_when_asked(place: Path) -> None:
     result = train(place, "regression", "--task", "regression", "--label-column", "words", "--exit-layers", "2,4")
     assert result.exit_code == 0, result.output
     assert "pearson of every exit, on 48 rows" in result.stdout
+    assert "consistency fitted on 24 rows, the threshold chosen on the other 24" in result.stderr
     answers = offramp("predict", place / "regression", given="the cat\n").stdout
     assert set(json.loads(answers)) == {"value", "exit_layer"}
 

@@ -22,7 +22,7 @@ from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import resolve_engine
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.modeling import MultiExitModel
-from offramp.policies.registry import default_policy
+from offramp.policies.registry import default_unfitted_policy
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import fixed_depth_point
 
@@ -73,7 +73,7 @@ def measure_costs(
     timed = _spread(tokens, max(TIMED, 4 * batch_size))
     pad = loaded.config.pad_token_id
     batches = [collate([timed[number] for number in numbers], pad) for numbers in length_sorted(timed, batch_size)]
-    policy = {"name": default_policy(loaded.config.problem_type)}
+    policy = {"name": default_unfitted_policy(loaded.config.problem_type)}
     points = {layer: replace(fixed_depth_point(layer, layers), policy=policy) for layer in layers}
     times, _ = time_batches(
         {layer: partial(loaded.answer, point=point) for layer, point in points.items()}, batches, rounds

@@ -39,7 +39,7 @@ from offramp.model.hub import load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
-from offramp.policies.registry import default_policy, load_policy, policy_to_dict
+from offramp.policies.registry import default_unfitted_policy, load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
 from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import Answers, predictions
@@ -243,7 +243,7 @@ def _distinct_policies(
     policies: Sequence[PolicyLike],
 ) -> list[Policy]:
     """Return the policies that a file holds, each once; it runs the first one."""
-    usual = default_policy(model.config.problem_type)
+    usual = default_unfitted_policy(model.config.problem_type)
     if policy is None:
         policy = points[DEFAULT].policy if DEFAULT in points else usual
     by_key: dict[str, Policy] = {}

@@ -45,7 +45,7 @@ def fit_default_policy(trace: Trace) -> tuple[Policy, Trace]:
     """Return the policy for a problem where none is named, fitted, and the rows that may choose its threshold.
 
     For classes: margin with a threshold for each exit, and all rows. For values: consistency, fitted on a random half
-    of the rows, and the other half.
+    of the rows, and the other half. A caller that cannot fit takes `offramp.policies.registry.default_unfitted_policy`.
 
     Raises:
         InvalidInput: rows whose logits are not finite; a single row, for values.

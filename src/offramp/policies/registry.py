@@ -82,8 +82,11 @@ def _wrapper_keys(row: str, wrapper: type[Any]) -> dict[str, str]:
     return {row if name == wrapper.parameter else name: name for name in names}
 
 
-def default_policy(problem_type: str) -> str:
-    """Return the name of the policy for a kind of problem where none is named."""
+def default_unfitted_policy(problem_type: str) -> str:
+    """Return the name of the policy for a kind of problem where none is named and no numbers can be fitted.
+
+    Where there is a trace to fit on, the default is `offramp.policies.fitting.fit_default_policy`.
+    """
     return "stability" if problem_type == "regression" else "margin"
 
 
