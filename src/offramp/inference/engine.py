@@ -1,19 +1,26 @@
-"""The protocol of an engine, which runs a model."""
+"""The protocol of an engine, which runs a model, and the engines' names. Needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from torch import Tensor
+from offramp.inference.onnx.metadata import GRAPHS
 
-from offramp.model.config import MultiExitConfig
-from offramp.types.operating_point import OperatingPoint
-from offramp.types.outputs import Answers, ExitOutput
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from offramp.model.config import MultiExitConfig
+    from offramp.types.operating_point import OperatingPoint
+    from offramp.types.outputs import Answers, ExitOutput
+
+ENGINES = ("torch", *GRAPHS)
+"""The names that users type."""
 
 
+@runtime_checkable
 class Engine(Protocol):
-    """An engine: runs a model."""
+    """An engine: runs a model. An object of any class with these names can be given where a model can."""
 
     @property
     def name(self) -> str:
