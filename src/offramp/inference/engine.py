@@ -38,7 +38,10 @@ class Engine(Protocol):
         """
 
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
-        """Answer a batch, (B, T) each, at a point; None = full depth. The answers are on the CPU."""
+        """Answer a batch, (B, T) each, at a point; None = full depth. The answers are on the CPU.
+
+        Rows with logits that are not finite have failed; those with a NaN score too, where the engine knows the score.
+        """
 
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """Return every exit's outputs for a batch at full depth: logits (L, B, C), certainty (L, B), on the CPU."""

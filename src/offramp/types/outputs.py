@@ -46,7 +46,7 @@ class Answers:
     Attributes:
         logits: (N, C) float32, of the exit at which each sample left.
         exit_layers: (N,) int64 layer numbers, 1 = after the first layer.
-        failed: (N,) bool, True where the logits were not finite: no answer, an error.
+        failed: (N,) bool, True where the score was NaN or the logits were not finite: no answer, an error.
 
     Example:
         >>> answers = offramp.replay(trace, "entropy", 0.5)
