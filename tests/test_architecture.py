@@ -185,6 +185,18 @@ def test_importing_costs_nothing(module: str, heavy: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_only_the_decision_compares_scores_with_a_threshold() -> None:
+    """`policies/decision.py:continues` is the one place, so that replay, certificates and intervals agree with it."""
+    compared = {
+        path.relative_to(ROOT).as_posix()
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Lt, ast.GtE))
+        if isinstance(node.comparators[0], ast.Name) and node.comparators[0].id == "threshold"
+    }
+    assert compared == {"policies/decision.py"}
+
+
 # --- public surface -----------------------------------------------------------------------------------------
 
 

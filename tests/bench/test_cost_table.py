@@ -11,7 +11,7 @@ from offramp.bench.cost_table import TIMED, measure_costs
 from offramp.errors import InvalidInput
 from offramp.inference.torch_engine import TorchEngine
 from offramp.types.operating_point import POINTS_FILE, read_points
-from offramp.types.outputs import Answers
+from offramp.types.outputs import Answers, ExitOutput
 from support.command_line import offramp
 from support.models import LAYERS, balanced, image_rows, save_folder, text_rows, texts, tiny_model, token_rows
 
@@ -36,6 +36,12 @@ class Timed:
         self.batches: list[tuple[int, int]] = []
         self.policies: set[str] = set()
 
+    def check(self, point: Any) -> None:
+        self.eager.check(point)
+
+    def all_exits(self, inputs: Any) -> ExitOutput:
+        return self.eager.all_exits(inputs)
+
     def answer(self, inputs: Any, point: Any) -> Answers:
         self.policies.add(point.policy["name"])
         answers = self.eager.answer(inputs, point)
@@ -48,7 +54,6 @@ class Timed:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(bench, "time", clock)
-    monkeypatch.setattr("offramp.bench.cost_table.resolve_engine", lambda model, engine, of_texts: (model, None))
     return clock
 
 

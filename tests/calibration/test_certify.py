@@ -316,6 +316,11 @@ def test_risks_by_hand() -> None:
         assert not found[0][1].any()
 
 
+def test_a_row_without_a_score_leaves_at_once_as_in_the_decision() -> None:
+    score, loss = torch.tensor([[math.nan], [0.0], [0.0]]), torch.tensor([[True], [False], [False]])
+    assert lost_at(score, loss, 0.5).tolist() == [True]
+
+
 def test_with_several_labels_the_whole_set_counts() -> None:
     logits = torch.tensor([[[1.0, 1.0], [1.0, -1.0], [1.0, 1.0]], [[1.0, -1.0], [1.0, -1.0], [1.0, 1.0]]])
     trace = Trace(logits, torch.tensor([[1, 0], [1, 1], [1, 1]]))

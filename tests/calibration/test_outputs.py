@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from offramp.calibration.calibrate import calibrate
 from offramp.calibration.certify import certify
 from offramp.calibration.ladder import ladder
+from offramp.calibration.outputs import loosest
 from offramp.evaluation.measure import measure
 from offramp.policies.confidence import Margin
 from offramp.policies.fitting import fit_lines
@@ -62,3 +64,19 @@ def test_a_point_is_measured_as_the_deployed_policy_replays(policy: str) -> None
         assert point.measured == measure(TRACE, point.policy, point.thresholds)
         answers = replay(TRACE, point.policy, point.thresholds)
         assert point.measured.mean_exit == answers.exit_layers.double().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("holds", "among", "expected"),
+    [
+        ([True, True, False, True], None, 3.0),
+        ([True, True, False, True], [True, False, True, True], 4.0),
+        ([True, True, True, True], [True, False, False, False], 4.0),
+        ([False, True, True, True], None, None),
+    ],
+)
+def test_the_loosest_threshold_is_before_the_first_failure(
+    holds: list[bool], among: list[bool] | None, expected: float | None
+) -> None:
+    allowed = None if among is None else torch.tensor(among)
+    assert loosest(torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor(holds), allowed) == expected

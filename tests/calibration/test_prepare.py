@@ -63,13 +63,33 @@ def test_fitted_numbers_and_thresholds_come_from_other_rows(
     assert fit_and_calibrate(TRACE, Target(speedup=1.5), policy, **{**options, "confidence": None}).measured
 
 
-@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, REGRESSION])
-def test_nothing_asked_for_is_the_default_policy_and_no_report(problem_type: str) -> None:
+@pytest.mark.parametrize(
+    ("problem_type", "report"),
+    [(SINGLE_LABEL, ""), (REGRESSION, "consistency fitted on 30 rows, the threshold chosen on the other 30")],
+)
+def test_nothing_asked_for_is_the_default_policy_and_says_which_rows_fitted(problem_type: str, report: str) -> None:
     trace = random_trace(problem_type, samples=60)
     policy, rows = fit_default_policy(trace)
     result = prepare_policy(trace)
-    assert (result.policy, len(result.rows), result.report) == (policy, len(rows), "")
+    assert (result.policy, len(result.rows), result.report) == (policy, len(rows), report)
     assert fit_and_calibrate(trace, TARGET) == calibrate(rows, policy, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "options", "expected"),
+    [
+        (SINGLE_LABEL, {"patience": 2}, "the default for classes is 'margin': 'margin' has no parameter 'patience'"),
+        (REGRESSION, {"measure": "margin"}, "the default for a regression is 'stability': 'stability' has no"),
+    ],
+)
+def test_a_parameter_that_the_default_policy_lacks_is_refused_with_its_name(
+    problem_type: str, options: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(InvalidInput, match=rf"^no policy is named, and {expected}") as caught:
+        prepare_policy(random_trace(problem_type), options)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InvalidInput, match=r"^'margin' has no parameter 'patience'"):
+        prepare_policy(TRACE, {"name": "margin", "patience": 2})
 
 
 def test_a_confidence_certifies_the_target_and_the_ladder() -> None:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 from click.testing import Result
 from transformers import AutoModelForSequenceClassification, BertModel
 
-from offramp.cli.train import HEADS as CLI_HEADS
+from offramp.cli.main import main
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.predictor import Predictor
-from offramp.model.heads import HEADS
+from offramp.inference.record import TASKS
+from offramp.model.heads import HEADS, POOLINGS
 from offramp.model.modeling import MultiExitModel
-from offramp.policies.divergence import Divergence
+from offramp.policies.divergence import DIVERGENCES, WINDOWS, Divergence
+from offramp.policies.ensemble import MEMBERS
 from offramp.policies.registry import POLICIES
 from offramp.types.operating_point import POINTS_FILE
 from offramp.types.trace import Trace
@@ -76,8 +79,20 @@ def test_help_lists_every_command_and_each_has_an_example() -> None:
         assert not any("\\b" in line for line in lines)
 
 
-def test_help_knows_every_head() -> None:
-    assert set(CLI_HEADS) == set(HEADS)
+@pytest.mark.parametrize(
+    ("command", "option", "names"),
+    [
+        ("train", "head", HEADS),
+        ("train", "pooling", POOLINGS),
+        ("train", "task", TASKS.values()),
+        ("calibrate", "ensemble", MEMBERS),
+        ("calibrate", "window", WINDOWS),
+        ("calibrate", "divergence", DIVERGENCES),
+    ],
+)
+def test_an_option_knows_the_names_of_the_library(command: str, option: str, names: Collection[str]) -> None:
+    (kind,) = (known.type for known in main.commands[command].params if known.name == option)
+    assert set(kind.choices) == set(names)
 
 
 def test_help_loads_no_torch() -> None:
@@ -175,6 +190,7 @@ def test_numbers_are_a_regression_when_asked(place: Path) -> None:
     result = train(place, "regression", "--task", "regression", "--label-column", "words", "--exit-layers", "2,4")
     assert result.exit_code == 0, result.output
     assert "pearson of every exit, on 48 rows" in result.stdout
+    assert "consistency fitted on 24 rows, the threshold chosen on the other 24" in result.stderr
     answers = offramp("predict", place / "regression", given="the cat\n").stdout
     assert set(json.loads(answers)) == {"value", "exit_layer"}
 

@@ -18,7 +18,7 @@ from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.predictor import Predictor
 from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine
-from offramp.policies.registry import load_policy
+from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import scores
 from offramp.types.operating_point import OperatingPoint, Target, write_points
 from support.graphs import DEFAULT, arrays, copied, gated, graph_of
@@ -115,6 +115,18 @@ def test_a_text_whose_logits_are_not_finite_is_an_error(exported: Path) -> None:
 
     answers = OnnxEngine(Broken(), engine.config).answer({}, DEFAULT)  # type: ignore[arg-type]
     assert answers.failed.tolist() == [False, True, False]
+
+
+def test_a_score_that_is_nan_leaves_alike_and_only_torch_marks_it_as_failed() -> None:
+    """Scores below 1/2 have log-odds below 0; times 1e39 that is -inf in float32, and with the constant NaN."""
+    model, policy = gated(), load_policy("entropy", lines=((1e39, 1e39),) * LAYERS)
+    inputs, point = padded(model, text_rows(5)), replace(DEFAULT, policy=policy_to_dict(policy))
+    in_torch = TorchEngine(model).answer(inputs, point)
+    in_graph = OnnxEngine(graph_of(model, policy), model.config).answer(inputs, point)
+    assert in_graph.exit_layers.tolist() == in_torch.exit_layers.tolist() == [1] * 5
+    assert torch.allclose(in_graph.logits, in_torch.logits, atol=1e-4, rtol=0)
+    assert in_torch.failed.all()
+    assert not in_graph.failed.any()
 
 
 # Which one runs.

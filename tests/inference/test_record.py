@@ -1,4 +1,6 @@
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,16 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from offramp.bench.cost_table import measure_costs
 from offramp.data.examples import Columns, Examples
 from offramp.errors import DataError, InvalidInput, UnknownName
 from offramp.inference.onnx.metadata import weights_digest
+from offramp.inference.predictor import Predictor
 from offramp.inference.record import read_for, record
+from offramp.model.config import MultiExitConfig
 from offramp.model.modeling import MultiExitModel
 from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from support.models import (
     FAMILIES,
@@ -24,10 +30,41 @@ from support.models import (
     text_rows,
     texts,
     tiny_model,
+    tiny_tokenizer,
     token_rows,
 )
 
 NAMES = {0: "bad", 1: "fine", 2: "good"}
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """An engine of neither class: at exit `i` the first class has the number of tokens, all others `i`."""
+
+    config: MultiExitConfig
+    name: str = "counts-float32"
+
+    def check(self, point: OperatingPoint | None) -> None:
+        """Run every point."""
+
+    def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
+        logits, rows = self.all_exits(inputs).logits[0], len(inputs["input_ids"])
+        return Answers(logits, torch.ones(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.bool))
+
+    def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+        tokens = inputs["attention_mask"].sum(dim=-1).float()  # (B,)
+        exits = torch.arange(float(LAYERS)).view(LAYERS, 1, 1).repeat(1, len(tokens), self.config.num_labels)
+        exits[..., 0] = tokens
+        return ExitOutput(exits, problem_type=self.config.problem_type)
+
+
+def test_an_engine_of_any_class_records_answers_and_is_timed() -> None:
+    engine, rows = TokenCounts(tiny_model(id2label=NAMES).config), token_rows(5)
+    trace = record(engine, rows)
+    assert trace.logits[2].tolist() == [[len(row["input_ids"]), 2, 2] for row in rows]
+    assert trace.provenance == {"engine": "counts-float32"}
+    assert [answer["label"] for answer in Predictor(engine, tiny_tokenizer())(texts(3))] == ["bad"] * 3
+    assert measure_costs(engine, rows, rounds=1).engine == "counts-float32"
 
 
 @pytest.fixture(scope="module")

@@ -40,11 +40,11 @@ def test_a_later_format_is_refused_in_one_line(load: Any, number: Any, tmp_path:
         load(folder)
     message = str(caught.value)
     file = folder / "config.json"
-    assert f"{file} has format {number!r}, this offramp reads formats up to 1; update offramp" in message
+    assert f"{file}: format {number!r}; this version of offramp reads up to 1; a newer offramp reads it" in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("load", [AutoConfig.from_pretrained, load_config])
 def test_auto_classes_refuse_it_too(load: Any, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"config\.json has format 2"):
+    with pytest.raises(InvalidInput, match=r"config\.json: format 2"):
         load(with_format(tmp_path, 2))

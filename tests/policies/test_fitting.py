@@ -472,6 +472,12 @@ def test_one_half_of_the_rows_fits_and_the_other_chooses(folder: Path, more: tup
     assert calibrated(folder, *more)[1] == point  # the same halves each time
 
 
+def test_the_default_policy_of_a_regression_says_which_rows_fitted_it(tmp_path: Path) -> None:
+    save_folder(tmp_path / "model", tiny_model("bert", 1, problem_type=REGRESSION))
+    random_trace(REGRESSION, depth=LAYERS, samples=200).save(tmp_path / "trace.safetensors")
+    assert "consistency fitted on 100 rows, the threshold chosen on the other 100" in calibrated(tmp_path)[0]
+
+
 def test_a_fitted_policy_takes_an_ensemble_and_no_temperature(folder: Path) -> None:
     _, point = calibrated(folder, "--policy", "gain", "--ensemble", "run")
     assert summarize(point.policy) == {"name": "gain", "ensemble": "run"}

@@ -15,7 +15,7 @@ from offramp.policies.ensemble import Ensemble
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Patience, Stability
 from offramp.policies.pcee import PatientConfidence
-from offramp.policies.registry import POLICIES, load_policy, policy_to_dict
+from offramp.policies.registry import POLICIES, as_policy, load_policy, policy_to_dict
 from offramp.policies.replay import replay, run_policy, scores
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
@@ -595,6 +595,12 @@ def test_entropy_of_equal_logits_is_not_below_0() -> None:
 
 
 # --- names and parameters -----------------------------------------------------------------------------------
+
+
+def test_a_policy_is_given_by_itself_by_name_or_as_data() -> None:
+    policy = load_policy("entropy")
+    assert as_policy(policy) is policy
+    assert as_policy("entropy") == as_policy({"name": "entropy"}) == policy
 
 
 def test_policies_go_through_data_and_back() -> None:

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from offramp.errors import InvalidInput
-from offramp.studies.selection import Candidate, EvaluationSplit, candidates, evaluate, halves, quality_loss, select
+from offramp.policies.fitting import halves
+from offramp.studies.selection import (
+    Candidate,
+    EvaluationSplit,
+    alternate_halves,
+    candidates,
+    evaluate,
+    quality_loss,
+    select,
+)
 from offramp.studies.spec import LayersSaved, MacsReduced, ScoreKept, SpeedupBetween
 from offramp.types.trace import Trace
 
@@ -112,10 +121,11 @@ def test_what_is_lost_was_right_at_the_last_exit() -> None:
     assert quality_loss(TRACE, candidates(PART, [MAX_PROB])[0]) == 0
 
 
-def test_halves_are_all_rows_once() -> None:
+def test_alternate_halves_are_all_rows_once_and_the_second_has_the_odd_one() -> None:
     numbered = Trace(torch.arange(7.0).view(1, 7, 1).expand(2, 7, 1), torch.zeros(7))
-    selection, test = halves(numbered)
+    selection, test = alternate_halves(numbered)
     assert (len(selection), len(test)) == (3, 4)
     assert sorted([*selection.logits[0, :, 0].tolist(), *test.logits[0, :, 0].tolist()]) == list(range(7))
+    assert [len(half) for half in halves(numbered)] == [4, 3]
     with pytest.raises(InvalidInput, match="give a test set"):
-        halves(TRACE.take(torch.tensor([0])))
+        alternate_halves(TRACE.take(torch.tensor([0])))

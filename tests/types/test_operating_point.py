@@ -52,7 +52,7 @@ def test_the_file_has_a_format_number(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "points.json"
     path.write_text('{"format": 2, "points": [], "more": {}}')
-    expected = r"points\.json: its format is 2 and this offramp reads up to 1; a newer offramp is needed$"
+    expected = r"points\.json: format 2; this version of offramp reads up to 1; a newer offramp reads it$"
     with pytest.raises(InvalidInput, match=expected) as caught:
         read_points(path)
     assert "\n" not in str(caught.value)

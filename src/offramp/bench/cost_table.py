@@ -18,11 +18,10 @@ from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import Text
 from offramp.errors import InvalidInput
 from offramp.inference.engine import Engine
-from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import resolve_engine
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.modeling import MultiExitModel
-from offramp.policies.registry import default_policy
+from offramp.policies.registry import default_unfitted_policy
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import fixed_depth_point
 
@@ -31,7 +30,7 @@ TIMED = 64
 
 
 def measure_costs(
-    model: MultiExitModel | TorchEngine | OnnxEngine | str | os.PathLike[str],
+    model: MultiExitModel | Engine | str | os.PathLike[str],
     rows: Sequence[Text] | Sequence[Mapping[str, Any]],
     engine: str = "torch",
     *,
@@ -49,7 +48,7 @@ def measure_costs(
     or less, which matters for small encoders alone. A graph scores with its own.
 
     Args:
-        model: a model, an engine (see `offramp.inference.load_engine`), or a model's folder or hub name.
+        model: a model, an engine (see `offramp.inference.engine`), or a model's folder or hub name.
         rows: texts and pairs, which need a model's folder, or tokenized rows, of typical lengths. At most TIMED, or
             four batches, are timed, spread evenly over their lengths.
         engine: for a folder's model: "torch", "onnx" or "onnx-int8".
@@ -73,7 +72,7 @@ def measure_costs(
     timed = _spread(tokens, max(TIMED, 4 * batch_size))
     pad = loaded.config.pad_token_id
     batches = [collate([timed[number] for number in numbers], pad) for numbers in length_sorted(timed, batch_size)]
-    policy = {"name": default_policy(loaded.config.problem_type)}
+    policy = {"name": default_unfitted_policy(loaded.config.problem_type)}
     points = {layer: replace(fixed_depth_point(layer, layers), policy=policy) for layer in layers}
     times, _ = time_batches(
         {layer: partial(loaded.answer, point=point) for layer, point in points.items()}, batches, rounds
@@ -87,7 +86,7 @@ def measure_costs(
 
 
 def _tokens(
-    model: MultiExitModel | TorchEngine | OnnxEngine | str | os.PathLike[str],
+    model: MultiExitModel | Engine | str | os.PathLike[str],
     rows: Sequence[Text] | Sequence[Mapping[str, Any]],
     engine: str,
 ) -> tuple[Engine, Sequence[Mapping[str, Any]]]:

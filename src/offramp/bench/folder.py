@@ -15,9 +15,8 @@ from offramp.bench.compare import FULL, BenchmarkResult, BenchmarkRow, log, metr
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import GUESSED, Columns, Text, read_rows
 from offramp.errors import InvalidInput
-from offramp.inference.engine import Engine
+from offramp.inference.engine import ENGINES, Engine
 from offramp.inference.load_engine import load_engine
-from offramp.inference.onnx.metadata import ENGINES
 from offramp.inference.record import read_for
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.hub import load_config, load_points, load_tokenizer, refuse_images

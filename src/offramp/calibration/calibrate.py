@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offramp.calibration.outputs import PolicyOutputs, policy_outputs
+from offramp.calibration.outputs import PolicyOutputs, loosest, policy_outputs
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.evaluation.metrics import layerwise
 from offramp.evaluation.sweep import per_exit_constant, score_curve, sweep
@@ -91,19 +91,9 @@ def point_for(
         means = times.statistics[:, 0] / len(trace)  # (K,) never rises as thresholds fall
         limit = f"{outputs.policy} cannot answer in {value:g} ms a sample here; the best is {means[-1]:.4g}"
         threshold = strictest(times.thresholds, means <= value * (1 + 1e-12), limit)
-    return outputs.point(threshold, {target.kind: value}, metric, cost)
-
-
-def loosest(thresholds: Tensor, holds: Tensor) -> float:
-    """Return the last of the falling thresholds (K,) before the first that does not hold, (K,) bool.
-
-    Raises:
-        CannotReach: the first does not hold.
-    """
-    count = int(holds.long().cumprod(dim=0).sum())
-    if count == 0:
+    if threshold is None:
         raise CannotReach("not even full depth holds the target")
-    return thresholds[count - 1].item()
+    return outputs.point(threshold, {target.kind: value}, metric, cost)
 
 
 def strictest(thresholds: Tensor, fast_enough: Tensor, refusal: str) -> float:

@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from offramp.calibration.bounds import betting, binomial, conformal, hoeffding_bentkus
-from offramp.calibration.outputs import PolicyOutputs, policy_outputs
+from offramp.calibration.outputs import PolicyOutputs, loosest, policy_outputs
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
 from offramp.evaluation.sweep import Sweep, all_splits, sweep
 from offramp.policies.base import Policy
-from offramp.policies.registry import load_policy, policy_to_dict
+from offramp.policies.decision import continues
+from offramp.policies.registry import as_policy, policy_to_dict
 from offramp.types.operating_point import RISKS, Certificate, OperatingPoint
 from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import REGRESSION
@@ -87,7 +88,7 @@ def certify(
         >>> point.certificate.describe()
         'certified with 0.9 confidence: at most 20% of the rows answered otherwise than by the full model (...)'
     """
-    policy = policy if isinstance(policy, Policy) else load_policy(policy)
+    policy = as_policy(policy)
     check_certifiable(trace, policy, risk, level, delta, method)
     return certified_point(policy_outputs(trace, policy), risk, level, delta, method)
 
@@ -183,14 +184,14 @@ def losses(trace: Trace, logits: Tensor, risk: str) -> tuple[Tensor, Tensor]:
 
 def lost_at(score: Tensor, loss: Tensor, threshold: float) -> Tensor:
     """Return the rows lost at one threshold, (N,) bool; scores (L, N), losses (L, N)."""
-    leave = torch.cat((score[:-1] >= threshold, torch.ones_like(loss[-1:])))
+    leave = torch.cat((~continues(score[:-1], threshold), torch.ones_like(loss[-1:])))
     return loss.gather(0, leave.to(torch.uint8).argmax(dim=0, keepdim=True)).squeeze(0)
 
 
 def _by_p_value(p_values: Callable[[int, float], Tensor]) -> Method:
     def threshold(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
         swept, between = all_splits(score, loss.double().unsqueeze(-1))
-        return _loosest(swept, between, p_values(int(counted.sum()), level)[_counts(swept)] <= delta)
+        return loosest(swept.thresholds, p_values(int(counted.sum()), level)[_counts(swept)] <= delta, between)
 
     return threshold
 
@@ -207,7 +208,7 @@ def _by_mean(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: 
     )  # (L, N) exits at which some threshold stops
     ever = (loss & stays).flip(0).cummax(dim=0).values.flip(0)
     swept, between = all_splits(score, ever.double().unsqueeze(-1))
-    return _loosest(swept, between, conformal(int(counted.sum()))[_counts(swept)] <= level)
+    return loosest(swept.thresholds, conformal(int(counted.sum()))[_counts(swept)] <= level, between)
 
 
 def _by_betting(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: float) -> float | None:
@@ -226,17 +227,11 @@ def _by_betting(score: Tensor, loss: Tensor, counted: Tensor, level: float, delt
         if betting(lost[shuffled], level, delta) > delta:
             passes[number:] = False
             break
-    return _loosest(swept, between, passes)
+    return loosest(swept.thresholds, passes, between)
 
 
 def _counts(swept: Sweep) -> Tensor:
     return swept.statistics[:, 0].round().long()
-
-
-def _loosest(swept: Sweep, between: Tensor, passes: Tensor) -> float | None:
-    """Return the last threshold before the first that fails, of those between two scores."""
-    passed = swept.thresholds[between & (passes.long().cumprod(dim=0) == 1)]
-    return passed[-1].item() if len(passed) else None
 
 
 Method = Callable[[Tensor, Tensor, Tensor, float, float], float | None]

@@ -17,7 +17,7 @@ from offramp.calibration.certify import certified_point, check_certifiable
 from offramp.calibration.outputs import policy_outputs
 from offramp.errors import CannotReach
 from offramp.policies.base import Policy
-from offramp.policies.registry import load_policy
+from offramp.policies.registry import as_policy
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
 
@@ -63,7 +63,7 @@ def ladder(
         >>> points["full"].thresholds
         (inf, inf, inf)
     """
-    policy = policy if isinstance(policy, Policy) else load_policy(policy)
+    policy = as_policy(policy)
     outputs = policy_outputs(trace, policy)
     points = {"full": outputs.point(math.inf, {}, metric)}
     share = None if delta is None else delta / len(DROPS)

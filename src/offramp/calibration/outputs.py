@@ -12,7 +12,7 @@ from offramp.evaluation.measure import measure_answers
 from offramp.policies.base import Policy
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.exit_scaling import ExitScaled
-from offramp.policies.registry import load_policy, policy_to_dict
+from offramp.policies.registry import as_policy, policy_to_dict
 from offramp.policies.replay import answers_at, finite_outputs
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Certificate, OperatingPoint
@@ -65,13 +65,26 @@ def policy_outputs(trace: Trace, policy: Policy | Mapping[str, Any] | str) -> Po
         InvalidInput: a single exit; samples whose score is NaN or whose logits are not finite.
         NotApplicable: the policy has no meaning for this kind of problem.
     """
-    policy = policy if isinstance(policy, Policy) else load_policy(policy)
+    policy = as_policy(policy)
     lines = _lines(policy)
     deployed = policy
     if lines is not None:
         deployed = Ensemble(lines.policy, policy.members) if isinstance(policy, Ensemble) else lines.policy
     scores, logits = finite_outputs(trace, deployed)
     return PolicyOutputs(trace, policy, deployed, scores if lines is None else lines.rescale(scores), scores, logits)
+
+
+def loosest(thresholds: Tensor, holds: Tensor, among: Tensor | None = None) -> float | None:
+    """Return the last of the falling thresholds (K,) before the first that does not hold, (K,) bool.
+
+    Args:
+        thresholds: falling.
+        holds: those that hold; None is returned where the first does not.
+        among: (K,) bool, those that may be returned; None = all.
+    """
+    allowed = holds.long().cumprod(dim=0) == 1
+    passed = thresholds[allowed if among is None else among & allowed]
+    return passed[-1].item() if len(passed) else None
 
 
 def _lines(policy: Policy) -> ExitScaled | None:

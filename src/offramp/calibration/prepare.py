@@ -12,9 +12,10 @@ from offramp.calibration.ladder import ladder
 from offramp.errors import InvalidInput
 from offramp.policies.base import Policy
 from offramp.policies.fitting import fit_default_policy, fit_lines, fit_policy, fit_temperatures, halves
-from offramp.policies.registry import FITTED, default_policy, load_policy, policy_to_dict
+from offramp.policies.registry import FITTED, default_unfitted_policy, load_policy, policy_to_dict
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
 
 
@@ -80,7 +81,7 @@ def prepare_policy(
     Args:
         trace: a full-depth pass over rows that are neither trained on nor reported on.
         policy: a name, or data: parameters by name, "name" among them or not. Without a name it is
-            `offramp.policies.registry.default_policy`. With nothing asked for at all it is
+            `offramp.policies.registry.default_unfitted_policy`. With nothing asked for at all it is
             `offramp.policies.fitting.fit_default_policy`.
         temperature: fit a temperature for each exit first.
         per_exit: a threshold for each exit, as `offramp.fit_lines` makes it possible.
@@ -94,8 +95,12 @@ def prepare_policy(
     """
     parameters: dict[str, Any] = {"name": policy} if isinstance(policy, str) else dict(policy or {})
     if not (parameters or temperature or per_exit or confidence):
-        return PreparedPolicy(*fit_default_policy(trace))
-    name = parameters.pop("name", None) or default_policy(str(trace.problem_type))
+        default, rows = fit_default_policy(trace)
+        fit_rows = len(trace) - len(rows)
+        report = _report(str(policy_to_dict(default)["name"]), fit_rows, len(rows)) if fit_rows else ""
+        return PreparedPolicy(default, rows, report=report)
+    is_named = "name" in parameters
+    name = parameters.pop("name", None) or default_unfitted_policy(str(trace.problem_type))
     if temperature and per_exit:
         raise InvalidInput("temperature and per_exit both put the exits on one scale; choose one")
     if (temperature or per_exit) and name in FITTED:
@@ -106,7 +111,7 @@ def prepare_policy(
     report = ""
     if name in FITTED or temperature or (per_exit and confidence is not None):
         fit_half, choose_half = halves(trace)
-        report = f"{fitted} fitted on {len(fit_half)} rows, the threshold chosen on the other {len(choose_half)}"
+        report = _report(fitted, len(fit_half), len(choose_half))
     # 2) the numbers
     if name in FITTED:
         parameters = {**policy_to_dict(fit_policy(name, fit_half)), **parameters}
@@ -114,7 +119,18 @@ def prepare_policy(
         parameters |= fit_temperatures(fit_half)
     elif per_exit:
         parameters |= fit_lines(name, fit_half)
-    return PreparedPolicy(load_policy({"name": name, **parameters}), choose_half, confidence, report)
+    try:
+        loaded = load_policy({"name": name, **parameters})
+    except InvalidInput as error:
+        if is_named:
+            raise
+        kind = "a regression" if trace.problem_type == REGRESSION else "classes"
+        raise InvalidInput(f"no policy is named, and the default for {kind} is {name!r}: {error}") from None
+    return PreparedPolicy(loaded, choose_half, confidence, report)
+
+
+def _report(fitted: str, fit_rows: int, choose_rows: int) -> str:
+    return f"{fitted} fitted on {fit_rows} rows, the threshold chosen on the other {choose_rows}"
 
 
 def fit_and_calibrate(

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from offramp.cli.options import FOLDER, SOURCE, column_options, columns_of, json_option, silence_transformers
-from offramp.inference.onnx.metadata import ENGINES
+from offramp.inference.engine import ENGINES
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from offramp.inference.onnx.metadata import ENGINES
+from offramp.inference.engine import ENGINES
 from offramp.policies.registry import POLICIES
 
 if TYPE_CHECKING:

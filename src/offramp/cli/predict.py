@@ -10,7 +10,7 @@ import click
 
 from offramp.cli.options import FILE, FOLDER, columns_of, silence_transformers
 from offramp.cli.output import finished_only
-from offramp.inference.onnx.metadata import ENGINES
+from offramp.inference.engine import ENGINES
 
 ENGINE = (
     "The engine that runs the model; auto takes an exported graph on a machine without a GPU, if it fits the point."

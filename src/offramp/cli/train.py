@@ -158,12 +158,15 @@ def _add_default_point(folder: Path, trace: Trace, max_drop: float) -> dict[str,
 
     Where none can be chosen or saved, print why.
     """
-    from offramp.calibration.prepare import fit_and_calibrate
+    from offramp.calibration.prepare import prepare_policy
     from offramp.types.operating_point import DEFAULT, Target
 
     points = {}
     try:
-        points[DEFAULT] = fit_and_calibrate(trace, Target(max_drop=max_drop))
+        prepared = prepare_policy(trace)
+        if prepared.report:
+            click.echo(prepared.report, err=True)
+        points[DEFAULT] = prepared.calibrate(Target(max_drop=max_drop))
         add_points(folder, points)
     except (CannotReach, InvalidInput) as error:
         click.echo(f"no default operating point, answers run at full depth: {error}", err=True)

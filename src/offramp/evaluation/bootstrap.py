@@ -12,6 +12,7 @@ from torch import Tensor
 from offramp.evaluation.metrics import metric_for
 from offramp.evaluation.sweep import per_exit_constant, sweep
 from offramp.policies.base import Policy
+from offramp.policies.decision import continues
 from offramp.policies.replay import finite_outputs
 from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.trace import Trace, labels_of
@@ -80,7 +81,7 @@ def bootstrap_curve(
     chosen = torch.unique(torch.searchsorted(-mean_exits, -even).clamp(max=len(mean_exits) - 1))
     thresholds = swept.thresholds[chosen]
     reached = score[:-1].cummax(dim=0).values  # (L-1, N)
-    exits = torch.stack([(reached < threshold).sum(dim=0) for threshold in thresholds])  # (K, N)
+    exits = torch.stack([continues(reached, threshold).sum(dim=0) for threshold in thresholds])  # (K, N)
     # 2) the score of every resample at each of them
     counts = _counts(len(trace), resamples, seed)
     if rule.resampled is None:

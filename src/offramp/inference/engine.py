@@ -1,19 +1,29 @@
-"""The protocol of an engine: the model in torch, or an exported graph in ONNX Runtime."""
+"""The protocol of an engine, which runs a model, and the engines' names. Needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from torch import Tensor
+from offramp.inference.onnx.metadata import GRAPHS
 
-from offramp.model.config import MultiExitConfig
-from offramp.types.operating_point import OperatingPoint
-from offramp.types.outputs import Answers, ExitOutput
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from offramp.model.config import MultiExitConfig
+    from offramp.types.operating_point import OperatingPoint
+    from offramp.types.outputs import Answers, ExitOutput
+
+ENGINES = ("torch", *GRAPHS)
+"""The names that users type."""
 
 
+@runtime_checkable
 class Engine(Protocol):
-    """A runtime with one loaded model, which answers batches at operating points or at every exit."""
+    """A runtime with one loaded model, which answers batches at operating points or at every exit.
+
+    An object of any class with these names can be given where a model can.
+    """
 
     @property
     def name(self) -> str:
@@ -31,7 +41,10 @@ class Engine(Protocol):
         """
 
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
-        """Answer a batch, (B, T) each, at a point; None = full depth. The answers are on the CPU."""
+        """Answer a batch, (B, T) each, at a point; None = full depth. The answers are on the CPU.
+
+        Rows with logits that are not finite have failed; those with a NaN score too, where the engine knows the score.
+        """
 
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """Return every exit's outputs for a batch at full depth: logits (L, B, C), certainty (L, B), on the CPU."""

@@ -39,7 +39,7 @@ from offramp.model.hub import load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
-from offramp.policies.registry import default_policy, load_policy, policy_to_dict
+from offramp.policies.registry import as_policy, default_unfitted_policy, load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
 from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import Answers, predictions
@@ -243,12 +243,12 @@ def _distinct_policies(
     policies: Sequence[PolicyLike],
 ) -> list[Policy]:
     """Return the policies that a file holds, each once; it runs the first one."""
-    default = default_policy(model.config.problem_type)
+    default = default_unfitted_policy(model.config.problem_type)
     if policy is None:
         policy = points[DEFAULT].policy if DEFAULT in points else default
     by_key: dict[str, Policy] = {}
     for like in (policy, *(point.policy for point in points.values()), default, *policies):
-        rule = like if isinstance(like, Policy) else load_policy(like)
+        rule = as_policy(like)
         by_key.setdefault(policy_key(policy_to_dict(rule)), rule)
     return list(by_key.values())
 

@@ -10,7 +10,8 @@ import torch
 from transformers.utils import logging
 
 from offramp.errors import InvalidInput, UnknownName
-from offramp.inference.onnx.metadata import ENGINES, GRAPHS, WEIGHTS, weights_digest
+from offramp.inference.engine import ENGINES, Engine
+from offramp.inference.onnx.metadata import GRAPHS, WEIGHTS, weights_digest
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.hub import find_file, load_config
@@ -32,9 +33,7 @@ def check_name(engine: str) -> None:
         raise UnknownName(f"unknown engine {engine!r}; known: {AUTO}, {', '.join(ENGINES)}")
 
 
-def load_engine(
-    folder: str | os.PathLike[str], engine: str = AUTO, point: OperatingPoint | None = None
-) -> TorchEngine | OnnxEngine:
+def load_engine(folder: str | os.PathLike[str], engine: str = AUTO, point: OperatingPoint | None = None) -> Engine:
     """Load the engine for the model of a folder or hub name.
 
     Args:
@@ -53,7 +52,7 @@ def load_engine(
     return TorchEngine(load_model(folder)) if engine == "torch" else _exported(folder, engine)
 
 
-def _best(folder: str | os.PathLike[str], point: OperatingPoint | None) -> TorchEngine | OnnxEngine:
+def _best(folder: str | os.PathLike[str], point: OperatingPoint | None) -> Engine:
     measured = point.measured.provenance.get("engine") if point is not None and point.measured is not None else None
     engine = "onnx-int8" if measured == "onnx-int8" else "onnx"
     if (

@@ -70,7 +70,12 @@ class OnnxEngine:
         return f"`{command} --policy {policy['name']}` lets the graph run it"
 
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
-        """Answer a batch at a point; None = full depth."""
+        """Answer a batch at a point; None = full depth.
+
+        A row has failed where its logits are not finite. A row whose score alone is NaN leaves at the same exit with
+        the same logits as in torch, but only torch marks it as failed: the graph returns no scores. Of offramp's
+        policies that takes a gate whose certainty is NaN, or numbers that overflow float32 (logits of 1e30 and more).
+        """
         output = self.graph.run(_arrays(inputs), math.inf if point is None else point.thresholds)
         # without a point the last exit's own answer, which an ensemble may have changed
         logits = torch.from_numpy(output.logits_by_exit[:, -1] if point is None else output.logits)

@@ -17,7 +17,6 @@ from offramp.errors import DataError, InvalidInput
 from offramp.inference.engine import Engine
 from offramp.inference.load_engine import AUTO, check_name, load_engine
 from offramp.inference.onnx.metadata import weights_digest
-from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig
@@ -30,7 +29,7 @@ TASKS = {SINGLE_LABEL: "classification", MULTI_LABEL: "multi-label", REGRESSION:
 
 
 def record(
-    model: MultiExitModel | TorchEngine | OnnxEngine | str | os.PathLike[str],
+    model: MultiExitModel | Engine | str | os.PathLike[str],
     dataset: str | os.PathLike[str] | Examples | Sequence[Mapping[str, Any]],
     engine: str = "torch",
     *,
@@ -41,7 +40,7 @@ def record(
     """Run every layer on a data set and keep the outputs of every exit.
 
     Args:
-        model: a model, what runs one (see `offramp.inference.load_engine`), or the folder or hub name of one.
+        model: a model, an engine (see `offramp.inference.engine`), or the folder or hub name of one.
         dataset: a file or a data set's name (see `offramp.data`), examples in memory, or rows that are tokenized
             already: mappings with `input_ids` (`pixel_values` of images) and perhaps `labels`, such as a
             `datasets.Dataset`. Texts need a model's folder.
@@ -76,7 +75,7 @@ def record(
 
 
 def resolve_engine(
-    model: MultiExitModel | TorchEngine | OnnxEngine | str | os.PathLike[str], engine: str, of_texts: bool
+    model: MultiExitModel | Engine | str | os.PathLike[str], engine: str, of_texts: bool
 ) -> tuple[Engine, PreTrainedTokenizerBase | None]:
     """Return the engine of a model, and the tokenizer where texts are to be read."""
     check_name(engine)
@@ -84,7 +83,7 @@ def resolve_engine(
         if engine not in (AUTO, "torch"):
             raise InvalidInput(f"engine {engine!r} runs what was exported to a folder: give record() the folder")
         return TorchEngine(model), None
-    if isinstance(model, (TorchEngine, OnnxEngine)):
+    if isinstance(model, Engine):
         return model, None
     if of_texts:
         refuse_images(model, load_config(model))

@@ -22,7 +22,7 @@ from offramp.errors import UnsupportedBackbone
 from offramp.types.carry import Carry
 from offramp.types.outputs import ExitOutput
 
-Said = TypeVar("Said", Carry, ExitOutput)
+Output = TypeVar("Output", Carry, ExitOutput)
 Backend = str | Callable[..., Any]
 """A backend of torch.compile: its name, or a function from a graph and example inputs to what runs in its place."""
 
@@ -71,20 +71,20 @@ class Compiled:
         return self._exits[exit](_sizes_free(carry))
 
 
-def _compiled(method: Callable[[int, Carry], Said], exit: int, backend: Backend) -> Callable[[Carry], Said]:
+def _compiled(method: Callable[[int, Carry], Output], exit: int, backend: Backend) -> Callable[[Carry], Output]:
     """Compile a model's method for one exit.
 
     torch counts graphs by code object and gives up after eight, so each exit has a code object of its own.
     """
 
-    def at_exit(carry: Carry) -> Said:
+    def at_exit(carry: Carry) -> Output:
         return method(exit, carry)
 
     code = at_exit.__code__.replace(co_name=f"{method.__name__}_{exit}")
     own = FunctionType(code, at_exit.__globals__, code.co_name, None, at_exit.__closure__)
-    graph = cast(Callable[[Carry], Said], torch.compile(own, backend=backend, fullgraph=True, dynamic=False))
+    graph = cast(Callable[[Carry], Output], torch.compile(own, backend=backend, fullgraph=True, dynamic=False))
 
-    def traced(carry: Carry) -> Said:
+    def traced(carry: Carry) -> Output:
         try:
             return graph(carry)
         except (InternalTorchDynamoError, Unsupported) as error:

@@ -14,8 +14,9 @@ from transformers.utils import CONFIG_NAME
 from offramp.errors import InvalidInput
 from offramp.model.bypass import Bypass
 from offramp.model.token_exit.config import TokenExit
+from offramp.types.file_format import newer_format
 
-FORMAT = 1
+CONFIG_FORMAT = 1
 """The newest format of a model folder's config.json that this version reads; it writes this one."""
 
 
@@ -65,8 +66,8 @@ class MultiExitConfig(PreTrainedConfig):
         own_head: str | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_format(kwargs.pop("format", FORMAT), kwargs.get("name_or_path"))
-        self.format = FORMAT
+        _check_format(kwargs.pop("format", CONFIG_FORMAT), kwargs.get("name_or_path"))
+        self.format = CONFIG_FORMAT
         self.backbone: Any = AutoConfig.for_model(**backbone) if isinstance(backbone, Mapping) else backbone
         self.head = head
         self.pooling = pooling
@@ -100,9 +101,8 @@ class MultiExitConfig(PreTrainedConfig):
 
 
 def _check_format(format: Any, folder: str | None) -> None:
-    if not isinstance(format, int) or format > FORMAT:
-        file = os.path.join(folder or "", CONFIG_NAME)
-        raise InvalidInput(f"{file} has format {format!r}, this offramp reads formats up to {FORMAT}; update offramp")
+    if not isinstance(format, int) or format > CONFIG_FORMAT:
+        raise newer_format(os.path.join(folder or "", CONFIG_NAME), format, CONFIG_FORMAT)
 
 
 def _check_exit_layers(layers: Sequence[int], depth: int) -> None:

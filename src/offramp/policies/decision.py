@@ -28,11 +28,11 @@ def is_invalid(score: Tensor, logits: Tensor) -> Tensor:
 
 
 def continues(checked_score: Tensor, threshold: float | Tensor) -> Tensor:
-    """Return (B,) bool: the row continues. A NaN is below no threshold, so an invalid row leaves at once.
+    """Return (...) bool: the row continues. A NaN is below no threshold, so an invalid row leaves at once.
 
     Args:
-        checked_score: (B,) from `nan_where_invalid`.
-        threshold: of all rows, or (B,).
+        checked_score: (...) from `nan_where_invalid`.
+        threshold: of all rows, or of each.
     """
     return checked_score < threshold
 

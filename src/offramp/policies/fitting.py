@@ -16,7 +16,7 @@ from offramp.errors import InvalidInput, NotApplicable
 from offramp.policies.base import Memory, Policy
 from offramp.policies.consistency import Consistency, Gain, features
 from offramp.policies.exit_scaling import ExitScaled
-from offramp.policies.registry import FITTED, load_policy
+from offramp.policies.registry import FITTED, as_policy, load_policy
 from offramp.policies.replay import run_policy
 from offramp.types.outputs import ExitOutput, class_log_probs, predictions
 from offramp.types.problem_types import REGRESSION
@@ -45,7 +45,7 @@ def fit_default_policy(trace: Trace) -> tuple[Policy, Trace]:
     """Return the policy for a problem where none is named, fitted, and the rows that may choose its threshold.
 
     For classes: margin with a threshold for each exit, and all rows. For values: consistency, fitted on a random half
-    of the rows, and the other half.
+    of the rows, and the other half. A caller that cannot fit takes `offramp.policies.registry.default_unfitted_policy`.
 
     Raises:
         InvalidInput: rows whose logits are not finite; a single row, for values.
@@ -147,7 +147,7 @@ def fit_lines(policy: Policy | str, trace: Trace) -> dict[str, Any]:
         >>> policy = offramp.load_policy("margin", **fitted)
     """
     _refuse_non_finite(trace)
-    unscaled = ExitScaled(policy if isinstance(policy, Policy) else load_policy(policy), ((0.0, 1.0),) * trace.depth)
+    unscaled = ExitScaled(as_policy(policy), ((0.0, 1.0),) * trace.depth)
     log_odds, logits = run_policy(unscaled, trace)  # (L, N), (L, N, C)
     answers = predictions(ExitOutput(logits, problem_type=trace.problem_type))  # (L, N, G)
     agrees = (answers == answers[-1]).all(dim=-1)  # (L, N)

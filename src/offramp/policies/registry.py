@@ -76,14 +76,22 @@ def load_policy(name: str | Mapping[str, Any], **parameters: Any) -> Policy:
     return policy
 
 
+def as_policy(policy: Policy | Mapping[str, Any] | str) -> Policy:
+    """Return a policy as it is, and one that is given by name or as data as `load_policy` builds it."""
+    return load_policy(policy) if isinstance(policy, (str, Mapping)) else policy
+
+
 def _wrapper_keys(row: str, wrapper: type[Any]) -> dict[str, str]:
     """Return a wrapper's keys in a policy's data -> its fields; the inner policy has none."""
     names = (field.name for field in fields(wrapper) if field.name != "policy")
     return {row if name == wrapper.parameter else name: name for name in names}
 
 
-def default_policy(problem_type: str) -> str:
-    """Return the name of the policy for a kind of problem where none is named."""
+def default_unfitted_policy(problem_type: str) -> str:
+    """Return the name of the policy for a kind of problem where none is named and no numbers can be fitted.
+
+    Where there is a trace to fit on, the default is `offramp.policies.fitting.fit_default_policy`.
+    """
     return "stability" if problem_type == "regression" else "margin"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from offramp.errors import InvalidInput
 from offramp.policies.base import Memory, Policy
 from offramp.policies.decision import continues, is_invalid, nan_where_invalid, thresholds_per_exit
-from offramp.policies.registry import load_policy
+from offramp.policies.registry import as_policy
 from offramp.types.outputs import Answers
 from offramp.types.trace import Trace
 
@@ -59,7 +59,7 @@ def replay(
         >>> answers.exit_layers.unique(), answers.logits.shape
         (tensor([2]), torch.Size([100, 3]))
     """
-    policy = policy if isinstance(policy, Policy) else load_policy(policy)
+    policy = as_policy(policy)
     return answers_at(trace, *run_policy(policy, trace), threshold)
 
 

@@ -124,8 +124,11 @@ class Selected:
         return {"option": self.candidate and self.candidate.to_json(), "figures": self.figures}
 
 
-def halves(trace: Trace) -> tuple[Trace, Trace]:
+def alternate_halves(trace: Trace) -> tuple[Trace, Trace]:
     """Return two random halves of the rows, the same ones on every call.
+
+    Of an odd number the second half has the odd row, in `offramp.policies.fitting.halves` the first: published figures
+    depend on either.
 
     Raises:
         InvalidInput: fewer than two rows.
@@ -154,7 +157,7 @@ def split_traces(trained: Trained, plain: Trained, metrics: tuple[str | None, ..
         return EvaluationSplit(trace, depth, metrics, *costs)
 
     traces = trained.traces
-    both = (traces["validation"], traces["test"]) if "test" in traces else halves(traces["validation"])
+    both = (traces["validation"], traces["test"]) if "test" in traces else alternate_halves(traces["validation"])
     return SplitTraces(*map(split, both))
 
 

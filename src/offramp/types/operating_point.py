@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InvalidInput
+from offramp.types.file_format import newer_format
 
 POINTS_FILE = "operating_points.json"
 
-FORMAT = 1
+POINTS_FORMAT = 1
 """The newest format of POINTS_FILE: {"format": 1, "points": {name: point}}. Before it the file was {name: point}."""
 
 DEFAULT = "default"
@@ -230,25 +231,22 @@ def read_points(path: str | os.PathLike[str]) -> dict[str, OperatingPoint]:
     """Read the operating points of a model folder's file, by name.
 
     Raises:
-        InvalidInput: the file cannot be read as operating points, or its format is newer than `FORMAT`.
+        InvalidInput: the file cannot be read as operating points, or its format is newer than `POINTS_FORMAT`.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         numbered = isinstance(data.get("format"), int)
-        if not numbered or data["format"] <= FORMAT:
+        if not numbered or data["format"] <= POINTS_FORMAT:
             points = data["points"] if numbered else data
             return {name: OperatingPoint.from_json(point) for name, point in points.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"{os.fspath(path)}: not a file of operating points ({error!r})") from None
-    raise InvalidInput(
-        f"{os.fspath(path)}: its format is {data['format']} and this offramp reads up to {FORMAT}; "
-        "a newer offramp is needed"
-    )
+    raise newer_format(path, data["format"], POINTS_FORMAT)
 
 
 def write_points(points: Mapping[str, OperatingPoint], path: str | os.PathLike[str]) -> None:
     """Write operating points; the old file stays whole until the new one is complete."""
-    data = {"format": FORMAT, "points": {name: point.to_json() for name, point in points.items()}}
+    data = {"format": POINTS_FORMAT, "points": {name: point.to_json() for name, point in points.items()}}
     unfinished = Path(f"{os.fspath(path)}.tmp")
     unfinished.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path)

@@ -15,7 +15,6 @@ from offramp.errors import InvalidInput
 GRAPHS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}
 """Engines that run an exported file -> the file's name in a model's folder."""
 WEIGHTS = ".data"  # ending of the file with a graph's weights
-ENGINES = ("torch", *GRAPHS)
 ABOUT = "offramp"
 """The key under which the file's metadata has offramp's."""
 

@@ -19,7 +19,7 @@ from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.slices import Slice, by_label, by_length
 from offramp.evaluation.sweep import per_exit_constant, sweep
 from offramp.policies.fitting import fit_default_policy
-from offramp.policies.registry import default_policy, policy_text
+from offramp.policies.registry import default_unfitted_policy, policy_text
 from offramp.policies.replay import replay, scores
 from offramp.report.html.examples import Group, groups
 from offramp.report.html.exits import ExitRow, exit_rows
@@ -200,7 +200,8 @@ def _point_chosen_on(trace: Trace, metric: str | None) -> OperatingPoint:
     try:
         return calibrate(rows, policy, Target(max_drop=DEFAULT_DROP), metric)
     except CannotReach:
-        return OperatingPoint({"name": default_policy(str(trace.problem_type))}, (math.inf,) * (trace.depth - 1))
+        name = default_unfitted_policy(str(trace.problem_type))
+        return OperatingPoint({"name": name}, (math.inf,) * (trace.depth - 1))
 
 
 def _is_in_sample(trace: Trace, point: OperatingPoint) -> bool:
