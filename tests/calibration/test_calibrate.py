@@ -35,7 +35,7 @@ from offramp.types.operating_point import Measured, OperatingPoint, Target
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
-from support.traces import CASE_IDS, CASES, first_classes, random_trace
+from support.traces import PLAIN_CASES, first_classes, random_trace
 
 LAYERS = [2, 3, 5, 8, 9]
 FOR_CLASSES = [
@@ -414,7 +414,7 @@ def metrics_for(trace: Trace) -> Iterator[str]:
             yield name
 
 
-@pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
+@pytest.mark.parametrize(("data", "problem_type"), PLAIN_CASES)
 def test_the_curve_is_what_is_measured_at_each_threshold(data: dict[str, Any], problem_type: str) -> None:
     outputs = {REGRESSION: 1, SINGLE_LABEL: 2, MULTI_LABEL: 3}[problem_type]
     trace = random_trace(problem_type, samples=12, outputs=outputs, layers=torch.tensor([1, 2, 4, 6, 7, 9]))

@@ -40,6 +40,7 @@ from support.models import (
     ABSOLUTE,
     FAMILIES,
     LAYERS,
+    LIKE_BERT,
     TEXTS,
     WIDTH,
     encoder_config,
@@ -70,7 +71,7 @@ def product_of(*names: str) -> list[Any]:
     """BERT with every policy and every encoder with the named ones; all other cases are slow."""
 
     def is_fast(name: str, problem: str, family: str) -> bool:
-        return family == "bert" or (name in names and problem == SINGLE_LABEL)
+        return family == "bert" or (name in names and problem == SINGLE_LABEL and family not in LIKE_BERT)
 
     return [pytest.param(*case, marks=() if is_fast(*case) else pytest.mark.slow) for case in ALL_CASES]
 

@@ -19,7 +19,7 @@ from offramp.policies.replay import replay, scores
 from offramp.types.carry import Carry
 from offramp.types.trace import Trace
 from support.models import FAMILIES, padded, rows_for, tiny_model
-from support.traces import CASE_IDS, CASES, Recorded, assert_same, random_trace, threshold_between
+from support.traces import PLAIN_CASES, Recorded, assert_same, random_trace, threshold_between
 
 ROWS = torch.arange(50)
 
@@ -53,7 +53,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
+@pytest.mark.parametrize(("data", "problem_type"), PLAIN_CASES)
 def test_the_answers_are_those_of_looking_everywhere(data: Mapping[str, Any], problem_type: str) -> None:
     trace, policy = random_trace(problem_type), load_policy(data)
     threshold = threshold_between(scores(policy, trace)[:-1], 0.7)
@@ -114,7 +114,7 @@ def test_what_comes_after_a_row_has_left_does_not_touch_its_answer() -> None:
     assert answers.logits[0].tolist() == [9, 0]
 
 
-@pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
+@pytest.mark.parametrize(("data", "problem_type"), PLAIN_CASES)
 def test_where_nobody_looks_nothing_waits(data: Mapping[str, Any], problem_type: str) -> None:
     trace, policy = random_trace(problem_type), load_policy(data)
     threshold = threshold_between(scores(policy, trace)[:-1], 0.7)
@@ -145,7 +145,7 @@ def leaving_at(exit_layers: Sequence[int], depth: int) -> Trace:
     return Trace(torch.stack((ready, torch.zeros_like(ready)), dim=-1))
 
 
-@pytest.mark.parametrize("sync_s", [0.0, 0.3, 0.8, 1.5, 40.0])
+@pytest.mark.parametrize("sync_s", [0.0, 0.8, 40.0])
 @pytest.mark.parametrize("exit_layers", [(1, 2, 5), (1, 1, 1, 4), (2, 3, 3), (5, 5)])
 def test_no_other_choice_of_looks_is_cheaper(exit_layers: Sequence[int], sync_s: float) -> None:
     costs = SyncCosts(sync_s, {1: 1.0, 2: 1.25, 3: 2.0})

@@ -21,7 +21,7 @@ from offramp.policies.patience import Stability
 from offramp.policies.registry import POLICIES, load_policy
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace, row_hashes
-from support.traces import CASE_IDS, CASES, first_classes, random_trace
+from support.traces import CASES, PLAIN_CASES, first_classes, random_trace
 
 OUTPUTS = {REGRESSION: 1, SINGLE_LABEL: 2, MULTI_LABEL: 3}
 LAYERS = torch.tensor([1, 2, 4, 6, 7, 9])
@@ -36,7 +36,7 @@ def metrics_for(problem_type: str) -> Iterator[str]:
 # --- bands --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
+@pytest.mark.parametrize(("data", "problem_type"), PLAIN_CASES)
 def test_a_band_is_what_is_measured_at_its_thresholds(data: dict[str, Any], problem_type: str) -> None:
     trace = random_trace(problem_type, samples=40, outputs=OUTPUTS[problem_type], layers=LAYERS)
     policy = load_policy(first_classes(data, OUTPUTS[problem_type]))

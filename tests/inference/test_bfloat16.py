@@ -22,7 +22,7 @@ from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
 from support.models import FAMILIES, IMAGES, LAYERS, VOCABULARY, padded, rows_for, tiny_model
-from support.traces import CASE_IDS, CASES, first_exits
+from support.traces import PLAIN_CASES, first_exits
 
 Way = Callable[[MultiExitModel], AbstractContextManager[Any]]
 
@@ -74,7 +74,7 @@ def assert_all_float32(noted: Noted) -> None:
         assert {part.dtype for part in seen if part is not None and part.is_floating_point()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("data", "problem_type"), CASES, ids=CASE_IDS)
+@pytest.mark.parametrize(("data", "problem_type"), PLAIN_CASES)
 def test_every_policy_scores_in_float32_what_the_exits_said(data: Mapping[str, Any], problem_type: str) -> None:
     """A replay outside of autocast, from logits in float32, comes to the very same scores and answers."""
     outputs = 1 if problem_type == REGRESSION else 3

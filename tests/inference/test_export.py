@@ -197,6 +197,7 @@ def test_without_labels_there_are_no_scores(folder: Path) -> None:
     assert checked.seconds > 0
 
 
+@pytest.mark.slow
 def test_a_regression_has_no_agreement_but_a_correlation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("cifar_resnet", 1)
     rows = [{**row, "labels": float(number)} for number, row in enumerate(rows_for(model, 12))]

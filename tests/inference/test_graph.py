@@ -37,8 +37,23 @@ POLICIES: dict[str, dict[str, Any]] = {
     "stability, once": {"name": "stability", "patience": 1},
     "stability, all": {"name": "stability", "ensemble": "all"},
 }
-# these suffice of several labels and of values; the others differ from one label in what they take the worst of
-QUICK = {MULTI_LABEL: ("margin", "patience"), REGRESSION: ("consistency of values", "fixed", "stability, run")}
+# one of each kind: without memory, with it, fitted, with a wrapper, ensembles; the others are slow
+QUICK = {
+    SINGLE_LABEL: (
+        "certainty",
+        "consistency",
+        "divergence, js in a row",
+        "entropy",
+        "entropy, by class",
+        "fixed",
+        "gain",
+        "margin, per exit",
+        "patience",
+        "pcee, run",
+    ),
+    MULTI_LABEL: ("margin", "patience"),
+    REGRESSION: ("consistency of values", "stability, run"),
+}
 POLICY_CASES = [
     pytest.param(name, problem, marks=[] if name in QUICK.get(problem, POLICIES) else [pytest.mark.slow])
     for problem in PROBLEM_TYPES
@@ -54,6 +69,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "bypass": Bypass(rank=4),
         "memory": 0.6,
         "token_exit": LEAVING,
+        "exit_layers": [1, 3, 4],
     },
 }
 
@@ -169,11 +185,13 @@ def test_never_gives_the_full_models_logits(name: str, problem: str) -> None:
 def test_where_all_texts_are_one_token_some_may_leave_too(name: str) -> None:
     case = kind(name)
     rows = [{"input_ids": [number], "attention_mask": [1]} for number in (7, 9, 11, 13)]
-    layers = np.array([2, 4, 1, 3])
+    numbers = np.array([1, 3, 0, 2]) % len(case.model.layers)  # of the exits
+    layers = np.array(case.model.layers)[numbers]
     fixed = graph_of(case.model, load_policy("fixed"))
-    told = fixed.run(arrays(padded(case.model, rows)), np.repeat(layers[:, None] - 0.5, LAYERS - 1, axis=1))
+    thresholds = np.repeat(layers[:, None] - 0.5, len(case.model.layers) - 1, axis=1)
+    told = fixed.run(arrays(padded(case.model, rows)), thresholds)
     assert told.exit_layers.tolist() == layers.tolist()
-    expected = record(case.model, rows).logits[layers - 1, np.arange(4)]
+    expected = record(case.model, rows).logits[numbers, np.arange(4)]
     assert np.allclose(told.logits, expected, atol=TOLERANCE, rtol=0)
 
 

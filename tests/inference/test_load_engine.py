@@ -268,6 +268,7 @@ def test_the_warning_reaches_the_user(exported: Path, caplog: pytest.LogCaptureF
 # Images.
 
 
+@pytest.mark.slow
 def test_images_are_recorded_through_the_graph(tmp_path: Path) -> None:
     model = tiny_model("vit", exit_layers=[2, 4])
     model.save_pretrained(tmp_path)

@@ -126,6 +126,7 @@ def test_once_every_kind_of_batch_was_there_no_size_is_compiled_again(family: st
     assert graphs <= LAYERS * (4 + 2)
 
 
+@pytest.mark.slow
 def test_no_size_is_compiled_again_and_a_block_has_four_graphs_and_an_exit_two(warm_bert: Warm) -> None:
     assert assert_sizes_cost_no_graph(warm_bert) == 2 * (4 + 2)
 

@@ -390,9 +390,9 @@ def steps(data: dict[str, Any], problem_type: str) -> tuple[Any, Any]:
     ("data", "problem_type"),
     [
         (fitted("consistency", SINGLE_LABEL, 3), SINGLE_LABEL),
-        (fitted("gain", MULTI_LABEL, 3), MULTI_LABEL),
-        (fitted("consistency", REGRESSION, 3), REGRESSION),
-        ({"name": "entropy", "temperatures": [2.0, 0.5, 1.5]}, SINGLE_LABEL),
+        pytest.param(fitted("gain", MULTI_LABEL, 3), MULTI_LABEL, marks=pytest.mark.slow),
+        pytest.param(fitted("consistency", REGRESSION, 3), REGRESSION, marks=pytest.mark.slow),
+        pytest.param({"name": "entropy", "temperatures": [2.0, 0.5, 1.5]}, SINGLE_LABEL, marks=pytest.mark.slow),
     ],
     ids=["consistency", "gain", "values", "tempered"],
 )

@@ -55,6 +55,8 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "vit": (ViTConfig, {"image_size": PIXELS, "patch_size": PIXELS // 2}),
     "xlm-roberta": (XLMRobertaConfig, {}),
 }
+LIKE_BERT = ("camembert", "electra", "roberta", "xlm-roberta")
+"""Families that take BERT's way through all of our code."""
 IMAGES = ("cifar_resnet", "vit")
 TEXTS = tuple(family for family in FAMILIES if family not in IMAGES)
 CLASSIFIED = tuple(family for family in FAMILIES if family != "cifar_resnet")

@@ -17,6 +17,7 @@ from offramp.types.carry import Carry
 from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
+from support.models import LIKE_BERT
 
 
 class Recorded:
@@ -152,9 +153,28 @@ def assert_same(
 
 
 def crossed(families: Sequence[str], choices: Iterable[str], few: Collection[str]) -> list[Any]:
-    """Parameters (family, choice): BERT with every choice and every family with the few; all other pairs are slow."""
+    """Parameters (family, choice): BERT with every choice and others with the few; all other pairs are slow."""
+
+    def is_few(family: str, choice: str) -> bool:
+        return choice in few and family not in LIKE_BERT
+
     return [
-        pytest.param(family, choice, marks=() if family == "bert" or choice in few else pytest.mark.slow)
+        pytest.param(family, choice, marks=() if family == "bert" or is_few(family, choice) else pytest.mark.slow)
         for choice in choices
         for family in families
     ]
+
+
+def is_plain(data: Mapping[str, Any]) -> bool:
+    """Whether a policy is a row of the table as it is, or one of two that stand for what goes around others."""
+    return set(data) <= {"name", "weights", "fitted_on"} or data in (
+        {"name": "pcee", "ensemble": "run"},
+        {"name": "margin", "lines": LINES},
+    )
+
+
+PLAIN_CASES = [
+    pytest.param(data, problem_type, id=case_id, marks=() if is_plain(data) else pytest.mark.slow)
+    for (data, problem_type), case_id in zip(CASES, CASE_IDS, strict=True)
+]
+"""The same cases for what does not look at the policy; those with parameters are slow."""

@@ -209,13 +209,13 @@ SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "save_total
 @pytest.mark.parametrize(
     ("whole", "interrupted"),
     [
-        ("two-stage", ("last", 5)),
+        pytest.param("two-stage", ("last", 5), marks=pytest.mark.slow),
         ("two-stage", ("early", 1)),  # before the stage's first checkpoint
-        ("two-stage", ("early", 5)),
-        ("self-distillation", ("early", 3)),
+        pytest.param("two-stage", ("early", 5), marks=pytest.mark.slow),
+        pytest.param("self-distillation", ("early", 3), marks=pytest.mark.slow),
         ("alternating", ("all", 4)),  # resumes at step 3, a joint one
         ("ensemble-distillation", ("all", 4)),
-        ("gradient-equilibrium", ("all", 5)),
+        pytest.param("gradient-equilibrium", ("all", 5), marks=pytest.mark.slow),
     ],
     indirect=True,
 )
@@ -338,7 +338,7 @@ def test_of_the_gradient_each_exit_sends_a_layer_gets_the_same_share() -> None:
     assert torch.allclose(model(**batch, branch_scales=scales).exit_logits, model(**batch).exit_logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["joint", "weighted", "two-stage", "alternating"])
+@pytest.mark.parametrize("name", ["joint", "two-stage"])
 def test_the_gate_learns_whether_an_exit_is_right(name: str, tmp_path: Path) -> None:
     model = toy_model(certainty=True)
     settings = {"max_steps": 40, "weight_decay": 0.0, "learning_rate": 5e-3}

@@ -25,6 +25,7 @@ from support.models import (
     FAMILIES,
     IMAGES,
     LAYERS,
+    LIKE_BERT,
     encoder_config,
     image_rows,
     padded,
@@ -198,7 +199,13 @@ def test_two_runs_with_one_seed_end_the_same(train: Callable[..., ExitTrainer]) 
     assert not torch.equal(first.heads.classifiers[0].weight, other.heads.classifiers[0].weight)
 
 
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param(name, marks=[] if name in ("ensemble-distillation", "joint") else [pytest.mark.slow])
+        for name in sorted(OBJECTIVES)
+    ],
+)
 def test_accumulated_gradients_are_those_of_the_larger_batch(objective: str, train: Callable[..., ExitTrainer]) -> None:
     whole, halves = toy_model(), toy_model()
     # plain gradient descent, so that weights say what gradients were
@@ -341,7 +348,10 @@ def test_other_problems_train_as_well(problem: str, outputs: int, labels: Any, t
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=[pytest.mark.slow] if family in LIKE_BERT else []) for family in FAMILIES],
+)
 def test_every_encoder_trains_all_that_it_has(family: str, train: Callable[..., ExitTrainer]) -> None:
     """Except what no row reaches: pretrained type embeddings of a kind that did not occur keep their place."""
     model = toy_model(family)
