@@ -153,7 +153,10 @@ def test_a_broken_gz_is_an_error(write: Write, damage: str) -> None:
     assert re.match(r"a\.csv\.gz, line \d+: cannot be read: \w", error_of("a.csv.gz"))
 
 
-@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.txt", "a.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.csv.gz", "a.parquet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("a.jsonl.gz", "a.txt"))],
+)
 def test_many_rows_need_no_more_memory_than_few(write: Write, name: str) -> None:
     rows, words = 50_000, "the same words again and again " * 4  # 6 MB of text
     line = f'{{"text": "{words}"}}\n' if "jsonl" in name else f"{words}\n"

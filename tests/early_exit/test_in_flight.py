@@ -22,7 +22,7 @@ from offramp.types.outputs import Answers
 from offramp.types.problem_types import SINGLE_LABEL
 from offramp.types.trace import Trace
 from support.contracts import LEAVING, ROWS, Case, build, clear_of_noise, midpoint_near
-from support.models import ABSOLUTE, FAMILIES, LAYERS, padded, tiny_model, token_rows
+from support.models import ABSOLUTE, FAMILIES, LAYERS, LIKE_BERT, padded, tiny_model, token_rows
 from support.traces import CASE_IDS, CASES, Recorded, random_trace
 
 SIZES = (1, 7, 30, 28)  # rows of each request
@@ -88,7 +88,10 @@ def test_merged_rows_of_any_policy_leave_as_they_do_alone(data: dict[str, Any], 
 
 
 @pytest.mark.parametrize("name", ["entropy", "patience", "pcee"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=[pytest.mark.slow] if family in LIKE_BERT else []) for family in FAMILIES],
+)
 def test_merged_rows_of_any_encoder_leave_as_they_do_alone(family: str, name: str) -> None:
     assert_merged_is_alone(case_of(family, SINGLE_LABEL), load_policy(name))
 

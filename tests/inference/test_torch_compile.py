@@ -168,6 +168,7 @@ def test_new_weights_answer_at_once() -> None:
     assert counting.graphs == graphs
 
 
+@pytest.mark.slow
 def test_a_nan_row_is_an_error_for_itself_alone(warm_bert: Warm) -> None:
     model = warm_bert.model
     rows = several_tokens(model, 6)

@@ -117,7 +117,13 @@ def train(tmp_path: Path) -> Callable[..., ExitTrainer]:
     return run
 
 
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("self-distillation", "two-stage") else [])
+        for name in sorted(OBJECTIVES)
+    ],
+)
 def test_every_objective_lowers_the_last_exits_loss(objective: str, train: Callable[..., ExitTrainer]) -> None:
     model = toy_model()
     before = mean_losses(model, toy())
