@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -151,8 +152,9 @@ def _take_rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:
 def _count_used_columns(mask: Tensor) -> int:
     """Return the number of columns of a mask (B, T) that some row uses."""
     least = 2 if torch.compiler.is_exporting() else 1  # ONNX Runtime fails where none but the first is left
-    used = int((mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max().clamp(min=least).item())
-    torch._check(used <= mask.shape[1])  # type: ignore[no-untyped-call]  # `torch.export` cannot know it
+    count: Any = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max().clamp(min=least).item()
+    torch._check(count <= mask.shape[1])  # type: ignore[no-untyped-call]  # `torch.export` cannot know it
+    used: int = count  # not `int(count)`, which `torch.export` cannot trace where a mask has a row for each token
     return used
 
 
