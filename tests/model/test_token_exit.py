@@ -20,7 +20,7 @@ from offramp.model.bypass import Bypass
 from offramp.model.config import MultiExitConfig
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.class_attention import CLASS_ATTENTION, class_attention_row
-from offramp.model.token_exit.selection import kept_count, select
+from offramp.model.token_exit.selection import remaining_count, select
 from support.models import ABSOLUTE, LAYERS, VOCABULARY, encoder_config, padded, tiny_model, token_rows
 from support.traces import crossed
 
@@ -65,14 +65,14 @@ def test_the_row_is_the_first_tokens_attention_without_its_own_column() -> None:
     [(10, 0.7, 7), (9, 0.7, 7), (3, 0.7, 3), (1, 0.7, 1), (0, 0.7, 0), (10, 1 - 0.7, 3), (7, 0.01, 1), (5, 1.0, 5)],
 )
 def test_kept_is_the_ceiling_of_the_exact_product_and_at_least_one(count: int, ratio: float, expected: int) -> None:
-    assert kept_count(torch.tensor([count]), ratio).tolist() == [expected]
+    assert remaining_count(torch.tensor([count]), ratio).tolist() == [expected]
 
 
 def test_the_ceiling_is_that_of_exact_fractions() -> None:
     counts = torch.arange(1, 600)
     for percent in range(1, 101):
         exact = [max(1, -(-count * percent // 100)) for count in counts.tolist()]
-        assert kept_count(counts, percent / 100).tolist() == exact
+        assert remaining_count(counts, percent / 100).tolist() == exact
 
 
 SCORES = torch.tensor([[0.1, 0.4, 0.05, 0.2], [0.3, 0.1, 0.0, 0.0], [0.2, 0.0, 0.0, 0.0]])

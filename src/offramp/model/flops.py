@@ -24,7 +24,7 @@ from offramp.model.bypass import Bypass
 from offramp.model.config import MultiExitConfig
 from offramp.model.heads import NARROW, PLAIN
 from offramp.model.token_exit.config import TokenExit
-from offramp.model.token_exit.selection import kept_count
+from offramp.model.token_exit.selection import remaining_count
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def lengths(setting: TokenExit | None, layer: int, tokens: Tensor) -> Lengths:
     if setting is None or layer not in setting.keep_ratio:
         return Lengths(tokens, tokens)
     others = tokens - 1
-    stay = kept_count(others, setting.keep_ratio[layer])
+    stay = remaining_count(others, setting.keep_ratio[layer])
     fusion = (stay < others) & (setting.fusion != "none")
     return Lengths(tokens, 1 + stay + fusion)
 
@@ -143,7 +143,7 @@ def _selection(config: MultiExitConfig, setting: TokenExit | None, layer: int, t
 
 def _fusion(config: MultiExitConfig, setting: TokenExit, layer: int, tokens_in: Lengths) -> Tensor:
     others, width = tokens_in.attention - 1, int(config.backbone.hidden_size)
-    fuses = (others > kept_count(others, setting.keep_ratio.get(layer, 1.0))) & (setting.fusion != "none")
+    fuses = (others > remaining_count(others, setting.keep_ratio.get(layer, 1.0))) & (setting.fusion != "none")
     return width * fuses * tokens_in.attention.double()
 
 

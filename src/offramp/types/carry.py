@@ -48,7 +48,7 @@ class Carry:
         """
         positions = self.position_embeddings
         own_positions = positions is not None and len(positions) == len(self.hidden)
-        kept = Carry(
+        taken = Carry(
             self.hidden.index_select(0, rows),  # rows first: those that leave are not copied
             _take_rows(self.mask, rows),
             _take_rows(self.attention, rows),
@@ -59,7 +59,7 @@ class Carry:
             pair_bias=self.pair_bias,
             position_embeddings=_take_rows(positions, rows) if own_positions else positions,
         )
-        return kept if kept.mask is None else kept._cut_columns(_count_used_columns(kept.mask))
+        return taken if taken.mask is None else taken._cut_columns(_count_used_columns(taken.mask))
 
     def concat(self, other: Carry) -> Carry:
         """Return the rows of both, the shorter ones padded.

@@ -20,7 +20,7 @@ from torch import Tensor
 import offramp.inference.onnx.names as names
 from offramp.errors import UnsupportedBackbone
 from offramp.inference.onnx.metadata import GraphMetadata
-from offramp.inference.onnx.pieces import ExportedGraph, ModelParts, place, shared_weights
+from offramp.inference.onnx.pieces import ExportedGraph, ModelParts, rename_values, shared_weights
 from offramp.inference.onnx.same_code import BlockCode, bind, record_modules, weights_for
 from offramp.inference.onnx.torch_export import (
     KINDS,
@@ -91,14 +91,14 @@ def export_parts(
         pieces, cuts = _export_pieces(model, embed, specs, prepare or (lambda graph: graph))
     # 3) Name the values as the whole graph does.
     shared = shared_weights(pieces)
-    embedding, *levels = (place(piece, shared) for piece in pieces)
+    embedding, *levels = (rename_values(piece, shared) for piece in pieces)
     return ModelParts(
         inputs=tuple(
             helper.make_tensor_value_info(name, KINDS[pair[0].dtype], axis_names(pair)) for name, pair in inputs.items()
         ),
         embed=embedding,
         levels=tuple(levels),
-        cuts=tuple(place(cut, {}) for cut in cuts),
+        cuts=tuple(rename_values(cut, {}) for cut in cuts),
         shared=tuple(shared.values()),
         functions={},
         metadata=GraphMetadata(

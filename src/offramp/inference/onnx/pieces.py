@@ -86,7 +86,7 @@ def _digest(weight: TensorProto) -> str:
     return hashlib.sha256(numpy_helper.to_array(weight).tobytes() + repr(list(weight.dims)).encode()).hexdigest()
 
 
-def place(piece: ExportedGraph, shared: Mapping[str, TensorProto]) -> Subgraph:
+def rename_values(piece: ExportedGraph, shared: Mapping[str, TensorProto]) -> Subgraph:
     """Return a piece with the names that it has in the whole graph."""
     names = dict(piece.names)
     nodes: list[NodeProto] = []
@@ -102,10 +102,10 @@ def place(piece: ExportedGraph, shared: Mapping[str, TensorProto]) -> Subgraph:
         one = shared.get(_digest(weight)) if _large(weight) else None
         names[weight.name] = one.name if one is not None else f"{piece.prefix}/{weight.name}"
         if one is None:
-            kept = TensorProto()
-            kept.CopyFrom(weight)
-            kept.name = names[weight.name]
-            weights.append(kept)
+            renamed = TensorProto()
+            renamed.CopyFrom(weight)
+            renamed.name = names[weight.name]
+            weights.append(renamed)
     for node in nodes:
         names |= {value: f"{piece.prefix}/{value}" for value in node.output if value and value not in names}
     for number, node in enumerate(nodes):

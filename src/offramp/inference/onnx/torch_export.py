@@ -149,8 +149,8 @@ def _fix_shapes(model: ModelProto) -> None:
         if node.op_type != "Reshape" or node.input[0] not in sizes or node.output[0] not in sizes:
             continue
         before, after = sizes[node.input[0]], sizes[node.output[0]]
-        kept = [0 if axis < len(before) and before[axis] == size else size for axis, size in enumerate(after)]
-        shape = [-1 if isinstance(size, str) else size for size in kept]
+        copied = [0 if axis < len(before) and before[axis] == size else size for axis, size in enumerate(after)]
+        shape = [-1 if isinstance(size, str) else size for size in copied]
         if shape.count(-1) <= 1:
             node.input[1] = f"{node.output[0]}.shape"
             model.graph.initializer.append(numpy_helper.from_array(np.array(shape), node.input[1]))

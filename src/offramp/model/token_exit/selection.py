@@ -33,11 +33,11 @@ from offramp.model.token_exit.config import MAX_DENOMINATOR, TokenExit
 from offramp.types.carry import Carry
 
 
-def kept_count(counts: Tensor, ratio: float) -> Tensor:
+def remaining_count(counts: Tensor, ratio: float) -> Tensor:
     """Return how many of `counts` (N,) tokens stay, the first one not counted: ceil(ratio N), at least 1."""
     share = Fraction(ratio).limit_denominator(MAX_DENOMINATOR)
-    kept = (counts * share.numerator + share.denominator - 1) // share.denominator
-    return torch.minimum(kept.clamp(min=1), counts)
+    rounded_up = (counts * share.numerator + share.denominator - 1) // share.denominator
+    return torch.minimum(rounded_up.clamp(min=1), counts)
 
 
 @final
@@ -61,11 +61,11 @@ class Selection:
 
     def __call__(self, states: Tensor) -> Tensor:
         """Return the selected states (B, T', D) of states (B, T, D)."""
-        kept = states.gather(1, self.columns.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        selected = states.gather(1, self.columns.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         if not torch.compiler.is_exporting() and not self.fused.any():
-            return kept
+            return selected
         fusion = torch.bmm(self.weights.to(states.dtype).unsqueeze(1), states).to(states.dtype)  # (B, 1, D)
-        return torch.where(self.fused.unsqueeze(-1), fusion, kept)
+        return torch.where(self.fused.unsqueeze(-1), fusion, selected)
 
 
 def select(scores: Tensor, mask: Tensor, ratio: float, fusion: str) -> Selection | None:
@@ -79,7 +79,7 @@ def select(scores: Tensor, mask: Tensor, ratio: float, fusion: str) -> Selection
     """
     real = mask[:, 1:].bool()  # (B, T-1)
     counts = real.sum(dim=1)  # (B,)
-    keep = kept_count(counts, ratio)
+    keep = remaining_count(counts, ratio)
     if not torch.compiler.is_exporting() and torch.equal(keep, counts):
         return None
     # 1) the best tokens stay, and the others leave
