@@ -166,6 +166,11 @@ def test_with_another_encoder_or_other_exits_the_graph_answers_as_the_loop_does(
     assert_the_contract_wherever_rows_leave(exported_from(kind(name), POLICIES[policy]))
 
 
+def test_where_masks_have_a_row_for_each_token_the_graph_answers_as_the_loop_does() -> None:
+    case = case_of(built(family="deberta", exit_layers=[2, 4]))
+    assert_the_contract_wherever_rows_leave(exported_from(case, POLICIES["entropy"]))
+
+
 @pytest.mark.parametrize("policy", ["fixed", "stability"])
 def test_a_graph_of_images_answers_as_the_loop_does(policy: str) -> None:
     assert_the_contract_wherever_rows_leave(exported_from(kind("cifar_resnet"), POLICIES[policy]))
