@@ -394,14 +394,28 @@ def test_predict_at_full_depth_uses_every_layer(place: Path) -> None:
     assert [json.loads(line)["exit_layer"] for line in answers.splitlines()] == [4, 4]
 
 
-def test_predict_with_a_bad_line_keeps_what_was_answered_under_another_name(place: Path) -> None:
+def test_predict_with_a_bad_line_leaves_no_file(place: Path) -> None:
     rows = [json.dumps({"text": "the cat"})] * 1024 + ["{"]
     (place / "broken.jsonl").write_text("\n".join(rows))
     result = offramp("predict", place / "model", place / "broken.jsonl", "-o", place / "out.jsonl")
     assert result.exit_code == 1
     assert "broken.jsonl, line 1025" in result.stderr
-    assert not (place / "out.jsonl").exists()
-    assert len((place / "out.jsonl.unfinished").read_text().splitlines()) == 1024
+    assert not list(place.glob("*out.jsonl*"))
+
+
+def test_an_output_is_refused_before_the_model_is_loaded(place: Path) -> None:
+    (place / "in.txt").write_text("the cat\n")
+    for arguments, reason in (
+        (("predict", "no-model", place / "in.txt", "-o", place / "in.txt"), "an input of this command"),
+        (("predict", "no-model", "-o", place / "no" / "out"), "there is no folder"),
+        (("record", place / "model", "--data", "x", "-o", place / "model" / "config.json"), "an input of this command"),
+        (("report", place / "model", "--data", place / "in.txt", "-o", place / "in.txt"), "an input of this command"),
+        (("evaluate", "no-model", "--data", place / "in.txt", "--picture", place / "in.txt"), "an input"),
+    ):
+        result = offramp(*arguments)
+        assert result.exit_code == 1
+        assert reason in result.stderr
+        assert len(result.stderr.splitlines()) == 1
 
 
 # Graphs.

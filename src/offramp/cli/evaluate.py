@@ -20,6 +20,7 @@ from offramp.cli.options import (
 )
 from offramp.cli.points import saved_points
 from offramp.errors import InvalidInput
+from offramp.types.whole_file import refuse_output
 
 if TYPE_CHECKING:
     from offramp.evaluation.bootstrap import BootstrapCurve
@@ -57,6 +58,8 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     from offramp.report.tables import scores_data, scores_text
     from offramp.types.operating_point import DEFAULT
 
+    if picture is not None:
+        refuse_output(picture, options["data"], options["trace"], folder)
     groups = _groups(slice_by, options)  # before the model runs, so that a wrong name fails at once
     trace, points, metric = read_trace(folder, options), saved_points(folder), options["metric"]
     slices = None if slice_by is None else _slices(folder, trace, points, slice_by, groups, metric)

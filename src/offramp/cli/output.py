@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from offramp.types.whole_file import whole_file
+
 
 @contextmanager
 def finished_only(path: Path | None) -> Iterator[IO[str]]:
-    """Open a file that gets its name only once it is complete; None = standard output."""
+    """Open a file that replaces the file of its name once it is complete (see `whole_file`); None = standard output."""
     if path is None:
         yield sys.stdout
         return
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         yield file
-    unfinished.replace(path)

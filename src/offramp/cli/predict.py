@@ -11,6 +11,7 @@ import click
 from offramp.cli.options import FILE, FOLDER, columns_of, silence_transformers
 from offramp.cli.output import finished_only
 from offramp.inference.engine import ENGINES
+from offramp.types.whole_file import refuse_output
 
 ENGINE = (
     "The engine that runs the model; auto takes an exported graph on a machine without a GPU, if it fits the point."
@@ -44,6 +45,8 @@ def predict(
     offramp predict model texts.txt > answers.jsonl
     echo "where is my parcel" | offramp predict model
     """
+    if output is not None:
+        refuse_output(output, source, folder)
     silence_transformers()
     from tqdm import tqdm
 

@@ -18,6 +18,7 @@ from offramp.cli.options import (
     json_option,
     silence_transformers,
 )
+from offramp.types.whole_file import refuse_output
 
 
 @click.command()
@@ -37,6 +38,7 @@ def record(
     \b
     offramp record model --data validation.csv -o trace.safetensors
     """
+    refuse_output(output, data, folder)
     silence_transformers()
     from offramp.inference.record import record as record_trace
 

@@ -23,8 +23,8 @@ from offramp.cli.options import (
     json_option,
     silence_transformers,
 )
-from offramp.cli.output import finished_only
 from offramp.cli.points import saved_points
+from offramp.types.whole_file import refuse_output, whole_file
 
 if TYPE_CHECKING:
     from offramp.data.examples import Text
@@ -64,6 +64,7 @@ def report(
     \b
     offramp report model --data test.csv -o report.html
     """
+    refuse_output(output, data, folder)
     silence_transformers()
     from offramp.inference.record import read_for, record
     from offramp.model.hub import load_config
@@ -88,7 +89,7 @@ def report(
         environment=environment(folder, data, trace, shlex.join(["offramp", *sys.argv[1:]])),
     )
     html = render(content)
-    with finished_only(output) as out:
+    with whole_file(output) as out:
         out.write(html)
     summary = {"page": str(output), "decision": asdict(content.decision)}
     click.echo(json.dumps(summary) if as_json else f"{content.decision.headline}\n{output}")

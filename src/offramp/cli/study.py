@@ -20,6 +20,7 @@ from offramp.cli.options import (
     silence_transformers,
 )
 from offramp.studies.registry import STUDIES, load_study
+from offramp.types.whole_file import whole_file
 
 if TYPE_CHECKING:
     from offramp.studies.training_runs import ExperimentConfig
@@ -72,8 +73,9 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     result, summary = run_study(paper, runs, range(seeds), metrics or (None,), config.pairs()), config.summary()
     figures = {**result.to_json(), "setting": asdict(summary)}
     text = page(result, summary, data_set_of(paper, options["train_source"]))
-    (output / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    for suffix, content in (("json", json.dumps(figures, indent=2)), ("md", text)):
+        with whole_file(output / f"{name}.{suffix}") as file:
+            file.write(content + "\n")
     click.echo(json.dumps(figures) if as_json else text)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +44,7 @@ from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import Answers, predictions
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
+from offramp.types.whole_file import give_name, unfinished_folder
 
 TOLERANCE = 1e-3  # of logits, in units of the largest one
 NOISE = 1e-5  # scores this near to a threshold may fall on either side
@@ -137,8 +137,8 @@ def export(
     parts = export_parts(model, weights_digest(folder), *(("int8", to_int8) if int8 else ()))
     parts = with_steps(parts, [default, *others])
     reference = record(model, rows)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as unfinished:
-        graph, weights = (Path(unfinished) / f"{path.name}{ending}" for ending in ("", WEIGHTS))
+    with unfinished_folder(path) as unfinished:
+        graph, weights = (unfinished / f"{path.name}{ending}" for ending in ("", WEIGHTS))
         parts = with_weights_beside(parts, weights)
 
         def assembled(rule: Policy) -> OnnxEngine:
@@ -152,8 +152,8 @@ def export(
         check(exported, rows[:CHECKED], few)
         trace = record(exported, rows)
         size = graph.stat().st_size + weights.stat().st_size
-        weights.replace(folder / weights.name)
-        graph.replace(path)
+        give_name(weights, folder / weights.name)
+        give_name(graph, path)
     return ExportReport(
         path=path,
         engine=exported.name,

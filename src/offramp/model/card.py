@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, write_points
+from offramp.types.whole_file import whole_file
 
 CARD = """---
 library_name: offramp
@@ -59,7 +60,8 @@ def save_points(points: Mapping[str, OperatingPoint], folder: Path) -> None:
     before, heading, after = card.read_text(encoding="utf-8").partition(HEADING) if card.exists() else ("", "", "")
     if heading:
         _, next_heading, remainder = after.partition("\n## ")
-        card.write_text(before + _section(points) + next_heading + remainder, encoding="utf-8")
+        with whole_file(card) as file:
+            file.write(before + _section(points) + next_heading + remainder)
 
 
 def _section(points: Mapping[str, OperatingPoint]) -> str:

@@ -15,6 +15,7 @@ from offramp.policies.registry import load_policy
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
+from offramp.types.whole_file import whole_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +70,8 @@ def draw_curves(
     axes.grid(alpha=0.25)
     figure.legend(frameon=False, loc="outside right upper")
     try:
-        figure.savefig(path, dpi=150)
+        with whole_path(path) as unfinished:
+            figure.savefig(unfinished, dpi=150)
     except ValueError as error:
         raise InvalidInput(f"{os.fspath(path)}: {error}") from None
 

@@ -32,6 +32,7 @@ from offramp.training.objectives.base import Objective
 from offramp.training.objectives.registry import load_objective
 from offramp.types.problem_types import SINGLE_LABEL
 from offramp.types.trace import Trace
+from offramp.types.whole_file import whole_file
 
 SETTING_FILE = "setting.json"
 
@@ -164,7 +165,8 @@ def check_config(folder: Path, config: ExperimentConfig) -> None:
         differing = ", ".join(name for name in wanted if wanted[name] != stored.get(name))
         raise InvalidInput(f"{folder}: holds runs with other {differing}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    with whole_file(file) as out:
+        out.write(text)
 
 
 def load_or_train(folder: Path, training: TrainingSpec, seed: int, config: ExperimentConfig) -> Trained:
@@ -268,7 +270,8 @@ def _store(trained: Trained, folder: Path) -> None:
         trace.save(folder / f"{name}.safetensors")
     trained.config.save_pretrained(folder)
     spent = {"seconds": trained.seconds, "cpu_seconds": trained.cpu_seconds}
-    (folder / "spent.json").write_text(json.dumps(spent) + "\n")
+    with whole_file(folder / "spent.json") as file:
+        file.write(json.dumps(spent) + "\n")
 
 
 def _stored(folder: Path, names: Iterable[str]) -> Trained:

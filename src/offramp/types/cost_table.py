@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.errors import InvalidInput
+from offramp.types.whole_file import whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +88,8 @@ class CostTable:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        with whole_file(path) as file:
+            file.write(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CostTable:

@@ -12,6 +12,7 @@ from typing import Any
 
 from offramp.errors import InvalidInput
 from offramp.types.file_format import newer_format
+from offramp.types.whole_file import whole_file
 
 POINTS_FILE = "operating_points.json"
 
@@ -245,11 +246,10 @@ def read_points(path: str | os.PathLike[str]) -> dict[str, OperatingPoint]:
 
 
 def write_points(points: Mapping[str, OperatingPoint], path: str | os.PathLike[str]) -> None:
-    """Write operating points; the old file stays whole until the new one is complete."""
+    """Write operating points (see `whole_file`)."""
     data = {"format": POINTS_FORMAT, "points": {name: point.to_json() for name, point in points.items()}}
-    unfinished = Path(f"{os.fspath(path)}.tmp")
-    unfinished.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with whole_file(path) as file:
+        file.write(json.dumps(data, indent=2) + "\n")
 
 
 def fixed_depth_point(layer: int, layers: Sequence[int]) -> OperatingPoint:

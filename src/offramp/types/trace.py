@@ -16,6 +16,7 @@ from torch import Tensor
 from offramp.errors import InvalidInput
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, infer_problem_type
+from offramp.types.whole_file import whole_path
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,10 @@ class Trace:
             "tokens": self.tokens,
         }
         words = {"problem_type": str(self.problem_type), "about": json.dumps(dict(self.provenance))}
-        save_file({name: value.contiguous() for name, value in tensors.items() if value is not None}, path, words)
+        with whole_path(path) as unfinished:
+            save_file(
+                {name: value.contiguous() for name, value in tensors.items() if value is not None}, unfinished, words
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:

@@ -35,6 +35,7 @@ from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import ABOUT, GraphMetadata, PolicyCall
 from offramp.inference.onnx.pieces import ModelParts, _acting, disassemble, policy_key
 from offramp.policies.registry import WRAPPERS
+from offramp.types.whole_file import whole_path
 
 OPSET = 20
 DOMAIN = "offramp.steps"
@@ -91,9 +92,8 @@ def switch_policy(path: Path, digest: str, asked: Mapping[str, Any]) -> Mapping[
     ]
     if metadata.model != digest or not matching:
         return None
-    unfinished = path.with_name(path.name + ".unfinished")
-    onnx.save(assemble(disassemble(model), matching[0]), unfinished)
-    unfinished.replace(path)
+    with whole_path(path) as unfinished:
+        onnx.save(assemble(disassemble(model), matching[0]), unfinished)
     return matching[0]
 
 
