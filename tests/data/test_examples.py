@@ -38,7 +38,7 @@ def test_importing_loads_nothing_heavy() -> None:
 def test_rows_arrive_before_the_end_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = iter([b"again\n"] * 10)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=lines))
-    assert next(read_rows("-", labelled=False)) == Row("again", None, "standard input, line 1")
+    assert next(read_rows("-", labelled=False)) == Row("again", None, "standard input, line 1", 1)
     assert list(lines)  # not all of them were needed
 
 
@@ -83,7 +83,7 @@ def test_columns_are_those_asked_for_or_guessed_by_name(
     write: Write, names: str, asked: Columns, text: Text, label: str
 ) -> None:
     source = write([{name: 7 if name == "id" else name for name in names.split()}])
-    assert list(read_rows(source, asked)) == [Row(text, label, "a.jsonl, line 1")]
+    assert list(read_rows(source, asked)) == [Row(text, label, "a.jsonl, line 1", 1)]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import gzip
 import io
 import re
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from offramp.data.examples import read_rows
-from offramp.data.readers import SAMPLE, SPLITS, records
+from offramp.data.readers import SAMPLE, SPLITS, open_source
 from offramp.errors import DataError
 
 Patch = pytest.MonkeyPatch
@@ -49,6 +50,13 @@ def hub(monkeypatch: Patch, **sets: datasets.Dataset) -> list[Any]:
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked
+
+
+def records(source: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for record in open_source(source, split).records:
+        if record.values is None:
+            raise DataError(f"{record.location}: {record.error}")
+        yield record.location, record.values
 
 
 def error_of(source: str) -> str:
@@ -198,13 +206,14 @@ def test_a_data_set_that_does_not_load_is_named_with_the_reason(monkeypatch: Pat
     assert "'nobody/nothing' doesn't exist on the Hub; Dataset 'nobody' doesn't" in message
 
 
-def test_classes_go_by_their_names_and_a_secret_one_is_none(monkeypatch: Patch) -> None:
+def test_classes_stay_numbers_and_their_names_are_the_sources(monkeypatch: Patch) -> None:
     classes = datasets.ClassLabel(names=["neg", "pos"])
     features = datasets.Features({"label": classes, "labels": datasets.Sequence(classes)})
     columns = {"label": [1, 0, -1], "labels": [[0, 1], [], [1]]}
     hub(monkeypatch, imdb=datasets.Dataset.from_dict(columns, features=features))
-    found = [tuple(record.values()) for _, record in records("imdb", "train")]
-    assert found == [("pos", ["neg", "pos"]), ("neg", []), (None, ["pos"])]
+    source = open_source("imdb", "train")
+    assert [tuple((record.values or {}).values()) for record in source.records] == [(1, [0, 1]), (0, []), (-1, [1])]
+    assert source.class_names == {"label": ("neg", "pos"), "labels": ("neg", "pos")}
 
 
 def test_a_local_folder_is_a_data_set(write: Write, tmp_path: Path, monkeypatch: Patch) -> None:

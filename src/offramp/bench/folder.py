@@ -14,6 +14,7 @@ from offramp.bench.baselines import full_depth
 from offramp.bench.compare import FULL, BenchmarkResult, BenchmarkRow, log, metric_name, run_benchmark
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import GUESSED, Columns, Text, read_rows
+from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES, Engine
 from offramp.inference.load_engine import load_engine
@@ -34,6 +35,7 @@ def benchmark_folder(
     rounds: int = 5,
     columns: Columns = GUESSED,
     split: str = "test",
+    reading: Reading = AS_NAMED,
 ) -> BenchmarkResult:
     """Time a model's folder: each engine, each of its saved points that the engine can run, each batch size.
 
@@ -46,6 +48,7 @@ def benchmark_folder(
         rounds: how often each run answers all of them.
         columns: the columns of a file to read.
         split: the part of a named data set to read.
+        reading: how to read a file, where its name does not say it.
 
     Raises:
         DataError: rows or labels that do not fit the model.
@@ -57,7 +60,7 @@ def benchmark_folder(
         raise InvalidInput(f"{folder}: a model of one exit has nowhere to leave early")
     loaded = _engines(folder, engines)
     points = {key: _points(key, engine, folder) for key, engine in loaded.items()}
-    texts, labels = _texts(folder, source, columns, split)
+    texts, labels = _texts(folder, source, columns, split, reading)
     indices = [number * len(texts) // min(rows, len(texts)) for number in range(min(rows, len(texts)))]
     tokenizer = load_tokenizer(folder)
     tokens = encode(tokenizer, [texts[number] for number in indices], token_limit(tokenizer, config.backbone))
@@ -104,11 +107,11 @@ def _points(key: str, engine: Engine, folder: str | os.PathLike[str]) -> dict[st
 
 
 def _texts(
-    folder: str | os.PathLike[str], source: str, columns: Columns, split: str
+    folder: str | os.PathLike[str], source: str, columns: Columns, split: str, reading: Reading
 ) -> tuple[list[Text], Tensor | None]:
     """Read texts, and their labels where the first text has one."""
-    rows = list(read_rows(source, columns, split=split, labelled=False))
+    rows = list(read_rows(source, columns, split=split, labelled=False, reading=reading))
     if rows[0].label is None:
         return [row.text for row in rows], None
-    examples = read_for(load_config(folder), source, columns, split)
+    examples = read_for(load_config(folder), source, columns, split, reading)
     return examples.texts, torch.tensor(examples.labels)

@@ -9,7 +9,16 @@ from typing import Any
 
 import click
 
-from offramp.cli.options import FOLDER, SOURCE, column_options, columns_of, json_option, silence_transformers
+from offramp.cli.options import (
+    FOLDER,
+    SOURCE,
+    column_options,
+    columns_of,
+    json_option,
+    reading_of,
+    reading_options,
+    silence_transformers,
+)
 from offramp.inference.engine import ENGINES
 
 
@@ -24,6 +33,7 @@ from offramp.inference.engine import ENGINES
 @click.option("--rows", type=click.IntRange(min=1), default=512, show_default=True, help="Texts at most.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over all texts.")
 @column_options
+@reading_options
 @json_option
 def bench(
     folder: Path,
@@ -58,6 +68,6 @@ def bench(
     names = engines.split(",") if engines else None
     for name in names or ():
         check_name(name)
-    columns = columns_of(options)
-    result = benchmark_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, columns=columns, split=split)
+    read: dict[str, Any] = {"columns": columns_of(options), "reading": reading_of(options), "split": split}
+    result = benchmark_folder(folder, data, names, batch_sizes, rows=rows, rounds=rounds, **read)
     click.echo(json.dumps({**asdict(result), "verdict": conclusion(result)}) if as_json else benchmark_text(result))

@@ -17,6 +17,8 @@ from offramp.cli.options import (
     json_option,
     policy_options,
     read_trace,
+    reading_of,
+    reading_options,
     scored_options,
     silence_transformers,
 )
@@ -56,6 +58,7 @@ HOLD_BACK = "Lower this class's score by AMOUNT, so that it leaves later, e.g. s
 @click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
 @policy_options
 @column_options
+@reading_options
 @json_option
 def calibrate(
     folder: Path,
@@ -160,7 +163,8 @@ def _measure_costs(folder: Path, options: Mapping[str, Any]) -> CostTable:
     from offramp.bench.cost_table import measure_costs
     from offramp.data.examples import read_rows
 
-    rows = read_rows(options["data"], columns_of(options), split=options["split"], labelled=False)
+    columns, reading = columns_of(options), reading_of(options)
+    rows = read_rows(options["data"], columns, split=options["split"], labelled=False, reading=reading)
     texts = [row.text for row in rows]
     cost = measure_costs(folder, texts, options["engine"], batch_size=options["batch_size"] or 1)
     click.echo(f"timed: {cost.describe()}", err=True)

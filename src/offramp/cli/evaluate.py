@@ -15,6 +15,8 @@ from offramp.cli.options import (
     column_options,
     json_option,
     read_trace,
+    reading_of,
+    reading_options,
     scored_options,
     silence_transformers,
 )
@@ -39,6 +41,7 @@ TRACE_SLICES = ("label", "length")  # known from the trace; other slices need a 
 @click.option("--slice-by", metavar="COLUMN", help="Score the default point by label, length, or a column of the data.")
 @click.option("--picture", type=FILE, help="File for a plot of all policies: .png, .svg or .pdf.")
 @column_options
+@reading_options
 @json_option
 def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: bool, **options: Any) -> None:
     """Score every exit and every operating point of a model, and compare all policies.
@@ -88,7 +91,7 @@ def _groups(by: str | None, options: Mapping[str, Any]) -> list[str]:
         return []
     if options["data"] is None:
         raise InvalidInput(f"a trace has no columns; give --data to slice by {by!r}, or slice by label or length")
-    return read_column(options["data"], str(by), split=options["split"])
+    return read_column(options["data"], str(by), split=options["split"], reading=reading_of(options))
 
 
 def _slices(

@@ -18,6 +18,8 @@ from offramp.cli.options import (
     columns_of,
     json_option,
     policy_options,
+    reading_of,
+    reading_options,
     silence_transformers,
 )
 from offramp.errors import InvalidInput
@@ -34,6 +36,7 @@ DATA = f"Labelled data to check the file on: {SOURCE}.  [default: the built-in s
 @click.option("--split", default="validation", show_default=True, help="Split of a named data set.")
 @policy_options
 @column_options
+@reading_options
 @json_option
 def export(
     folder: Path, int8: bool, data: str | None, split: str, policy: str | None, as_json: bool, **options: Any
@@ -65,7 +68,8 @@ def export(
     silence_transformers()
     from offramp.inference.export import export as write
 
-    report = write(folder, wanted, int8=int8, dataset=data, columns=columns_of(options), split=split)
+    read: dict[str, Any] = {"columns": columns_of(options), "reading": reading_of(options), "split": split}
+    report = write(folder, wanted, int8=int8, dataset=data, **read)
     if as_json:
         click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
         return

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from offramp.data.records import FORMATS
 from offramp.inference.engine import ENGINES
 from offramp.policies.registry import POLICIES
 
 if TYPE_CHECKING:
     from offramp.data.examples import Columns
+    from offramp.data.records import Reading
     from offramp.types.trace import Trace
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -32,6 +34,17 @@ def column_options(command: Command) -> Command:
         text = f"Column of {content}.  [default: guessed and printed]"
         command = click.option(f"--{name}-column", help=text)(command)
     return command
+
+
+def reading_options(command: Command) -> Command:
+    """Add --format, --delimiter and --encoding."""
+    kind = "Kind of the data.  [default: by the file's name, else guessed and printed]"
+    cells = 'What separates the cells of csv and tsv, e.g. ";" or tab.  [default: "," for csv, tab for tsv]'
+    command = click.option("--encoding", help="Encoding of the data, e.g. latin-1 or utf-16.  [default: utf-8]")(
+        command
+    )
+    command = click.option("--delimiter", help=cells)(command)
+    return click.option("--format", type=click.Choice(FORMATS), help=kind)(command)
 
 
 def learning_options(command: Command) -> Command:
@@ -121,6 +134,13 @@ def columns_of(options: Mapping[str, Any]) -> Columns:
     return Columns(options.get("text_column"), options.get("pair_column"), options.get("label_column"))
 
 
+def reading_of(options: Mapping[str, Any]) -> Reading:
+    """Return how --format, --delimiter and --encoding say to read the data."""
+    from offramp.data.records import Reading
+
+    return Reading(options["format"], options["delimiter"], options["encoding"])
+
+
 def read_trace(folder: Path, options: Mapping[str, Any]) -> Trace:
     """Load the trace of --trace, or record the model on --data.
 
@@ -134,4 +154,5 @@ def read_trace(folder: Path, options: Mapping[str, Any]) -> Trace:
         raise click.UsageError("give either --data or --trace")
     if options["trace"] is not None:
         return Trace.load(options["trace"])
-    return record(folder, options["data"], options["engine"], columns=columns_of(options), split=options["split"])
+    columns, reading = columns_of(options), reading_of(options)
+    return record(folder, options["data"], options["engine"], columns=columns, split=options["split"], reading=reading)

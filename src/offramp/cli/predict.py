@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from offramp.cli.options import FILE, FOLDER, columns_of, silence_transformers
+from offramp.cli.options import FILE, FOLDER, columns_of, reading_of, reading_options, silence_transformers
 from offramp.cli.output import finished_only
 from offramp.inference.engine import ENGINES
 from offramp.types.whole_file import refuse_output
@@ -30,6 +30,7 @@ ENGINE = (
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts in a batch.")
 @click.option("--text-column", help="Column of the text.  [default: guessed and printed]")
 @click.option("--pair-column", help="Column of the second text of a pair.")
+@reading_options
 def predict(
     folder: Path,
     source: str,
@@ -56,7 +57,7 @@ def predict(
 
     point = None if operating_point == "full" else operating_point or DEFAULT
     predictor = Predictor.load(folder, engine, point)
-    rows = read_rows(source, columns_of(options), split="test", labelled=False)
+    rows = read_rows(source, columns_of(options), split="test", labelled=False, reading=reading_of(options))
     answers = predictor.stream((row.text for row in rows), batch_size)
     with finished_only(output) as out:
         for answer in tqdm(answers, desc="predict", unit="text", disable=None if output else True):

@@ -16,6 +16,8 @@ from offramp.cli.options import (
     columns_of,
     engine_option,
     json_option,
+    reading_of,
+    reading_options,
     silence_transformers,
 )
 from offramp.types.whole_file import refuse_output
@@ -29,6 +31,7 @@ from offramp.types.whole_file import refuse_output
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @engine_option
 @column_options
+@reading_options
 @json_option
 def record(
     folder: Path, data: str, output: Path, split: str, batch_size: int, engine: str, as_json: bool, **options: Any
@@ -42,7 +45,8 @@ def record(
     silence_transformers()
     from offramp.inference.record import record as record_trace
 
-    trace = record_trace(folder, data, engine, columns=columns_of(options), split=split, batch_size=batch_size)
+    columns, reading = columns_of(options), reading_of(options)
+    trace = record_trace(folder, data, engine, columns=columns, split=split, reading=reading, batch_size=batch_size)
     trace.save(output)
     shape = {
         "exits": trace.depth,

@@ -21,6 +21,8 @@ from offramp.cli.options import (
     columns_of,
     engine_option,
     json_option,
+    reading_of,
+    reading_options,
     silence_transformers,
 )
 from offramp.cli.points import saved_points
@@ -43,6 +45,7 @@ TIMED_TEXTS, ROUNDS = 8, 3  # and passes over them for each exit
 @click.option("--no-timing", is_flag=True, help="Leave out milliseconds; otherwise every exit is timed on a few texts.")
 @engine_option
 @column_options
+@reading_options
 @json_option
 def report(
     folder: Path,
@@ -73,7 +76,7 @@ def report(
     from offramp.report.html.render import render
 
     points = saved_points(folder)
-    examples = read_for(load_config(folder), data, columns_of(options), split)
+    examples = read_for(load_config(folder), data, columns_of(options), split, reading_of(options))
     trace = record(folder, examples, engine)
     source = Path(data).name if Path(data).exists() else f"{data} ({split})"
     trace = replace(trace, provenance={**trace.provenance, "data": source})

@@ -17,6 +17,8 @@ from offramp.cli.options import (
     columns_of,
     json_option,
     learning_options,
+    reading_of,
+    reading_options,
     silence_transformers,
 )
 from offramp.studies.registry import STUDIES, load_study
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 @click.option("--metric", "metrics", multiple=True, help="As in `offramp evaluate`; of several, the mean is the score.")
 @click.option("--limit", type=click.IntRange(min=2), help="Rows to read of each file, for a trial run.")
 @column_options
+@reading_options
 @json_option
 def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Run a paper's comparison on your own data, and print the results beside the published ones.
@@ -94,7 +97,8 @@ def _config(options: Mapping[str, Any]) -> ExperimentConfig:
     splits: dict[str, Any] = {}
     for split, source in sources.items():
         names = (splits["train"].label_names or None) if splits else None
-        rows = read_examples(source, columns_of(options), split=split, task=options["task"], label_names=names)
+        read = {"task": options["task"], "label_names": names, "reading": reading_of(options)}
+        rows = read_examples(source, columns_of(options), split=split, **read)
         splits[split] = subsample(rows, options["limit"] or len(rows))
     return ExperimentConfig(
         options["backbone"] or default_encoder(),

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from offramp.cli.options import (
     columns_of,
     json_option,
     learning_options,
+    reading_of,
+    reading_options,
     silence_transformers,
 )
 from offramp.cli.points import add_points, print_scores
@@ -91,6 +94,7 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Resume a run that was stopped.")
 @column_options
+@reading_options
 @json_option
 def train(
     train_source: str,
@@ -189,10 +193,9 @@ def _new_with_data(
     from offramp.model.hub import load_encoder
     from offramp.model.modeling import MultiExitModel
 
-    columns = columns_of(options)
-    data = read_examples(train_source, columns, split="train", task=options["task"])
-    names = data.label_names or None
-    held_out = read_examples(validation_source, columns, split="validation", task=options["task"], label_names=names)
+    read = partial(read_examples, columns=columns_of(options), task=options["task"], reading=reading_of(options))
+    data = read(train_source, split="train")
+    held_out = read(validation_source, split="validation", label_names=data.label_names or None)
     first = data.labels[0]
     outputs = len(first) if isinstance(first, list) else 1
     labels = {"id2label": dict(enumerate(data.label_names))} if data.label_names else {"num_labels": outputs}
@@ -214,9 +217,9 @@ def _fine_tuned_with_data(
     model = MultiExitModel.from_backbone(start, **_exits(options))
     if model.config.own_head is None:
         raise InvalidInput(f"{start}: --freeze keeps a fine-tuned classifier's head, and there is none to be kept")
-    columns = columns_of(options)
-    data = read_for(model.config, train_source, columns, "train")
-    return model, data, read_for(model.config, validation_source, columns, "validation")
+    columns, reading = columns_of(options), reading_of(options)
+    data = read_for(model.config, train_source, columns, "train", reading)
+    return model, data, read_for(model.config, validation_source, columns, "validation", reading)
 
 
 def _exits(options: Mapping[str, Any]) -> dict[str, Any]:

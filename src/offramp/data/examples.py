@@ -4,7 +4,6 @@ The columns to use are chosen once, from the first record; then each record beco
 with the location.
 """
 
-import itertools
 import logging
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from offramp.data.labels import class_index, class_names_of, distinct_classes, is_missing, numbers
-from offramp.data.readers import name_of, records
+from offramp.data.readers import name_of, open_source
+from offramp.data.records import AS_NAMED, Reading, Record, Source
 from offramp.errors import DataError, UnknownName
 
 Text = str | tuple[str, str]  # a text, or a pair
@@ -51,11 +51,15 @@ class Row:
     Attributes:
         label: as the source has it; None where there is no label column.
         location: such as "reviews.csv, line 12".
+        line: the number in `location`.
+        error: why the row cannot be used, without the location; its text is "" then. None for a good row.
     """
 
     text: Text
     label: object
     location: str
+    line: int
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,15 @@ class Examples:
         return len(self.texts)
 
 
-def read_rows(source: str, columns: Columns = GUESSED, *, split: str = "train", labelled: bool = True) -> Iterator[Row]:
+def read_rows(
+    source: str,
+    columns: Columns = GUESSED,
+    *,
+    split: str = "train",
+    labelled: bool = True,
+    reading: Reading = AS_NAMED,
+    lenient: bool = False,
+) -> Iterator[Row]:
     """Stream the rows of a source, however many there are.
 
     Args:
@@ -91,24 +103,56 @@ def read_rows(source: str, columns: Columns = GUESSED, *, split: str = "train", 
         columns: the columns to read; a guess is logged.
         split: train, validation or test, where the source holds several and does not name one itself.
         labelled: a row without a label is an error.
+        reading: how to read a file, where its name does not say it.
+        lenient: yield a row with an error where a record cannot be used, in place of raising.
 
     Raises:
-        DataError: at the first record that cannot be used.
+        DataError: the source cannot be read; not lenient, at the first record that cannot be used.
     """
-    stream, name = records(source, split), name_of(source)
-    first = next(stream, None)
-    if first is None:
-        raise DataError(f"{name}: there are no rows")
-    chosen = _choose(columns, first[1], name, labelled)
-    for location, record in itertools.chain([first], stream):
-        texts = [_text(record, column, location) for column in (chosen.text, chosen.pair) if column]
-        label = record.get(chosen.label) if chosen.label else None
+    return rows_of(open_source(source, split, reading), columns, labelled=labelled, lenient=lenient)
+
+
+def rows_of(
+    source: Source, columns: Columns = GUESSED, *, labelled: bool = True, lenient: bool = False
+) -> Iterator[Row]:
+    """Stream the rows of an open source; the arguments are those of `read_rows`."""
+    record = chosen = None
+    for record in source.records:
+        if chosen is None and record.values is not None:
+            chosen = _choose(columns, record.values, source.name, labelled)
+        row = _row(record, chosen or columns, source.class_names, labelled)
+        if row.error is not None and not lenient:
+            raise DataError(f"{row.location}: {row.error}")
+        yield row
+    if record is None:
+        raise DataError(f"{source.name}: there are no rows")
+
+
+def _row(record: Record, columns: Columns, class_names: Mapping[str, Sequence[str]], labelled: bool) -> Row:
+    """Return a record as a row; one that cannot be used as a row with an error."""
+    if record.values is None:
+        return Row("", None, record.location, record.line, record.error)
+    try:
+        texts = [_text(record.values, column) for column in (columns.text, columns.pair) if column]
+        label = record.values.get(columns.label) if columns.label else None
+        label = _by_name(label, class_names.get(columns.label or ""))
         if labelled and is_missing(label):
-            raise DataError(f'{location}: the label, column "{chosen.label}", is missing')
-        yield Row((texts[0], texts[1]) if chosen.pair else texts[0], label, location)
+            raise DataError(f'the label, column "{columns.label}", is missing')
+    except DataError as error:
+        return Row("", None, record.location, record.line, str(error))
+    return Row((texts[0], texts[1]) if columns.pair else texts[0], label, record.location, record.line)
 
 
-def read_column(source: str, column: str, *, split: str) -> list[str]:
+def _by_name(label: Any, names: Sequence[str] | None) -> Any:
+    """Return a class, or a list of classes, by name; -1, the label of rows whose labels are kept secret, is None."""
+    if names and isinstance(label, list):
+        return [_by_name(item, names) for item in label]
+    if names and isinstance(label, int):
+        return names[label] if label >= 0 else None
+    return label
+
+
+def read_column(source: str, column: str, *, split: str, reading: Reading = AS_NAMED) -> list[str]:
     """Return one column of a source as text, for every row; a source is as in `read_rows`.
 
     Raises:
@@ -118,10 +162,13 @@ def read_column(source: str, column: str, *, split: str) -> list[str]:
     if source == "-":
         raise DataError(f'{name} is read once, for the texts; give a file to read its column "{column}" too')
     values = []
-    for location, record in records(source, split):
-        if column not in record:
-            raise DataError(f'{location}: no column "{column}"; {_columns_of(record)}')
-        values.append(str(record[column]))
+    opened = open_source(source, split, reading)
+    for record in opened.records:
+        if record.values is None:
+            raise DataError(f"{record.location}: {record.error}")
+        if column not in record.values:
+            raise DataError(f'{record.location}: no column "{column}"; {_columns_of(record.values)}')
+        values.append(str(_by_name(record.values[column], opened.class_names.get(column))))
     return values
 
 
@@ -132,6 +179,7 @@ def read_examples(
     split: str,
     task: str = "classification",
     label_names: Sequence[str] | None = None,
+    reading: Reading = AS_NAMED,
 ) -> Examples:
     """Read a labelled source into memory.
 
@@ -141,6 +189,7 @@ def read_examples(
         split: as in `read_rows`.
         task: classification, multi-label or regression.
         label_names: the classes, where they are known already; None = those of the source, sorted.
+        reading: as in `read_rows`.
 
     Raises:
         DataError: as in `read_rows`, or a label fits neither the task nor `label_names`.
@@ -153,7 +202,7 @@ def read_examples(
     """
     if task not in TASKS:
         raise UnknownName(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
-    rows = list(read_rows(source, columns, split=split))
+    rows = list(read_rows(source, columns, split=split, reading=reading))
     texts = [row.text for row in rows]
     if task == "regression":
         return Examples(texts, numbers([(row.label, row.location) for row in rows]), (), "regression")
@@ -209,12 +258,12 @@ def _first_pair(columns: Sequence[str]) -> tuple[str | None, str | None]:
     return next((pair for pair in pairs if all(pair)), (None, None))
 
 
-def _text(record: Mapping[str, Any], column: str, location: str) -> str:
+def _text(record: Mapping[str, Any], column: str) -> str:
     text = record.get(column)
     if text is None:
-        raise DataError(f'{location}: there is no "{column}"')
+        raise DataError(f'there is no "{column}"')
     if not isinstance(text, str):
-        raise DataError(f'{location}: "{column}" must be a text, found {reprlib.repr(text)}')
+        raise DataError(f'"{column}" must be a text, found {reprlib.repr(text)}')
     if not text.strip():
-        raise DataError(f'{location}: "{column}" is blank')
+        raise DataError(f'"{column}" is blank')
     return text

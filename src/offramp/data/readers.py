@@ -17,32 +17,43 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from offramp.data.records import AS_NAMED, Reading, Record, Source
 from offramp.errors import DataError
-
-Record = tuple[str, dict[str, Any]]  # a location, such as "reviews.csv, line 12", and the value of every column
 
 SAMPLE = "helpdesk"
 SPLITS = ("train", "validation", "test")
 
 
-def records(source: str, split: str) -> Iterator[Record]:
-    """Stream the records of any kind of source; "NAME:SPLIT" overrules `split`.
+def open_source(source: str, split: str, reading: Reading = AS_NAMED) -> Source:
+    """Open any kind of source; "NAME:SPLIT" overrules `split`.
 
     Raises:
         DataError: there is no such source, or it cannot be read; from a file, possibly after some records.
     """
     name, _, named_split = source.partition(":")
     if source == "-":
-        return _standard_input()
+        return Source(name_of("-"), _standard_input())
     if Path(source).is_dir():
         return _hub(source, source, split)
     if Path(source).exists() or _suffix(source) in READERS:
-        return _file(source)
+        return Source(source, _file(source), _names_beside(source))
     if name == SAMPLE:
-        return _sample(named_split or split)
+        return Source(source, _sample(named_split or split))
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise DataError(f"{source}: no such file or folder")
     return _hub(source, name, named_split or split)
+
+
+def _names_beside(source: str) -> dict[str, tuple[str, ...]]:
+    """Return the class names that `labels.json` beside a file lists in the order of their numbers."""
+    path = Path(source).with_name("labels.json")
+    if not path.is_file() or path.samefile(source):
+        return {}
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return {"": tuple(names)} if isinstance(names, list) and all(isinstance(name, str) for name in names) else {}
 
 
 def name_of(source: str) -> str:
@@ -84,30 +95,31 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _csv_rows(source: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+def _csv_rows(source: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows that are not blank, with the line on which each starts."""
     reader = csv.reader(_file_lines(source), delimiter=delimiter, strict=True)
-    location = f"{source}, line 1"
+    line = 1
     try:
         for cells in reader:
             if len(cells) > 1 or "".join(cells).strip():
-                yield location, cells
-            location = f"{source}, line {reader.line_num + 1}"
+                yield line, cells
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{location}: not {_suffix(source)[1:]}: {_one_line(error)}") from error
+        raise DataError(f"{source}, line {line}: not {_suffix(source)[1:]}: {_one_line(error)}") from error
 
 
 def _csv(source: str, delimiter: str) -> Iterator[Record]:
     rows = _csv_rows(source, delimiter)
-    location, cells = next(rows, ("", []))
+    line, cells = next(rows, (1, []))
     header = [cell.strip() for cell in cells]
     for name in header:
         if header.count(name) > 1:
-            raise DataError(f'{location}: two columns are named "{name}"')
-    for location, cells in rows:
+            raise DataError(f'{source}, line {line}: two columns are named "{name}"')
+    for line, cells in rows:
+        location = f"{source}, line {line}"
         if len(cells) != len(header):
             raise DataError(f"{location}: {len(cells)} fields, where the header has {len(header)}")
-        yield location, dict(zip(header, cells, strict=True))
+        yield Record(location, line, dict(zip(header, cells, strict=True)))
 
 
 def _json_lines(name: str, lines: Iterable[str]) -> Iterator[Record]:
@@ -120,12 +132,12 @@ def _json_lines(name: str, lines: Iterable[str]) -> Iterator[Record]:
             raise DataError(f"{name}, line {number}: not JSON ({error}); expected one object a line") from error
         if not isinstance(record, dict):
             raise DataError(f"{name}, line {number}: not a JSON object; expected one object a line")
-        yield f"{name}, line {number}", record
+        yield Record(f"{name}, line {number}", number, record)
 
 
 def _text_lines(name: str, lines: Iterable[str]) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
-        yield f"{name}, line {number}", {"text": line.rstrip("\r\n")}
+        yield Record(f"{name}, line {number}", number, {"text": line.rstrip("\r\n")})
 
 
 def _standard_input() -> Iterator[Record]:
@@ -152,7 +164,7 @@ def _parquet(source: str) -> Iterator[Record]:
             batches = file.iter_batches(batch_size=1024)
             rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, record in enumerate(rows, start=1):
-                yield f"{source}, row {number}", record
+                yield Record(f"{source}, row {number}", number, record)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise DataError(f"{source}: cannot be read as parquet: {_one_line(error)}") from error
 
@@ -167,12 +179,12 @@ READERS: dict[str, Callable[[str], Iterator[Record]]] = {
 }
 
 
-def _hub(source: str, name: str, split: str) -> Iterator[Record]:
-    """Yield the records of a Hugging Face data set, memory-mapped, with its classes by name."""
+def _hub(source: str, name: str, split: str) -> Source:
+    """Open a Hugging Face data set, memory-mapped."""
     data = _load(source, name, split)
-    for number, record in enumerate(data, start=1):
-        named = {column: _by_name(value, data.features[column]) for column, value in record.items()}
-        yield f"{source}, row {number}", named
+    rows = enumerate(data, start=1)
+    records = (Record(f"{source}, row {number}", number, values) for number, values in rows)
+    return Source(source, records, {name: names for name, names in map(_names_of, data.features.items()) if names})
 
 
 def _load(source: str, name: str, split: str) -> Any:
@@ -197,12 +209,8 @@ def _load(source: str, name: str, split: str) -> Any:
     raise DataError(f"{source}: cannot load this data set: {'; '.join(reasons)}")
 
 
-def _by_name(value: Any, feature: Any) -> Any:
-    """Return a class, or a list of classes, by name; -1, the label of rows whose labels are kept secret, is None."""
-    from datasets import ClassLabel
-
-    if isinstance(value, list) and hasattr(feature, "feature"):  # List; Sequence before datasets 4
-        return [_by_name(item, feature.feature) for item in value]
-    if not isinstance(feature, ClassLabel) or value is None:
-        return value
-    return feature.names[value] if value >= 0 else None
+def _names_of(column: tuple[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Return a column with the names of its classes, or of the classes in its lists; () where it has none."""
+    name, feature = column
+    feature = getattr(feature, "feature", feature)  # List; Sequence before datasets 4
+    return name, tuple(getattr(feature, "names", None) or ())

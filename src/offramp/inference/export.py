@@ -23,6 +23,7 @@ from tqdm import tqdm
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import GUESSED, Columns, read_rows
 from offramp.data.readers import SAMPLE
+from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import OfframpError
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.inference.onnx.assemble import assemble, refuse_depth
@@ -101,6 +102,7 @@ def export(
     int8: bool = False,
     dataset: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None = None,
     columns: Columns = GUESSED,
+    reading: Reading = AS_NAMED,
     split: str = "validation",
 ) -> ExportReport:
     """Write `model.onnx` or `model.int8.onnx` into a model's folder, with the weights in a file beside it (`.data`).
@@ -117,6 +119,7 @@ def export(
         dataset: what to check it on: labelled data for the model (see `offramp.record`), or rows that are
             tokenized already; None = texts of the built-in sample.
         columns: which columns of a file to read.
+        reading: how to read a file, where its name does not say it.
         split: which part of a named data set to read.
 
     Raises:
@@ -132,7 +135,7 @@ def export(
     default, *others = _distinct_policies(model, points, policy, policies)
     for rule in (default, *others):
         _refuse_policy(model, rule)
-    rows = _rows(folder, model, dataset, columns, split)
+    rows = _rows(folder, model, dataset, columns, split, reading)
     path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
     parts = export_parts(model, weights_digest(folder), *(("int8", to_int8) if int8 else ()))
     parts = with_steps(parts, [default, *others])
@@ -265,6 +268,7 @@ def _rows(
     dataset: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None,
     columns: Columns,
     split: str,
+    reading: Reading,
 ) -> Rows:
     """Return the rows that the file is checked on, tokenized, with labels where there are some."""
     if dataset is not None and not isinstance(dataset, (str, os.PathLike)):
@@ -274,7 +278,7 @@ def _rows(
     limit = token_limit(tokenizer, model.config.backbone)
     if dataset is None:
         return list(encode(tokenizer, [row.text for row in read_rows(SAMPLE, SAMPLE_TEXTS, split="test")], limit))
-    examples = read_for(model.config, os.fspath(dataset), columns, split)
+    examples = read_for(model.config, os.fspath(dataset), columns, split, reading)
     rows = encode(tokenizer, examples.texts, limit)
     return [{**row, "labels": label} for row, label in zip(rows, examples.labels, strict=True)]
 

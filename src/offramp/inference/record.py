@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.examples import GUESSED, Columns, Examples, read_examples
+from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import DataError, InvalidInput
 from offramp.inference.engine import Engine
 from offramp.inference.load_engine import AUTO, check_name, load_engine
@@ -35,6 +36,7 @@ def record(
     *,
     columns: Columns = GUESSED,
     split: str = "validation",
+    reading: Reading = AS_NAMED,
     batch_size: int = 32,
 ) -> Trace:
     """Run every layer on a data set and keep the outputs of every exit.
@@ -47,6 +49,7 @@ def record(
         engine: what runs the model: "torch", or for a folder "onnx" or "onnx-int8", which `offramp export` wrote.
         columns: which columns of a file to read.
         split: which part of a named data set to read.
+        reading: how to read a file, where its name does not say it.
         batch_size: rows at once; it does not change the trace.
 
     Raises:
@@ -66,7 +69,7 @@ def record(
         about["weights"] = weights_digest(model)
     if isinstance(dataset, (str, os.PathLike)):
         about["data"] = Path(dataset).name if Path(dataset).exists() else f"{os.fspath(dataset)} ({split})"
-        dataset = read_for(runner.config, os.fspath(dataset), columns, split)
+        dataset = read_for(runner.config, os.fspath(dataset), columns, split, reading)
     rows, labels = _token_rows(runner.config, tokenizer, dataset)
     logits, certainty = _all_exits(runner, rows, batch_size)
     layers = torch.tensor(runner.config.exit_layers)
@@ -90,14 +93,21 @@ def resolve_engine(
     return load_engine(model, engine), load_tokenizer(model) if of_texts else None
 
 
-def read_for(config: MultiExitConfig, source: str, columns: Columns = GUESSED, split: str = "validation") -> Examples:
+def read_for(
+    config: MultiExitConfig,
+    source: str,
+    columns: Columns = GUESSED,
+    split: str = "validation",
+    reading: Reading = AS_NAMED,
+) -> Examples:
     """Read labelled data for a model: its task, its class names.
 
     Raises:
         DataError: a row that cannot be used, a label that the model does not have.
     """
     names = None if config.problem_type == REGRESSION else [config.id2label[k] for k in range(config.num_labels)]
-    return read_examples(source, columns, split=split, task=TASKS[config.problem_type], label_names=names)
+    task = TASKS[config.problem_type]
+    return read_examples(source, columns, split=split, task=task, label_names=names, reading=reading)
 
 
 def _token_rows(

@@ -1,0 +1,82 @@
+"""Records, sources, and how to read them: the types that all readers share."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from offramp.errors import InvalidInput
+
+FORMATS = ("csv", "tsv", "jsonl", "json", "txt", "parquet")
+DELIMITERS = {"tab": "\t", "\\t": "\t"}  # words that stand for a delimiter
+
+
+@dataclass(frozen=True)
+class Reading:
+    r"""How to read a file; None is guessed from its name and its first lines.
+
+    Attributes:
+        format: one of FORMATS.
+        delimiter: what separates the cells of csv and tsv, one character; "tab" and "\t" stand for a tab.
+        encoding: such as "utf-8", "latin-1" or "utf-16".
+
+    Raises:
+        InvalidInput: no such format or encoding, or a delimiter of several characters.
+    """
+
+    format: str | None = None
+    delimiter: str | None = None
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in FORMATS:
+            raise InvalidInput(f"unknown format {self.format!r}; expected one of {', '.join(FORMATS)}")
+        if self.delimiter is not None:
+            object.__setattr__(self, "delimiter", DELIMITERS.get(self.delimiter, self.delimiter))
+            if len(str(self.delimiter)) != 1 or self.delimiter in '"\r\n':
+                raise InvalidInput(f"a delimiter is one character, such as , or ; or tab, got {self.delimiter!r}")
+        if self.encoding is not None:
+            try:
+                text = codecs.lookup(self.encoding)._is_text_encoding
+            except (LookupError, ValueError):
+                text = False
+            if not text:
+                raise InvalidInput(f"unknown encoding {self.encoding!r}; such as utf-8, latin-1, cp1252 or utf-16")
+
+
+AS_NAMED = Reading()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a source, or what stands in its place if it cannot be read.
+
+    Attributes:
+        location: such as "reviews.csv, line 12".
+        line: the number in `location`: of a line, a row or an element, from 1.
+        values: the value of every column; None where the record cannot be read.
+        error: why it cannot be read, without the location; None where it can.
+    """
+
+    location: str
+    line: int
+    values: dict[str, Any] | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stream of records, read once.
+
+    Attributes:
+        name: the source in messages.
+        records: in the order of the source. A source that breaks off ends with a record that has an error.
+        class_names: for a column, the names of its classes in the order of their numbers, where the source itself
+            names them; the key "" stands for whichever column holds the numbers.
+    """
+
+    name: str
+    records: Iterator[Record]
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
