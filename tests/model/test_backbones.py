@@ -65,7 +65,7 @@ def by_offramp(model: MultiExitModel, batch: dict[str, Tensor]) -> list[Tensor]:
     for exit in range(len(model.layers)):
         carry = model.block(exit, carry)
         states.append(carry.hidden)
-    return [*states[:-1], model._exit_states(carry)]
+    return [*states[:-1], model._encoder_view.exit_states(carry.hidden)]
 
 
 def assert_same_states(model: MultiExitModel, reference: PreTrainedModel, batch: dict[str, Tensor]) -> None:

@@ -1,10 +1,11 @@
-"""The format number of a model folder."""
+"""The format number of a model folder: what is read, what is refused, what it means."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from offramp.errors import InvalidInput
@@ -12,7 +13,7 @@ from offramp.model.config import MultiExitConfig
 from offramp.model.hub import load_config
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
-from support.models import tiny_model
+from support.models import padded, tiny_model, token_rows
 
 
 def with_format(folder: Path, number: Any) -> Path:
@@ -33,18 +34,36 @@ def test_a_folder_without_a_format_is_read_and_saved_with_one(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("load", [MultiExitModel.from_pretrained, MultiExitConfig.from_pretrained, load_model])
-@pytest.mark.parametrize("number", [2, "next"])
+@pytest.mark.parametrize("number", [3, "next"])
 def test_a_later_format_is_refused_in_one_line(load: Any, number: Any, tmp_path: Path) -> None:
     folder = with_format(tmp_path, number)
     with pytest.raises(InvalidInput) as caught:
         load(folder)
     message = str(caught.value)
     file = folder / "config.json"
-    assert f"{file}: format {number!r}; this version of offramp reads up to 1; a newer offramp reads it" in message
+    assert f"{file}: format {number!r}; this version of offramp reads up to 2; a newer offramp reads it" in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("load", [AutoConfig.from_pretrained, load_config])
 def test_auto_classes_refuse_it_too(load: Any, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"config\.json: format 2"):
-        load(with_format(tmp_path, 2))
+    with pytest.raises(InvalidInput, match=r"config\.json: format 3"):
+        load(with_format(tmp_path, 3))
+
+
+def test_an_attention_head_without_a_format_keeps_its_one_tanh(tmp_path: Path) -> None:
+    """FastBERT's first tanh came with format 2; a head that was trained without it answers as it did."""
+    model = tiny_model(head="attention", num_labels=3)
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values.pop("format") == 2
+    batch = padded(model, token_rows(6))
+    new = model(**batch).logits_by_exit
+    for number in ({}, {"format": 1}):
+        (tmp_path / "config.json").write_text(json.dumps(values | number))
+        for load in (MultiExitModel.from_pretrained, load_model):
+            old = load(tmp_path)
+            assert [each.first_tanh for each in old.heads.attentions] == [False] * 4
+            assert not torch.allclose(old(**batch).logits_by_exit, new, atol=1e-3)
+        old.save_pretrained(tmp_path / "again")
+        assert json.loads((tmp_path / "again" / "config.json").read_text())["format"] == 1

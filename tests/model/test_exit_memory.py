@@ -1,8 +1,13 @@
+from collections import Counter
+
 import pytest
 import torch
 
+from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput
+from offramp.model.heads import Heads
 from offramp.model.modeling import MultiExitModel
+from offramp.policies.confidence import Entropy
 from offramp.training.fit import default_arguments
 from offramp.training.objectives.distillation import SelfDistillation
 from offramp.training.objectives.equilibrium import GradientEquilibrium
@@ -29,6 +34,23 @@ def test_a_memory_of_one_is_none() -> None:
     plain, model = tiny_model(), tiny_model(memory=1.0)
     batch = padded(model, token_rows(6))
     assert torch.equal(model(**batch).logits_by_exit, plain(**batch).logits_by_exit)
+
+
+def test_an_exit_reads_its_state_once_for_memory_and_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate gets what the exit's last map got; both are those of a model without memory."""
+    plain, model = tiny_model(certainty=True), tiny_model(certainty=True, memory=0.75)
+    assert model.load_state_dict(plain.state_dict())
+    batch = padded(model, token_rows(6))
+    expected, calls = plain(**batch), Counter()
+    read = Heads.features
+    monkeypatch.setattr(Heads, "features", lambda self, exit, *args: calls.update([exit]) or read(self, exit, *args))
+    found = model(**batch)
+    assert calls == dict.fromkeys(range(LAYERS), 1)
+    assert torch.equal(found.certainty_by_exit, expected.certainty_by_exit)
+    assert torch.equal(found.logits_by_exit[:, 0], expected.logits_by_exit[:, 0])
+    answers = run(model, Entropy(), 2.0, batch)  # no row leaves before the last exit
+    assert calls == dict.fromkeys(range(LAYERS), 2)
+    assert torch.equal(answers.logits, found.logits)
 
 
 @pytest.mark.parametrize("memory", [0, -0.5, 1.5])

@@ -65,16 +65,18 @@ def test_shared_pooler_is_one_tanh_for_all_exits(exit: int, pooling: str) -> Non
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("exit", range(EXITS))
-def test_attention_is_fastberts_narrow_self_attention(exit: int, pooling: str) -> None:
-    """Two heads of 64 over the real tokens, then a tanh and the classifier, sample by sample."""
-    module = heads("attention", pooling)
+@pytest.mark.parametrize(("exit", "first_tanh"), [(0, True), (1, True), (2, True), (1, False)])
+def test_attention_is_fastberts_narrow_self_attention(exit: int, first_tanh: bool, pooling: str) -> None:
+    """A tanh, two heads of 64 over the real tokens, then a tanh and the classifier, sample by sample."""
+    torch.manual_seed(0)
+    module = Heads("attention", pooling, [WIDTH] * EXITS, CLASSES, 0.0, first_tanh=first_tanh)
     narrow, attention = module.attentions[exit], module.attentions[exit].attention
     hidden, mask = states()
     found = module(exit, hidden, mask).detach().numpy()
     weights, biases = attention.in_proj_weight.detach().numpy(), attention.in_proj_bias.detach().numpy()
     for sample in range(len(hidden)):
         rows = linear(narrow.down, hidden[sample][mask[sample] == 1].numpy())  # (T, 128)
+        rows = np.tanh(rows) if first_tanh else rows
         query, key, value = np.split(rows @ weights.T + biases, 3, axis=-1)
         seen = []
         for part in (slice(0, 64), slice(64, 128)):

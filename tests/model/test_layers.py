@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from offramp.model.bypass import Bypass, BypassBranch
-from offramp.model.layers import run_layer, scale_gradient
+from offramp.model.layers import run_halves, scale_gradient
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.config import TokenExit
 from offramp.types.carry import Carry
@@ -28,7 +28,7 @@ def test_two_halves_are_the_layer(family: str) -> None:
     model = tiny_model(family)
     carry = first_carry(model)
     for number in range(LAYERS):
-        halves = run_layer(model._encoder_view, number, carry)
+        halves = run_halves(model._encoder_view, number, carry)
         carry = model._encoder_view.block(number, carry)
         assert torch.allclose(halves.hidden, carry.hidden, atol=1e-6)
         assert halves.exit_input is None
@@ -41,9 +41,9 @@ def test_a_bypass_of_the_first_token_is_the_first_column_of_that_of_all(placemen
     model, branch = tiny_model(token_exit=setting), random_branch(placement)
     carry, encoder = first_carry(model), model._encoder_view
 
-    every = run_layer(encoder, 0, carry, token_exit=setting, bypass=branch)
-    first = run_layer(encoder, 0, carry, token_exit=setting, bypass=branch, first_token_only=True)
-    plain = run_layer(encoder, 0, carry, token_exit=setting)
+    every = run_halves(encoder, 0, carry, token_exit=setting, bypass=branch)
+    first = run_halves(encoder, 0, carry, token_exit=setting, bypass=branch, first_token_only=True)
+    plain = run_halves(encoder, 0, carry, token_exit=setting)
 
     assert every.hidden.shape[1] < carry.hidden.shape[1]
     assert every.exit_input is not None

@@ -64,7 +64,7 @@ class Compiled:
 
     def block(self, exit: int, carry: Carry) -> Carry:
         """Run the compiled layers that lead to an exit."""
-        return self._blocks[exit](_sizes_free(replace(carry, exit_input=None)))  # the exit before has used it
+        return self._blocks[exit](_sizes_free(carry.for_next_block()))
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """Classify at a compiled exit."""

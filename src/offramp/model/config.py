@@ -16,14 +16,18 @@ from offramp.model.bypass import Bypass
 from offramp.model.token_exit.config import TokenExit
 from offramp.types.file_format import newer_format
 
-CONFIG_FORMAT = 1
-"""The newest format of a model folder's config.json that this version reads; it writes this one."""
+CONFIG_FORMAT = 2
+"""The newest format of a model folder's config.json that this version reads.
+
+In format 1 the head "attention" has one tanh, in format 2 both of FastBERT's; nothing else differs, so that models with
+other heads are written in format 1.
+"""
 
 
 class MultiExitConfig(PreTrainedConfig):
     """The encoder and the exits of a model.
 
-    `config.json` carries a format number; a file without one is of format 1.
+    `config.json` carries a format number (see `CONFIG_FORMAT`); a file without one is of format 1.
 
     Args:
         backbone: the encoder's configuration, or its data form.
@@ -66,8 +70,9 @@ class MultiExitConfig(PreTrainedConfig):
         own_head: str | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_format(kwargs.pop("format", CONFIG_FORMAT), kwargs.get("name_or_path"))
-        self.format = CONFIG_FORMAT
+        format = kwargs.pop("format", CONFIG_FORMAT)
+        _check_format(format, kwargs.get("name_or_path"))
+        self.format = format if head == "attention" else 1
         self.backbone: Any = AutoConfig.for_model(**backbone) if isinstance(backbone, Mapping) else backbone
         self.head = head
         self.pooling = pooling
@@ -90,6 +95,11 @@ class MultiExitConfig(PreTrainedConfig):
             if removal is not None:
                 removal.check_depth(depth)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return the configuration of a file's values; without a format they are of format 1."""
+        return super().from_dict({"format": 1, **config_dict}, **kwargs)
 
     @classmethod
     def get_config_dict(

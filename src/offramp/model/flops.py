@@ -157,21 +157,17 @@ def _is_own(config: MultiExitConfig, exit: int) -> bool:
 
 
 def _exit(config: MultiExitConfig, exit: int, counts: Tensor) -> Tensor:
-    """Return MACs of pooling, pooler, gate and last map of exit `exit` (0-based), on `counts` (N,) tokens.
-
-    With exit memory and a gate, features are computed twice: in the block for the memory, and in the exit for the gate.
-    """
+    """Return MACs of pooling, pooler, gate and last map of exit `exit` (0-based), on `counts` (N,) tokens."""
     width, tokens = int(config.backbone.hidden_size), counts.double()
     outputs: int = config.num_labels + int(config.certainty)
-    times = 2 if config.certainty and config.memory is not None else 1
     own = _is_own(config, exit)
     if config.head == "attention" and not own:
         inside = 4 * tokens * NARROW**2 + 2 * tokens**2 * NARROW + NARROW**2
         pooled = tokens * NARROW if config.pooling == "mean" else 0
-        return times * (tokens * width * NARROW + inside + pooled) + NARROW * outputs
+        return tokens * width * NARROW + inside + pooled + NARROW * outputs
     pooled = 0 * tokens if _reads_first(config, exit) else tokens * width
     pooler: bool = config.own_head != PLAIN if own else config.head in ("pooler", "shared_pooler")
-    return times * (pooled + width**2 * pooler) + width * outputs
+    return pooled + width**2 * pooler + width * outputs
 
 
 def _bypass(config: MultiExitConfig, exit: int, tokens_in: Lengths) -> Tensor:

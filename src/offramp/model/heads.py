@@ -3,7 +3,8 @@
 `linear` is the head in the papers PABEE, BERxiT, PCEE-BERT and BADGE (z = W h + b); `shared_pooler` is that in the code
 of PABEE and PCEE-BERT (z = W tanh(W_p h + b_p) + b, one W_p for all exits); `pooler` is that of DeeBERT's, BERxiT's
 and MPEE's code (a W_p for each exit). `attention` is FastBERT's (Liu et al., "FastBERT: a Self-distilling BERT with
-Adaptive Inference Time", ACL 2020, section 3.1.2): a narrow self-attention over all tokens before the classifier.
+Adaptive Inference Time", ACL 2020, section 3.1.2): a narrow self-attention over all tokens before the classifier, with
+the two tanh of the authors' code.
 
 A fine-tuned model keeps its own head as the last exit: it reads the first token, through a pooler with its family's
 activation if the family has one, whatever the early exits do.
@@ -52,11 +53,17 @@ def pool(hidden: Tensor, pooling_weights: Tensor | None, pooling: str) -> Tensor
 
 
 class NarrowAttention(nn.Module):
-    """FastBERT's student before its last map: D -> 128, self-attention, pooling, 128 -> 128, tanh."""
+    """FastBERT's student before its last map: D -> 128, tanh, self-attention, pooling, 128 -> 128, tanh.
 
-    def __init__(self, width: int, pooling: str) -> None:
+    Args:
+        width: D of the hidden states.
+        pooling: a name of POOLINGS.
+        first_tanh: False = without the first tanh, as in model folders of format 1.
+    """
+
+    def __init__(self, width: int, pooling: str, first_tanh: bool = True) -> None:
         super().__init__()
-        self.pooling = pooling
+        self.pooling, self.first_tanh = pooling, first_tanh
         self.down = nn.Linear(width, NARROW)
         self.attention = nn.MultiheadAttention(NARROW, NARROW_HEADS, batch_first=True)
         self.dense = nn.Linear(NARROW, NARROW)
@@ -64,6 +71,7 @@ class NarrowAttention(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Return (B, 128) of hidden states (B, T, D)."""
         narrow = self.down(hidden)  # (B, T, 128)
+        narrow = narrow.tanh() if self.first_tanh else narrow
         padding = None if mask is None else mask == 0
         attended, _ = self.attention(narrow, narrow, narrow, key_padding_mask=padding, need_weights=False)
         pooling_weights = None if mask is None else pooling_weights_of(mask)
@@ -82,6 +90,7 @@ class Heads(nn.Module):
         dropout: before the last linear map, in training only.
         own_head: a fine-tuned model's own head is the last exit: PLAIN, or the name of its pooler's activation, which
             the other poolers take as well; None = it has none.
+        first_tanh: of "attention", see `NarrowAttention`.
 
     Raises:
         UnknownName: no such head or pooling.
@@ -96,6 +105,7 @@ class Heads(nn.Module):
         num_labels: int,
         dropout: float,
         own_head: str | None = None,
+        first_tanh: bool = True,
     ) -> None:
         super().__init__()
         if head not in HEADS:
@@ -116,7 +126,7 @@ class Heads(nn.Module):
         self.poolers = nn.ModuleList(nn.Linear(width_of[pooler], width_of[pooler]) for pooler in sorted(width_of))
         self.activation = ACT2FN["tanh" if own_head in (None, PLAIN) else own_head]
         narrow = range(exits if own_head is None else last) if head == "attention" else range(0)
-        self.attentions = nn.ModuleList(NarrowAttention(widths[exit], pooling) for exit in narrow)
+        self.attentions = nn.ModuleList(NarrowAttention(widths[exit], pooling, first_tanh) for exit in narrow)
         self.widths = [NARROW if exit in narrow else width for exit, width in enumerate(widths)]
         self.classifiers = nn.ModuleList(nn.Linear(width, num_labels) for width in self.widths)
         self.dropout = nn.Dropout(dropout)

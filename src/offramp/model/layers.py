@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from offramp.errors import UnsupportedBackbone
 from offramp.model.backbones.base import Backbone
@@ -18,6 +20,31 @@ from offramp.types.carry import Carry
 
 
 def run_layer(
+    encoder: Backbone,
+    number: int,
+    carry: Carry,
+    *,
+    token_exit: TokenExit | None = None,
+    bypass: Any = None,
+    first_token_only: bool = False,
+) -> Carry:
+    """Run layer `number` (0-based): whole, or as two halves where something happens between them.
+
+    The arguments are those of `run_halves`.
+    """
+    if token_exit is not None and not token_exit.needs_attention(number + 1):
+        token_exit = None
+    if bypass is None and token_exit is None:
+        return encoder.block(number, carry)
+    halves = partial(run_halves, token_exit=token_exit, bypass=bypass, first_token_only=first_token_only)
+    model = encoder.model
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        recomputed: Carry = checkpoint(halves, encoder, number, carry, use_reentrant=False)
+        return recomputed
+    return halves(encoder, number, carry)
+
+
+def run_halves(
     encoder: Backbone,
     number: int,
     carry: Carry,

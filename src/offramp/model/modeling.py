@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -27,6 +26,7 @@ from offramp.model.backbones.registry import load_backbone
 from offramp.model.bypass import Bypass, ZeroLinear
 from offramp.model.card import model_card, save_points
 from offramp.model.config import MultiExitConfig
+from offramp.model.exits import Exits
 from offramp.model.from_backbone import resolve_source
 from offramp.model.gate import Gate
 from offramp.model.heads import Heads, pooling_weights_of
@@ -79,7 +79,15 @@ class MultiExitModel(PreTrainedModel):
         self._token_exit = build_token_exit(self._encoder_view, config)
         all_widths = self._family.widths(config.backbone)
         widths = [all_widths[layer - 1] for layer in config.exit_layers]
-        self.heads = Heads(config.head, config.pooling, widths, config.num_labels, config.exit_dropout, config.own_head)
+        self.heads = Heads(
+            config.head,
+            config.pooling,
+            widths,
+            config.num_labels,
+            config.exit_dropout,
+            config.own_head,
+            first_tanh=config.format > 1,
+        )
         self.bypasses = nn.ModuleList(build_bypasses(self._encoder_view, config))
         self.gate = Gate(self.heads.widths) if config.certainty else None
         self.objective_modules = nn.ModuleList()  # modules of the objective; empty outside training
@@ -91,6 +99,10 @@ class MultiExitModel(PreTrainedModel):
     def _encoder_view(self) -> Backbone:
         view: Backbone = self._family(self.backbone)
         return view
+
+    @property
+    def _exits(self) -> Exits:
+        return Exits(self._encoder_view, self.heads, self.gate, self.config)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, ZeroLinear):
@@ -179,56 +191,23 @@ class MultiExitModel(PreTrainedModel):
 
     def block(self, exit: int, carry: Carry) -> Carry:
         """Run the layers that lead to exit `exit` (0-based); see `Segments`."""
-        carry = replace(carry, exit_input=None)
+        encoder, carry = self._encoder_view, carry.for_next_block()
         *between, last = range(self.layers[exit - 1] if exit else 0, self.layers[exit])
         for number in between:
-            carry = self._run_layer(number, carry)
-        carry = self._run_layer(last, carry, exit)
-        return carry if self.config.memory is None else self._update_exit_memory(exit, carry)
-
-    def _run_layer(self, number: int, carry: Carry, exit: int | None = None) -> Carry:
-        """Run layer `number` (0-based), whole where nothing happens inside; `exit` (0-based) comes after it."""
-        bypass: Any = self.bypasses[exit] if exit is not None and self.bypasses else None
-        token_exit = self._token_exit
-        if token_exit is not None and not token_exit.needs_attention(number + 1):
-            token_exit = None
-        if bypass is None and token_exit is None:
-            return self._encoder_view.block(number, carry)
-        first_token_only = exit is not None and self.heads.reads_first_token(exit)
-
-        def run_halves(carry: Carry) -> Carry:
-            encoder = self._encoder_view
-            return run_layer(
-                encoder, number, carry, token_exit=token_exit, bypass=bypass, first_token_only=first_token_only
-            )
-
-        if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules()):
-            recomputed: Carry = checkpoint(run_halves, carry, use_reentrant=False)
-            return recomputed
-        return run_halves(carry)
-
-    def _update_exit_memory(self, exit: int, carry: Carry) -> Carry:
-        """Set M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2, eq. 9 and 10)."""
-        logits = self.heads.classify(exit, self._exit_features(exit, carry))  # (B, C)
-        before = logits if carry.memory_logits is None else carry.memory_logits
-        return replace(carry, memory_logits=torch.lerp(before, logits, self.config.memory))
-
-    def _exit_features(self, exit: int, carry: Carry) -> Tensor:
-        """Return the input of the last map of exit `exit` (0-based), (B, W)."""
-        return self.heads.features(exit, self._exit_states(carry), carry.mask, carry.pooling_weights)
-
-    def _exit_states(self, carry: Carry) -> Tensor:
-        """Return the states that the exit after the last block reads, (B, T, D)."""
-        return self._encoder_view.exit_states(carry.hidden) if carry.exit_input is None else carry.exit_input
+            carry = run_layer(encoder, number, carry, token_exit=self._token_exit)
+        carry = run_layer(
+            encoder,
+            last,
+            carry,
+            token_exit=self._token_exit,
+            bypass=self.bypasses[exit] if self.bypasses else None,
+            first_token_only=self.heads.reads_first_token(exit),
+        )
+        return carry if self.config.memory is None else self._exits.remember(exit, carry)
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """Return the output of exit `exit` (0-based); see `Segments`."""
-        attributes: dict[str, Any] = {"layer": self.layers[exit], "problem_type": self.config.problem_type}
-        if carry.memory_logits is not None and self.gate is None:
-            return ExitOutput(carry.memory_logits, **attributes)
-        features = self._exit_features(exit, carry)  # (B, W)
-        logits = self.heads.classify(exit, features) if carry.memory_logits is None else carry.memory_logits
-        return ExitOutput(logits, None if self.gate is None else self.gate(features), **attributes)
+        return self._exits.output(exit, carry)
 
     def all_exits(self, inputs: Mapping[str, Tensor], branch_scales: Sequence[float] | None = None) -> ExitOutput:
         """Run full depth, whatever operating point is set, and return every exit's logits (L, B, C).

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from offramp.errors import InvalidInput
 
+EXIT_FIELDS = ("exit_input", "exit_features")
+"""The fields that the exit after a block reads, and no block."""
+
 
 @dataclass(frozen=True)
 class Carry:
@@ -23,6 +26,7 @@ class Carry:
         local_attention: (B, 1, T, T) the mask of blocks that attend within a window; None = `attention`.
         pooling_weights: (B, 1, T) weight of each token in a mean over the real ones; None where no exit takes a mean.
         exit_input: (B, R, D) the input of the exit after the last block, in place of `hidden`; None = `hidden`.
+        exit_features: (B, W) the input of that exit's last map, where the block computed it already.
         memory_logits: (B, C) the logits of a model with exit memory so far; None before the first exit.
         token_importance: (B, T-1) attention to each token but the first, where tokens exit (see
             `offramp.model.token_exit.selection`); None = not yet, or no longer, needed.
@@ -36,15 +40,20 @@ class Carry:
     local_attention: Tensor | None = None
     pooling_weights: Tensor | None = None
     exit_input: Tensor | None = None
+    exit_features: Tensor | None = None
     memory_logits: Tensor | None = None
     token_importance: Tensor | None = None
     pair_bias: Tensor | None = None
     position_embeddings: Tensor | None = None
 
+    def for_next_block(self) -> Carry:
+        """Return the values without those that only the exit before reads."""
+        return replace(self, exit_input=None, exit_features=None)
+
     def take(self, rows: Tensor) -> Carry:
         """Return the given rows, (K,), cut to the columns that some of them use.
 
-        `exit_input` is dropped: the exit has used it.
+        What only the exit before reads is dropped.
         """
         positions = self.position_embeddings
         own_positions = positions is not None and len(positions) == len(self.hidden)
@@ -64,7 +73,7 @@ class Carry:
     def concat(self, other: Carry) -> Carry:
         """Return the rows of both, the shorter ones padded.
 
-        `exit_input` is dropped: the exit has used it.
+        What only the exit before reads is dropped.
 
         A missing attention mask is written where the other batch has one, or where the lengths differ. For flash
         attention there is none to write: it joins batches of one length, or with padding.

@@ -35,14 +35,14 @@ from offramp.inference.onnx.torch_export import (
     silence_exporter,
     subgraph,
 )
-from offramp.types.carry import Carry
+from offramp.types.carry import EXIT_FIELDS, Carry
 from offramp.types.outputs import ExitOutput
 
 if TYPE_CHECKING:
     from offramp.model.modeling import MultiExitModel
 
-FIELDS = tuple(field.name for field in fields(Carry) if field.name != "exit_input")
-"""The fields that a block passes on; the exit has read `exit_input` by then."""
+FIELDS = tuple(field.name for field in fields(Carry) if field.name not in EXIT_FIELDS)
+"""The fields that a block passes on."""
 
 
 Prepare = Callable[[ModelProto], ModelProto]

@@ -1,0 +1,60 @@
+"""The outputs of exits: from the values behind a block to logits and certainty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from offramp.model.backbones.base import Backbone
+from offramp.model.config import MultiExitConfig
+from offramp.model.gate import Gate
+from offramp.model.heads import Heads
+from offramp.types.carry import Carry
+from offramp.types.outputs import ExitOutput
+
+
+@final
+class Exits:
+    """A view of a model's exits; it owns no weights.
+
+    Args:
+        encoder: says which states an exit reads.
+        heads: the classifiers.
+        gate: of certainty; None where the model has none.
+        config: of the model.
+    """
+
+    def __init__(self, encoder: Backbone, heads: Heads, gate: Gate | None, config: MultiExitConfig) -> None:
+        self.encoder, self.heads, self.gate, self.config = encoder, heads, gate, config
+
+    def remember(self, exit: int, carry: Carry) -> Carry:
+        """Set M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2, eq. 9 and 10).
+
+        What the gate reads as well is kept for it.
+        """
+        features = self._features(exit, carry)
+        logits = self.heads.classify(exit, features)  # (B, C)
+        before = logits if carry.memory_logits is None else carry.memory_logits
+        share: Any = self.config.memory
+        mixed = torch.lerp(before, logits, share)
+        return replace(carry, memory_logits=mixed, exit_features=None if self.gate is None else features)
+
+    def output(self, exit: int, carry: Carry) -> ExitOutput:
+        """Return the output of exit `exit` (0-based)."""
+        attributes: dict[str, Any] = {
+            "layer": self.config.exit_layers[exit],
+            "problem_type": self.config.problem_type,
+        }
+        if carry.memory_logits is not None and self.gate is None:
+            return ExitOutput(carry.memory_logits, **attributes)
+        features = self._features(exit, carry) if carry.exit_features is None else carry.exit_features  # (B, W)
+        logits = self.heads.classify(exit, features) if carry.memory_logits is None else carry.memory_logits
+        return ExitOutput(logits, None if self.gate is None else self.gate(features), **attributes)
+
+    def _features(self, exit: int, carry: Carry) -> Tensor:
+        """Return the input of the last map of exit `exit` (0-based), (B, W)."""
+        states = self.encoder.exit_states(carry.hidden) if carry.exit_input is None else carry.exit_input  # (B, T, D)
+        return self.heads.features(exit, states, carry.mask, carry.pooling_weights)
