@@ -25,7 +25,7 @@ from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.inference.engine import Engine
 from offramp.model.config import MultiExitConfig
 from offramp.types.operating_point import OperatingPoint, fixed_depth_point
-from offramp.types.outputs import Answers
+from offramp.types.outputs import Answers, at_label_thresholds
 from offramp.types.trace import Trace
 
 log = logging.getLogger("offramp")
@@ -146,7 +146,7 @@ def run_benchmark(
         runs |= _engine_runs(name, engine, points.get(name, {}), shallow)
     times, answers = time_batches(runs, batches, rounds)
     # 3) a row for each baseline and each point
-    measurements = _Measurements(batch_size, layers[-1], config.problem_type, ordered, times, answers)
+    measurements = _Measurements(batch_size, layers[-1], config.problem_type, ordered, times, answers, points)
     results = [measurements.row(key) for key in runs if key.kind == "baseline"]
     for name in engines:
         depths = {layer: RunKey(name, "depth", str(layer)) for layer in shallow}
@@ -186,6 +186,7 @@ class _Measurements:
     labels: Tensor | None
     times: Mapping[RunKey, Times]
     answers: Mapping[RunKey, Sequence[Answers | Tensor]]
+    points: Mapping[str, Mapping[str, OperatingPoint]]
 
     def fastest_baseline(self, engine: str | None = None) -> Times:
         """Return the times of the fastest baseline of an engine, or of all."""
@@ -196,6 +197,8 @@ class _Measurements:
         """Return the row of a run; a baseline has no costs of layers."""
         times = self.times[key]
         logits, exits = _concatenate(self.answers[key])
+        if key.kind == "point" and (point := self.points.get(key.engine, {}).get(key.name)):
+            logits = at_label_thresholds(logits, point.label_thresholds)
         mean_exit = float(self.depth) if exits is None else exits.double().mean().item()
         speedup = SpeedupRange.of(self.fastest_baseline(key.engine), times)
         ideal = None if costs is None else costs.ideal(self.depth, mean_exit)

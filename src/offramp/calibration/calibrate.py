@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from offramp.calibration.label_thresholds import LabelThresholds
 from offramp.calibration.outputs import PolicyOutputs, loosest, policy_outputs
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.evaluation.metrics import layerwise
@@ -29,6 +30,7 @@ def calibrate(
     target: Target,
     metric: str | None = None,
     cost: CostTable | None = None,
+    label_thresholds: LabelThresholds | None = None,
 ) -> OperatingPoint:
     """Choose the threshold that meets a target: one for all exits, of a policy with `lines` one for each.
 
@@ -45,6 +47,8 @@ def calibrate(
         target: the requirement.
         metric: a name of `offramp.evaluation.metrics.METRICS`; None = the problem's default.
         cost: the time to each exit (`offramp.measure_costs`), for `latency_ms` and for nothing else.
+        label_thresholds: for several labels, of the early answers and the full model's
+            (`offramp.calibration.label_thresholds`); None = 0.5.
 
     Raises:
         CannotReach: no threshold meets the target; the message names the best.
@@ -65,14 +69,14 @@ def calibrate(
             if cost
             else "latency_ms needs the time to each exit: cost=offramp.measure_costs(folder, texts)"
         )
-    return point_for(policy_outputs(trace, policy), target, metric, cost)
+    return point_for(policy_outputs(trace, policy, label_thresholds), target, metric, cost)
 
 
 def point_for(
     outputs: PolicyOutputs, target: Target, metric: str | None = None, cost: CostTable | None = None
 ) -> OperatingPoint:
     """Return `calibrate`'s operating point for a policy that has run over the trace; arguments and errors as there."""
-    trace, value = outputs.trace, target.value
+    trace, value = outputs.answers, target.value
     if target.kind == "max_drop":
         quality = score_curve(trace, outputs.scores, outputs.logits, metric)
         least = (1 - value) * _full_score(trace, metric) - 1e-12
@@ -117,7 +121,7 @@ def _full_score(trace: Trace, metric: str | None) -> float:
 
 def _agreement(outputs: PolicyOutputs) -> Tensor:
     """Return 1 where a sample's answer at an exit is the full model's, else 0; (L, N, 1)."""
-    trace = outputs.trace
+    trace = outputs.answers
     if trace.problem_type == REGRESSION:
         raise NotApplicable("agreement compares classes and a regression has none; use max_drop, speedup or latency_ms")
     early = predictions(ExitOutput(outputs.logits, problem_type=trace.problem_type))  # (L, N, G)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from offramp.calibration.bounds import betting, binomial, conformal, hoeffding_bentkus
+from offramp.calibration.label_thresholds import LabelThresholds
 from offramp.calibration.outputs import PolicyOutputs, loosest, policy_outputs
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
 from offramp.evaluation.sweep import Sweep, all_splits, sweep
@@ -49,6 +50,7 @@ def certify(
     level: float = 0.01,
     delta: float = 0.05,
     method: str = DEFAULT_METHOD,
+    label_thresholds: LabelThresholds | None = None,
 ) -> OperatingPoint:
     """Choose the loosest threshold that provably keeps a risk low: one for all exits, with `lines` one for each.
 
@@ -70,6 +72,7 @@ def certify(
         level: above 0, below 1.
         delta: above 0, below 1.
         method: a name of METHODS.
+        label_thresholds: for several labels, chosen on other rows; an answer is the labels above them. None = 0.5.
 
     Returns:
         A point with a certificate. Where the rows do not suffice for any early exit its thresholds are "never", whose
@@ -79,7 +82,7 @@ def certify(
         NotApplicable: a regression, or a policy that has no meaning for this kind of problem.
         UnknownName: no such risk or method.
         InvalidInput: level or delta out of range; no labels where they are needed; samples without a finite answer; a
-            single exit; rows that the policy was fitted on.
+            single exit; rows that the policy was fitted on, or that chose the label thresholds.
         CannotReach: the policy's own answers at full depth are not the full model's, and lose too much; or the full
             model is right nowhere.
 
@@ -89,8 +92,8 @@ def certify(
         'certified with 0.9 confidence: at most 20% of the rows answered otherwise than by the full model (...)'
     """
     policy = as_policy(policy)
-    check_certifiable(trace, policy, risk, level, delta, method)
-    return certified_point(policy_outputs(trace, policy), risk, level, delta, method)
+    check_certifiable(trace, policy, risk, level, delta, method, label_thresholds)
+    return certified_point(policy_outputs(trace, policy, label_thresholds), risk, level, delta, method)
 
 
 def certified_point(
@@ -101,11 +104,11 @@ def certified_point(
     Call `check_certifiable` before it.
     """
     trace, score, logits = outputs.trace, outputs.scores, outputs.logits
-    loss, counted = losses(trace, logits, risk)
+    loss, counted = losses(outputs.answers, logits, risk)
     if not counted.any():
         raise CannotReach(f"risk {risk!r} is over the full model's right answers, and there are none")
     threshold = METHODS[method](score, loss, counted, level, delta)
-    same = torch.equal(logits[-1], trace.logits[-1])  # then "never" is the full model, whatever a test says
+    same = torch.equal(logits[-1], outputs.answers.logits[-1])  # then "never" is the full model, whatever a test says
     if threshold is None and not same:
         raise CannotReach(
             f"not even full depth holds the level: there {outputs.policy} does not give the full model's answers"
@@ -130,7 +133,13 @@ def certified_point(
 
 
 def check_certifiable(
-    trace: Trace, policy: Policy, risk: str, level: float, delta: float, method: str = DEFAULT_METHOD
+    trace: Trace,
+    policy: Policy,
+    risk: str,
+    level: float,
+    delta: float,
+    method: str = DEFAULT_METHOD,
+    label_thresholds: LabelThresholds | None = None,
 ) -> None:
     """Raise an error for arguments that cannot be certified; arguments and errors as of `certify`."""
     for kind, name, table in (("risk", risk, RISKS), ("method", method, METHODS)):
@@ -144,12 +153,15 @@ def check_certifiable(
             "certify counts wrong answers and a regression has none; calibrate(..., Target(max_drop=...)) chooses a "
             "threshold for it, without a guarantee"
         )
-    fitted_on = _fitted_on(policy_to_dict(policy))
-    if fit_rows := fitted_on and fitted_on & set(row_hashes(trace)):
-        raise InvalidInput(
-            f"the policy was fitted on {len(fit_rows)} of these rows (offramp.types.trace.row_hashes); certify on "
-            "others"
-        )
+    fitted_on = {"the policy was fitted on": _fitted_on(policy_to_dict(policy))}
+    if label_thresholds is not None:
+        fitted_on["the label thresholds were chosen on"] = set(label_thresholds.fitted_on)
+    rows = set(row_hashes(trace)) if any(fitted_on.values()) else set()
+    for words, hashes in fitted_on.items():
+        if fit_rows := hashes & rows:
+            raise InvalidInput(
+                f"{words} {len(fit_rows)} of these rows (offramp.types.trace.row_hashes); certify on others"
+            )
 
 
 def _fitted_on(policy: Mapping[str, Any]) -> set[str]:

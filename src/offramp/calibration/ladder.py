@@ -14,6 +14,7 @@ from typing import Any
 
 from offramp.calibration.calibrate import point_for
 from offramp.calibration.certify import certified_point, check_certifiable
+from offramp.calibration.label_thresholds import LabelThresholds
 from offramp.calibration.outputs import policy_outputs
 from offramp.errors import CannotReach
 from offramp.policies.base import Policy
@@ -34,6 +35,7 @@ def ladder(
     metric: str | None = None,
     *,
     delta: float | None = None,
+    label_thresholds: LabelThresholds | None = None,
 ) -> dict[str, OperatingPoint]:
     """Choose operating points by name (LADDER_NAMES), each with a lower mean exit than the one before.
 
@@ -51,6 +53,7 @@ def ladder(
         policy: a policy, its name, or its data form.
         metric: of which DROPS keep a share, where nothing is certified; None = the problem's default.
         delta: above 0, below 1; None = nothing is certified.
+        label_thresholds: for several labels, of all points; with `delta` they are chosen on other rows. None = 0.5.
 
     Raises:
         InvalidInput: no labels; samples without a finite answer; a single exit; as `certify`, where delta is given.
@@ -64,11 +67,11 @@ def ladder(
         (inf, inf, inf)
     """
     policy = as_policy(policy)
-    outputs = policy_outputs(trace, policy)
+    outputs = policy_outputs(trace, policy, label_thresholds)
     points = {"full": outputs.point(math.inf, {}, metric)}
     share = None if delta is None else delta / len(DROPS)
     if share is not None:
-        check_certifiable(trace, policy, "drop", min(DROPS.values()), share)
+        check_certifiable(trace, policy, "drop", min(DROPS.values()), share, label_thresholds=label_thresholds)
     for name in (*DROPS, *SPEEDUPS):
         try:
             if name in SPEEDUPS:

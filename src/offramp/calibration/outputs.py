@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from offramp.evaluation.measure import measure_answers
+from offramp.calibration.label_thresholds import LabelThresholds
+from offramp.errors import NotApplicable
+from offramp.evaluation.measure import answers_at_label_thresholds, measure_answers
 from offramp.policies.base import Policy
 from offramp.policies.ensemble import Ensemble
 from offramp.policies.exit_scaling import ExitScaled
@@ -16,6 +18,7 @@ from offramp.policies.registry import as_policy, policy_to_dict
 from offramp.policies.replay import answers_at, finite_outputs
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Certificate, OperatingPoint
+from offramp.types.outputs import at_label_thresholds
 from offramp.types.trace import Trace
 
 
@@ -26,6 +29,9 @@ class PolicyOutputs:
     A policy with `lines` (`offramp.policies.exit_scaling`) is deployed without them, with a threshold for each exit:
     the threshold is chosen on `scores`, and the samples exit by `deployed_scores`. Else the two are one.
 
+    With label thresholds `logits` and the logits of `answers` are less their log-odds (`at_label_thresholds`), so that
+    an answer is what is above 0. The scores are those of the logits as they are.
+
     Attributes:
         trace: (L, N, C), at least two exits.
         policy: on whose scale one threshold for all exits is chosen.
@@ -33,6 +39,7 @@ class PolicyOutputs:
         scores: (L, N) of `policy`.
         deployed_scores: (L, N) of `deployed`.
         logits: (L, N, C) of both.
+        label_thresholds: of every answer, the full model's too; None = 0.5.
     """
 
     trace: Trace
@@ -41,6 +48,12 @@ class PolicyOutputs:
     scores: Tensor
     deployed_scores: Tensor
     logits: Tensor
+    label_thresholds: tuple[float, ...] | None = None
+
+    @property
+    def answers(self) -> Trace:
+        """Return the trace whose answers at 0.5 are the exits' answers at the label thresholds."""
+        return answers_at_label_thresholds(self.trace, self.label_thresholds)
 
     def point(
         self,
@@ -54,16 +67,20 @@ class PolicyOutputs:
         lines = _lines(self.policy)
         thresholds = (threshold,) * (self.trace.depth - 1) if lines is None else lines.thresholds(threshold)
         answers = answers_at(self.trace, self.deployed_scores, self.logits, thresholds)
-        measured = measure_answers(self.trace, answers, metric, cost)
-        return OperatingPoint(policy_to_dict(self.deployed), thresholds, target, measured, certificate)
+        measured = measure_answers(self.answers, answers, metric, cost)
+        policy = policy_to_dict(self.deployed)
+        return OperatingPoint(policy, thresholds, target, measured, certificate, self.label_thresholds)
 
 
-def policy_outputs(trace: Trace, policy: Policy | Mapping[str, Any] | str) -> PolicyOutputs:
+def policy_outputs(
+    trace: Trace, policy: Policy | Mapping[str, Any] | str, label_thresholds: LabelThresholds | None = None
+) -> PolicyOutputs:
     """Run a policy, its name or its data form over a trace, once.
 
     Raises:
         InvalidInput: a single exit; samples whose score is NaN or whose logits are not finite.
-        NotApplicable: the policy has no meaning for this kind of problem.
+        NotApplicable: the policy has no meaning for this kind of problem; label thresholds and temperatures, which move
+            the probabilities that the thresholds are compared with.
     """
     policy = as_policy(policy)
     lines = _lines(policy)
@@ -71,7 +88,13 @@ def policy_outputs(trace: Trace, policy: Policy | Mapping[str, Any] | str) -> Po
     if lines is not None:
         deployed = Ensemble(lines.policy, policy.members) if isinstance(policy, Ensemble) else lines.policy
     scores, logits = finite_outputs(trace, deployed)
-    return PolicyOutputs(trace, policy, deployed, scores if lines is None else lines.rescale(scores), scores, logits)
+    outputs = PolicyOutputs(trace, policy, deployed, scores if lines is None else lines.rescale(scores), scores, logits)
+    if label_thresholds is None:
+        return outputs
+    if _has_temperatures(policy_to_dict(policy)):
+        raise NotApplicable("label thresholds are of probabilities that temperatures change; leave one of them out")
+    values = label_thresholds.values
+    return replace(outputs, logits=at_label_thresholds(logits, values), label_thresholds=values)
 
 
 def loosest(thresholds: Tensor, holds: Tensor, among: Tensor | None = None) -> float | None:
@@ -91,3 +114,8 @@ def _lines(policy: Policy) -> ExitScaled | None:
     """Return the policy whose lines need not run: the outermost one, below an ensemble."""
     inner = policy.policy if isinstance(policy, Ensemble) else policy
     return inner if isinstance(inner, ExitScaled) else None
+
+
+def _has_temperatures(policy: Mapping[str, Any]) -> bool:
+    inner = (value for value in policy.values() if isinstance(value, Mapping))
+    return "temperatures" in policy or any(map(_has_temperatures, inner))

@@ -8,6 +8,7 @@ from typing import Any
 
 from offramp.calibration.calibrate import calibrate
 from offramp.calibration.certify import certify
+from offramp.calibration.label_thresholds import FEWEST_POSITIVES, LabelThresholds, choose_label_thresholds
 from offramp.calibration.ladder import ladder
 from offramp.errors import InvalidInput
 from offramp.policies.base import Policy
@@ -18,6 +19,9 @@ from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
 
+LABEL_METRICS = ("macro-f1", "f1")
+"""Metrics that label thresholds are chosen for; the first is the default one with them."""
+
 
 @dataclass(frozen=True)
 class PreparedPolicy:
@@ -27,13 +31,16 @@ class PreparedPolicy:
         policy: ready to be calibrated.
         rows: of the trace, the rows to choose thresholds on.
         confidence: of the points' certificates, above 0, below 1; None = points have none.
-        report: one line: the numbers that were fitted on other rows, and how many rows; empty where none were.
+        report: in words: the numbers that were fitted on other rows, and how many rows; the rows that chose the label
+            thresholds. Empty where there are none.
+        label_thresholds: of all answers; None = 0.5.
     """
 
     policy: Policy
     rows: Trace
     confidence: float | None = None
     report: str = ""
+    label_thresholds: LabelThresholds | None = None
 
     def calibrate(self, target: Target, metric: str | None = None, cost: CostTable | None = None) -> OperatingPoint:
         """Choose the threshold for a target, with a certificate if there is a confidence.
@@ -42,7 +49,8 @@ class PreparedPolicy:
 
         Args:
             target: with a confidence `max_drop` or `agreement`.
-            metric: as of `offramp.calibrate`; with a confidence the score is accuracy.
+            metric: as of `offramp.calibrate`; with a confidence the score is accuracy. With label thresholds it is
+                macro-f1, or f1.
             cost: as of `offramp.calibrate`.
 
         Raises:
@@ -51,17 +59,27 @@ class PreparedPolicy:
             NotApplicable: likewise.
         """
         if self.confidence is None:
-            return calibrate(self.rows, self.policy, target, metric, cost)
+            return calibrate(self.rows, self.policy, target, self._metric(metric), cost, self.label_thresholds)
         if target.kind not in ("max_drop", "agreement") or metric not in (None, "accuracy"):
             raise InvalidInput("a confidence goes with max_drop of accuracy, or with agreement")
         risk, level = ("drop", target.value) if target.kind == "max_drop" else ("agreement", 1 - target.value)
-        return certify(self.rows, self.policy, risk, round(level, 12), round(1 - self.confidence, 12))
+        delta = round(1 - self.confidence, 12)
+        return certify(self.rows, self.policy, risk, round(level, 12), delta, label_thresholds=self.label_thresholds)
 
     def ladder(self, metric: str | None = None) -> dict[str, OperatingPoint]:
         """Choose a ladder's points by name, certified if there is a confidence; see `offramp.ladder`."""
         if self.confidence is None:
-            return ladder(self.rows, self.policy, metric)
-        return ladder(self.rows, self.policy, delta=round(1 - self.confidence, 12))
+            return ladder(self.rows, self.policy, self._metric(metric), label_thresholds=self.label_thresholds)
+        delta = round(1 - self.confidence, 12)
+        return ladder(self.rows, self.policy, delta=delta, label_thresholds=self.label_thresholds)
+
+    def _metric(self, metric: str | None) -> str | None:
+        """Return the metric of points without a certificate: with label thresholds one of those they are chosen for."""
+        if self.label_thresholds is None:
+            return metric
+        if metric not in (None, *LABEL_METRICS):
+            raise InvalidInput(f"label thresholds are chosen for {' and '.join(LABEL_METRICS)}, got metric {metric!r}")
+        return metric or LABEL_METRICS[0]
 
 
 def prepare_policy(
@@ -71,6 +89,7 @@ def prepare_policy(
     temperature: bool = False,
     per_exit: bool = False,
     confidence: float | None = None,
+    label_thresholds: bool = False,
 ) -> PreparedPolicy:
     """Fit the numbers that a policy needs, and return it with the rows to choose thresholds on.
 
@@ -86,6 +105,8 @@ def prepare_policy(
         temperature: fit a temperature for each exit first.
         per_exit: a threshold for each exit, as `offramp.fit_lines` makes it possible.
         confidence: of the certificates to come, above 0, below 1; None = no certificates.
+        label_thresholds: choose a threshold for each of several labels first: with a confidence on the rows that fit,
+            else on all that fit or choose (`offramp.calibration.label_thresholds`).
 
     Raises:
         InvalidInput: options that do not go together; rows whose logits are not finite; too few rows; no labels where
@@ -95,10 +116,13 @@ def prepare_policy(
     """
     parameters: dict[str, Any] = {"name": policy} if isinstance(policy, str) else dict(policy or {})
     if not (parameters or temperature or per_exit or confidence):
+        chosen = choose_label_thresholds(trace) if label_thresholds else None  # of values there are none
         default, rows = fit_default_policy(trace)
         fit_rows = len(trace) - len(rows)
         report = _report(str(policy_to_dict(default)["name"]), fit_rows, len(rows)) if fit_rows else ""
-        return PreparedPolicy(default, rows, report=report)
+        return PreparedPolicy(
+            default, rows, report=_label_report(chosen, len(trace)) or report, label_thresholds=chosen
+        )
     is_named = "name" in parameters
     name = parameters.pop("name", None) or default_unfitted_policy(str(trace.problem_type))
     if temperature and per_exit:
@@ -109,9 +133,12 @@ def prepare_policy(
     fitted = name if name in FITTED else "temperatures" if temperature else "thresholds for each exit"
     fit_half = choose_half = trace
     report = ""
-    if name in FITTED or temperature or (per_exit and confidence is not None):
+    if name in FITTED or temperature or ((per_exit or label_thresholds) and confidence is not None):
         fit_half, choose_half = halves(trace)
-        report = _report(fitted, len(fit_half), len(choose_half))
+        if name in FITTED or temperature or per_exit:
+            report = _report(fitted, len(fit_half), len(choose_half))
+    chosen = choose_label_thresholds(fit_half) if label_thresholds else None
+    report = "\n".join(filter(None, (report, _label_report(chosen, len(fit_half)))))
     # 2) the numbers
     if name in FITTED:
         parameters = {**policy_to_dict(fit_policy(name, fit_half)), **parameters}
@@ -126,7 +153,19 @@ def prepare_policy(
             raise
         kind = "a regression" if trace.problem_type == REGRESSION else "classes"
         raise InvalidInput(f"no policy is named, and the default for {kind} is {name!r}: {error}") from None
-    return PreparedPolicy(loaded, choose_half, confidence, report)
+    return PreparedPolicy(loaded, choose_half, confidence, report, chosen)
+
+
+def _label_report(chosen: LabelThresholds | None, rows: int) -> str:
+    """Return a line on the label thresholds; empty where there are none."""
+    if chosen is None:
+        return ""
+    few = (
+        f"; {chosen.few} of {len(chosen.values)} keep 0.5, with fewer than {FEWEST_POSITIVES} rows"
+        if chosen.few
+        else ""
+    )
+    return f"label thresholds chosen on {rows} rows{few}"
 
 
 def _report(fitted: str, fit_rows: int, choose_rows: int) -> str:
@@ -141,6 +180,7 @@ def fit_and_calibrate(
     temperature: bool = False,
     per_exit: bool = False,
     confidence: float | None = None,
+    label_thresholds: bool = False,
     metric: str | None = None,
     cost: CostTable | None = None,
 ) -> OperatingPoint:
@@ -148,5 +188,12 @@ def fit_and_calibrate(
 
     Arguments and errors are theirs.
     """
-    prepared = prepare_policy(trace, policy, temperature=temperature, per_exit=per_exit, confidence=confidence)
+    prepared = prepare_policy(
+        trace,
+        policy,
+        temperature=temperature,
+        per_exit=per_exit,
+        confidence=confidence,
+        label_thresholds=label_thresholds,
+    )
     return prepared.calibrate(target, metric, cost)

@@ -56,6 +56,7 @@ HOLD_BACK = "Lower this class's score by AMOUNT, so that it leaves later, e.g. s
 @click.option("--hold-back", metavar="CLASS:AMOUNT", help=HOLD_BACK)
 @click.option("--per-exit", is_flag=True, help="A threshold for each exit: the same score means more at a deep exit.")
 @click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
+@click.option("--label-thresholds", is_flag=True, help="For several labels: choose a threshold for each, by its F1.")
 @policy_options
 @column_options
 @reading_options
@@ -68,6 +69,7 @@ def calibrate(
     policy: str | None,
     per_exit: bool,
     temperature: bool,
+    label_thresholds: bool,
     hold_back: str | None,
     as_json: bool,
     **options: Any,
@@ -89,6 +91,11 @@ def calibrate(
     regression gets the policy consistency. The policies consistency and gain, temperatures, and with --confidence the
     numbers of --per-exit, are fitted on a random half of the rows, and the threshold is chosen on the other half.
 
+    --label-thresholds chooses, with several labels, the probability above which each is part of an answer, in place of
+    0.5: the one with the best F1 at full depth. The score is then macro-f1 (or --metric f1), the full model answers
+    with the same thresholds, and a label with fewer than 20 rows keeps 0.5. With --confidence half of the rows choose
+    them and the other half certifies.
+
     \b
     offramp calibrate model --data validation.csv --max-drop 0.01
     offramp calibrate model --data validation.csv --max-drop 0.02 --confidence 0.95 --name sure
@@ -97,25 +104,35 @@ def calibrate(
     offramp calibrate model --data validation.csv --max-drop 0.01 --per-exit
     offramp calibrate model --data validation.csv --max-drop 0.01 --policy consistency
     offramp calibrate model --data validation.csv --agreement 0.99 --hold-back safe:0.2
+    offramp calibrate model --data validation.csv --max-drop 0.01 --label-thresholds
     offramp calibrate model --trace trace.safetensors --policy pcee --patience 2 --speedup 2 --name fast
     """
     targets = _targets(ladder, confidence, name, options)
     if (temperature or per_exit) and policy in FITTED:
         raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature and --per-exit")
-    if temperature and per_exit:
-        raise click.UsageError("--temperature and --per-exit both put the exits on one scale; choose one")
+    if temperature and (per_exit or label_thresholds):
+        other = "--per-exit" if per_exit else "--label-thresholds"
+        raise click.UsageError(f"--temperature and {other} both change what a probability means; choose one")
+    metric = _metric(label_thresholds and confidence is None, options["metric"])
     silence_transformers()
     from offramp.calibration.prepare import prepare_policy
     from offramp.types.operating_point import Target
 
     # 1) the trace, and the policy with its numbers
-    trace, metric = read_trace(folder, options), options["metric"]
+    trace = read_trace(folder, options)
     parameters = {key: options[key] for key in POLICY_PARAMETERS if options[key] is not None}
     if policy is not None:
         parameters["name"] = policy
     if hold_back is not None:
         parameters["offsets"] = _parse_offsets(folder, hold_back)
-    prepared = prepare_policy(trace, parameters, temperature=temperature, per_exit=per_exit, confidence=confidence)
+    prepared = prepare_policy(
+        trace,
+        parameters,
+        temperature=temperature,
+        per_exit=per_exit,
+        confidence=confidence,
+        label_thresholds=label_thresholds,
+    )
     if prepared.report:
         click.echo(prepared.report, err=True)
     # 2) the points
@@ -156,6 +173,21 @@ def _targets(ladder: bool, confidence: float | None, name: str | None, options: 
     if "latency_ms" not in targets and options["batch_size"] is not None:
         raise click.UsageError("--batch-size goes with --latency-ms alone")
     return targets
+
+
+def _metric(label_thresholds: bool, metric: str | None) -> str | None:
+    """Return the metric of the points; with label thresholds one that they are chosen for.
+
+    Raises:
+        UsageError: another one.
+    """
+    from offramp.calibration.prepare import LABEL_METRICS
+
+    if not label_thresholds:
+        return metric
+    if metric not in (None, *LABEL_METRICS):
+        raise click.UsageError(f"--label-thresholds goes with --metric {' or '.join(LABEL_METRICS)}")
+    return metric or LABEL_METRICS[0]
 
 
 def _measure_costs(folder: Path, options: Mapping[str, Any]) -> CostTable:

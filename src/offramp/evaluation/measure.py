@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from offramp.errors import InvalidInput
+from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluation.metrics import metric_for, score
 from offramp.policies.base import Policy
 from offramp.policies.replay import replay
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Measured, OperatingPoint
-from offramp.types.outputs import Answers, ExitOutput, predictions
-from offramp.types.problem_types import REGRESSION
+from offramp.types.outputs import Answers, ExitOutput, at_label_thresholds, predictions
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace
 
 
@@ -64,8 +64,36 @@ def measure_answers(
     return replace(measured, provenance=provenance, expected_ms=cost.mean_ms(answers.exit_layers))
 
 
+def measure_point(
+    trace: Trace, point: OperatingPoint, metric: str | None = None, cost: CostTable | None = None
+) -> Measured:
+    """Return what `measure` does, of an operating point; the full model answers with the same label thresholds."""
+    return measure_answers(*replay_point(trace, point), metric, cost)
+
+
+def replay_point(trace: Trace, point: OperatingPoint) -> tuple[Trace, Answers]:
+    """Return a trace and a point's answers on it, both with logits less the log-odds of the label thresholds."""
+    answers = replay(trace, point.policy, point.thresholds)
+    shifted = at_label_thresholds(answers.logits, point.label_thresholds)
+    return answers_at_label_thresholds(trace, point.label_thresholds), replace(answers, logits=shifted)
+
+
+def answers_at_label_thresholds(trace: Trace, label_thresholds: Sequence[float] | None) -> Trace:
+    """Return a trace whose answers at 0.5 are those at the label thresholds; for its answers, not for its scores.
+
+    Raises:
+        NotApplicable: label thresholds of a problem that has not several labels.
+        InvalidInput: another number of them than labels.
+    """
+    if label_thresholds is None:
+        return trace
+    if trace.problem_type != MULTI_LABEL:
+        raise NotApplicable("label thresholds are for several labels, of which an answer may have none or more")
+    return replace(trace, logits=at_label_thresholds(trace.logits, label_thresholds))
+
+
 def measure_all(
     trace: Trace, points: Mapping[str, OperatingPoint], metric: str | None = None, cost: CostTable | None = None
 ) -> dict[str, Measured]:
     """Measure every operating point on a trace, by name."""
-    return {name: measure(trace, point.policy, point.thresholds, metric, cost) for name, point in points.items()}
+    return {name: measure_point(trace, point, metric, cost) for name, point in points.items()}

@@ -44,22 +44,29 @@ def _right(out: ExitOutput, labels: Tensor) -> Tensor:
 
 
 def _confusion(out: ExitOutput, labels: Tensor) -> Tensor:
-    """Return for each sample and class: predicted and true, predicted, true; (..., N, 3 C)."""
-    classes = out.logits.shape[-1]
-    predicted = F.one_hot(predictions(out).squeeze(-1), classes).double()
-    true = F.one_hot(labels.long(), classes).double().expand_as(predicted)
+    """Return for each sample and class, or label: predicted and true, predicted, true; (..., N, 3 C)."""
+    classes, several = out.logits.shape[-1], out.problem_type == MULTI_LABEL
+    predicted = predictions(out) if several else F.one_hot(predictions(out).squeeze(-1), classes)
+    true = labels.long() if several else F.one_hot(labels.long(), classes)
+    predicted, true = predicted.double(), true.double().expand(predicted.shape)
     return torch.cat((predicted * true, predicted, true), dim=-1)
 
 
+def _positives(out: ExitOutput, labels: Tensor) -> Tensor:
+    """Return `_confusion` of class 1 of two, or of all labels together; (..., N, 3)."""
+    counts = torch.stack(_confusion(out, labels).chunk(3, dim=-1), dim=-1)  # (..., N, C, 3)
+    return counts.sum(dim=-2) if out.problem_type == MULTI_LABEL else counts[..., 1, :]
+
+
 def _f1(sums: Tensor, samples: int) -> Tensor:
-    hits, predicted, true = sums.chunk(3, dim=-1)
-    return 2 * hits[..., 1] / (predicted[..., 1] + true[..., 1]).clamp(min=1)
+    hits, predicted, true = sums.unbind(dim=-1)
+    return 2 * hits / (predicted + true).clamp(min=1)
 
 
 def _macro_f1(sums: Tensor, samples: int) -> Tensor:
     hits, predicted, true = sums.chunk(3, dim=-1)
     defined = (predicted + true) > 0  # a class that is neither predicted nor true has no F1
-    return (2 * hits / (predicted + true).clamp(min=1)).sum(dim=-1) / defined.sum(dim=-1)
+    return (2 * hits / (predicted + true).clamp(min=1)).sum(dim=-1) / defined.sum(dim=-1).clamp(min=1)
 
 
 def _matthews(sums: Tensor, samples: int) -> Tensor:
@@ -125,8 +132,8 @@ def _rank_sums(labels: Tensor, counts: Tensor) -> Callable[[ExitOutput], Tensor]
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_right, lambda sums, samples: sums[..., 0] / samples),
-    "f1": Metric(_confusion, _f1, (SINGLE_LABEL,)),
-    "macro-f1": Metric(_confusion, _macro_f1, (SINGLE_LABEL,)),
+    "f1": Metric(_positives, _f1),
+    "macro-f1": Metric(_confusion, _macro_f1),
     "matthews": Metric(_confusion, _matthews, (SINGLE_LABEL,)),
     "pearson": Metric(_moments, _pearson, (REGRESSION,)),
     "spearman": Metric(_rank_moments, _pearson, (REGRESSION,), _rank_sums),
@@ -135,6 +142,9 @@ METRICS: dict[str, Metric] = {
 
 def metric_for(trace: Trace, name: str | None = None) -> tuple[str, Metric]:
     """Return the metric of a name, or the default one: Pearson's correlation for regression, else accuracy.
+
+    With several labels "accuracy" is the share of rows whose labels are all right, "f1" the F1 of all decisions
+    together (micro), "macro-f1" the mean of the labels' F1.
 
     Raises:
         UnknownName: no such metric.
@@ -145,7 +155,8 @@ def metric_for(trace: Trace, name: str | None = None) -> tuple[str, Metric]:
         raise UnknownName(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
     metric = METRICS[name]
     fits = metric.problem_types or (SINGLE_LABEL, MULTI_LABEL)
-    if trace.problem_type not in fits or (name == "f1" and trace.logits.shape[-1] != 2):
+    three_classes = trace.problem_type == SINGLE_LABEL and trace.logits.shape[-1] != 2
+    if trace.problem_type not in fits or (name == "f1" and three_classes):
         raise NotApplicable(f"{name} has no meaning for {trace.problem_type} with {trace.logits.shape[-1]} outputs")
     return name, metric
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.evaluation.measure import measure
+from offramp.evaluation.measure import measure_point
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace, labels_of
@@ -110,7 +110,7 @@ def _slices(trace: Trace, point: OperatingPoint, metric: str | None, members: di
     slices = []
     for name, rows in members.items():
         if rows.any():
-            m = measure(trace.take(rows.nonzero().squeeze(-1)), point.policy, point.thresholds, metric)
+            m = measure_point(trace.take(rows.nonzero().squeeze(-1)), point, metric)
             slices.append(Slice(name, m.rows, m.score, m.full_score, m.mean_exit, m.agreement))
     return tuple(slices)
 

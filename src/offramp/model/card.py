@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from offramp.types.operating_point import POINTS_FILE, OperatingPoint, write_points
+from offramp.types.operating_point import POINTS_FILE, OperatingPoint, label_thresholds_text, write_points
 from offramp.types.whole_file import whole_file
 
 CARD = """---
@@ -36,6 +36,7 @@ Outputs: {labels}
 
 """
 HEADING = "## Operating points\n"
+LABEL_NOTE = "in the order of the outputs; `offramp.Predictor` takes them, a pipeline of transformers 0.5"
 
 
 def model_card(config: PreTrainedConfig, points: Mapping[str, OperatingPoint]) -> str:
@@ -82,6 +83,9 @@ def _table(points: Mapping[str, OperatingPoint]) -> str:
         )
         depth = f"{measured.mean_exit:.2f} of {measured.depth} | {measured.saving:.0%}"
         rows.append(f"| {name} | {point.policy['name']} | {score} | {full} | {depth} |")
-    certificates = [f"- {name}: {point.certificate.describe()}" for name, point in points.items() if point.certificate]
+    facts = [f"- {name}: {point.certificate.describe()}" for name, point in points.items() if point.certificate]
+    for name, point in points.items():
+        if point.label_thresholds:
+            facts.append(f"- {name}: {label_thresholds_text(point.label_thresholds)} ({LABEL_NOTE})")
     note = "Measured on the data on which the thresholds were chosen."
-    return "\n".join([*rows, "", note, *(["", *certificates] if certificates else [])])
+    return "\n".join([*rows, "", note, *(["", *facts] if facts else [])])

@@ -11,7 +11,7 @@ from offramp.evaluation.measure import measure_all
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.policies.registry import summarize
 from offramp.types.cost_table import CostTable
-from offramp.types.operating_point import Measured, OperatingPoint
+from offramp.types.operating_point import Measured, OperatingPoint, label_thresholds_text
 from offramp.types.trace import Trace
 
 
@@ -57,7 +57,9 @@ def scores_text(
     if trace.labels is not None:
         row = [f"{score:.4f}" for score in layerwise(trace, metric)]
         head = [f"layer {layer}" for layer in trace.layer_numbers]
-        tables.append(f"{metric_for(trace, metric)[0]} of every exit, on {len(trace)} rows\n{table(head, [row])}")
+        labels = ", labels above 0.5" if any(point.label_thresholds for point in points.values()) else ""
+        title = f"{metric_for(trace, metric)[0]} of every exit, on {len(trace)} rows{labels}"
+        tables.append(f"{title}\n{table(head, [row])}")
     if points:
         tables.append(point_table(measure_all(trace, points, metric, cost)))
     return "\n\n".join(tables)
@@ -89,6 +91,8 @@ def point_text(point: OperatingPoint) -> str:
     parameters = "".join(f" {key}={value}" for key, value in summarize(point.policy).items() if key != "name")
     target = ", ".join(f"{key} {value:g}" for key, value in point.target.items()) or "set by hand"
     lines = [f"{point.policy['name']}{parameters}, thresholds {thresholds} ({target})"]
+    if point.label_thresholds is not None:
+        lines.append(f"  {label_thresholds_text(point.label_thresholds)}")
     if point.measured is not None:
         lines += _measured_lines(point.measured)
     if point.certificate is not None:

@@ -185,9 +185,11 @@ class OperatingPoint:
         target: the requirement it was chosen for, e.g. {"max_drop": 0.01}.
         measured: the results where it was chosen; None for a point set by hand.
         certificate: the bound on its risk; None for a point that `offramp.certify` did not make.
+        label_thresholds: for several labels, the probability above which each is part of an answer, at every exit;
+            above 0, below 1. None = 0.5 for all. They change no exit.
 
     Raises:
-        InvalidInput: a policy without a name, or a threshold that is NaN.
+        InvalidInput: a policy without a name, a threshold that is NaN, or a label threshold out of range.
 
     Example:
         >>> point = offramp.OperatingPoint({"name": "entropy"}, (0.5, 0.4, float("inf")))
@@ -200,8 +202,11 @@ class OperatingPoint:
     target: Mapping[str, float] = field(default_factory=dict)
     measured: Measured | None = None
     certificate: Certificate | None = None
+    label_thresholds: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.label_thresholds is not None:
+            object.__setattr__(self, "label_thresholds", checked_label_thresholds(self.label_thresholds))
         object.__setattr__(self, "thresholds", tuple(float(value) for value in self.thresholds))
         if "name" not in self.policy:
             raise InvalidInput(f"an operating point's policy is data with a name, got {dict(self.policy)}")
@@ -209,10 +214,16 @@ class OperatingPoint:
             raise InvalidInput(f"a threshold must be a number, got {self.thresholds}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; the thresholds inf and -inf are the words "never" and "always"."""
+        """Return plain data; the thresholds inf and -inf are the words "never" and "always".
+
+        Without label thresholds there is no key for them.
+        """
         words = {math.inf: "never", -math.inf: "always"}
+        data = asdict(self)
+        if self.label_thresholds is None:
+            del data["label_thresholds"]
         return {
-            **asdict(self),
+            **data,
             "policy": dict(self.policy),
             "thresholds": [words.get(value, value) for value in self.thresholds],
             "measured": self.measured and self.measured.to_json(),
@@ -225,7 +236,26 @@ class OperatingPoint:
         thresholds = tuple(words[value] if isinstance(value, str) else value for value in data["thresholds"])
         measured = Measured.from_json(data["measured"]) if data.get("measured") else None
         certificate = Certificate(**data["certificate"]) if data.get("certificate") else None
-        return cls(data["policy"], thresholds, data.get("target", {}), measured, certificate)
+        labels = data.get("label_thresholds")
+        return cls(data["policy"], thresholds, data.get("target", {}), measured, certificate, labels)
+
+
+def checked_label_thresholds(values: Sequence[float]) -> tuple[float, ...]:
+    """Return label thresholds as a tuple.
+
+    Raises:
+        InvalidInput: none, or one that is no number above 0 and below 1.
+    """
+    numbers = isinstance(values, Sequence) and all(type(value) in (int, float) and 0 < value < 1 for value in values)
+    if not numbers or not values:
+        raise InvalidInput(f"label_thresholds are probabilities above 0 and below 1, one for each label; got {values}")
+    return tuple(float(value) for value in values)
+
+
+def label_thresholds_text(values: Sequence[float], most: int = 20) -> str:
+    """Return label thresholds in words, the first `most` of them."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return f"labels above {', '.join(f'{value:.3g}' for value in values[:most])}{more}"
 
 
 def read_points(path: str | os.PathLike[str]) -> dict[str, OperatingPoint]:

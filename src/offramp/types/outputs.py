@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
-from offramp.errors import NotApplicable
+from offramp.errors import InvalidInput, NotApplicable
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, infer_problem_type
 
 
@@ -82,3 +83,22 @@ def class_log_probs(out: ExitOutput) -> Tensor:
 def predictions(out: ExitOutput) -> Tensor:
     """Return the answer's class numbers: (..., 1) for a single label, (..., C) of 0 or 1 for several (1 above 0.5)."""
     return class_log_probs(out).argmax(dim=-1)
+
+
+def at_label_thresholds(logits: Tensor, label_thresholds: Sequence[float] | None) -> Tensor:
+    """Return logits (..., C), less the log-odds of label thresholds: above 0 where a label is part of the answer.
+
+    So their answers at 0.5 (`predictions`) are the answers of `logits` at the label thresholds.
+
+    Args:
+        logits: (..., C) of a problem with several labels.
+        label_thresholds: C probabilities above 0, below 1; None = 0.5 for all, which leaves the logits as they are.
+
+    Raises:
+        InvalidInput: another number of thresholds than C.
+    """
+    if label_thresholds is None:
+        return logits
+    if len(label_thresholds) != logits.shape[-1]:
+        raise InvalidInput(f"{len(label_thresholds)} label thresholds for a model with {logits.shape[-1]} outputs")
+    return logits - torch.tensor(label_thresholds, dtype=torch.float64).logit().to(logits)

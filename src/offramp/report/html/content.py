@@ -14,13 +14,13 @@ from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluation.bootstrap import loss_interval
 from offramp.evaluation.compare import Comparison, compare
 from offramp.evaluation.curves import score_at
-from offramp.evaluation.measure import measure, measure_all
+from offramp.evaluation.measure import measure_all, measure_point, replay_point
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.slices import Slice, by_label, by_length
 from offramp.evaluation.sweep import per_exit_constant, sweep
 from offramp.policies.fitting import fit_default_policy
 from offramp.policies.registry import default_unfitted_policy, policy_text
-from offramp.policies.replay import replay, scores
+from offramp.policies.replay import scores
 from offramp.report.html.examples import Group, groups
 from offramp.report.html.exits import ExitRow, exit_rows
 from offramp.report.html.verdict import Decision, PointAssessment, certificate_text, decide
@@ -118,7 +118,7 @@ def page(
     """
     comparison = compare(trace, metric)
     assessment = _assess(trace, comparison, points, name, metric, cost)
-    answers = replay(trace, assessment.point.policy, assessment.point.thresholds)
+    answered, answers = replay_point(trace, assessment.point)
     return Page(
         title=title,
         decision=decide(assessment),
@@ -133,7 +133,7 @@ def page(
         ms={} if cost is None else mean_times(comparison, cost),
         layerwise=layerwise(comparison.trace, metric),
         exits=exit_rows(trace, answers, metric),
-        groups=groups(trace, answers, texts.texts, texts.names),
+        groups=groups(answered, answers, texts.texts, texts.names),
         slices=_slices(trace, assessment.point, texts.names, metric),
         certificates=_certificates(trace, points),
         environment=environment,
@@ -153,14 +153,14 @@ def _assess(
         raise InvalidInput(f"no saved operating point {name!r}; there are: {', '.join(points) or 'none'}")
     name = name or (DEFAULT if DEFAULT in points else next(iter(points), None))
     point = _point_chosen_on(trace, metric) if name is None else points[name]
-    compared = measure(comparison.trace, point.policy, point.thresholds, metric)
+    compared = measure_point(comparison.trace, point, metric)
     return PointAssessment(
         name=name,
         point=point,
-        measured=measure(trace, point.policy, point.thresholds, metric, cost),
+        measured=measure_point(trace, point, metric, cost),
         full_ms=None if cost is None else cost.ms[-1],
         best_alternative=best_alternative(comparison, point.policy["name"], compared),
-        loss=loss_interval(trace, replay(trace, point.policy, point.thresholds), metric),
+        loss=loss_interval(*replay_point(trace, point), metric),
         in_sample=name is None or _is_in_sample(trace, point),
         certificate_mismatch=_certificate_mismatch(trace, point),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from offramp.policies.registry import policy_text
-from offramp.types.operating_point import RISKS, Certificate, Measured, OperatingPoint
+from offramp.types.operating_point import RISKS, Certificate, Measured, OperatingPoint, label_thresholds_text
 
 
 class Verdict(str, Enum):
@@ -178,8 +178,9 @@ def _point_fact(assessment: PointAssessment) -> str:
     point, saved = assessment.point, assessment.name is not None
     name = f"“{assessment.name}”: " if saved else "none is saved; the best found here: "
     target = f" (asked for: {target_text(point)})" if point.target else ""
+    labels = f", {label_thresholds_text(point.label_thresholds)}" if point.label_thresholds else ""
     advice = "" if saved else " `offramp calibrate` saves one, chosen on rows of its own."
-    return f"{name}{policy_text(point.policy)}, threshold {thresholds_text(point)}{target}.{advice}"
+    return f"{name}{policy_text(point.policy)}, threshold {thresholds_text(point)}{labels}{target}.{advice}"
 
 
 def _savings_fact(measured: Measured, full_ms: float | None) -> str:
