@@ -19,6 +19,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.training.objectives.base import Objective
 from offramp.training.trainer import ExitTrainer
 from offramp.types.problem_types import REGRESSION
+from offramp.types.whole_file import give_name, unfinished_folder
 
 
 def token_rows(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:
@@ -127,8 +128,13 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume and any(checkpoints.rglob("checkpoint-*")))
-    tokenizer.save_pretrained(folder)
-    model.eval().save_pretrained(folder)
+    with unfinished_folder(Path(folder) / "model") as unfinished:
+        tokenizer.save_pretrained(unfinished)
+        model.eval().save_pretrained(unfinished)
+        for file in sorted(
+            unfinished.iterdir(), key=lambda file: file.name == "config.json"
+        ):  # last: now it is a model
+            give_name(file, Path(folder) / file.name)
     shutil.rmtree(checkpoints, ignore_errors=True)
     log: list[dict[str, float]] = trainer.state.log_history
     return log

@@ -82,7 +82,7 @@ def unfinished_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     folder = Path(path).with_name(UNFINISHED + Path(path).name)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     try:
         yield folder
     finally:
