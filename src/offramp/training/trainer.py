@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from offramp.errors import InvalidInput
 from offramp.model.losses import task_losses
 from offramp.model.modeling import MultiExitModel
+from offramp.model.wrappers import module_path, unwrap
 from offramp.training.objectives.base import Objective, Stage
 from offramp.training.objectives.joint import Weighted
 from offramp.types.outputs import ExitOutput
@@ -120,7 +121,7 @@ class ExitTrainer(Trainer):
 
     def _attach_objective_modules(self, modules: Sequence[torch.nn.Module]) -> None:
         """Make the objective's own modules a part of the model, so that optimiser and checkpoints include them."""
-        self.model.objective_modules = torch.nn.ModuleList(modules).to(self.args.device)
+        unwrap(self.model).objective_modules = torch.nn.ModuleList(modules).to(self.args.device)
 
     def _resume_point(self, checkpoint: str | bool | None) -> tuple[int, str | None]:
         """Return the number of the stage to resume, and the checkpoint to start from."""
@@ -247,10 +248,10 @@ def parameter_group(name: str, model: MultiExitModel) -> str:
     A pooler that exits share belongs to the last exit, and a bypass to its exit.
 
     Args:
-        name: as in `model.named_parameters()`.
+        name: as in `model.named_parameters()`, or as in a wrapper's.
         model: the model.
     """
-    module, *path = name.split(".")
+    module, *path = module_path(name)
     if module in ("objective_modules", "backbone", "gate"):
         return module
     last = model.heads.last
