@@ -143,13 +143,15 @@ def _standard_streams() -> Iterator[os.stat_result]:
 
 @contextmanager
 def _locked(unfinished: Path, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold the unfinished file for this process; what a killed one left is emptied."""
+    """Hold the unfinished file for this process, and empty what a killed one left in it."""
+    if sys.platform == "win32":  # where an open file cannot be renamed
+        yield
+        return
     with unfinished.open("ab") as lock:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InvalidInput(f"{os.fspath(path)}: another process is writing it") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InvalidInput(f"{os.fspath(path)}: another process is writing it") from None
         lock.truncate(0)
         yield
 
