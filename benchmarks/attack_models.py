@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from offramp.data.examples import Columns, Examples, read_examples
+from offramp.data.columns import Columns
+from offramp.data.examples import Examples, read_examples
 from offramp.evaluation.metrics import layerwise
 from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine

@@ -35,7 +35,8 @@ from offramp.bench.compare import run_benchmark
 from offramp.bench.timer import Run, SpeedupRange, Times, median, time_batches
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
-from offramp.data.examples import Columns, read_examples
+from offramp.data.columns import Columns
+from offramp.data.examples import read_examples
 from offramp.inference.export import export
 from offramp.inference.load_engine import load_engine
 from offramp.inference.onnx.metadata import GRAPHS, WEIGHTS

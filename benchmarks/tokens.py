@@ -28,7 +28,8 @@ from offramp.bench.baselines import plain
 from offramp.bench.timer import median, time_interleaved
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
-from offramp.data.examples import Columns, Examples, read_examples
+from offramp.data.columns import Columns
+from offramp.data.examples import Examples, read_examples
 from offramp.evaluation.measure import measure
 from offramp.evaluation.metrics import layerwise
 from offramp.inference.predictor import Predictor

@@ -29,7 +29,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import offramp
 import training_report
-from offramp.data.examples import Columns, Examples, read_examples
+from offramp.data.columns import Columns
+from offramp.data.examples import Examples, read_examples
 from offramp.evaluation.metrics import layerwise
 from offramp.model.backbones.restack import restack
 from offramp.model.default_encoder import default_encoder

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from offramp.data.examples import GUESSED, Columns, Row, Text, read_column, read_examples, read_rows
+from offramp.data.columns import GUESSED, Columns
+from offramp.data.examples import Row, Text, read_column, read_examples, read_rows
+from offramp.data.multi_label import HOW
 from offramp.errors import DataError, UnknownName
 
 Write = Callable[[list[Any]], str]
@@ -132,7 +134,6 @@ def test_columns_that_cannot_be_told_are_listed(write: Write, names: list[str], 
         ([{"text": "a", "label": 1}, {"text": "b"}], ', line 2: the label, column "label", is missing'),
         ([{"text": "a", "label": None}], ', line 1: the label, column "label", is missing'),
         ([{"text": "a", "label": " "}], ', line 1: the label, column "label", is missing'),
-        ([{"text": "a", "label": "nan"}], ', line 1: the label, column "label", is missing'),
         ([{"text": "a", "label": float("nan")}], ', line 1: the label, column "label", is missing'),
     ],
 )
@@ -152,20 +153,20 @@ def test_what_cannot_be_used_is_named_with_its_place(write: Write, records: list
         (ONE, None, ["spam", "ham", "spam"], ("ham", "spam"), [1, 0, 1]),
         (ONE, None, [10, 9, 2], ("2", "9", "10"), [2, 1, 0]),
         (ONE, None, ["10", "9", "-2"], ("-2", "9", "10"), [2, 1, 0]),
-        (ONE, None, ["1", "01", "0"], ("0", "1"), [1, 1, 0]),
+        (ONE, None, ["1", "01", "0"], ("0", "01", "1"), [2, 1, 0]),
         (ONE, None, [2.0, 1, 2], ("1", "2"), [1, 0, 1]),
         (ONE, None, ["10", "9", "ten"], ("10", "9", "ten"), [0, 1, 2]),
         (ONE, None, [True, False], ("False", "True"), [1, 0]),
         (ONE, None, [" a", "b", "a"], ("a", "b"), [0, 1, 0]),
         (TAGS, None, [["red", "big"], [], ["big"]], ("big", "red"), [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]),
         (TAGS, None, [[10], [9, 10]], ("9", "10"), [[0.0, 1.0], [1.0, 1.0]]),
-        # known classes: by name, then by number
-        (ONE, ["b", "a"], ["b", 1, "1"], ("b", "a"), [0, 1, 1]),
+        # known classes
+        (ONE, ["b", "a"], ["b", "a", "b"], ("b", "a"), [0, 1, 0]),
         (ONE, ["1", "0"], [1], ("1", "0"), [0]),
         (ONE, ["1", "2"], [2.0], ("1", "2"), [1]),
-        (ONE, ["5", "1"], ["01"], ("5", "1"), [1]),
+        (ONE, ["5", "1"], ["1.0"], ("5", "1"), [1]),
         (ONE, ["2.5", "x"], ["2.5"], ("2.5", "x"), [0]),
-        (TAGS, ["b", "a"], [["a"], [1]], ("b", "a"), [[0.0, 1.0], [0.0, 1.0]]),
+        (TAGS, ["b", "a"], [["a"], ["b", "a"]], ("b", "a"), [[0.0, 1.0], [1.0, 1.0]]),
         # numbers
         (NUMBER, None, [1, "-2.5", "1e-3"], (), [1.0, -2.5, 0.001]),
         (NUMBER, None, [[1, 2.5], ["3", 4]], (), [[1.0, 2.5], [3.0, 4.0]]),
@@ -184,6 +185,7 @@ def test_labels_become_numbers(
 
 KNOWN = "expected one of 'a', 'b'"
 TEN = ", ".join(map(repr, "abcdefghij"))
+NUMBERED = "the label {} is a number, the classes have names; say which by --label-names"
 NO_CLASS = "is a number, not a class; numbers mean regression only with --task regression"
 A_CLASS = "a class is a name or an integer, found"
 
@@ -192,18 +194,18 @@ A_CLASS = "a class is a name or an integer, found"
     ("task", "known", "labels", "message"),
     [
         (ONE, ["a", "b"], ["a", "c"], f", line 2: unknown label 'c'; {KNOWN}"),
-        (ONE, ["a", "b"], ["a", 2], f", line 2: unknown label '2'; {KNOWN}"),
-        (ONE, ["a", "b"], ["a", -1], f", line 2: unknown label '-1'; {KNOWN}"),
+        (ONE, ["a", "b"], ["a", 1], f", line 2: {NUMBERED.format(1)}; {KNOWN}"),
+        (ONE, ["a", "b"], ["a", "-2"], f", line 2: {NUMBERED.format(-2)}; {KNOWN}"),
+        (TAGS, ["a", "b"], [["a"], [1]], f", line 2: {NUMBERED.format(1)}; {KNOWN}"),
         (ONE, ["a", "b"], ["a", "2.5"], f", line 2: unknown label '2.5'; {KNOWN}"),
         (ONE, ["1", "5"], [5, 0], ", line 2: unknown label '0'; expected one of '1', '5'"),
         (ONE, [*"abcdefghijkl"], ["x"], f", line 1: unknown label 'x'; expected one of {TEN}, ..."),
         (ONE, None, ["x", "x"], ": only one class, 'x'"),
         (ONE, None, [1, 2.5], f", line 2: 2.5 {NO_CLASS}"),
-        (ONE, None, ["1.0", "2.5", "2.5"], f", line 2: 2.5 {NO_CLASS}"),
-        (ONE, None, ["1.5e3", "2"], f", line 1: 1.5e3 {NO_CLASS}"),
+        (ONE, None, ["1", "nan"], ', line 2: the label is missing ("nan" beside numbers)'),
         (ONE, None, ["a", ["a"]], f", line 2: {A_CLASS} ['a']; lists are for --task multi-label"),
-        (ONE, None, ["a", {"a": 1}], f", line 2: {A_CLASS} {{'a': 1}}"),
-        (TAGS, None, ["big"], ", line 1: multi-label needs a list of labels in every row; use jsonl or parquet"),
+        (ONE, None, ["a", {"a": 1}], f", line 2: {A_CLASS} {{'a': 1}}; labels by column are for --task multi-label"),
+        (TAGS, None, ["big"], f", line 1: multi-label needs a list of labels in every row, found 'big'; use {HOW}"),
         (TAGS, None, [[], []], ": no row has a label"),
         (TAGS, None, [[None]], f", line 1: {A_CLASS} None"),
         (NUMBER, None, [1.0, "high"], ", line 2: the label must be a finite number, found 'high'"),

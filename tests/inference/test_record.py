@@ -10,7 +10,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from offramp.bench.cost_table import measure_costs
-from offramp.data.examples import Columns, Examples
+from offramp.data.columns import Columns
+from offramp.data.examples import Examples
 from offramp.errors import DataError, InvalidInput, UnknownName
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.inference.predictor import Predictor

@@ -13,7 +13,8 @@ from torch import Tensor
 from offramp.bench.baselines import full_depth
 from offramp.bench.compare import FULL, BenchmarkResult, BenchmarkRow, log, metric_name, run_benchmark
 from offramp.data.batching import collate, encode, token_limit
-from offramp.data.examples import GUESSED, Columns, Text, read_rows
+from offramp.data.columns import GUESSED, Columns
+from offramp.data.examples import Text, read_rows
 from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES, Engine

@@ -15,7 +15,8 @@ from offramp.bench.baselines import plain
 from offramp.bench.timer import median, time_interleaved
 from offramp.calibration.prepare import prepare_policy
 from offramp.data.batching import collate, encode, token_limit
-from offramp.data.examples import Columns, Examples, read_examples
+from offramp.data.columns import Columns
+from offramp.data.examples import Examples, read_examples
 from offramp.data.readers import SAMPLE
 from offramp.evaluation.measure import measure_all
 from offramp.evaluation.metrics import layerwise

@@ -13,7 +13,7 @@ from offramp.inference.engine import ENGINES
 from offramp.policies.registry import POLICIES
 
 if TYPE_CHECKING:
-    from offramp.data.examples import Columns
+    from offramp.data.columns import Columns
     from offramp.data.records import Reading
     from offramp.types.trace import Trace
 
@@ -28,12 +28,15 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 def column_options(command: Command) -> Command:
-    """Add --text-column, --pair-column and --label-column."""
-    columns = {"label": "the label", "pair": "the second text of a pair", "text": "the text"}
-    for name, content in columns.items():
-        text = f"Column of {content}.  [default: guessed and printed]"
-        command = click.option(f"--{name}-column", help=text)(command)
-    return command
+    """Add --text-column, --pair-column, --label-column and --label-names."""
+    guessed = "[default: guessed and printed]"
+    label = f"Column of the label; several times for columns of 0 and 1, one a label.  {guessed}"
+    names = "Names of the classes 0, 1, ... in the data: a,b,c, or a file with a JSON list, a JSON mapping from what "
+    names += "the data has to names, or a name a line.  [default: the data's own]"
+    command = click.option("--label-names", metavar="A,B,C", help=names)(command)
+    command = click.option("--label-column", "label_columns", multiple=True, help=label)(command)
+    command = click.option("--pair-column", help=f"Column of the second text of a pair.  {guessed}")(command)
+    return click.option("--text-column", help=f"Column of the text.  {guessed}")(command)
 
 
 def reading_options(command: Command) -> Command:
@@ -128,10 +131,14 @@ def silence_transformers() -> None:
 
 
 def columns_of(options: Mapping[str, Any]) -> Columns:
-    """Return the columns that --text-column, --pair-column and --label-column name."""
-    from offramp.data.examples import Columns
+    """Return the columns that --text-column, --pair-column and --label-column name, with --label-names."""
+    from offramp.data.columns import Columns
+    from offramp.data.label_names import read_label_names
 
-    return Columns(options.get("text_column"), options.get("pair_column"), options.get("label_column"))
+    label = tuple(options.get("label_columns", ()))
+    names = None if options.get("label_names") is None else read_label_names(options["label_names"])
+    text, pair = options.get("text_column"), options.get("pair_column")
+    return Columns(text, pair, label if len(label) > 1 else next(iter(label), None), names)
 
 
 def reading_of(options: Mapping[str, Any]) -> Reading:

@@ -4,13 +4,18 @@ The columns to use are chosen once, from the first record; then each record beco
 with the location.
 """
 
-import logging
+import itertools
+import os
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from offramp.data.labels import class_index, class_names_of, distinct_classes, is_missing, numbers
+from offramp.data.classes import NO_CLASS, one_class_each
+from offramp.data.columns import GUESSED, Columns, choose_columns, columns_in
+from offramp.data.label_names import OPTION, naming_of
+from offramp.data.labels import integer_spelled, is_missing, numbers
+from offramp.data.multi_label import classes_of_each
 from offramp.data.readers import name_of, open_source
 from offramp.data.records import AS_NAMED, Reading, Record, Source
 from offramp.errors import DataError, UnknownName
@@ -18,30 +23,6 @@ from offramp.errors import DataError, UnknownName
 Text = str | tuple[str, str]  # a text, or a pair
 
 TASKS = ("classification", "multi-label", "regression")
-# names of columns that are tried, best first
-PAIR_NAMES = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
-    ("question", "sentence"), ("text", "text_pair"), ("text", "pair"),
-)  # fmt: skip
-TEXT_NAMES = (
-    "text", "sentence", "sentence1", "premise", "question", "question1",
-    "content", "review", "message", "body",
-)  # fmt: skip
-LABEL_NAMES = ("label", "labels", "intent", "class", "category", "target", "score")
-
-log = logging.getLogger("offramp")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns to read; None is guessed from the names of the columns."""
-
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
-
-
-GUESSED = Columns()
 
 
 @dataclass(frozen=True)
@@ -49,7 +30,8 @@ class Row:
     """One row of a source.
 
     Attributes:
-        label: as the source has it; None where there is no label column.
+        label: as the source has it, a mapping of several columns; None where there is no label column, and for the -1
+            of a column whose classes the source names.
         location: such as "reviews.csv, line 12".
         line: the number in `location`.
         error: why the row cannot be used, without the location; its text is "" then. None for a good row.
@@ -70,6 +52,7 @@ class Examples:
         labels: N class numbers, N lists of K zeros and ones, or N numbers or lists of numbers.
         label_names: the K classes; () for regression.
         problem_type: as transformers names it.
+        rows: the source's rows that these are, from 0, where some are left out; None = all of them.
 
     Example:
         >>> labels = {"labels": [1, 0], "label_names": ("no", "yes"), "problem_type": "single_label_classification"}
@@ -82,6 +65,7 @@ class Examples:
     labels: list[int] | list[float] | list[list[float]]
     label_names: tuple[str, ...]
     problem_type: str
+    rows: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -102,7 +86,7 @@ def read_rows(
         source: a file, "-" for standard input, "helpdesk", or a Hugging Face data set ("glue/sst2:train").
         columns: the columns to read; a guess is logged.
         split: train, validation or test, where the source holds several and does not name one itself.
-        labelled: a row without a label is an error.
+        labelled: a row without a label is an error, but in a column whose classes the source names.
         reading: how to read a file, where its name does not say it.
         lenient: yield a row with an error where a record cannot be used, in place of raising.
 
@@ -119,7 +103,7 @@ def rows_of(
     record = chosen = None
     for record in source.records:
         if chosen is None and record.values is not None:
-            chosen = _choose(columns, record.values, source.name, labelled)
+            chosen = choose_columns(columns, record.values, source.name, labelled)
         row = _row(record, chosen or columns, source.class_names, labelled)
         if row.error is not None and not lenient:
             raise DataError(f"{row.location}: {row.error}")
@@ -134,22 +118,24 @@ def _row(record: Record, columns: Columns, class_names: Mapping[str, Sequence[st
         return Row("", None, record.location, record.line, record.error)
     try:
         texts = [_text(record.values, column) for column in (columns.text, columns.pair) if column]
-        label = record.values.get(columns.label) if columns.label else None
-        label = _by_name(label, class_names.get(columns.label or ""))
-        if labelled and is_missing(label):
-            raise DataError(f'the label, column "{columns.label}", is missing')
+        label = _label(record.values, columns, class_names, labelled)
     except DataError as error:
         return Row("", None, record.location, record.line, str(error))
     return Row((texts[0], texts[1]) if columns.pair else texts[0], label, record.location, record.line)
 
 
-def _by_name(label: Any, names: Sequence[str] | None) -> Any:
-    """Return a class, or a list of classes, by name; -1, the label of rows whose labels are kept secret, is None."""
-    if names and isinstance(label, list):
-        return [_by_name(item, names) for item in label]
-    if names and isinstance(label, int):
-        return names[label] if label >= 0 else None
-    return label
+def _label(
+    values: Mapping[str, Any], columns: Columns, class_names: Mapping[str, Sequence[str]], labelled: bool
+) -> object:
+    """Return a record's label; of several columns their values by name."""
+    for column in columns.labels:
+        if labelled and is_missing(values.get(column)) and column not in class_names:
+            raise DataError(f'the label, column "{column}", is missing')
+    if len(columns.labels) > 1:
+        return {column: values.get(column) for column in columns.labels}
+    label = values.get(columns.labels[0]) if columns.labels else None
+    secret = columns.label in class_names and integer_spelled(str(label)) == NO_CLASS
+    return None if secret else label
 
 
 def read_column(source: str, column: str, *, split: str, reading: Reading = AS_NAMED) -> list[str]:
@@ -167,9 +153,10 @@ def read_column(source: str, column: str, *, split: str, reading: Reading = AS_N
         if record.values is None:
             raise DataError(f"{record.location}: {record.error}")
         if column not in record.values:
-            raise DataError(f'{record.location}: no column "{column}"; {_columns_of(record.values)}')
-        values.append(str(_by_name(record.values[column], opened.class_names.get(column))))
-    return values
+            raise DataError(f'{record.location}: no column "{column}"; {columns_in(record.values)}')
+        values.append(record.values[column])
+    names = opened.class_names.get(column)
+    return [names[value] if names and isinstance(value, int) and value >= 0 else str(value) for value in values]
 
 
 def read_examples(
@@ -188,7 +175,8 @@ def read_examples(
         columns: as in `read_rows`.
         split: as in `read_rows`.
         task: classification, multi-label or regression.
-        label_names: the classes, where they are known already; None = those of the source, sorted.
+        label_names: the classes in their order, where they are known already, such as a model's; None = those of the
+            source: as it or `columns.label_names` names them, else all distinct ones, sorted.
         reading: as in `read_rows`.
 
     Raises:
@@ -202,60 +190,36 @@ def read_examples(
     """
     if task not in TASKS:
         raise UnknownName(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
-    rows = list(read_rows(source, columns, split=split, reading=reading))
-    texts = [row.text for row in rows]
+    opened = open_source(source, split, reading)
+    columns, opened = _chosen(opened, columns)
+    rows = list(rows_of(opened, columns))
+    texts, labels = [row.text for row in rows], [(row.label, row.location) for row in rows]
     if task == "regression":
-        return Examples(texts, numbers([(row.label, row.location) for row in rows]), (), "regression")
-    locations = [row.location for row in rows]
-    names = [class_names_of(row.label, row.location, task) for row in rows]
-    if label_names is None:
-        label_names = distinct_classes(names, locations, name_of(source), task)
-    index = {name: number for number, name in enumerate(label_names)}
-    ids = [[class_index(name, index, location) for name in row] for row, location in zip(names, locations, strict=True)]
+        if columns.label_names is not None:
+            raise DataError(f"{opened.name}: {OPTION} names classes; the numbers of a regression have none")
+        return Examples(texts, numbers(labels), (), "regression")
+    column = columns.label if isinstance(columns.label, str) else None
+    naming = naming_of(columns.label_names, opened.class_names, column)
+    name = opened.name if ":" in source or os.path.isfile(source) else f"{opened.name}:{split}"
+    read = one_class_each if task == "classification" else classes_of_each
+    classes = read(labels, label_names, naming, name)
+    left = None if len(classes.rows) == len(rows) else tuple(classes.rows)
+    texts = [texts[row] for row in classes.rows]
     if task == "classification":
-        return Examples(texts, [number for (number,) in ids], tuple(label_names), "single_label_classification")
-    tags = [[float(number in row) for number in range(len(label_names))] for row in ids]  # (N, K)
-    return Examples(texts, tags, tuple(label_names), "multi_label_classification")
+        ids = [number for (number,) in classes.ids]
+        return Examples(texts, ids, classes.names, "single_label_classification", left)
+    tags = [[float(number in row) for number in range(len(classes.names))] for row in classes.ids]  # (N, K)
+    return Examples(texts, tags, classes.names, "multi_label_classification", left)
 
 
-def _choose(columns: Columns, record: Mapping[str, Any], name: str, labelled: bool) -> Columns:
-    """Return the columns to read: those asked for, the others guessed from the first record."""
-    have = _columns_of(record)
-    for column in (columns.text, columns.pair, columns.label):
-        if column is not None and column not in record:
-            raise DataError(f'{name}: no column "{column}"; {have}')
-    free = [column for column in record if column not in (columns.text, columns.pair)]
-    label = columns.label or _first(LABEL_NAMES, free)
-    if labelled and label is None:
-        raise DataError(f"{name}: no column looks like the label, choose it with --label-column; {have}")
-    free = [column for column in free if column != label]
-    text, pair = columns.text, columns.pair
-    if text is None and pair is None:
-        text, pair = _first_pair(free)
-    strings = [column for column in free if isinstance(record[column], str)]
-    text = text or _first(TEXT_NAMES, free) or (strings[0] if len(strings) == 1 else None)
-    if text is None:
-        raise DataError(f"{name}: no column looks like the text, choose it with --text-column; {have}")
-    if len(record) > 1 and columns != Columns(text, pair, label):  # a lone column is no guess
-        parts = {"text": text, "pair": pair, "label": label}.items()
-        log.info("%s: %s", name, ", ".join(f'{part} from "{column}"' for part, column in parts if column))
-    return Columns(text, pair, label)
-
-
-def _columns_of(record: Mapping[str, Any]) -> str:
-    return "the columns are " + ", ".join(f'"{column}"' for column in record)
-
-
-def _first(names: Sequence[str], columns: Iterable[str]) -> str | None:
-    """Return the column whose name comes first in `names`, ignoring case."""
-    lower = {column.lower(): column for column in columns}
-    return next((lower[name] for name in names if name in lower), None)
-
-
-def _first_pair(columns: Sequence[str]) -> tuple[str | None, str | None]:
-    """Return the first of the pairs in `PAIR_NAMES` of which both columns exist."""
-    pairs = ((_first([text], columns), _first([pair], columns)) for text, pair in PAIR_NAMES)
-    return next((pair for pair in pairs if all(pair)), (None, None))
+def _chosen(source: Source, columns: Columns) -> tuple[Columns, Source]:
+    """Return the columns to read and the source with all of its records; a first record with an error chooses none."""
+    first = next(source.records, None)
+    if first is None:
+        return columns, source
+    if first.values is not None:
+        columns = choose_columns(columns, first.values, source.name, labelled=True)
+    return columns, replace(source, records=itertools.chain([first], source.records))
 
 
 def _text(record: Mapping[str, Any], column: str) -> str:

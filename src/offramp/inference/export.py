@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from offramp.data.batching import collate, encode, token_limit
-from offramp.data.examples import GUESSED, Columns, read_rows
+from offramp.data.columns import GUESSED, Columns
+from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE
 from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import OfframpError

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from offramp.data.batching import collate, encode, length_sorted, token_limit
-from offramp.data.examples import GUESSED, Columns, Examples, read_examples
+from offramp.data.columns import GUESSED, Columns
+from offramp.data.examples import Examples, read_examples
 from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import DataError, InvalidInput
 from offramp.inference.engine import Engine

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
+from offramp.data.label_names import text_names
 from offramp.errors import InvalidInput
 from offramp.model.bypass import Bypass
 from offramp.model.token_exit.config import TokenExit
@@ -44,7 +45,7 @@ class MultiExitConfig(PreTrainedConfig):
         own_head: set if the last exit is the head of a fine-tuned model (see `offramp.model.heads`).
 
     Raises:
-        InvalidInput: a value out of its range, or a file of a later format.
+        InvalidInput: a value out of its range, two classes of one name, or a file of a later format.
 
     Example:
         >>> config = offramp.MultiExitConfig.from_pretrained(folder)
@@ -94,7 +95,7 @@ class MultiExitConfig(PreTrainedConfig):
             _check_exit_layers(self.exit_layers, depth)
             if removal is not None:
                 removal.check_depth(depth)
-        super().__init__(**kwargs)
+        super().__init__(**_with_text_names(kwargs))
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -113,6 +114,18 @@ class MultiExitConfig(PreTrainedConfig):
 def _check_format(format: Any, folder: str | None) -> None:
     if not isinstance(format, int) or format > CONFIG_FORMAT:
         raise newer_format(os.path.join(folder or "", CONFIG_NAME), format, CONFIG_FORMAT)
+
+
+def _with_text_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration's values with names of classes as text, whatever wrote them.
+
+    Raises:
+        InvalidInput: two classes have one name.
+    """
+    if not values.get("id2label"):
+        return dict(values)
+    names = dict(zip(values["id2label"], text_names(values["id2label"].values()), strict=True))
+    return {**values, "id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
 
 
 def _check_exit_layers(layers: Sequence[int], depth: int) -> None:

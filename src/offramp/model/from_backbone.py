@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from offramp.data.label_names import text_names
 from offramp.errors import InvalidInput
 from offramp.model.backbones.base import Backbone, OwnHead
 from offramp.model.backbones.registry import load_backbone
@@ -30,7 +31,7 @@ class Source:
         config: the encoder's configuration, a copy.
         model: the model whose weights are copied; None = random weights.
         head: the fine-tuned head that becomes the last exit's; None = every exit starts anew.
-        outputs: `problem_type`, and `num_labels` or `id2label` with `label2id`.
+        outputs: `problem_type`, and `num_labels` or `id2label`.
     """
 
     config: PreTrainedConfig
@@ -94,11 +95,10 @@ def resolve_source(
         backbone = load_encoder(backbone)
     model = backbone if isinstance(backbone, PreTrainedModel) else None
     config = copy.deepcopy(model.base_model.config if model is not None else backbone)
-    head = _own_head(model, num_labels, id2label, problem_type)
     outputs = _label_arguments(num_labels, id2label) | {"problem_type": problem_type}
+    head = _own_head(model, num_labels, outputs.get("id2label"), problem_type)
     if head is not None and model is not None:
-        names = ("id2label", "label2id", "problem_type")
-        outputs = {name: getattr(model.config, name) for name in names}
+        outputs = {"id2label": model.config.id2label, "problem_type": model.config.problem_type}
     return Source(config, model, head, outputs)
 
 
@@ -109,7 +109,8 @@ def _own_head(
     if model is None or not is_classifier([type(model).__name__]):
         return None
     config = model.config
-    same_outputs = num_labels in (None, config.num_labels) and id2label in (None, config.id2label)
+    own = {number: str(name) for number, name in config.id2label.items()}
+    same_outputs = num_labels in (None, config.num_labels) and id2label in (None, own)
     if not same_outputs or problem_type not in (None, config.problem_type):
         return None
     head: OwnHead | None = load_backbone(config.model_type).own_head(config)
@@ -125,4 +126,4 @@ def _label_arguments(num_labels: int | None, id2label: Mapping[int, str] | None)
         raise InvalidInput(f"num_labels is {num_labels}, but id2label names {len(id2label)}")
     if not id2label or sorted(id2label) != list(range(len(id2label))):
         raise InvalidInput(f"id2label must name the outputs 0, 1, ... without a gap, got {sorted(id2label)}")
-    return {"id2label": dict(id2label), "label2id": {label: number for number, label in id2label.items()}}
+    return {"id2label": dict(enumerate(text_names(id2label[number] for number in range(len(id2label)))))}

@@ -136,10 +136,16 @@ class Heads(nn.Module):
         """Set the biases of the exits that start anew to `values` (C,), such as the mean of a regression's labels.
 
         From zero, all exits together pull the encoder towards a large constant, and its features are lost.
+
+        Raises:
+            InvalidInput: another number of values than outputs.
         """
         new = self.classifiers if self.own_head is None else list(self.classifiers)[:-1]
         for classifier in new:
-            classifier.get_parameter("bias").copy_(values)
+            bias = classifier.get_parameter("bias")
+            if bias.shape != values.shape:
+                raise InvalidInput(f"labels of {len(values)} numbers a row do not fit the model's {len(bias)} outputs")
+            bias.copy_(values)
 
     def reads_first_token(self, exit: int) -> bool:
         """Return True if exit `exit` (0-based) reads the first token alone."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from offramp.errors import InvalidInput
 from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
@@ -33,9 +34,13 @@ def task_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
     Args:
         exits: logits (L, B, C).
         labels: (B,) or (B, C).
+
+    Raises:
+        InvalidInput: labels of another shape; none are broadcast.
     """
     logits = exits.logits.float()
     depth, batch, outputs = logits.shape
+    _check_shape(labels, exits)
     if exits.problem_type == REGRESSION:
         targets = labels.float().view(batch, outputs)  # (B, C)
         return (logits - targets).square().mean(dim=(1, 2))
@@ -44,6 +49,17 @@ def task_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
     losses = F.cross_entropy(logits.reshape(-1, outputs), labels.long().repeat(depth), reduction="none")
     return losses.view(depth, batch).mean(dim=1)
+
+
+def _check_shape(labels: Tensor, exits: ExitOutput) -> None:
+    _, batch, outputs = exits.logits.shape
+    flat = exits.problem_type not in (MULTI_LABEL, REGRESSION) or (exits.problem_type == REGRESSION and outputs == 1)
+    expected = (batch,) if flat else (batch, outputs)
+    column = exits.problem_type == REGRESSION and labels.shape == (batch, outputs)
+    if labels.shape != expected and not column:
+        raise InvalidInput(
+            f"labels of {batch} rows and {outputs} outputs must be {expected}, got {tuple(labels.shape)}"
+        )
 
 
 def gate_losses(exits: ExitOutput, labels: Tensor) -> Tensor:

@@ -1,0 +1,173 @@
+"""Several labels a row: lists of classes, vectors of 0 and 1, or a column of 0 and 1 for each label.
+
+Vectors that could as well be lists of class numbers are refused.
+"""
+
+import ast
+import json
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from offramp.data.classes import Classes, class_numbers, with_labels
+from offramp.data.label_names import Naming
+from offramp.data.labels import Located, spelling_of
+from offramp.errors import DataError
+
+BITS = (0, 1)  # True, False, 1.0 and 0.0 equal them
+HOW = 'lists such as ["a", "b"], "a|b" in a cell, vectors of 0 and 1, or a --label-column for each label'
+
+
+def classes_of_each(
+    labels: Sequence[Located], known: Sequence[str] | None, naming: Naming | None, source: str
+) -> Classes:
+    """Return all classes of every row.
+
+    Args:
+        labels: as the source has them; a mapping from label to 0 or 1 is one row of several columns.
+        known: the model's classes; None = those of the source.
+        naming: what the labels stand for; None = what they spell.
+        source: the source, as messages call it.
+
+    Raises:
+        DataError: a row that cannot be read, or that can be read in two ways; a label that is no class.
+    """
+    outputs = len(known or (naming.names if naming else ())) or None
+    if any(isinstance(label, Mapping) for label, _ in labels):
+        rows, vectors, columns = _columns(labels, source)
+        if naming is not None and naming.numbered:  # a list names the columns in their order
+            columns = [str(number) for number in range(len(columns))]
+    else:
+        rows = list(range(len(labels)))
+        lists = _lists(labels, known)
+        vectors = _vectors(lists, labels, outputs, naming)
+        columns = [str(number) for number in range(len(vectors[0]))] if vectors else []
+    locations = [labels[row][1] for row in rows]
+    if columns:
+        spelled = [[name for name, bit in zip(columns, vector, strict=True) if bit] for vector in vectors]
+        if outputs not in (None, len(columns)):
+            raise DataError(f"{source}: {len(columns)} labels a row, where {outputs} classes are named")
+    else:
+        spelled = [
+            [spelling_of(item, location) for item in row] for row, location in zip(lists, locations, strict=True)
+        ]
+    names, ids = class_numbers(list(zip(spelled, locations, strict=True)), known, naming, source, columns)
+    return Classes(names, rows, ids)
+
+
+def _columns(labels: Sequence[Located], source: str) -> tuple[list[int], list[list[Any]], list[str]]:
+    """Return the rows that have labels, their vectors, and the columns; a row of -1 alone has no labels."""
+    columns = list(dict.fromkeys(name for label, _ in labels if isinstance(label, Mapping) for name in label))
+    vectors: dict[int, list[Any]] = {}
+    for row, (label, location) in enumerate(labels):
+        if not isinstance(label, Mapping) or len(label) != len(columns):
+            raise DataError(
+                f"{location}: 0 or 1 is expected for each of {', '.join(columns)}, found {reprlib.repr(label)}"
+            )
+        values = {name: _bit(value) for name, value in label.items()}
+        if set(values.values()) == {-1}:
+            continue
+        for name, value in values.items():
+            if value not in BITS:
+                raise DataError(f'{location}: "{name}" must be 0 or 1, found {reprlib.repr(label[name])}{_soft(value)}')
+        vectors[row] = [values[name] for name in columns]
+    return with_labels(list(vectors), len(labels), source), list(vectors.values()), columns
+
+
+def _lists(labels: Sequence[Located], known: Sequence[str] | None) -> list[list[Any]]:
+    """Return every row's labels as a list."""
+    barred = any(isinstance(label, str) and "|" in label and label not in (known or ()) for label, _ in labels)
+    return [
+        _list(label, location, barred or (isinstance(label, str) and label.strip() in (known or ())))
+        for label, location in labels
+    ]
+
+
+def _list(label: Any, location: str, lone: bool) -> list[Any]:
+    """Return a row's labels as a list; with `lone` a cell without a bar is one label."""
+    if isinstance(label, str):
+        label = _parsed(label.strip(), location, lone)
+    if hasattr(label, "tolist"):
+        label = label.tolist()
+    if isinstance(label, (set, frozenset)):
+        label = sorted(label, key=str)
+    if not isinstance(label, (list, tuple)):
+        raise DataError(
+            f"{location}: multi-label needs a list of labels in every row, found {reprlib.repr(label)}; use {HOW}"
+        )
+    return list(label)
+
+
+def _parsed(cell: str, location: str, lone: bool) -> Any:
+    """Return the labels in a cell: a list as JSON, Python or numpy write it, or names with bars between them."""
+    if cell.startswith("["):
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                return parse(cell)
+            except (ValueError, SyntaxError):
+                continue
+        if re.fullmatch(r"\[(\s*[01]\.?)*\s*\]", cell):  # numpy writes no commas
+            return [int(float(bit)) for bit in cell[1:-1].split()]
+        raise DataError(f"{location}: not a list of labels: {reprlib.repr(cell)}")
+    if "|" not in cell and not lone:
+        return cell
+    parts = [part.strip() for part in cell.split("|")]
+    return [int(part) for part in parts] if set(parts) <= {"0", "1"} else parts
+
+
+def _vectors(
+    lists: Sequence[Sequence[Any]], labels: Sequence[Located], outputs: int | None, naming: Naming | None
+) -> list[list[Any]]:
+    """Return the rows as vectors of 0 and 1; [] where they are lists of classes.
+
+    Raises:
+        DataError: both are possible, vectors of several lengths, or numbers between 0 and 1.
+    """
+    values = [[_bit(value) for value in row] for row in lists]
+    flat = [value for row in values for value in row]
+    for row, (_, location) in zip(values, labels, strict=True):
+        for value in row:
+            if _soft(value):
+                raise DataError(f"{location}: {value} is neither 0 nor 1{_soft(value)}")
+    if not flat or not all(isinstance(value, (bool, int, float)) and value in BITS for value in flat):
+        return []
+    lengths = [len(row) for row in values]
+    widths = dict.fromkeys(lengths)
+    repeated = any(len(set(row)) < len(row) for row in values)
+    plain = repeated or all(isinstance(value, (bool, float)) for row in lists for value in row)
+    if plain and len(widths) > 1:
+        common = max(widths, key=lengths.count)
+        location = next(location for row, (_, location) in zip(values, labels, strict=True) if len(row) != common)
+        raise DataError(f"{location}: a vector of {common} zeros and ones is expected, as in other rows")
+    if plain:
+        return values
+    typed = naming is not None and naming.codes
+    if len(widths) > 1 or typed or any(isinstance(value, str) for row in lists for value in row):
+        return []
+    if outputs not in (None, len(values[0])):
+        return []
+    raise DataError(
+        f"{labels[0][1]}: {reprlib.repr(lists[0])} can be a vector of 0 and 1 or a list of class numbers, in all rows; "
+        f"write true and false for a vector, or names of classes for a list"
+    )
+
+
+def _bit(value: Any) -> Any:
+    """Return the number that a value is or spells, where it spells one; else the value."""
+    if isinstance(value, str):
+        spelled = {"0": 0, "1": 1, "-1": -1, "0.0": 0, "1.0": 1, "-1.0": -1, "true": 1, "false": 0}
+        return spelled.get(value.strip().lower(), value)
+    return value
+
+
+def _soft(value: object) -> str:
+    """Return what to say of a number between 0 and 1; "" of other values."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return ""
+    if not isinstance(value, float) or not 0 < value < 1:
+        return ""
+    return "; soft labels are not read: round them to 0 or 1, or learn the numbers with --task regression"
