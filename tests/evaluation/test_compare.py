@@ -61,7 +61,9 @@ def test_a_band_is_a_part_of_the_curve_from_end_to_end_and_evenly_spread() -> No
 
 
 @pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
-def test_intervals_are_those_of_a_loop_over_resampled_traces(problem_type: str) -> None:
+def test_intervals_are_those_of_a_loop_over_resampled_traces_and_wider_where_few_are_right_or_wrong(
+    problem_type: str,
+) -> None:
     trace = random_trace(problem_type, samples=30, outputs=OUTPUTS[problem_type])
     policy = Stability() if problem_type == REGRESSION else Margin()
     drawn = torch.randint(30, (30, 25), generator=torch.Generator().manual_seed(4))
@@ -70,8 +72,13 @@ def test_intervals_are_those_of_a_loop_over_resampled_traces(problem_type: str) 
         for number, threshold in enumerate(seen.thresholds.tolist()):
             scores = [measure(trace.take(rows), policy, threshold, metric).score for rows in drawn.T]
             low, high = np.quantile(scores, (0.1, 0.9))
-            assert seen.low[number].item() == pytest.approx(low, abs=1e-9)
-            assert seen.high[number].item() == pytest.approx(high, abs=1e-9)
+            right = None if problem_type == REGRESSION else 30 * measure(trace, policy, threshold, "accuracy").score
+            if right is None or right <= 20.5:
+                assert seen.low[number].item() == pytest.approx(low, abs=1e-9)
+            if right is None or right >= 9.5:
+                assert seen.high[number].item() == pytest.approx(high, abs=1e-9)
+            assert seen.low[number].item() <= low + 1e-9
+            assert seen.high[number].item() >= high - 1e-9
 
 
 def test_intervals_hold_what_they_promise_on_fresh_draws() -> None:

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
 from offramp.evaluation.measure import measure
-from offramp.evaluation.metrics import METRICS, layerwise, metric_for, score
+from offramp.evaluation.metrics import METRICS, check_metric, layerwise, metric_for, score
 from offramp.policies.certainty import Certainty
 from offramp.policies.confidence import Entropy
 from offramp.policies.fixed import Fixed
@@ -156,6 +156,19 @@ def test_a_metric_without_a_meaning_is_refused(problem_type: str, outputs: int, 
     for refused in (lambda: layerwise(trace, name), lambda: measure(trace, Fixed(), 2, name)):
         with pytest.raises(NotApplicable, match=f"{name} has no meaning for {problem_type} with {outputs} outputs"):
             refused()
+
+
+def test_a_metric_of_ranks_measures_but_does_not_choose_thresholds() -> None:
+    assert check_metric("spearman", REGRESSION, 1) == "spearman"
+    with pytest.raises(NotApplicable, match="spearman ranks all samples together"):
+        check_metric("spearman", REGRESSION, 1, for_thresholds=True)
+    with pytest.raises(NotApplicable, match="these have: accuracy, macro-f1, matthews"):
+        check_metric("f1", SINGLE_LABEL, 3)
+
+
+def test_several_labels_of_which_none_is_true_or_answered_have_no_f1() -> None:
+    trace = Trace(-torch.ones(1, 4, 3), torch.zeros(4, 3), problem_type=MULTI_LABEL)
+    assert (layerwise(trace), layerwise(trace, "macro-f1")) == ([1.0], [0.0])
 
 
 def test_an_unknown_metric_lists_the_known_ones() -> None:

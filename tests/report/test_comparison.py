@@ -47,16 +47,19 @@ def test_a_regression_has_no_oracle_and_two_exits_may_leave_no_area() -> None:
 
 
 def test_slices_have_a_column_for_the_loss_and_no_empty_columns() -> None:
-    slices = (Slice("a", 3, 0.5, 0.75, 1.5, 0.6), Slice("b", 12, 1.0, 1.0, 2.0, 1.0))
+    slices = (Slice("a", 3, 0.5, 0.75, 1.5, 0.6, (-0.1, 0.6)), Slice("b", 12, 1.0, 1.0, 2.0, 1.0))
     first = slices_text(slices, "site", "accuracy").splitlines()
-    assert first[0].split() == ["site", "rows", "accuracy", "full", "model", "lost", "mean", "exit", "agreement"]
-    assert first[2].split() == ["a", "3", "0.5000", "0.7500", "0.2500", "1.50", "0.6000"]
+    assert " ".join(first[0].split()) == "site rows accuracy full model lost lost, 95% mean exit agreement"
+    assert " ".join(first[2].split()) == "a 3 0.5000 0.7500 0.2500 -0.100 to 0.600 1.50 0.6000"
     bare = slices_text((Slice("a", 3, None, None, 1.5, 0.6),), "site", "accuracy").splitlines()
     assert bare[0].split() == ["site", "rows", "mean", "exit", "agreement"]
     assert slices_data(slices[:1], "site", "default") == {
         "by": "site",
         "point": "default",
         "slices": [
-            {"name": "a", "rows": 3, "score": 0.5, "full_score": 0.75, "mean_exit": 1.5, "agreement": 0.6},
+            {
+                **{"name": "a", "rows": 3, "score": 0.5, "full_score": 0.75, "mean_exit": 1.5, "agreement": 0.6},
+                "loss_interval": (-0.1, 0.6),
+            },
         ],
     }

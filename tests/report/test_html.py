@@ -47,12 +47,13 @@ CERTIFICATE = Certificate("drop", 0.02, 0.05, 0.02, 0.0125, 400, "binomial", "to
 def assessment(
     score: float,
     mean_exit: float = 3.0,
-    loss: tuple[float, float] = (0.0, 0.02),
+    loss: tuple[float, float] | None = (0.0, 0.02),
     name: str | None = "fast",
     in_sample: bool = False,
+    rows: int = 400,
 ) -> PointAssessment:
     point = OperatingPoint({"name": "margin"}, (0.5,) * 5, {"max_drop": 0.01})
-    measured = Measured("accuracy", score, 0.8, 0.95, mean_exit, 6, 200)
+    measured = Measured("accuracy", score, 0.8, 0.95, mean_exit, 6, rows)
     return PointAssessment(name, point, measured, None, "No.", loss, in_sample)
 
 
@@ -66,10 +67,20 @@ def assessment(
         ),
         (assessment(0.8), Verdict.PAYS, "loses no accuracy"),
         (assessment(0.81), Verdict.PAYS, "gains 1.0 points of accuracy"),
-        (assessment(0.79, loss=(0.0079, 0.02)), Verdict.UNCERTAIN, "on 200 rows it may be chance"),
+        (assessment(0.79, loss=(0.0079, 0.02)), Verdict.UNCERTAIN, "on 400 rows it may be chance"),
         (assessment(0.79, loss=(0.0081, 0.02)), Verdict.MISSES_TARGET, "at most 1% of the score lost was asked for"),
         (assessment(0.8, mean_exit=6), Verdict.NO_EARLY_EXIT, "every row runs all 6 layers"),
         (assessment(0.792, name=None), Verdict.NOT_SAVED, "No operating point is saved yet; margin saves 50%"),
+        (
+            assessment(0.8, rows=2, loss=(-0.776, 0.776)),
+            Verdict.UNCERTAIN,
+            "loses no accuracy on these rows. 2 rows promise little: up to 77.6 points of accuracy may be lost (95%).",
+        ),
+        (assessment(0.8, rows=298), Verdict.UNCERTAIN, "298 rows promise little: up to 2.0 points of accuracy"),
+        (assessment(0.8, rows=299), Verdict.PAYS, "Early exit pays here"),
+        (assessment(0.8, rows=1, loss=None), Verdict.UNCERTAIN, "1 row promises little: no interval of accuracy"),
+        (assessment(0.5, rows=1, loss=None), Verdict.UNCERTAIN, "on 1 row it may be chance"),
+        (assessment(0.8, rows=2, name=None), Verdict.NOT_SAVED, "2 rows promise little: up to 2.0 points"),
     ],
 )
 def test_early_exit_pays_where_layers_are_saved_and_the_target_is_met(
@@ -78,6 +89,19 @@ def test_early_exit_pays_where_layers_are_saved_and_the_target_is_met(
     decision = decide(assessed)
     assert decision.verdict is verdict
     assert words in decision.headline
+
+
+def test_a_certificate_that_applies_needs_no_more_rows() -> None:
+    few = assessment(0.8, rows=20)
+    certified = replace(few, point=replace(few.point, certificate=CERTIFICATE))
+    assert certified.verdict is Verdict.PAYS
+    assert replace(certified, certificate_mismatch="other weights").verdict is Verdict.UNCERTAIN
+
+
+def test_a_percentage_of_few_rows_has_its_count() -> None:
+    few, many = (dict(decide(assessment(0.8, rows=rows)).facts)["What it loses"] for rows in (20, 400))
+    assert "95% of the rows (19 of 20) get" in few
+    assert "95% of the rows get" in many
 
 
 def test_a_verdict_is_a_plain_word_in_json() -> None:
@@ -181,12 +205,6 @@ def test_texts_are_one_line_of_limited_length() -> None:
     assert shortened("a\n\tb  c") == "a b c"
     assert len(shortened("x" * 400)) == MAX_CHARACTERS
     assert shortened("word " * 100).endswith("word…")
-
-
-def test_the_loss_is_certain_where_every_row_agrees() -> None:
-    trace = Trace(torch.tensor([[[1.0, 0.0]] * 8, [[0.0, 1.0]] * 8]), torch.ones(8, dtype=torch.long))
-    assert loss_interval(trace, replay(trace, "margin", 0.0)) == (1.0, 1.0)
-    assert loss_interval(trace, replay(trace, "margin", math.inf)) == (0.0, 0.0)
 
 
 def test_the_loss_has_the_interval_of_a_mean_of_zeros_and_ones() -> None:

@@ -1,7 +1,8 @@
-"""Bootstrap intervals over samples."""
+"""Bootstrap intervals over samples, widened by exact bounds where too few samples differ to be resampled."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,18 +10,25 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from offramp.evaluation.metrics import metric_for
+from offramp.evaluation.intervals import FEW, TAIL, unseen_number, unseen_rows
+from offramp.evaluation.measure import replay_point
+from offramp.evaluation.metrics import METRICS, Metric, metric_for
 from offramp.evaluation.sweep import per_exit_constant, sweep
 from offramp.policies.base import Policy
 from offramp.policies.decision import continues
 from offramp.policies.replay import finite_outputs
+from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, ExitOutput
+from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, labels_of
 
 CURVE_POINTS = 200
 CURVE_RESAMPLES = 200
 LOSS_RESAMPLES = 500
+MAX_DRAWS = 1 << 22
+"""Rows of several resamples that are drawn at once, for the memory's sake."""
 CONFIDENCE = 0.95
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,10 @@ def bootstrap_curve(
     weighted sums. From one threshold to the next only the samples that change their exit change the sums, so all
     thresholds together cost about as much as the samples have exits. The mean exit is not resampled.
 
+    Where fewer than FEW samples are right, or wrong, the interval is widened by the scores that
+    `offramp.evaluation.intervals.unseen_rows` do not exclude: for accuracy by Clopper and Pearson's bound. A score that
+    the samples do not define (a correlation with a constant, an F1 without its class) has the whole range.
+
     Args:
         trace: with labels.
         policy: scores the exits.
@@ -86,14 +98,38 @@ def bootstrap_curve(
     counts = _counts(len(trace), resamples, seed)
     if rule.resampled is None:
         statistics = rule.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels)
-        sums = _summed(statistics, exits, counts)
+        sums = list(_summed(statistics, exits, counts))
     else:
         rows, summed = torch.arange(len(trace)), rule.resampled(labels, counts)
-        sums = (summed(ExitOutput(logits[at, rows], problem_type=trace.problem_type)) for at in exits)
+        sums = [summed(ExitOutput(logits[at, rows], problem_type=trace.problem_type)) for at in exits]
     scores = torch.stack([rule.value(total, len(trace)) for total in sums])  # (K, 1 + R)
     tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     low, high = scores[:, 1:].quantile(tails, dim=-1)
+    # 3) what resampling cannot reveal
+    if trace.problem_type != REGRESSION:
+        right = _right_rows(trace, logits).gather(0, exits).sum(dim=-1)  # (K,)
+        _widen(trace, rule, torch.stack([total[0] for total in sums]), right.tolist(), low, high, tails[0].item())
+    unknown = (low == high) & (scores[:, 0].abs() < 1 - 1e-9)
+    low[unknown], high[unknown] = rule.least, 1.0
     return BootstrapCurve(thresholds, mean_exits[chosen], scores[:, 0], low, high)
+
+
+def _right_rows(trace: Trace, logits: Tensor) -> Tensor:
+    """Return the rows that logits (..., N, C) answer right, in all of their labels, (..., N) bool."""
+    out = ExitOutput(logits, problem_type=trace.problem_type)
+    return METRICS["accuracy"].statistics(out, labels_of(trace)).squeeze(-1) > 0
+
+
+def _widen(trace: Trace, rule: Metric, sums: Tensor, right: list[int], low: Tensor, high: Tensor, tail: float) -> None:
+    """Widen intervals (K,) in place by unseen rows, for sums (K, S) of the sample with so many right rows each."""
+    unseen, rows = unseen_rows(trace, rule), len(trace)
+    for index, count in enumerate(right):
+        if count > 0 and rows - count < FEW:
+            number = unseen_number(rows - count, rows, tail)
+            low[index] = low[index].minimum(unseen.scores(sums[index], rows, unseen.wrong, number).min())
+        if count < FEW and count < rows:
+            number = unseen_number(count, rows, tail)
+            high[index] = high[index].maximum(unseen.scores(sums[index], rows, unseen.right, number).max())
 
 
 def _counts(samples: int, resamples: int, seed: int) -> Tensor:
@@ -114,25 +150,72 @@ def _summed(statistics: Tensor, exits: Tensor, counts: Tensor) -> Iterator[Tenso
         yield sums
 
 
-def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> tuple[float, float]:
+def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> Interval | None:
     """Return the 95% interval of the full model's score minus the early one, by a paired bootstrap over the rows.
+
+    Where early exit makes fewer than FEW rows right or wrong, the interval is widened by the unseen rows that it may
+    make so: without any such row among n, their share is at most 1 - 0.05^(1/n) with 95% confidence, and so is the
+    loss or the gain of accuracy (see `offramp.evaluation.intervals`).
 
     Args:
         trace: with labels, N rows.
         answers: early answers to the same rows.
         metric: a name of `offramp.evaluation.metrics.METRICS`; None = the default one.
+
+    Returns:
+        None where these rows show no interval: the correlation of one row, or with a constant.
     """
     _, rule = metric_for(trace, metric)
-    drawn = torch.randint(len(trace), (LOSS_RESAMPLES, len(trace)), generator=torch.Generator().manual_seed(0))
-    counts = torch.zeros(drawn.shape, dtype=torch.float64)
-    counts.scatter_add_(1, drawn, torch.ones_like(counts))  # (R, N)
-    ranked = None if rule.resampled is None else rule.resampled(labels_of(trace), counts.T)
+    low, high = _resampled_loss(trace, answers.logits, rule)
+    if trace.problem_type != REGRESSION:
+        return _widened_loss(trace, answers.logits, rule, (low, high))
+    return None if low == high else (low, high)
 
-    def resampled(logits: Tensor) -> Tensor:
-        out = ExitOutput(logits, problem_type=trace.problem_type)
-        sums = counts @ rule.statistics(out, labels_of(trace)) if ranked is None else ranked(out)  # (R, S)
-        return rule.value(sums, len(trace))
 
-    loss = resampled(trace.logits[-1]) - resampled(answers.logits)
-    low, high = loss.quantile(torch.tensor([0.025, 0.975], dtype=loss.dtype)).tolist()
+def point_loss_interval(trace: Trace, point: OperatingPoint, metric: str | None = None) -> Interval | None:
+    """Return `loss_interval` of an operating point; (0, 0) where its thresholds let no row leave early."""
+    answered, answers = replay_point(trace, point)
+    if min(point.thresholds) == math.inf and torch.equal(answers.logits, answered.logits[-1]):
+        return 0.0, 0.0
+    return loss_interval(answered, answers, metric)
+
+
+def _resampled_loss(trace: Trace, early: Tensor, rule: Metric) -> Interval:
+    """Return the percentiles of LOSS_RESAMPLES paired resamples; early: logits (N, C)."""
+    generator, rows, labels = torch.Generator().manual_seed(0), len(trace), labels_of(trace)
+    both = [ExitOutput(logits, problem_type=trace.problem_type) for logits in (trace.logits[-1], early)]
+    statistics = [rule.statistics(out, labels) for out in both] if rule.resampled is None else []
+    losses = []
+    at_once = max(1, MAX_DRAWS // rows)
+    for start in range(0, LOSS_RESAMPLES, at_once):
+        resamples = min(at_once, LOSS_RESAMPLES - start)
+        drawn = torch.randint(rows, (resamples, rows), generator=generator)
+        counts = torch.zeros(drawn.shape, dtype=torch.float64)
+        counts.scatter_add_(1, drawn, torch.ones_like(counts))  # (R, N)
+        if rule.resampled is None:
+            full_sums, early_sums = (counts @ values for values in statistics)
+        else:
+            full_sums, early_sums = map(rule.resampled(labels, counts.T), both)
+        losses.append(rule.value(full_sums, rows) - rule.value(early_sums, rows))
+    low, high = torch.cat(losses).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _widened_loss(trace: Trace, early: Tensor, rule: Metric, interval: Interval) -> Interval:
+    """Widen an interval by unseen rows that early exit makes wrong, or right; early: logits (N, C)."""
+    rows, labels, (low, high) = len(trace), labels_of(trace), interval
+    changed = int((_right_rows(trace, trace.logits[-1]) != _right_rows(trace, early)).sum())
+    full_sums, early_sums = (
+        rule.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels).sum(dim=0)
+        for logits in (trace.logits[-1], early)
+    )
+    for count in (changed, rows - changed):
+        if count < min(FEW, rows):
+            unseen = unseen_rows(trace, rule)
+            number = unseen_number(count, rows, TAIL / 2 if count else TAIL)
+            lost, gained = (
+                unseen.scores(full_sums, rows, full, number) - unseen.scores(early_sums, rows, other, number)
+                for full, other in ((unseen.right, unseen.wrong), (unseen.wrong, unseen.right))
+            )
+            low, high = min(low, gained.min().item()), max(high, lost.max().item())
     return low, high

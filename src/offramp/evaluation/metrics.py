@@ -28,13 +28,15 @@ class Metric:
         statistics: (outputs of exits, logits (..., N, C); labels) -> (..., N, S) float64, to be summed over samples.
         value: sums (..., S) over N samples -> scores (...).
         problem_types: the ones it has a meaning for; None = all but regression.
+        least: the lowest score that there is.
         resampled: for statistics that depend on the other samples: (labels; counts of each sample, (N, R)) -> a
             function from one exit's output to sums (R, S). None where these are weighted sums of `statistics`.
     """
 
     statistics: Callable[[ExitOutput, Tensor], Tensor]
-    value: Callable[[Tensor, int], Tensor]
+    value: Callable[[Tensor, float], Tensor]
     problem_types: tuple[str, ...] | None = None
+    least: float = 0.0
     resampled: Callable[[Tensor, Tensor], Callable[[ExitOutput], Tensor]] | None = None
 
 
@@ -58,18 +60,18 @@ def _positives(out: ExitOutput, labels: Tensor) -> Tensor:
     return counts.sum(dim=-2) if out.problem_type == MULTI_LABEL else counts[..., 1, :]
 
 
-def _f1(sums: Tensor, samples: int) -> Tensor:
+def _f1(sums: Tensor, samples: float) -> Tensor:
     hits, predicted, true = sums.unbind(dim=-1)
     return 2 * hits / (predicted + true).clamp(min=1)
 
 
-def _macro_f1(sums: Tensor, samples: int) -> Tensor:
+def _macro_f1(sums: Tensor, samples: float) -> Tensor:
     hits, predicted, true = sums.chunk(3, dim=-1)
     defined = (predicted + true) > 0  # a class that is neither predicted nor true has no F1
     return (2 * hits / (predicted + true).clamp(min=1)).sum(dim=-1) / defined.sum(dim=-1).clamp(min=1)
 
 
-def _matthews(sums: Tensor, samples: int) -> Tensor:
+def _matthews(sums: Tensor, samples: float) -> Tensor:
     """Return Gorodkin's R_K; for two classes Matthews' correlation. 0 where one side is constant."""
     hits, predicted, true = sums.chunk(3, dim=-1)
     covariance = hits.sum(dim=-1) * samples - (predicted * true).sum(dim=-1)
@@ -86,7 +88,7 @@ def _moments(out: ExitOutput, labels: Tensor) -> Tensor:
     return torch.cat((x, y, x.square(), y.square(), x * y), dim=-1)
 
 
-def _pearson(sums: Tensor, samples: int) -> Tensor:
+def _pearson(sums: Tensor, samples: float) -> Tensor:
     """Return the mean correlation over the outputs; 0 for an output where one side is constant."""
     x, y, xx, yy, xy = (sums / samples).chunk(5, dim=-1)  # (..., C) each
     spread = (xx - x.square()) * (yy - y.square())
@@ -134,9 +136,9 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric(_right, lambda sums, samples: sums[..., 0] / samples),
     "f1": Metric(_positives, _f1),
     "macro-f1": Metric(_confusion, _macro_f1),
-    "matthews": Metric(_confusion, _matthews, (SINGLE_LABEL,)),
-    "pearson": Metric(_moments, _pearson, (REGRESSION,)),
-    "spearman": Metric(_rank_moments, _pearson, (REGRESSION,), _rank_sums),
+    "matthews": Metric(_confusion, _matthews, (SINGLE_LABEL,), least=-1.0),
+    "pearson": Metric(_moments, _pearson, (REGRESSION,), least=-1.0),
+    "spearman": Metric(_rank_moments, _pearson, (REGRESSION,), least=-1.0, resampled=_rank_sums),
 }
 
 
@@ -150,15 +152,39 @@ def metric_for(trace: Trace, name: str | None = None) -> tuple[str, Metric]:
         UnknownName: no such metric.
         NotApplicable: it has no meaning for this kind of problem.
     """
-    name = name or ("pearson" if trace.problem_type == REGRESSION else "accuracy")
+    name = check_metric(name, str(trace.problem_type), trace.logits.shape[-1])
+    return name, METRICS[name]
+
+
+def check_metric(name: str | None, problem_type: str, outputs: int, *, for_thresholds: bool = False) -> str:
+    """Return the name of a metric that has a meaning for this kind of problem; None = the default one.
+
+    Args:
+        name: of the metric.
+        problem_type: one of `offramp.types.problem_types.PROBLEM_TYPES`.
+        outputs: C, of the model.
+        for_thresholds: the metric is to choose thresholds, so it must be known at each of them.
+
+    Raises:
+        UnknownName: no such metric.
+        NotApplicable: it has no meaning for this kind of problem, or cannot choose thresholds.
+    """
+    name = name or ("pearson" if problem_type == REGRESSION else "accuracy")
     if name not in METRICS:
         raise UnknownName(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
-    metric = METRICS[name]
-    fits = metric.problem_types or (SINGLE_LABEL, MULTI_LABEL)
-    three_classes = trace.problem_type == SINGLE_LABEL and trace.logits.shape[-1] != 2
-    if trace.problem_type not in fits or (name == "f1" and three_classes):
-        raise NotApplicable(f"{name} has no meaning for {trace.problem_type} with {trace.logits.shape[-1]} outputs")
-    return name, metric
+    fitting = [other for other in METRICS if _fits(other, problem_type, outputs)]
+    if name not in fitting:
+        raise NotApplicable(
+            f"{name} has no meaning for {problem_type} with {outputs} outputs; these have: {', '.join(fitting)}"
+        )
+    if for_thresholds and METRICS[name].resampled is not None:
+        raise NotApplicable(f"{name} ranks all samples together, so it is not known at every threshold; pearson is")
+    return name
+
+
+def _fits(name: str, problem_type: str, outputs: int) -> bool:
+    fits = METRICS[name].problem_types or (SINGLE_LABEL, MULTI_LABEL)
+    return problem_type in fits and (name != "f1" or problem_type == MULTI_LABEL or outputs == 2)
 
 
 def score(metric: Metric, out: ExitOutput, labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InvalidInput, NotApplicable
+from offramp.evaluation.bootstrap import point_loss_interval
 from offramp.evaluation.measure import measure_point
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
@@ -29,6 +30,8 @@ class Slice:
         full_score: of the full model on the same rows.
         mean_exit: mean exit layer.
         agreement: share of rows with the full model's answer; None for regression.
+        loss_interval: 95% interval of the full model's score minus the point's (`offramp.evaluation.bootstrap`); None
+            where there are no labels, or the rows show none.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Slice:
     full_score: float | None
     mean_exit: float
     agreement: float | None
+    loss_interval: tuple[float, float] | None = None
 
 
 def by_label(
@@ -110,8 +114,10 @@ def _slices(trace: Trace, point: OperatingPoint, metric: str | None, members: di
     slices = []
     for name, rows in members.items():
         if rows.any():
-            m = measure_point(trace.take(rows.nonzero().squeeze(-1)), point, metric)
-            slices.append(Slice(name, m.rows, m.score, m.full_score, m.mean_exit, m.agreement))
+            group = trace.take(rows.nonzero().squeeze(-1))
+            m = measure_point(group, point, metric)
+            interval = None if group.labels is None else point_loss_interval(group, point, metric)
+            slices.append(Slice(name, m.rows, m.score, m.full_score, m.mean_exit, m.agreement, interval))
     return tuple(slices)
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.errors import NotApplicable
-from offramp.evaluation.metrics import metric_for
+from offramp.evaluation.metrics import METRICS, check_metric
 from offramp.policies.base import Policy
 from offramp.policies.replay import run_policy
 from offramp.types.outputs import ExitOutput
@@ -89,9 +88,8 @@ def curve(trace: Trace, policy: Policy, metric: str | None = None) -> Curve:
 
 def score_curve(trace: Trace, score: Tensor, logits: Tensor, metric: str | None = None) -> Curve:
     """Return `curve` of a policy that has run: its scores (L, N) and logits (L, N, C)."""
-    name, rule = metric_for(trace, metric)
-    if rule.resampled is not None:
-        raise NotApplicable(f"{name} ranks all samples together, so it is not known at every threshold; pearson is")
+    name = check_metric(metric, str(trace.problem_type), trace.logits.shape[-1], for_thresholds=True)
+    rule = METRICS[name]
     statistics = rule.statistics(ExitOutput(logits, problem_type=trace.problem_type), labels_of(trace))
     swept = sweep(score, torch.cat((per_exit_constant(trace, trace.layer_numbers), statistics), dim=-1))
     return Curve(

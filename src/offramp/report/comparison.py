@@ -81,13 +81,14 @@ def _numbers(values: Tensor) -> list[float | str]:
 
 def slices_text(slices: Sequence[Slice], by: str, metric: str) -> str:
     """Return a line for each slice; columns without any value are left out."""
-    head = [by, "rows", metric, "full model", "lost", "mean exit", "agreement"]
+    head = [by, "rows", metric, "full model", "lost", "lost, 95%", "mean exit", "agreement"]
     rows = []
     for group in slices:
         loss = None if group.score is None or group.full_score is None else group.full_score - group.score
         values = (group.score, group.full_score, loss, group.agreement)
         *scores, agreement = ("" if value is None else f"{value:.4f}" for value in values)
-        rows.append([group.name, str(group.rows), *scores, f"{group.mean_exit:.2f}", agreement])
+        interval = "" if group.loss_interval is None else "{:.3f} to {:.3f}".format(*group.loss_interval)
+        rows.append([group.name, str(group.rows), *scores, interval, f"{group.mean_exit:.2f}", agreement])
     filled = [number for number in range(len(head)) if any(row[number] for row in rows)]
     return table([head[number] for number in filled], [[row[number] for number in filled] for row in rows])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offramp.calibration.calibrate import calibrate
 from offramp.errors import CannotReach, InvalidInput
-from offramp.evaluation.bootstrap import loss_interval
+from offramp.evaluation.bootstrap import point_loss_interval
 from offramp.evaluation.compare import Comparison, compare
 from offramp.evaluation.curves import score_at
 from offramp.evaluation.measure import measure_all, measure_point, replay_point
@@ -160,7 +160,7 @@ def _assess(
         measured=measure_point(trace, point, metric, cost),
         full_ms=None if cost is None else cost.ms[-1],
         best_alternative=best_alternative(comparison, point.policy["name"], compared),
-        loss=loss_interval(*replay_point(trace, point), metric),
+        loss=point_loss_interval(trace, point, metric),
         in_sample=name is None or _is_in_sample(trace, point),
         certificate_mismatch=_certificate_mismatch(trace, point),
     )

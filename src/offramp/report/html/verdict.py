@@ -1,7 +1,7 @@
 """The verdict on early exit in words, from the measurements of one operating point on one trace.
 
-Early exit pays where layers are saved and the point's target is met on these rows. Milliseconds appear only where they
-were measured.
+Early exit pays where layers are saved and the point's target is met on these rows, if they are enough to show it.
+Milliseconds appear only where they were measured.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from offramp.evaluation.caveats import needed_rows, rows_text
 from offramp.policies.registry import policy_text
 from offramp.types.operating_point import RISKS, Certificate, Measured, OperatingPoint, label_thresholds_text
+
+MAX_COUNTED = 100
+"""A percentage of fewer rows than this is shown with its count."""
 
 
 class Verdict(str, Enum):
     """The outcome for one point; the value is the word in JSON and the class in the page's style."""
 
     PAYS = "pays"  # layers are saved and the target is met
-    UNCERTAIN = "unsure"  # the target is missed, but on so few rows that it may be chance
+    UNCERTAIN = "unsure"  # the target is met or missed, but on so few rows that it may be chance
     MISSES_TARGET = "costs"  # the loss is larger than the target allows
     NO_EARLY_EXIT = "idle"  # every row runs all layers
     NOT_SAVED = "open"  # the folder holds no operating point
@@ -49,7 +53,7 @@ class PointAssessment:
         measured: its score, agreement and mean exit on labelled rows.
         full_ms: mean time of a row at full depth, like `measured.expected_ms`; None where nothing was timed.
         best_alternative: a sentence that compares it with the other policies at its mean exit.
-        loss: 95% interval of the full model's score minus the point's, over resamples of these rows.
+        loss: 95% interval of the full model's score minus the point's; None where these rows show none.
         in_sample: True where the point was chosen on these rows.
         certificate_mismatch: what its certificate is of instead, such as "other weights"; empty where it applies.
     """
@@ -59,7 +63,7 @@ class PointAssessment:
     measured: Measured
     full_ms: float | None
     best_alternative: str
-    loss: tuple[float, float]
+    loss: tuple[float, float] | None
     in_sample: bool = False
     certificate_mismatch: str = ""
 
@@ -71,9 +75,18 @@ class PointAssessment:
         if self.name is None:
             return Verdict.NOT_SAVED
         if meets_target(self.point, self.measured):
-            return Verdict.PAYS
+            return Verdict.UNCERTAIN if self.few_rows else Verdict.PAYS
         allowed = self.point.target.get("max_drop", -math.inf) * (self.measured.full_score or 0.0)
-        return Verdict.UNCERTAIN if self.loss[0] <= allowed else Verdict.MISSES_TARGET
+        least = -math.inf if self.loss is None else self.loss[0]
+        return Verdict.UNCERTAIN if least <= allowed else Verdict.MISSES_TARGET
+
+    @property
+    def few_rows(self) -> bool:
+        """Return True where these rows could not show the target, even if nothing was lost, nor does a certificate."""
+        certificate = self.point.certificate
+        if certificate is not None and not certificate.note and not self.certificate_mismatch:
+            return False
+        return self.measured.rows < needed_rows(self.point.target)
 
 
 def decide(assessment: PointAssessment) -> Decision:
@@ -158,13 +171,29 @@ def _headline(assessment: PointAssessment) -> str:
     saves = f"saves {percent(measured.saving)} of the layers{time} and {_score_change(measured)}"
     return {
         Verdict.NO_EARLY_EXIT: f"Early exit does not pay here: at {point} every row runs all {measured.depth} layers.",
-        Verdict.NOT_SAVED: f"No operating point is saved yet; {assessment.point.policy['name']} {saves} on these rows.",
+        Verdict.NOT_SAVED: f"No operating point is saved yet; {assessment.point.policy['name']} {saves} on these rows."
+        f"{_few_rows(assessment)}",
         Verdict.PAYS: f"Early exit pays here: {point} {saves}.",
-        Verdict.UNCERTAIN: f"Early exit may pay here: {point} {saves}. That is more than was asked for, but on "
-        f"{measured.rows} rows it may be chance.",
+        Verdict.UNCERTAIN: f"Early exit may pay here: {point} {saves}"
+        + (
+            f" on these rows.{_few_rows(assessment)}"
+            if meets_target(assessment.point, measured)
+            else f". That is more than was asked for, but on {rows_text(measured.rows)} it may be chance."
+        ),
         Verdict.MISSES_TARGET: f"Early exit does not pay as asked: {point} {saves}, and "
         f"{target_text(assessment.point)} was asked for.",
     }[assessment.verdict]
+
+
+def _few_rows(assessment: PointAssessment) -> str:
+    """Return a sentence on what so few rows can promise; "" where they are enough."""
+    if not assessment.few_rows:
+        return ""
+    rows = assessment.measured.rows
+    little = f" {rows_text(rows)} {'promises' if rows == 1 else 'promise'} little"
+    if assessment.loss is None:
+        return f"{little}: no interval of {assessment.measured.metric} can be given from them."
+    return f"{little}: up to {_points(assessment.loss[1])} points of {assessment.measured.metric} may be lost (95%)."
 
 
 def _score_change(measured: Measured) -> str:
@@ -195,12 +224,16 @@ def _savings_fact(measured: Measured, full_ms: float | None) -> str:
 
 
 def _loss_fact(assessment: PointAssessment) -> str:
-    measured, (low, high) = assessment.measured, assessment.loss
+    measured, interval = assessment.measured, "no interval can be given from them"
+    if assessment.loss is not None:
+        low, high = assessment.loss
+        interval = f"a loss of {_points(low)} to {_points(high)} points (95% interval)"
     scores = f"{measured.metric} {measured.score:.4f} against {measured.full_score:.4f} of the full model"
-    interval = f"a loss of {_points(low)} to {_points(high)} points (95% interval)"
-    sentences = [f"{scores} on {measured.rows} rows, {interval}."]
+    sentences = [f"{scores} on {rows_text(measured.rows)}, {interval}."]
     if measured.agreement is not None:
-        sentences.append(f"{percent(measured.agreement)} of the rows get the full model's answer.")
+        same = round(measured.agreement * measured.rows)
+        count = f" ({same} of {measured.rows})" if measured.rows < MAX_COUNTED else ""
+        sentences.append(f"{percent(measured.agreement)} of the rows{count} get the full model's answer.")
     if assessment.in_sample:
         sentences.append("The point was chosen on these very rows: expect somewhat more to be lost on others.")
     return " ".join(sentences)
