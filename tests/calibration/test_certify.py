@@ -349,7 +349,7 @@ def test_a_point_and_its_certificate_by_hand() -> None:
         bound=0.02,
         observed=0.0,
         rows=400,
-        method="hoeffding-bentkus",
+        method="binomial",
         engine="torch-float32",
         data=trace_digest(trace),
         weights="ab",
@@ -406,6 +406,23 @@ def test_betting_says_how_many_rows_would_do() -> None:
     assert 299 < needed < 340
     enough = given_by([[0], [0]], [0], torch.tensor([[0.5], [0.0]]), copies=needed)
     assert certify(enough, "certainty", "quality", 0.01, 0.05, "betting").certificate.note == ""
+
+
+def test_the_exact_test_is_the_default_and_needs_fewer_rows_where_some_are_lost() -> None:
+    # 1 row of 200 is lost by the only early exit; by scipy, the fewest rows on which 0.5 % of losses pass 2 % at 95 %
+    trace = given_by([[0] * 199 + [1], [0] * 200], [0] * 200, torch.tensor([[0.5], [0.0]]).expand(2, 200))
+    needed = next(rows for rows in range(201, 400) if binom.cdf(int(rows * 0.005), rows, 0.02) <= 0.05)
+    assert 0.98**200 + 200 * 0.02 * 0.98**199 > 0.05
+    certificate = certify(trace, "certainty", "quality", 0.02).certificate
+    assert certificate.method == "binomial"
+    assert certificate.note == f"cannot certify an early exit on 200 rows; needs about {needed} rows"
+    general = certify(trace, "certainty", "quality", 0.02, method="hoeffding-bentkus").certificate.note
+    assert int(general.split("about ")[1].split()[0]) > needed
+    more = given_by(
+        [[0] * (needed - 1) + [1], [0] * needed], [0] * needed, torch.tensor([[0.5], [0.0]]).expand(2, needed)
+    )
+    assert certify(more, "certainty", "quality", 0.02).thresholds[0] < 0.5
+    assert certify(more, "certainty", "quality", 0.02, method="hoeffding-bentkus").thresholds == (math.inf,)
 
 
 def test_of_a_drop_all_rows_are_counted_that_are_needed() -> None:

@@ -38,7 +38,8 @@ from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, labels_of, row_hashes, trace_digest
 
-DEFAULT_METHOD = "hoeffding-bentkus"
+DEFAULT_METHOD = "binomial"
+"""Exact for losses of 0 and 1, as those of all RISKS are; "hoeffding-bentkus" holds for any losses in 0..1."""
 MAX_ROWS = 1 << 20
 """The largest number of rows that a certificate's note gives as needed."""
 
@@ -59,8 +60,8 @@ def certify(
     rows alone that the full model answers right, so at least (1 - level) of its accuracy is kept. With several labels
     an answer is the whole set.
 
-    Methods: "hoeffding-bentkus" and "binomial" count losses; losses here are 0 or 1, so the second is exact, and at
-    least as loose as the first, which holds for any losses in 0..1. "betting" reads the losses one by one. These
+    Methods: "binomial" and "hoeffding-bentkus" count losses. Losses here are 0 or 1, for which the first is exact, and
+    never stricter than the second, which holds for any losses in 0..1. "betting" reads the losses one by one. These
     three guarantee risk <= level with probability 1 - delta over the draw of the rows. "conformal" guarantees less: its
     mean over draws is at most `level`; a single draw may be above, and delta is not used.
 
@@ -269,26 +270,28 @@ def _note(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: flo
     share = _counts(swept)[1].item() / among
     if share >= level:
         return f"cannot certify: even the strictest early exit loses {share:.2%} of {among} rows"
-    needed = _rows_needed(share, level, delta, method)
+    needed = _rows_needed(share, level, delta, method, among)
     if needed is None:
         return f"cannot certify an early exit on {rows} rows; more than {MAX_ROWS} would be needed"
     return f"cannot certify an early exit on {rows} rows; needs about {math.ceil(needed * rows / among)} rows"
 
 
-def _rows_needed(share: float, level: float, delta: float, method: str) -> int | None:
-    """Return the fewest rows on which this share of losses, evenly spread, passes; None = more than MAX_ROWS."""
+def _rows_needed(share: float, level: float, delta: float, method: str, rows: int) -> int | None:
+    """Return the fewest rows, above `rows`, on which this share of losses passes; None = more than MAX_ROWS.
+
+    The losses are evenly spread; on `rows` they do not pass.
+    """
 
     def passes(rows: int) -> bool:
         lost = (torch.arange(rows + 1) * share).floor().diff() > 0  # (rows,)
         loss, counted = torch.stack((lost, torch.zeros_like(lost))), torch.ones_like(lost)
         return METHODS[method](torch.zeros(2, rows), loss, counted, level, delta) not in (None, math.inf)
 
-    above = 1
+    below, above = rows, 2 * rows
     while not passes(above):
-        above *= 2
+        below, above = above, 2 * above
         if above > MAX_ROWS:
             return None
-    below = above // 2
     while above - below > 1:
         middle = (above + below) // 2
         below, above = (below, middle) if passes(middle) else (middle, above)
