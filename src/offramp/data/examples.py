@@ -15,14 +15,16 @@ from offramp.data.classes import NO_CLASS, one_class_each
 from offramp.data.columns import GUESSED, Columns, choose_columns, columns_in
 from offramp.data.label_names import OPTION, naming_of
 from offramp.data.labels import integer_spelled, is_missing, numbers
+from offramp.data.lines import surrogate
 from offramp.data.multi_label import classes_of_each
-from offramp.data.readers import name_of, open_source
-from offramp.data.records import AS_NAMED, Reading, Record, Source
+from offramp.data.readers import is_read_once, name_of, open_source
+from offramp.data.records import AS_NAMED, Reading, Record, Source, Unusable
 from offramp.errors import DataError, UnknownName
 
 Text = str | tuple[str, str]  # a text, or a pair
 
 TASKS = ("classification", "multi-label", "regression")
+FIRST = 100  # records of which, in lenient reading, one has the columns
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,43 @@ def rows_of(
     source: Source, columns: Columns = GUESSED, *, labelled: bool = True, lenient: bool = False
 ) -> Iterator[Row]:
     """Stream the rows of an open source; the arguments are those of `read_rows`."""
-    record = chosen = None
+    columns, source = _chosen(source, columns, labelled, lenient)
+    record = None
     for record in source.records:
-        if chosen is None and record.values is not None:
-            chosen = choose_columns(columns, record.values, source.name, labelled)
-        row = _row(record, chosen or columns, source.class_names, labelled)
+        row = _row(record, columns, source.class_names, labelled)
         if row.error is not None and not lenient:
             raise DataError(f"{row.location}: {row.error}")
         yield row
     if record is None:
         raise DataError(f"{source.name}: there are no rows")
+
+
+def _chosen(source: Source, columns: Columns, labelled: bool, lenient: bool = False) -> tuple[Columns, Source]:
+    """Return the columns to read, chosen from the first record, and the source with all of its records.
+
+    Where lenient, one of the first records that has the columns chooses them.
+
+    Raises:
+        DataError: no record has these columns, or one of them cannot be used in any record.
+    """
+    first, problem = [], None
+    for record in itertools.islice(source.records, FIRST if lenient else 1):
+        first.append(record)
+        if record.values is None:
+            continue
+        try:
+            columns, problem = choose_columns(columns, record.values, source.name, labelled), None
+        except DataError as error:
+            problem = problem or error
+            continue
+        for column in filter(None, (columns.text, columns.pair, *columns.labels)):
+            value = record.values[column]
+            if isinstance(value, Unusable) and value.column:
+                raise DataError(f"{source.name}: {value.reason}")
+        break
+    if problem is not None:
+        raise problem
+    return columns, replace(source, records=itertools.chain(first, source.records))
 
 
 def _row(record: Record, columns: Columns, class_names: Mapping[str, Sequence[str]], labelled: bool) -> Row:
@@ -129,6 +158,7 @@ def _label(
 ) -> object:
     """Return a record's label; of several columns their values by name."""
     for column in columns.labels:
+        _refuse_unusable(values.get(column), column)
         if labelled and is_missing(values.get(column)) and column not in class_names:
             raise DataError(f'the label, column "{column}", is missing')
     if len(columns.labels) > 1:
@@ -145,7 +175,7 @@ def read_column(source: str, column: str, *, split: str, reading: Reading = AS_N
         DataError: there is no such column, or the source cannot be read, or not twice.
     """
     name = name_of(source)
-    if source == "-":
+    if is_read_once(source):
         raise DataError(f'{name} is read once, for the texts; give a file to read its column "{column}" too')
     values = []
     opened = open_source(source, split, reading)
@@ -154,7 +184,10 @@ def read_column(source: str, column: str, *, split: str, reading: Reading = AS_N
             raise DataError(f"{record.location}: {record.error}")
         if column not in record.values:
             raise DataError(f'{record.location}: no column "{column}"; {columns_in(record.values)}')
-        values.append(record.values[column])
+        value = record.values[column]
+        if isinstance(value, Unusable):
+            raise DataError(f'{record.location}: "{column}": {value.reason}')
+        values.append(value)
     names = opened.class_names.get(column)
     return [names[value] if names and isinstance(value, int) and value >= 0 else str(value) for value in values]
 
@@ -191,7 +224,7 @@ def read_examples(
     if task not in TASKS:
         raise UnknownName(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
     opened = open_source(source, split, reading)
-    columns, opened = _chosen(opened, columns)
+    columns, opened = _chosen(opened, columns, labelled=True)
     rows = list(rows_of(opened, columns))
     texts, labels = [row.text for row in rows], [(row.label, row.location) for row in rows]
     if task == "regression":
@@ -212,22 +245,20 @@ def read_examples(
     return Examples(texts, tags, classes.names, "multi_label_classification", left)
 
 
-def _chosen(source: Source, columns: Columns) -> tuple[Columns, Source]:
-    """Return the columns to read and the source with all of its records; a first record with an error chooses none."""
-    first = next(source.records, None)
-    if first is None:
-        return columns, source
-    if first.values is not None:
-        columns = choose_columns(columns, first.values, source.name, labelled=True)
-    return columns, replace(source, records=itertools.chain([first], source.records))
-
-
 def _text(record: Mapping[str, Any], column: str) -> str:
     text = record.get(column)
     if text is None:
         raise DataError(f'there is no "{column}"')
+    _refuse_unusable(text, column)
     if not isinstance(text, str):
         raise DataError(f'"{column}" must be a text, found {reprlib.repr(text)}')
     if not text.strip():
         raise DataError(f'"{column}" is blank')
     return text
+
+
+def _refuse_unusable(value: object, column: str) -> None:
+    if isinstance(value, Unusable):
+        raise DataError(f'"{column}": {value.reason}')
+    if isinstance(value, str) and (half := surrogate(value)):
+        raise DataError(f'"{column}" holds half a character, the lone surrogate {half!a}; no encoding has it')

@@ -1,59 +1,56 @@
-"""Records from csv, tsv, jsonl, txt, parquet, Hugging Face data sets and the built-in sample.
+"""Sources by name: csv, tsv, jsonl, json, txt, parquet, Hugging Face data sets and the built-in sample.
 
-A source is named by a string; every kind is read as a stream of records with their locations, with which
-errors begin. Heavy imports wait until they are needed.
+Every kind is read once, as a stream of records with their locations. The kind of a file is what the user says, or what
+its name says, or else what its first lines look like, which is logged. Heavy imports wait until they are needed.
 """
 
-import csv
-import gzip
-import itertools
+from __future__ import annotations
+
 import json
-import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from offramp.data.records import AS_NAMED, Reading, Record, Source
+from offramp.data.delimited import delimited_records
+from offramp.data.json_records import json_array, json_lines, json_records
+from offramp.data.lines import UNREADABLE, Lines, one_line, open_bytes
+from offramp.data.records import AS_NAMED, FORMATS, Reading, Record, Source
 from offramp.errors import DataError
 
 SAMPLE = "helpdesk"
 SPLITS = ("train", "validation", "test")
+OBJECT = re.compile(r'\s*\{\s*("(\\.|[^"\\])*"\s*:|\}\s*$)')  # the start of a JSON object in a line
+ARRAY = re.compile(r"\s*\[\s*(\{\s*(\"|\}|$)|$)")  # of an array of objects
+
+log = logging.getLogger("offramp")
 
 
 def open_source(source: str, split: str, reading: Reading = AS_NAMED) -> Source:
     """Open any kind of source; "NAME:SPLIT" overrules `split`.
 
+    Args:
+        source: a file or a pipe, "-" for standard input, a folder, "helpdesk", or the name of a data set.
+        split: train, validation or test, where the source holds several and does not name one itself.
+        reading: how to read a file; other sources need none.
+
     Raises:
         DataError: there is no such source, or it cannot be read; from a file, possibly after some records.
     """
     name, _, named_split = source.partition(":")
-    if source == "-":
-        return Source(name_of("-"), _standard_input())
-    if Path(source).is_dir():
-        return _hub(source, source, split)
-    if Path(source).exists() or _suffix(source) in READERS:
-        return Source(source, _file(source), _names_beside(source))
+    path = Path(source)
+    if path.is_dir():
+        opened = _data_set(source, source, split)
+        return Source(opened.name, opened.records, _listed_names(path) | dict(opened.class_names))
+    if source == "-" or path.exists() or _suffix(source) in FORMATS:
+        return _file(source, reading)
     if name == SAMPLE:
         return Source(source, _sample(named_split or split))
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+    if reading.format is not None or (name.startswith(("/", ".", "~")) and not Path(name).is_dir()):
         raise DataError(f"{source}: no such file or folder")
-    return _hub(source, name, named_split or split)
-
-
-def _names_beside(source: str) -> dict[str, tuple[str, ...]]:
-    """Return the class names that `labels.json` beside a file lists in the order of their numbers."""
-    path = Path(source).with_name("labels.json")
-    if not path.is_file() or path.samefile(source):
-        return {}
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return {"": tuple(names)} if isinstance(names, list) and all(isinstance(name, str) for name in names) else {}
+    return _data_set(source, name, named_split or split)
 
 
 def name_of(source: str) -> str:
@@ -61,156 +58,92 @@ def name_of(source: str) -> str:
     return "standard input" if source == "-" else source
 
 
+def is_read_once(source: str) -> bool:
+    """Return whether a source is standard input or a pipe."""
+    return source == "-" or (Path(source).exists() and not Path(source).is_dir() and not Path(source).is_file())
+
+
+def _data_set(source: str, name: str, split: str) -> Source:
+    from offramp.data.hub import open_data_set
+
+    return open_data_set(source, name, split)
+
+
 def _suffix(source: str) -> str:
-    return Path(source.lower().removesuffix(".gz")).suffix
+    return Path(source.lower().removesuffix(".gz")).suffix[1:]
 
 
-def _file(source: str) -> Iterator[Record]:
-    if not Path(source).exists():
+def _file(source: str, reading: Reading) -> Source:
+    if source != "-" and not Path(source).exists():
         raise DataError(f"{source}: no such file")
-    if _suffix(source) not in READERS:
-        raise DataError(f"{source}: unknown kind of file; expected one of {', '.join(READERS)}")
-    return READERS[_suffix(source)](source)
+    kind = reading.format or (_suffix(source) if _suffix(source) in FORMATS else None)
+    if reading.format is None and reading.delimiter is not None and kind in (None, "txt"):
+        kind = "csv"
+    names = {} if source == "-" else _listed_names(Path(source).parent)
+    if kind == "parquet":
+        opened = _parquet(source)
+        return Source(opened.name, opened.records, names | dict(opened.class_names))
+    return Source(name_of(source), _file_records(source, kind, reading), names)
 
 
-def _file_lines(source: str) -> Iterator[str]:
-    opener = gzip.open if source.lower().endswith(".gz") else open
-    return _lines(source, partial(opener, source, "rb"))
+def _parquet(source: str) -> Source:
+    from offramp.data.parquet import open_parquet
+
+    return open_parquet(source, name_of(source))
 
 
-def _lines(name: str, opened: Callable[[], AbstractContextManager[Iterable[bytes]]]) -> Iterator[str]:
-    """Decode a file line by line, so that an error can name the line."""
-    number = 0
+def _listed_names(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Return the class names that `labels.json` in a folder lists in the order of their numbers, for any column."""
     try:
-        with opened() as file:
-            for number, line in enumerate(file, start=1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}, line {number}: not UTF-8, which is expected ({error.reason})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name}, line {number + 1}: cannot be read: {_one_line(error)}") from error
+        names = json.loads((folder / "labels.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    return {"": tuple(names)} if isinstance(names, list) and all(isinstance(name, str) for name in names) else {}
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _csv_rows(source: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows that are not blank, with the line on which each starts."""
-    reader = csv.reader(_file_lines(source), delimiter=delimiter, strict=True)
-    line = 1
+def _file_records(source: str, kind: str | None, reading: Reading) -> Iterator[Record]:
+    """Yield the records of a file that is text; one that breaks off ends with a record that says so."""
+    name = name_of(source)
     try:
-        for cells in reader:
-            if len(cells) > 1 or "".join(cells).strip():
-                yield line, cells
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{source}, line {line}: not {_suffix(source)[1:]}: {_one_line(error)}") from error
+        with open_bytes(source) as file, closing(Lines(name, file, reading.encoding)) as lines:
+            yield from _text_records(lines, kind or _guess(lines), reading.delimiter)
+            if lines.broken:
+                yield Record(f"{name}, line {lines.number + 1}", lines.number + 1, None, lines.broken)
+    except UNREADABLE as error:
+        raise DataError(f"{name}: cannot be read: {one_line(error)}") from error
 
 
-def _csv(source: str, delimiter: str) -> Iterator[Record]:
-    rows = _csv_rows(source, delimiter)
-    line, cells = next(rows, (1, []))
-    header = [cell.strip() for cell in cells]
-    for name in header:
-        if header.count(name) > 1:
-            raise DataError(f'{source}, line {line}: two columns are named "{name}"')
-    for line, cells in rows:
-        location = f"{source}, line {line}"
-        if len(cells) != len(header):
-            raise DataError(f"{location}: {len(cells)} fields, where the header has {len(header)}")
-        yield Record(location, line, dict(zip(header, cells, strict=True)))
+def _text_records(lines: Lines, kind: str, delimiter: str | None) -> Iterator[Record]:
+    if kind in ("csv", "tsv"):
+        return delimited_records(lines, delimiter, tsv=kind == "tsv")
+    return {"jsonl": json_lines, "json": json_records, "array": json_array, "txt": _text_lines}[kind](lines)
 
 
-def _json_lines(name: str, lines: Iterable[str]) -> Iterator[Record]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{name}, line {number}: not JSON ({error}); expected one object a line") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{name}, line {number}: not a JSON object; expected one object a line")
-        yield Record(f"{name}, line {number}", number, record)
+def _guess(lines: Lines) -> str:
+    """Return what the first lines look like, and log it: an array of objects, an object a line, or texts."""
+    head = lines.head()
+    first = head[-1] if head else ""
+    if "\0" in first:
+        raise DataError(f"{lines.name}: not text, and --format does not say what it is")
+    kinds = {"jsonl": OBJECT, "array": ARRAY}
+    kind = next((kind for kind, start in kinds.items() if start.match(first)), "txt")
+    words = {"jsonl": "an object a line", "array": "a JSON array", "txt": "text lines"}[kind]
+    if first:
+        log.info("%s: read as %s; --format says otherwise", lines.name, words)
+    return kind
 
 
-def _text_lines(name: str, lines: Iterable[str]) -> Iterator[Record]:
-    for number, line in enumerate(lines, start=1):
-        yield Record(f"{name}, line {number}", number, {"text": line.rstrip("\r\n")})
-
-
-def _standard_input() -> Iterator[Record]:
-    name = name_of("-")
-    lines = _lines(name, lambda: nullcontext(sys.stdin.buffer))
-    first = next(lines, "")
-    kind = _json_lines if first.startswith("{") else _text_lines
-    return kind(name, itertools.chain([first] if first else [], lines))
+def _text_lines(lines: Lines) -> Iterator[Record]:
+    """Yield a text a line, blank ones too."""
+    for line in lines:
+        error = lines.undecoded(line)
+        values = {"text": line.removesuffix("\n").removesuffix("\r")} if error is None else None
+        yield Record(f"{lines.name}, line {lines.number}", lines.number, values, error)
 
 
 def _sample(split: str) -> Iterator[Record]:
     if split not in SPLITS:
         raise DataError(f"{SAMPLE}: no split {split!r}; expected one of {', '.join(SPLITS)}")
-    path = resources.files("offramp") / "data" / "sample" / f"{split}.jsonl"
-    return _json_lines(f"{SAMPLE}:{split}", _lines(f"{SAMPLE}:{split}", lambda: path.open("rb")))
-
-
-def _parquet(source: str) -> Iterator[Record]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(source) as file:
-            batches = file.iter_batches(batch_size=1024)
-            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-            for number, record in enumerate(rows, start=1):
-                yield Record(f"{source}, row {number}", number, record)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"{source}: cannot be read as parquet: {_one_line(error)}") from error
-
-
-READERS: dict[str, Callable[[str], Iterator[Record]]] = {
-    ".csv": partial(_csv, delimiter=","),
-    ".tsv": partial(_csv, delimiter="\t"),
-    ".jsonl": lambda source: _json_lines(source, _file_lines(source)),
-    ".json": lambda source: _json_lines(source, _file_lines(source)),
-    ".txt": lambda source: _text_lines(source, _file_lines(source)),
-    ".parquet": _parquet,
-}
-
-
-def _hub(source: str, name: str, split: str) -> Source:
-    """Open a Hugging Face data set, memory-mapped."""
-    data = _load(source, name, split)
-    rows = enumerate(data, start=1)
-    records = (Record(f"{source}, row {number}", number, values) for number, values in rows)
-    return Source(source, records, {name: names for name, names in map(_names_of, data.features.items()) if names})
-
-
-def _load(source: str, name: str, split: str) -> Any:
-    """Load a folder, NAMESPACE/NAME or else NAME/CONFIG, or NAMESPACE/NAME/CONFIG."""
-    import datasets
-
-    head, _, last = name.rpartition("/")
-    candidates = [(name, None), (head, last)]
-    if not head or Path(name).is_dir():
-        candidates = [(name, None)]
-    elif "/" in head:
-        candidates = [(head, last)]
-    reasons = []
-    for path, config in candidates:
-        try:
-            return datasets.load_dataset(path, config, split=split)
-        except (FileNotFoundError, ConnectionError) as error:  # offline, the next may still be cached
-            reasons.append(_one_line(error))
-        except Exception as error:  # a data set can fail in any way
-            reasons.append(_one_line(error))
-            break
-    raise DataError(f"{source}: cannot load this data set: {'; '.join(reasons)}")
-
-
-def _names_of(column: tuple[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Return a column with the names of its classes, or of the classes in its lists; () where it has none."""
-    name, feature = column
-    feature = getattr(feature, "feature", feature)  # List; Sequence before datasets 4
-    return name, tuple(getattr(feature, "names", None) or ())
+    name, path = f"{SAMPLE}:{split}", resources.files("offramp") / "data" / "sample" / f"{split}.jsonl"
+    with path.open("rb") as file, closing(Lines(name, file)) as lines:  # type: ignore[arg-type]
+        yield from json_lines(lines)

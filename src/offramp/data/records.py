@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +40,8 @@ class Reading:
                 raise InvalidInput(f"a delimiter is one character, such as , or ; or tab, got {self.delimiter!r}")
         if self.encoding is not None:
             try:
-                text = codecs.lookup(self.encoding)._is_text_encoding
+                codec = codecs.lookup(self.encoding)
+                text = codec._is_text_encoding and codec.incrementaldecoder is not None
             except (LookupError, ValueError):
                 text = False
             if not text:
@@ -47,6 +49,33 @@ class Reading:
 
 
 AS_NAMED = Reading()
+
+
+def by_name(header: Sequence[str]) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    """Return what makes values of cells: nameless columns are left out, names of several columns are unusable."""
+    counts = Counter(header)
+    if "" not in counts and len(counts) == len(header):
+        return lambda cells: dict(zip(header, cells, strict=True))
+    once = [(name, index) for index, name in enumerate(header) if name and counts[name] == 1]
+    several = {
+        name: Unusable(f'{count} columns are named "{name}"', column=True)
+        for name, count in counts.items()
+        if name and count > 1
+    }
+    return lambda cells: {name: cells[index] for name, index in once} | several
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Stands for a value that a record has and that cannot be used.
+
+    Attributes:
+        reason: in words.
+        column: the whole column is like that, as where several have one name.
+    """
+
+    reason: str
+    column: bool = False
 
 
 @dataclass(frozen=True)
