@@ -1,7 +1,11 @@
 """What runs a model: torch and its graphs give the same answers, and each says its name."""
 
+import json
 import logging
 import math
+import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from offramp.errors import InvalidInput, UnknownName
 from offramp.inference.export import export
 from offramp.inference.load_engine import load_engine
 from offramp.inference.onnx.pieces import policy_key
+from offramp.inference.onnx.session import session_options
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.predictor import Predictor
 from offramp.inference.record import record
@@ -279,3 +284,53 @@ def test_images_are_recorded_through_the_graph(tmp_path: Path) -> None:
     assert ours.labels.tolist() == [number % 3 for number in range(12)]
     assert ours.tokens is None
     assert (checked.metric, checked.agreement) == ("accuracy", 1.0)
+
+
+# Other processes, threads.
+
+
+def test_a_pickled_predictor_loads_its_graph_again_in_a_new_process(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(exported.parent)
+    predictor = Predictor.load(exported.name, "onnx", threads=1)  # a relative path, which the other process cannot read
+    (tmp_path / "predictor.pickle").write_bytes(pickle.dumps(predictor))
+    script = "import json, pickle, sys; print(json.dumps(pickle.load(open('predictor.pickle', 'rb'))(['the cat'])))"
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == predictor(["the cat"])
+
+
+def test_a_pickled_graph_of_bytes_carries_them() -> None:
+    graph = graph_of(gated(), load_policy("entropy"))
+    copy = pickle.loads(pickle.dumps(graph))
+    inputs = arrays(padded(gated(), text_rows(5)))
+    assert (copy.run(inputs, 0.1).logits == graph.run(inputs, 0.1).logits).all()
+
+
+def test_a_pickled_predictor_says_that_its_graph_is_gone_or_another(folder: Path) -> None:
+    content = pickle.dumps(Predictor.load(folder, "onnx"))
+    graph = folder / "model.onnx"
+    graph.write_bytes((folder / "model.int8.onnx").read_bytes())
+    with pytest.raises(InvalidInput, match=r"model\.onnx: another graph than the pickled predictor's"):
+        pickle.loads(content)
+    graph.unlink()
+    with pytest.raises(
+        InvalidInput, match=r"model\.onnx: no such file; a pickled predictor loads its graph from there"
+    ):
+        pickle.loads(content)
+
+
+@pytest.mark.parametrize(
+    ("variable", "threads", "expected"),
+    [("3", None, 3), ("4,2", None, 4), ("", None, 0), ("many", None, 0), ("3", 2, 2), ("0", None, 0)],
+)
+def test_threads_are_those_asked_for_or_the_environments(
+    variable: str, threads: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert session_options(threads).intra_op_num_threads == expected
+
+
+def test_a_graph_runs_in_its_threads(exported: Path) -> None:
+    graph = Predictor.load(exported, "onnx", threads=2).engine.graph  # type: ignore[attr-defined]
+    assert graph.session.get_session_options().intra_op_num_threads == 2

@@ -105,12 +105,10 @@ def session(path: Path, fused: bool) -> Run:
     """
     import onnxruntime
 
-    from offramp.inference.onnx.session import SLOW
+    from offramp.inference.onnx.session import SLOW, session_options
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     loaded = onnxruntime.InferenceSession(
-        path, options, providers=["CPUExecutionProvider"], disabled_optimizers=[] if fused else [SLOW]
+        path, session_options(), providers=["CPUExecutionProvider"], disabled_optimizers=[] if fused else [SLOW]
     )
     names = [value.name for value in loaded.get_inputs()]
 

@@ -98,7 +98,7 @@ class BenchmarkResult:
         depth: layers of the full model.
         rows: number of texts.
         rounds: how often each run answered all of them.
-        threads: of torch; ONNX Runtime takes one a core.
+        threads: of torch; ONNX Runtime takes OMP_NUM_THREADS, else one a core.
         results: by batch size, baselines first.
     """
 

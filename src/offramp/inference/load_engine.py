@@ -33,7 +33,12 @@ def check_name(engine: str) -> None:
         raise UnknownName(f"unknown engine {engine!r}; known: {AUTO}, {', '.join(ENGINES)}")
 
 
-def load_engine(folder: str | os.PathLike[str], engine: str = AUTO, point: OperatingPoint | None = None) -> Engine:
+def load_engine(
+    folder: str | os.PathLike[str],
+    engine: str = AUTO,
+    point: OperatingPoint | None = None,
+    threads: int | None = None,
+) -> Engine:
     """Load the engine for the model of a folder or hub name.
 
     Args:
@@ -41,18 +46,22 @@ def load_engine(folder: str | os.PathLike[str], engine: str = AUTO, point: Opera
         engine: one of ENGINES; "auto" takes the exported graph on a machine without a GPU, if there is one for the
             point's policy: the int8 one for a point that was measured with it, else the float32 one.
         point: the operating point to be run.
+        threads: that compute a batch, at least 1; in torch of the whole process. None = OMP_NUM_THREADS, else one a
+            core.
 
     Raises:
         UnknownName: no such engine.
-        InvalidInput: nothing can be loaded from there; no such graph, or one of other weights.
+        InvalidInput: nothing can be loaded from there; no such graph, or one of other weights; fewer than one thread.
     """
     check_name(engine)
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise InvalidInput(f"threads must be at least 1, got {threads!r}")
     if engine == AUTO:
-        return _best(folder, point)
-    return TorchEngine(load_model(folder)) if engine == "torch" else _exported(folder, engine)
+        return _best(folder, point, threads)
+    return TorchEngine(load_model(folder), threads) if engine == "torch" else _exported(folder, engine, threads)
 
 
-def _best(folder: str | os.PathLike[str], point: OperatingPoint | None) -> Engine:
+def _best(folder: str | os.PathLike[str], point: OperatingPoint | None, threads: int | None) -> Engine:
     measured = point.measured.provenance.get("engine") if point is not None and point.measured is not None else None
     engine = "onnx-int8" if measured == "onnx-int8" else "onnx"
     if (
@@ -60,17 +69,17 @@ def _best(folder: str | os.PathLike[str], point: OperatingPoint | None) -> Engin
         or find_spec("onnxruntime") is None
         or find_file(folder, GRAPHS[engine]) is None
     ):
-        return TorchEngine(load_model(folder))
+        return TorchEngine(load_model(folder), threads)
     try:
-        exported = _exported(folder, engine)
+        exported = _exported(folder, engine, threads)
         exported.check(point)
     except InvalidInput as error:
         logger.warning("torch runs this model: %s", error)
-        return TorchEngine(load_model(folder))
+        return TorchEngine(load_model(folder), threads)
     return exported
 
 
-def _exported(folder: str | os.PathLike[str], engine: str) -> OnnxEngine:
+def _exported(folder: str | os.PathLike[str], engine: str, threads: int | None) -> OnnxEngine:
     config = load_config(folder)
     path, weights = (find_file(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
     if path is None or weights is None:
@@ -81,7 +90,7 @@ def _exported(folder: str | os.PathLike[str], engine: str) -> OnnxEngine:
         from offramp.inference.onnx.session import OnnxSession
     except ImportError:
         raise InvalidInput("a graph needs ONNX Runtime: pip install 'offramp[onnx]'") from None
-    graph = OnnxSession.load(path)
+    graph = OnnxSession.load(path, threads)
     if _newer_weights(Path(folder), Path(path)) and weights_digest(folder) != graph.metadata.model:
         raise InvalidInput(
             f"{path}: made of other weights than those beside it; `offramp export {folder}` makes it anew"

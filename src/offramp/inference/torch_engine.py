@@ -26,9 +26,19 @@ class TorchEngine:
 
     Attributes:
         model: on the device to run on.
+        threads: of the whole process, set when the engine is made; None = left as they are.
     """
 
     model: MultiExitModel
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+    def __reduce__(self) -> tuple[type[TorchEngine], tuple[MultiExitModel, int | None]]:
+        """Pickle as a call, so that the other process sets its threads too."""
+        return TorchEngine, (self.model, self.threads)
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,35 +34,57 @@ class GraphOutput:
     certainty_by_exit: Array | None
 
 
+def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
+    """Return ONNX Runtime's options with a number of threads; None = OMP_NUM_THREADS, else one a core.
+
+    The variable may be a list of numbers for nested loops, of which the first counts, as in OpenMP.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    options.intra_op_num_threads = threads or (int(first) if first.isdecimal() else 0)
+    return options
+
+
 @dataclass(frozen=True)
 class OnnxSession:
     """An exported model, ready to run.
 
+    Pickled, it is its source, which is loaded again; a file by its absolute path.
+
     Attributes:
         session: of ONNX Runtime.
         metadata: of the file.
+        source: the file, or its bytes.
+        threads: as in `session_options`.
     """
 
     session: onnxruntime.InferenceSession
     metadata: GraphMetadata
+    source: str | bytes
+    threads: int | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., OnnxSession], tuple[Any, ...]]:
+        source = self.source if isinstance(self.source, bytes) else os.path.abspath(self.source)
+        return _load_again, (source, self.threads, self.metadata)
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str] | bytes) -> OnnxSession:
-        """Load a file, or its bytes.
+    def load(cls, source: str | os.PathLike[str] | bytes, threads: int | None = None) -> OnnxSession:
+        """Load a file, or its bytes; threads as in `session_options`.
 
         Raises:
             InvalidInput: `offramp export` did not write it.
         """
         name = "the graph" if isinstance(source, bytes) else os.fspath(source)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options = session_options(threads)
         options.enable_mem_pattern = False  # each branch would hold its own plan; together they outgrow the cache
         try:
             content = source if isinstance(source, bytes) else os.fspath(source)
             session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOW]
             )
-            return cls(session, GraphMetadata.of(session.get_modelmeta().custom_metadata_map))
+            metadata = GraphMetadata.of(session.get_modelmeta().custom_metadata_map)
+            return cls(session, metadata, content, threads)
         except InvalidInput as error:
             raise InvalidInput(f"{name}: {error}") from None
         except Exception as error:  # ONNX Runtime's own have no common root
@@ -118,3 +140,18 @@ class OnnxSession:
         if np.isnan(values).any():
             raise InvalidInput(f"a threshold must be a number, got {values.tolist()}")
         return values
+
+
+def _load_again(source: str | bytes, threads: int | None, metadata: GraphMetadata) -> OnnxSession:
+    """Load the graph of a pickled session.
+
+    Raises:
+        InvalidInput: the file is no longer there, or holds another graph.
+    """
+    name = "the graph" if isinstance(source, bytes) else source
+    if not isinstance(source, bytes) and not os.path.exists(source):
+        raise InvalidInput(f"{name}: no such file; a pickled predictor loads its graph from there")
+    graph = OnnxSession.load(source, threads)
+    if graph.metadata != metadata:
+        raise InvalidInput(f"{name}: another graph than the pickled predictor's")
+    return graph
