@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -22,14 +27,50 @@ from offramp.errors import OfframpError
 
 
 class OneLineErrors(click.Group):
-    """A group that prints errors of offramp and of the system in one line, with exit code 1; wrong usage has code 2."""
+    """A group that prints errors of offramp and of the system in one line, with exit code 1; wrong usage has code 2.
+
+    Standard output is UTF-8. Ctrl-C (130) and a closed pipe (141) end a command without a word.
+    """
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """Prepare the output; `--help` and `--version` print here."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+        with _quiet_ends():
+            return super().make_context(*arguments, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command and shorten its errors."""
+        with _quiet_ends():
+            try:
+                result = super().invoke(ctx)
+                _flush()  # what cannot be written shows here, not when the interpreter ends
+                return result
+            except BrokenPipeError:
+                raise
+            except (OfframpError, OSError) as error:
+                raise click.ClickException(" ".join(str(error).split())) from None
+
+
+@contextmanager
+def _quiet_ends() -> Iterator[None]:
+    """End without a word at Ctrl-C, and where nobody reads the output any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
         try:
-            return super().invoke(ctx)
-        except (OfframpError, OSError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from None
+            _flush()
+        except OSError:  # the interpreter's own last flush would complain again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as under pythonw
+        sys.stdout.flush()
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

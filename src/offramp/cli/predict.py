@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from offramp.cli.options import FILE, FOLDER, columns_of, reading_of, reading_options, silence_transformers
 from offramp.cli.output import finished_only
+from offramp.errors import DataError
 from offramp.inference.engine import ENGINES
 from offramp.types.whole_file import refuse_output
+
+if TYPE_CHECKING:
+    from offramp.data.examples import Row
+    from offramp.inference.predictor import Answer, Predictor
 
 ENGINE = (
     "The engine that runs the model; auto takes an exported graph on a machine without a GPU, if it fits the point."
@@ -21,13 +29,18 @@ ENGINE = (
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("source", default="-", metavar="[FILE]")
-@click.option("-o", "--output", type=FILE, help="File for the answers.  [default: standard output]")
+@click.option("-o", "--output", type=FILE, help="File for all answers together.  [default: standard output]")
 @click.option(
     "--operating-point",
     help='A saved point, or "full" for all layers.  [default: the point "default", if there is one]',
 )
 @click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True, help=ENGINE)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts in a batch.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of the engine.  [default: OMP_NUM_THREADS, or all]"
+)
+@click.option("--scores", is_flag=True, help="Add every label's probability, the largest first.")
+@click.option("--strict", is_flag=True, help="Stop at the first row that has no answer, with exit code 1.")
 @click.option("--text-column", help="Column of the text.  [default: guessed and printed]")
 @click.option("--pair-column", help="Column of the second text of a pair.")
 @reading_options
@@ -38,27 +51,82 @@ def predict(
     operating_point: str | None,
     engine: str,
     batch_size: int,
+    threads: int | None,
+    scores: bool,
+    strict: bool,
     **options: Any,
 ) -> None:
     """Answer texts from a file or standard input: one JSON object a line, in the order of the input.
 
+    A row that has no answer (a blank text, a line that cannot be read) gets {"error": ..., "line": ...} in its place;
+    how many there are is printed at the end. Texts that come through a pipe are answered as soon as it pauses.
+
+    In int8 (--engine onnx-int8, or a point that was measured with it) answers depend on the batch: between batches of
+    1 and of 32, 3.5 % of the labels and 11.5 % of the exit layers differed on the demo's model. In float32 they do not.
+
     \b
     offramp predict model texts.txt > answers.jsonl
     echo "where is my parcel" | offramp predict model
+    tail -f messages.log | offramp predict model
     """
     if output is not None:
         refuse_output(output, source, folder)
     silence_transformers()
-    from tqdm import tqdm
-
     from offramp.data.examples import read_rows
     from offramp.inference.predictor import Predictor
+    from offramp.inference.stream import WINDOW, full_windows, live_windows
     from offramp.types.operating_point import DEFAULT
 
     point = None if operating_point == "full" else operating_point or DEFAULT
-    predictor = Predictor.load(folder, engine, point)
-    rows = read_rows(source, columns_of(options), split="test", labelled=False, reading=reading_of(options))
-    answers = predictor.stream((row.text for row in rows), batch_size)
+    predictor = Predictor.load(folder, engine, point, threads)
+    columns, reading = columns_of(options), reading_of(options)
+    rows = read_rows(source, columns, split="test", labelled=False, reading=reading, lenient=True)
+    windows = live_windows if _may_pause(source) else full_windows
+    answered = (_answer(predictor, window, batch_size, scores) for window in windows(rows, WINDOW))
     with finished_only(output) as out:
-        for answer in tqdm(answers, desc="predict", unit="text", disable=None if output else True):
-            out.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        faults = _write(answered, out, strict, progress=output is not None)
+    if faults is not None:
+        click.echo(faults, err=True)
+
+
+def _answer(predictor: Predictor, rows: list[Row], batch_size: int, scores: bool) -> list[tuple[Row, Answer]]:
+    """Return each row with its answer; a row that could not be read has its error."""
+    texts = [row.text for row in rows if row.error is None]
+    answers = iter(predictor(texts, batch_size, top_k=None if scores else 0))
+    return [(row, next(answers) if row.error is None else {"error": row.error}) for row in rows]
+
+
+def _write(answered: Iterable[list[tuple[Row, Answer]]], out: IO[str], strict: bool, progress: bool) -> str | None:
+    """Write all answers, window by window, and return how many rows have none; None = all have one.
+
+    Raises:
+        DataError: strict, at the first row without an answer.
+    """
+    from tqdm import tqdm
+
+    total, failed, first = 0, 0, ""
+    with tqdm(desc="predict", unit="text", disable=None if progress else True) as bar:
+        for window in answered:
+            for row, answer in window:
+                if "error" in answer:
+                    failed += 1
+                    first = first or f"{row.location}: {answer['error']}"
+                    if strict:
+                        raise DataError(first)
+                    answer["line"] = row.line
+                out.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            out.flush()
+            total += len(window)
+            bar.update(len(window))
+    if not failed:
+        return None
+    return f"{failed:,} of {total:,} {'row has' if total == 1 else 'rows have'} no answer; the first is {first}"
+
+
+def _may_pause(source: str) -> bool:
+    """Return True for a pipe or a terminal, where the next line may be long in coming."""
+    try:
+        mode = os.stat(0 if source == "-" else source).st_mode
+    except OSError:
+        return False  # a data set's name
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
