@@ -2,6 +2,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,20 @@ def test_several_labels_answer_with_those_above_one_half() -> None:
     assert predictor_of(model)(["the cat"]) == [{"labels": ["bad", "good"], "exit_layer": LAYERS}]
     model.heads.classifiers[-1].bias.data.fill_(-1.0)
     assert predictor_of(model)(["the cat"]) == [{"labels": [], "exit_layer": LAYERS}]
+
+
+def test_several_labels_answer_with_those_above_the_points_label_thresholds() -> None:
+    model = tiny_model(id2label=NAMES, problem_type=MULTI_LABEL)
+    with torch.no_grad():
+        for classifier in model.heads.classifiers:
+            classifier.weight.zero_()
+            classifier.bias.copy_(torch.tensor([2.0, -0.1, 0.1]))  # probabilities 0.88, 0.475, 0.525
+    point = OperatingPoint({"name": "entropy"}, (math.inf,) * 3, label_thresholds=(0.9, 0.4, 0.53))
+    (answer,) = predictor_of(model, point)(["the cat"], top_k=None)
+    assert answer["labels"] == ["fine"]
+    assert answer["scores"] == pytest.approx({"bad": 0.8808, "good": 0.5250, "fine": 0.4750}, abs=1e-4)
+    with pytest.raises(InvalidInput, match="2 label thresholds for a model with 3 outputs"):
+        predictor_of(model, replace(point, label_thresholds=(0.9, 0.4)))(["the cat"])
 
 
 @pytest.mark.parametrize("point", [None, at_layer(3)])

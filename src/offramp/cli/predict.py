@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -81,8 +83,8 @@ def predict(
     predictor = Predictor.load(folder, engine, point, threads)
     columns, reading = columns_of(options), reading_of(options)
     rows = read_rows(source, columns, split="test", labelled=False, reading=reading, lenient=True)
-    windows = live_windows if _may_pause(source) else full_windows
-    answered = (_answer(predictor, window, batch_size, scores) for window in windows(rows, WINDOW))
+    windows = live_windows(_with_stdin(rows), WINDOW) if _may_pause(source) else full_windows(rows, WINDOW)
+    answered = (_answer(predictor, window, batch_size, scores) for window in windows)
     with finished_only(output) as out:
         faults = _write(answered, out, strict, progress=output is not None)
     if faults is not None:
@@ -130,3 +132,12 @@ def _may_pause(source: str) -> bool:
     except OSError:
         return False  # a data set's name
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _with_stdin(rows: Iterator[Row]) -> Iterator[Row]:
+    """Yield the rows in the thread that reads them, which holds standard input meanwhile.
+
+    Else the interpreter closes it at its end, and dies waiting for that thread.
+    """
+    with nullcontext(sys.stdin):
+        yield from rows

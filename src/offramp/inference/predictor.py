@@ -21,7 +21,7 @@ from offramp.inference.stream import WINDOW, full_windows, live_windows
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import load_config, load_points, load_tokenizer, named_point, refuse_images
 from offramp.types.operating_point import DEFAULT, OperatingPoint
-from offramp.types.outputs import Answers
+from offramp.types.outputs import Answers, at_label_thresholds
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
 Answer = dict[str, Any]
@@ -99,7 +99,8 @@ class Predictor:
 
         Returns:
             One dict a text: {"label", "score", "exit_layer"}; for regression {"value", "exit_layer"} (a list of values
-            where there are several outputs); for several labels {"labels", "exit_layer"}, those above 0.5. With `top_k`
+            where there are several outputs); for several labels {"labels", "exit_layer"}, those above 0.5 or
+            the point's `label_thresholds`. With `top_k`
             also "scores", {label: probability}, the most probable first. A text that cannot be answered (it is blank,
             or no Unicode text, or the tokenizer or the engine fails on it) has {"error"} alone; one whose logits are
             not finite has {"error", "exit_layer"}.
@@ -162,16 +163,20 @@ class Predictor:
         return [answers[number] for number in range(len(texts))]
 
     def _to_answers(self, answers: Answers, top_k: int | None) -> Iterator[Answer]:
-        rows = zip(answers.logits.float(), answers.exit_layers.tolist(), answers.failed.tolist(), strict=True)
-        for logits, layer, failed in rows:
+        config, logits = self.engine.config, answers.logits.float()
+        decided = logits  # for several labels, those above 0 are the answer
+        if config.problem_type == MULTI_LABEL and self.point is not None:
+            decided = at_label_thresholds(logits, self.point.label_thresholds)
+        rows = zip(logits, decided, answers.exit_layers.tolist(), answers.failed.tolist(), strict=True)
+        for row, shifted, layer, failed in rows:
             if failed:
                 yield {"error": "the model's logits are not finite", "exit_layer": layer}
                 continue
-            answer = {**to_answer(logits, self.engine.config), "exit_layer": layer}
-            yield answer if top_k == 0 else {**answer, "scores": top_scores(logits, self.engine.config, top_k)}
+            answer = {**_to_answer(shifted, config), "exit_layer": layer}
+            yield answer if top_k == 0 else {**answer, "scores": _top_scores(row, config, top_k)}
 
 
-def to_answer(logits: Tensor, config: MultiExitConfig) -> Answer:
+def _to_answer(logits: Tensor, config: MultiExitConfig) -> Answer:
     """Return one row's logits, (C,), as a label, labels or values."""
     if config.problem_type == REGRESSION:
         values = logits.tolist()
@@ -182,7 +187,7 @@ def to_answer(logits: Tensor, config: MultiExitConfig) -> Answer:
     return {"label": config.id2label[int(label)], "score": probability.item()}
 
 
-def top_scores(logits: Tensor, config: MultiExitConfig, count: int | None) -> dict[str, float]:
+def _top_scores(logits: Tensor, config: MultiExitConfig, count: int | None) -> dict[str, float]:
     """Return the most probable labels of one row's logits, (C,), with their probabilities, the largest first."""
     probabilities = logits.sigmoid() if config.problem_type == MULTI_LABEL else logits.softmax(dim=-1)
     ranked = probabilities.sort(descending=True, stable=True)
