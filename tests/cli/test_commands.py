@@ -95,6 +95,34 @@ def test_an_option_knows_the_names_of_the_library(command: str, option: str, nam
     assert set(kind.choices) == set(names)
 
 
+@pytest.mark.parametrize("command", ["bench", "calibrate", "evaluate", "export", "record", "report", "study", "train"])
+def test_every_command_that_reads_labels_has_their_options(command: str) -> None:
+    names = {name for parameter in main.commands[command].params for name in parameter.opts}
+    assert {"--label-column", "--label-names", "--text-column", "--pair-column"} <= names
+
+
+def test_labels_in_columns_and_names_of_numbers_reach_the_model(place: Path, tmp_path: Path) -> None:
+    many, coded = tmp_path / "many.csv", tmp_path / "coded.csv"
+    rows = [(text, int("good" in text), int("cat" in text)) for text in texts(24)]
+    many.write_text("text,good,cat\n" + "".join(f"{text},{good},{cat}\n" for text, good, cat in rows))
+    columns = ("--task", "multi-label", "--label-column", "good", "--label-column", "cat")
+    more = ("--validation", many, "--backbone", place / "encoder", "-o", tmp_path / "m", "--epochs", 1)
+    result = offramp("train", "--train", many, *more, *columns)
+    assert result.exit_code == 0, result.output
+    assert Predictor.load(tmp_path / "m").engine.config.id2label == {0: "good", 1: "cat"}
+
+    coded.write_text("text,label\n" + "".join(f"{text},{good}\n" for text, good, _ in rows))
+    refused = offramp("evaluate", place / "model", "--data", coded)
+    assert refused.exit_code == 1
+    assert "say which by --label-names" in refused.output
+    read = offramp(
+        "record", place / "model", "--data", coded, "--label-names", "bad,good", "-o", tmp_path / "t.safetensors"
+    )
+    assert read.exit_code == 0
+    assert "0 = bad, 1 = good" in read.output
+    assert Trace.load(tmp_path / "t.safetensors").labels.tolist() == [good for _, good, _ in rows]
+
+
 def test_help_loads_no_torch() -> None:
     code = "import sys, offramp.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -167,6 +167,14 @@ def test_a_trace_says_where_it_is_from(folder: Path, reviews: str) -> None:
     assert record(rough, token_rows(2)).provenance["engine"] == "torch-bfloat16"
 
 
+def test_values_of_another_width_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "values.jsonl"
+    path.write_text('{"text": "a cat", "label": [1.5]}\n{"text": "a dog", "label": [2]}\n')
+    model = tiny_model(num_labels=3, problem_type=REGRESSION)
+    with pytest.raises(DataError, match=r"the labels have 1 numbers a row, the model answers 3"):
+        read_for(model.config, str(path))
+
+
 def test_a_label_that_the_model_does_not_have_is_refused_with_its_place(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "reviews.csv"
     path.write_text("text,label\nfine,good\nfine,great\n")

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, BertForSequenceClassification
 
 from offramp.errors import InvalidInput
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import load_config
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
-from support.models import padded, tiny_model, token_rows
+from support.models import encoder_config, padded, tiny_model, token_rows
 
 
 def with_format(folder: Path, number: Any) -> Path:
@@ -67,3 +67,25 @@ def test_an_attention_head_without_a_format_keeps_its_one_tanh(tmp_path: Path) -
             assert not torch.allclose(old(**batch).logits_by_exit, new, atol=1e-3)
         old.save_pretrained(tmp_path / "again")
         assert json.loads((tmp_path / "again" / "config.json").read_text())["format"] == 1
+
+
+@pytest.mark.parametrize("names", [(1, 2), (0.5, 1.0), (True, False), (None, "a")])
+def test_names_of_classes_are_text_from_the_start(names: tuple[Any, Any], tmp_path: Path) -> None:
+    expected = {0: str(names[0]), 1: str(names[1])}
+    fine_tuned = BertForSequenceClassification(encoder_config(id2label=dict(enumerate(names))))
+    for model in (
+        tiny_model(id2label=dict(enumerate(names))),
+        MultiExitModel.from_backbone(fine_tuned),  # keeps the names and the head
+        MultiExitModel.from_backbone(fine_tuned, id2label=dict(enumerate(names))),
+    ):
+        model.save_pretrained(tmp_path)
+        assert model.config.id2label == MultiExitConfig.from_pretrained(tmp_path).id2label == expected
+        assert model.config.label2id == {name: number for number, name in expected.items()}
+    assert model.config.own_head is not None
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    fine_tuned = BertForSequenceClassification(encoder_config(id2label={0: 1, 1: "1"}))
+    for build in (lambda: tiny_model(id2label={0: "1", 1: 1}), lambda: MultiExitModel.from_backbone(fine_tuned)):
+        with pytest.raises(InvalidInput, match="two classes are named '1'"):
+            build()

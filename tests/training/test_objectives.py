@@ -250,6 +250,14 @@ def test_values_may_come_as_a_row_or_as_a_column(labels: Tensor) -> None:
     assert exit_losses(VALUES[0], labels).tolist() == VALUES[2]
 
 
+@pytest.mark.parametrize("problem_type", [REGRESSION, MULTI_LABEL])
+@pytest.mark.parametrize("labels", [torch.ones(3, 1), torch.ones(3), torch.ones(1, 3), torch.ones(3, 2)])
+def test_labels_are_never_broadcast(problem_type: str, labels: Tensor) -> None:
+    exits = ExitOutput(torch.zeros(2, 3, 3), problem_type=problem_type)
+    with pytest.raises(InvalidInput, match=r"labels of 3 rows and 3 outputs must be \(3, 3\), got"):
+        exit_losses(exits, labels)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @KINDS
 def test_losses_are_taken_in_float32(

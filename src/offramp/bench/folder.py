@@ -110,9 +110,9 @@ def _points(key: str, engine: Engine, folder: str | os.PathLike[str]) -> dict[st
 def _texts(
     folder: str | os.PathLike[str], source: str, columns: Columns, split: str, reading: Reading
 ) -> tuple[list[Text], Tensor | None]:
-    """Read texts, and their labels where the first text has one."""
+    """Read texts, and their labels where any text has one."""
     rows = list(read_rows(source, columns, split=split, labelled=False, reading=reading))
-    if rows[0].label is None:
+    if all(row.label is None for row in rows):
         return [row.text for row in rows], None
     examples = read_for(load_config(folder), source, columns, split, reading)
     return examples.texts, torch.tensor(examples.labels)

@@ -13,6 +13,7 @@ from offramp.cli.options import (
     FILE,
     FOLDER,
     column_options,
+    columns_of,
     json_option,
     read_trace,
     reading_of,
@@ -63,7 +64,7 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
 
     if picture is not None:
         refuse_output(picture, options["data"], options["trace"], folder)
-    groups = _groups(slice_by, options)  # before the model runs, so that a wrong name fails at once
+    groups = _groups(folder, slice_by, options)  # before the model runs, so that a wrong name fails at once
     trace, points, metric = read_trace(folder, options), saved_points(folder), options["metric"]
     slices = None if slice_by is None else _slices(folder, trace, points, slice_by, groups, metric)
     comparison = compare(trace, metric) if trace.depth > 1 and len(trace) > 1 else None
@@ -83,15 +84,20 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     click.echo("\n\n".join(part for part in parts if part))
 
 
-def _groups(by: str | None, options: Mapping[str, Any]) -> list[str]:
-    """Return the group of each row from a column of the data; [] for slices that the trace knows."""
+def _groups(folder: Path, by: str | None, options: Mapping[str, Any]) -> list[str]:
+    """Return the group of each row with a label from a column of the data; [] for slices that the trace knows."""
     from offramp.data.examples import read_column
+    from offramp.inference.record import read_for
+    from offramp.model.hub import load_config
 
     if by in (None, *TRACE_SLICES) or (options["data"] is None and options["trace"] is None):
         return []
     if options["data"] is None:
         raise InvalidInput(f"a trace has no columns; give --data to slice by {by!r}, or slice by label or length")
-    return read_column(options["data"], str(by), split=options["split"], reading=reading_of(options))
+    data, split, reading = options["data"], options["split"], reading_of(options)
+    groups = read_column(data, str(by), split=split, reading=reading)
+    rows = read_for(load_config(folder), data, columns_of(options), split, reading).rows
+    return groups if rows is None else [groups[row] for row in rows]
 
 
 def _slices(

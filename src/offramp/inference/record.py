@@ -108,7 +108,12 @@ def read_for(
     """
     names = None if config.problem_type == REGRESSION else [config.id2label[k] for k in range(config.num_labels)]
     task = TASKS[config.problem_type]
-    return read_examples(source, columns, split=split, task=task, label_names=names, reading=reading)
+    examples = read_examples(source, columns, split=split, task=task, label_names=names, reading=reading)
+    first = examples.labels[0]
+    values = len(first) if isinstance(first, list) else 1
+    if config.problem_type == REGRESSION and values != config.num_labels:
+        raise DataError(f"{source}: the labels have {values} numbers a row, the model answers {config.num_labels}")
+    return examples
 
 
 def _token_rows(
