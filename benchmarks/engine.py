@@ -39,7 +39,6 @@ from offramp.data.columns import Columns
 from offramp.data.examples import read_examples
 from offramp.inference.export import export
 from offramp.inference.load_engine import load_engine
-from offramp.inference.onnx.metadata import GRAPHS, WEIGHTS
 from offramp.inference.record import record
 from offramp.model.hub import load_tokenizer
 from offramp.model.loading import load_model
@@ -47,6 +46,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.policies.fitting import fit_lines
 from offramp.policies.registry import load_policy, policy_to_dict
 from offramp.policies.replay import scores
+from offramp.types.graph_file import GRAPHS, WEIGHTS
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.outputs import Answers
 from offramp.types.trace import Trace

@@ -20,11 +20,11 @@ from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE
 from offramp.inference.export import export
 from offramp.inference.load_engine import load_engine
-from offramp.inference.onnx.metadata import GRAPHS
 from offramp.inference.record import record
 from offramp.model.card import save_points
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import scores
+from offramp.types.graph_file import GRAPHS
 from offramp.types.operating_point import OperatingPoint
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "web"

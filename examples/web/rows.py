@@ -28,8 +28,8 @@ from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE
 from offramp.errors import OfframpError
-from offramp.inference.onnx.metadata import GRAPHS
 from offramp.inference.predictor import Predictor
+from offramp.types.graph_file import GRAPHS
 from offramp.types.outputs import Answers
 
 COUNT = 50

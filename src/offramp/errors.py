@@ -10,6 +10,11 @@ OfframpError
 """
 
 
+def one_line(error: object) -> str:
+    """Return the whole text of an error in one line."""
+    return " ".join(str(error).split())
+
+
 class OfframpError(Exception):
     """The root of the errors below; errors of Python, torch and transformers are not among them.
 

@@ -17,12 +17,13 @@ from offramp.errors import InvalidInput
 from offramp.inference.export import export
 from offramp.inference.onnx.assemble import DEEPEST, assemble, switch_policy
 from offramp.inference.onnx.export_blocks import export_parts
-from offramp.inference.onnx.metadata import ABOUT, weights_digest
+from offramp.inference.onnx.metadata import weights_digest
 from offramp.inference.onnx.pieces import SHARED_BYTES, ModelParts, disassemble, policy_key
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.record import record
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import load_policy, policy_to_dict
+from offramp.types.graph_file import ABOUT, SOURCE
 from support.graphs import arrays, copied, gated, graph_of, parts_of, weights_in, with_policies
 from support.models import encoder_config, padded, rows_for, save_folder, tiny_model, token_rows
 
@@ -195,7 +196,7 @@ def test_a_file_tells_nothing_of_the_machine(file: str, exported: Path) -> None:
     for told in [*map(str, places), str(exported), "site-packages", 'File "', ".py", "forward(", "/tmp"]:
         assert told.encode() not in content, told
     metadata = {each.key for each in ModelProto.FromString(content).metadata_props}
-    assert metadata == {ABOUT}
+    assert metadata == {ABOUT, SOURCE}
 
 
 # Depth.

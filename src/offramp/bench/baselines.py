@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from offramp.bench.timer import Inputs, Run
-from offramp.inference.onnx.metadata import GRAPHS
+from offramp.errors import one_line
 from offramp.model.modeling import MultiExitModel
+from offramp.types.graph_file import GRAPHS
 
 
 def forward(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -132,6 +133,6 @@ def _compiled(model: MultiExitModel, trial: Inputs) -> list[Baseline]:
     try:
         run(trial)
     except Exception as error:  # compilers fail in many ways: none is installed, or it cannot trace the encoder
-        log.info("torch.compile is not among the baselines: %s", str(error).strip().splitlines()[0])
+        log.info("torch.compile is not among the baselines: %s", one_line(error))
         return []
     return [Baseline("torch.compile", "plain torch.compile", run)]

@@ -24,8 +24,8 @@ from offramp.cli.options import (
 )
 from offramp.cli.points import add_ladder, add_points, print_scores, refuse_other_weights
 from offramp.errors import InvalidInput
-from offramp.inference.onnx.metadata import GRAPHS
 from offramp.policies.registry import FITTED
+from offramp.types.graph_file import GRAPHS
 from offramp.types.operating_point import DEFAULT
 
 if TYPE_CHECKING:

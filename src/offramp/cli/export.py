@@ -23,8 +23,9 @@ from offramp.cli.options import (
     silence_transformers,
 )
 from offramp.errors import InvalidInput
-from offramp.inference.onnx.metadata import GRAPHS, weights_digest
+from offramp.inference.onnx.metadata import weights_digest
 from offramp.policies.registry import policy_text
+from offramp.types.graph_file import GRAPHS
 
 DATA = f"Labelled data to check the file on: {SOURCE}.  [default: the built-in sample]"
 

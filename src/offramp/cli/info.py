@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from offramp.cli.options import FOLDER, json_option, silence_transformers
-from offramp.inference.onnx.metadata import GRAPHS, weights_digest
+from offramp.inference.onnx.metadata import weights_digest
 from offramp.policies.registry import policy_text
+from offramp.types.graph_file import GRAPHS
 
 if TYPE_CHECKING:
     from offramp.types.operating_point import OperatingPoint

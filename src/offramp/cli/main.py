@@ -23,7 +23,7 @@ from offramp.cli.record import record
 from offramp.cli.report import report
 from offramp.cli.study import study
 from offramp.cli.train import demo, train
-from offramp.errors import OfframpError
+from offramp.errors import OfframpError, one_line
 
 
 class OneLineErrors(click.Group):
@@ -49,7 +49,7 @@ class OneLineErrors(click.Group):
             except BrokenPipeError:
                 raise
             except (OfframpError, OSError) as error:
-                raise click.ClickException(" ".join(str(error).split())) from None
+                raise click.ClickException(one_line(error)) from None
 
 
 @contextmanager

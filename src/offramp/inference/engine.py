@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from offramp.inference.onnx.metadata import GRAPHS
+from offramp.types.graph_file import GRAPHS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -30,8 +30,8 @@ from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.inference.onnx.assemble import assemble, refuse_depth
 from offramp.inference.onnx.export_blocks import export_parts
 from offramp.inference.onnx.export_policy import export_steps
-from offramp.inference.onnx.metadata import GRAPHS, WEIGHTS, weights_digest
-from offramp.inference.onnx.pieces import ModelParts, policy_key, with_weights_beside
+from offramp.inference.onnx.metadata import weights_digest
+from offramp.inference.onnx.pieces import ModelParts, data_spans, policy_key, with_weights_beside
 from offramp.inference.onnx.quantize import int8 as to_int8
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
@@ -42,6 +42,8 @@ from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import as_policy, default_unfitted_policy, load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
+from offramp.types.graph_file import GRAPHS, WEIGHTS, GraphSource
+from offramp.types.model_content import ModelContent
 from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import Answers, predictions
 from offramp.types.problem_types import REGRESSION
@@ -144,6 +146,8 @@ def export(
     with unfinished_folder(path) as unfinished:
         graph, weights = (unfinished / f"{path.name}{ending}" for ending in ("", WEIGHTS))
         parts = with_weights_beside(parts, weights)
+        source = GraphSource.of(ModelContent(folder), weights, data_spans(parts))
+        parts = replace(parts, metadata=replace(parts.metadata, source=source))
 
         def assembled(rule: Policy) -> OnnxEngine:
             onnx.save(assemble(parts, policy_to_dict(rule)), graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,11 +12,12 @@ from transformers.utils import logging
 
 from offramp.errors import InvalidInput, UnknownName
 from offramp.inference.engine import ENGINES, Engine
-from offramp.inference.onnx.metadata import GRAPHS, WEIGHTS, weights_digest
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.torch_engine import TorchEngine
-from offramp.model.hub import find_file, load_config
+from offramp.model.hub import find_file, hub_digest, load_config
 from offramp.model.loading import load_model
+from offramp.types.graph_file import ABOUT, GRAPHS, WEIGHTS, read_metadata, stale
+from offramp.types.model_content import WEIGHTS_FILE, ModelContent
 from offramp.types.operating_point import OperatingPoint
 
 logger = logging.get_logger(__name__)
@@ -82,22 +84,29 @@ def _best(folder: str | os.PathLike[str], point: OperatingPoint | None, threads:
 def _exported(folder: str | os.PathLike[str], engine: str, threads: int | None) -> OnnxEngine:
     config = load_config(folder)
     path, weights = (find_file(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
+    remedy = _remedy(folder, engine)
     if path is None or weights is None:
-        option = " --int8" if engine == "onnx-int8" else ""
-        lacking = GRAPHS[engine] + ("" if path is None else WEIGHTS)
-        raise InvalidInput(f"{folder}: no {lacking}; `offramp export {folder}{option}` makes it")
+        raise InvalidInput(f"{folder}: no {GRAPHS[engine] + ('' if path is None else WEIGHTS)}; {remedy} makes it")
     try:
         from offramp.inference.onnx.session import OnnxSession
     except ImportError:
         raise InvalidInput("a graph needs ONNX Runtime: pip install 'offramp[onnx]'") from None
-    graph = OnnxSession.load(path, threads)
-    if _newer_weights(Path(folder), Path(path)) and weights_digest(folder) != graph.metadata.model:
-        raise InvalidInput(
-            f"{path}: made of other weights than those beside it; `offramp export {folder}` makes it anew"
-        )
-    return OnnxEngine(graph, config)
+    if reason := stale(Path(path), ModelContent(Path(path).parent)) or _stale_on_hub(folder, Path(path)):
+        raise InvalidInput(f"{reason}; {remedy} makes it anew")
+    return OnnxEngine(OnnxSession.load(path, threads), config)
 
 
-def _newer_weights(folder: Path, graph: Path) -> bool:
-    """Return True where weights were written after the graph; reading them all takes as long as loading the graph."""
-    return any(path.stat().st_mtime > graph.stat().st_mtime for path in folder.glob("*.safetensors"))
+def _remedy(folder: str | os.PathLike[str], engine: str) -> str:
+    """Return the command that makes a graph."""
+    option = " --int8" if engine == "onnx-int8" else ""
+    return f"`offramp export {folder if Path(folder).is_dir() else 'FOLDER'}{option}`"
+
+
+def _stale_on_hub(folder: str | os.PathLike[str], path: Path) -> str | None:
+    """Return the reason why a graph must not answer where its weights are on the hub and not on this machine."""
+    if Path(folder).is_dir() or ModelContent(path.parent).weight_files:
+        return None
+    model = json.loads(read_metadata(path)[ABOUT])["model"]
+    if hub_digest(os.fspath(folder), WEIGHTS_FILE, revision=path.parent.name) in (None, model):
+        return None
+    return f"{path}: made of other weights than those beside it on the hub"

@@ -18,7 +18,7 @@ from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.exc import InternalTorchDynamoError, Unsupported
 
 from offramp.early_exit.in_flight import Segments
-from offramp.errors import UnsupportedBackbone
+from offramp.errors import UnsupportedBackbone, one_line
 from offramp.types.carry import Carry
 from offramp.types.outputs import ExitOutput
 
@@ -88,8 +88,7 @@ def _compiled(method: Callable[[int, Carry], Output], exit: int, backend: Backen
         try:
             return graph(carry)
         except (InternalTorchDynamoError, Unsupported) as error:
-            why = str(error).splitlines()[0]
-            raise UnsupportedBackbone(f"{code.co_name}: torch.compile cannot trace it ({why})") from error
+            raise UnsupportedBackbone(f"{code.co_name}: torch.compile cannot trace it ({one_line(error)})") from error
 
     return traced
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from transformers.utils import cached_file
 
-from offramp.errors import InvalidInput, UnknownName
+from offramp.errors import InvalidInput, UnknownName, one_line
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
@@ -90,6 +91,15 @@ def find_file(folder: str | os.PathLike[str], name: str, **options: Any) -> str 
     return path
 
 
+def hub_digest(name: str, file: str, revision: str) -> str | None:
+    """Return the SHA-256 of a large file of a hub repository, without loading it; None if it cannot be asked for."""
+    try:
+        tag: str | None = get_hf_file_metadata(hf_hub_url(name, file, revision=revision)).etag
+    except Exception:  # offline, no such file, no access: the client's errors have no common root
+        return None
+    return tag if tag is not None and len(tag) == 64 else None
+
+
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model's folder or hub name.
 
@@ -100,7 +110,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 
 
 def from_pretrained_or_raise(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
-    """Call `kind.from_pretrained`, with its long errors cut to one line.
+    """Call `kind.from_pretrained`, with its errors in one line.
 
     Raises:
         InvalidInput: nothing can be loaded from there.
@@ -109,7 +119,7 @@ def from_pretrained_or_raise(kind: Any, folder: str | os.PathLike[str], **option
         return kind.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         content = {"AutoTokenizer": "tokenizer"}.get(kind.__name__, "model")
-        raise InvalidInput(f"{folder}: no {content} can be loaded from there ({str(error).splitlines()[0]})") from None
+        raise InvalidInput(f"{folder}: no {content} can be loaded from there ({one_line(error)})") from None
 
 
 def is_classifier(names: Sequence[str] | None) -> bool:

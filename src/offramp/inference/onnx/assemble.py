@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 import offramp.inference.onnx.names as names
 from offramp.errors import InvalidInput
-from offramp.inference.onnx.metadata import ABOUT, GraphMetadata, PolicyCall
+from offramp.inference.onnx.metadata import GraphMetadata, PolicyCall
 from offramp.inference.onnx.pieces import ModelParts, _acting, disassemble, policy_key
 from offramp.policies.registry import WRAPPERS
 from offramp.types.whole_file import whole_path
@@ -130,8 +130,7 @@ class _Assembly:
         ]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="offramp", ir_version=10)
         model.functions.extend(self.parts.functions.values())
-        metadata = {**asdict(self.metadata), "policy": dict(policy)}
-        helper.set_model_props(model, {ABOUT: json.dumps(metadata)})
+        helper.set_model_props(model, replace(self.metadata, policy=dict(policy)).to_metadata())
         return model
 
     def _start(self, graph: GraphProto) -> None:

@@ -1,4 +1,4 @@
-"""Exported files: their names and their metadata."""
+"""The metadata of exported files, for the session and for the parts of a graph."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import InvalidInput
-
-GRAPHS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}
-"""Engines that run an exported file -> the file's name in a model's folder."""
-WEIGHTS = ".data"  # ending of the file with a graph's weights
-ABOUT = "offramp"
-"""The key under which the file's metadata has offramp's."""
+from offramp.types.graph_file import ABOUT, GraphSource
+from offramp.types.model_content import ModelContent
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class GraphMetadata:
     """A file's metadata, for the session and for `assemble`.
 
     Attributes:
-        model: SHA-256 of the weights that the graph was exported from.
+        model: SHA-256 of the files with the weights that the graph was exported from.
         precision: "float32" or "int8".
         policy: the policy that the graph runs, as data.
         layers: the layer number of each exit.
@@ -49,6 +45,7 @@ class GraphMetadata:
         carried: for each exit but the last, the fields that go to the next block, with their element types.
         written: for each exit, the fields that its block writes; the others do not change.
         policies: JSON of a policy -> its calls, one an exit.
+        source: what the graph was made of; None in a file of an earlier version.
     """
 
     model: str
@@ -61,6 +58,7 @@ class GraphMetadata:
     carried: tuple[Mapping[str, int], ...]
     written: tuple[tuple[str, ...], ...]
     policies: Mapping[str, tuple[PolicyCall, ...]] = field(default_factory=dict)
+    source: GraphSource | None = None
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> GraphMetadata:
@@ -79,14 +77,14 @@ class GraphMetadata:
             policy: tuple(PolicyCall(call["function"], call["answers"], tuple(call["memory"])) for call in calls)
             for policy, calls in fields["policies"].items()
         }
-        return cls(**fields)
+        return cls(**fields, source=GraphSource.from_metadata(metadata))
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the entries of a file's metadata."""
+        fields = {name: value for name, value in asdict(self).items() if name != "source"}
+        return {ABOUT: json.dumps(fields), **({} if self.source is None else self.source.to_metadata())}
 
 
 def weights_digest(folder: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the weights in a local folder."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    """Return the SHA-256 of the files with the weights in a local folder."""
+    return ModelContent(Path(folder)).file_digest or hashlib.sha256().hexdigest()

@@ -202,6 +202,14 @@ def with_weights_beside(parts: ModelParts, path: Path) -> ModelParts:
         )
 
 
+def data_spans(parts: ModelParts) -> list[list[int]]:
+    """Return first byte and length of each weight in the file beside the graph."""
+    fragments = (parts.embed, *parts.levels)
+    weights = [*parts.shared, *(weight for fragment in fragments for weight in fragment.weights)]
+    entries = [{entry.key: entry.value for entry in weight.external_data} for weight in weights]
+    return sorted([int(entry["offset"]), int(entry["length"])] for entry in entries if entry)
+
+
 def _scopes(graph: GraphProto, exits: int) -> Iterable[GraphProto]:
     """Yield the graph of each level, from the outermost."""
     for number in range(exits):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from offramp.errors import InvalidInput
+from offramp.errors import InvalidInput, one_line
 from offramp.inference.onnx.metadata import GraphMetadata
+from offramp.types.graph_file import WEIGHTS, with_data_at
 
 Array = np.ndarray[Any, Any]
 SLOW = "SkipLayerNormFusion"  # on CPUs slower than the sum and the norm that it replaces
@@ -79,16 +84,16 @@ class OnnxSession:
         options = session_options(threads)
         options.enable_mem_pattern = False  # each branch would hold its own plan; together they outgrow the cache
         try:
-            content = source if isinstance(source, bytes) else os.fspath(source)
-            session = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOW]
-            )
+            with _readable(source, options) as content:
+                session = onnxruntime.InferenceSession(
+                    content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOW]
+                )
             metadata = GraphMetadata.of(session.get_modelmeta().custom_metadata_map)
-            return cls(session, metadata, content, threads)
+            return cls(session, metadata, source if isinstance(source, bytes) else os.fspath(source), threads)
         except InvalidInput as error:
             raise InvalidInput(f"{name}: {error}") from None
         except Exception as error:  # ONNX Runtime's own have no common root
-            raise InvalidInput(f"{name}: ONNX Runtime cannot load it ({' '.join(str(error).split())[:200]})") from None
+            raise InvalidInput(f"{name}: ONNX Runtime cannot load it ({one_line(error)})") from None
 
     def run(self, inputs: Mapping[str, Array], thresholds: float | Sequence[float] | Array) -> GraphOutput:
         """Answer a batch; each sample leaves at the first exit where its score reaches its threshold.
@@ -155,3 +160,29 @@ def _load_again(source: str | bytes, threads: int | None, metadata: GraphMetadat
     if graph.metadata != metadata:
         raise InvalidInput(f"{name}: another graph than the pickled predictor's")
     return graph
+
+
+@contextmanager
+def _readable(source: str | os.PathLike[str] | bytes, options: onnxruntime.SessionOptions) -> Iterator[str | bytes]:
+    """Yield a graph for ONNX Runtime: its path, or its content where links are in the way.
+
+    ONNX Runtime refuses weights behind a symbolic link, as in the cache of the hub: they must be a regular file in a
+    folder that it is given. So the content names the file to which the link leads, and the options its folder. It
+    refuses a file of two names (hard links) as well, which is copied for as long as loading takes.
+    """
+    if isinstance(source, bytes):
+        yield source
+        return
+    path = Path(source)
+    data = path.with_name(path.name + WEIGHTS)
+    target = Path(os.path.realpath(data))
+    copy = target.exists() and target.stat().st_nlink > 1
+    if not copy and not path.is_symlink() and not data.is_symlink():
+        yield os.fspath(path)
+        return
+    with TemporaryDirectory(prefix="offramp-", ignore_cleanup_errors=True) as copies:
+        if copy:
+            target = Path(shutil.copyfile(target, Path(copies, data.name)))
+        folder = os.fspath(target.parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        yield with_data_at(path.read_bytes(), data.name, target.name)
