@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BatchEncoding
 
-from offramp.data.batching import NO_LIMIT, collate, encode, length_sorted, token_limit
+from offramp.data.batching import NO_LIMIT, Cuts, collate, encode, length_sorted, token_limit
 from offramp.errors import InvalidInput
 from support.models import IMAGES, POSITIONS, TEXTS, encoder_config, tiny_model, tiny_tokenizer
 
@@ -99,6 +102,45 @@ def test_encode_cuts_texts_and_pairs_to_the_limit() -> None:
     assert tokenizer.decode(single["input_ids"]) == "[CLS] the cat sat on the mat [SEP]"
     assert tokenizer.decode(pair["input_ids"]) == "[CLS] the cat sat [SEP] a dog [SEP]"
     assert pair["token_type_ids"] == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+class SlowTokenizer:
+    """A tokenizer in Python: it keeps nothing of what it cuts."""
+
+    def __call__(self, texts: list[str] | str, pair: Any = None, **how: Any) -> BatchEncoding:
+        encoded = tiny_tokenizer()(texts, pair, **how)
+        return BatchEncoding(dict(encoded))
+
+
+@pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), SlowTokenizer()], ids=["fast", "slow"])
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["the cat sat on the mat", "a dog"], []),  # 6 words and two special tokens: just so
+        (["the cat sat on the mat", "the cat sat on the mat ran"], ["1 of 2 texts was cut to 8 tokens"]),
+        (
+            [("the cat sat", "a dog"), ("the cat sat on", "a dog"), *["a dog ran " * 9] * 2],
+            ["3 of 4 texts were cut to 8 tokens"],
+        ),
+        ([("a dog", "the cat sat on the mat")], ["1 of 1 text was cut to 8 tokens"]),
+        ([("a dog", "ran on the")], []),
+    ],
+)
+def test_encode_logs_how_many_texts_it_cut(
+    caplog: pytest.LogCaptureFixture, tokenizer: Any, texts: list[Any], message: list[str]
+) -> None:
+    encode(tokenizer, texts, max_length=8)
+    assert caplog.messages == message
+
+
+def test_several_calls_are_counted_for_one_message(caplog: pytest.LogCaptureFixture) -> None:
+    cuts = Cuts()
+    for _ in range(2):
+        with cuts.counted():
+            encode(tiny_tokenizer(), ["the cat sat on the mat ran", "a"], max_length=8)
+    assert caplog.messages == []
+    cuts.log()
+    assert caplog.messages == ["2 of 4 texts were cut to 8 tokens"]
 
 
 def test_encode_keeps_the_order_of_texts_and_pairs_mixed() -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
 
 from offramp.data.examples import Text
 from offramp.errors import InvalidInput
 
 Tokens = dict[str, list[int]]
 """One text as the tokenizer returns it: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
+
+log = logging.getLogger("offramp")
 
 NO_LIMIT = 10**9  # tokenizers without a limit have 10^30
 
@@ -37,13 +43,51 @@ def token_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) ->
     return positions if tokenizer.model_max_length > NO_LIMIT else min(positions, tokenizer.model_max_length)
 
 
+@dataclass
+class Cuts:
+    """Counts the texts that are cut, for one message on several calls of `encode`.
+
+    Attributes:
+        limit: of tokens.
+        cut: texts that had more tokens, or pairs.
+        texts: all texts.
+    """
+
+    limit: int = 0
+    cut: int = 0
+    texts: int = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count here, in this thread, what `encode` would log itself."""
+        token = _COUNTING.set(self)
+        try:
+            yield
+        finally:
+            _COUNTING.reset(token)
+
+    def add(self, cut: int, texts: int, limit: int) -> None:
+        """Add the counts of one call."""
+        self.limit, self.cut, self.texts = limit, self.cut + cut, self.texts + texts
+
+    def log(self) -> None:
+        """Log how many texts were cut, if any was."""
+        if self.cut:
+            verb = "text was" if self.texts == 1 else "texts was" if self.cut == 1 else "texts were"
+            log.warning("%d of %d %s cut to %d tokens", self.cut, self.texts, verb, self.limit)
+
+
+_COUNTING: ContextVar[Cuts | None] = ContextVar("offramp_cuts", default=None)
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int) -> list[Tokens]:
-    """Tokenize texts and pairs, each cut to `max_length` tokens, unpadded."""
+    """Tokenize texts and pairs, each cut to `max_length` tokens, unpadded; log how many were cut (see `Cuts`)."""
     if not texts:
         return []
     firsts = [text if isinstance(text, str) else text[0] for text in texts]
     seconds = [None if isinstance(text, str) else text[1] for text in texts]
     rows: list[Tokens] = [{} for _ in texts]
+    cut = 0
     for paired in (False, True):  # a tokenizer takes either texts or pairs
         chosen = [number for number, second in enumerate(seconds) if (second is not None) == paired]
         if not chosen:
@@ -52,7 +96,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length
         encoded = tokenizer([firsts[number] for number in chosen], pair, truncation=True, max_length=max_length)
         for index, number in enumerate(chosen):
             rows[number] = {name: values[index] for name, values in encoded.items()}
+            if len(rows[number]["input_ids"]) >= max_length:  # the others are whole
+                cut += _is_cut(tokenizer, encoded, index, texts[number], max_length)
+    active = _COUNTING.get()
+    cuts = Cuts() if active is None else active
+    cuts.add(cut, len(texts), max_length)
+    if active is None:
+        cuts.log()
     return rows
+
+
+def _is_cut(
+    tokenizer: PreTrainedTokenizerBase, encoded: BatchEncoding, index: int, text: Text, max_length: int
+) -> bool:
+    """Return whether a text of `max_length` tokens had more: a tokenizer in Rust keeps those, else it is run again."""
+    if encoded.encodings is not None:
+        return bool(encoded.encodings[index].overflowing)
+    pair = () if isinstance(text, str) else (text[1],)
+    return len(tokenizer(text if isinstance(text, str) else text[0], *pair, verbose=False)["input_ids"]) > max_length
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int | None) -> dict[str, Tensor]:
