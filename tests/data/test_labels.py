@@ -118,6 +118,22 @@ def test_a_number_without_a_meaning_is_refused(
     assert message in refusal(labels, names=asked, label_names=known)
 
 
+@pytest.mark.parametrize(
+    ("beside", "names"),
+    [
+        ({"0": "b", "1": "a"}, ("b", "a")),
+        ({"a": 1, "b": 0}, ("b", "a")),
+        ({"1": "b", "2": "a"}, ("0", "1")),  # no class 0
+        ({"images": [], "version": 1}, ("0", "1")),
+        (["b", "b"], ("0", "1")),
+        ("b", ("0", "1")),
+    ],
+)
+def test_a_file_of_names_beside_the_data_is_a_list_or_a_mapping(beside: Any, names: tuple[str, ...]) -> None:
+    Path("labels.json").write_text(json.dumps(beside))
+    assert read([0, 1]).label_names == names
+
+
 def test_names_of_classes_are_not_for_a_regression() -> None:
     assert "--label-names names classes" in refusal([1.5, 2], names=["a", "b"], task=NUMBER)
 
@@ -169,15 +185,19 @@ def test_names_are_read_from_an_option_or_a_file(content: str, names: Any) -> No
     ("content", "message"),
     [
         ("[1, ", "names.json: not a file of names"),
-        ('{"a": 0, "b": 0}', "names.json: two names have one number"),
+        (
+            '{"a": 0, "b": 0}',
+            "names.json: expected a list of names, or a mapping from numbers to names with each number",
+        ),
+        ('[["a"], ["b"]]', r"a class needs a name, --label-names has \['a'\]"),
         (None, "names.json: no such file; --label-names takes a,b,c or a file of names"),
     ],
 )
 def test_a_file_without_names_is_refused(content: str | None, message: str) -> None:
     if content is not None:
         Path("names.json").write_text(content)
-    with pytest.raises(DataError, match=message):
-        read_label_names("names.json")
+    with pytest.raises(InvalidInput, match=message):
+        read([0, 1], names=read_label_names("names.json"))
 
 
 # Spelling
@@ -249,12 +269,15 @@ def nli(kind: str, labels: list[Any], feature: Any = None) -> str:
     features = {"text": datasets.Value("string"), "label": feature or datasets.ClassLabel(names=list(NLI))}
     rows = {"text": ["a"] * len(labels), "label": labels}
     data = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    if kind == "disk":
+        data.save_to_disk("nli")
+        return "nli"
     Path("nli").mkdir()
     data.to_parquet("a.parquet" if kind == "parquet" else "nli/test-00000-of-00001.parquet")
     return "a.parquet" if kind == "parquet" else "nli"
 
 
-@pytest.mark.parametrize("kind", ["folder"])
+@pytest.mark.parametrize("kind", ["folder", "parquet", "disk"])
 def test_a_data_set_keeps_the_order_of_its_classes(kind: str) -> None:
     source = nli(kind, [2, 0, -1, None])
     examples = read_examples(source, split="test")

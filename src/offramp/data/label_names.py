@@ -131,8 +131,8 @@ def read_label_names(text: str) -> LabelNames:
 
 
 def described(names: Iterable[str]) -> str:
-    """Return "0 = World, 1 = Sports, ..." for messages."""
-    return shortened([f"{number} = {name}" for number, name in enumerate(names)])
+    """Return "0 = World, 1 = Sports, ..." for messages; where names are the numbers, "0, 1, ..."."""
+    return shortened([name if name == str(number) else f"{number} = {name}" for number, name in enumerate(names)])
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -163,22 +163,38 @@ def _name(name: object) -> str:
     return text
 
 
+def names_in_order(data: Any) -> tuple[str, ...] | None:
+    """Return the names of classes 0, 1, ... that a JSON file lists or maps; None where it holds something else."""
+    names = _names_of(data)
+    if isinstance(names, Mapping):
+        numbers = [str(number) for number in range(len(names))]
+        names = [names[number] for number in numbers] if names.keys() == set(numbers) else None
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        return None
+    return tuple(names) if len(set(names)) == len(names) else None
+
+
 def _names_in(path: Path) -> LabelNames:
     try:
         content = path.read_text(encoding="utf-8-sig")
         if not content.lstrip().startswith(("[", "{")):
             return [line.strip() for line in content.rstrip().splitlines()]
-        data: Any = json.loads(content)
+        names = _names_of(json.loads(content))
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are its subclasses
         raise DataError(f"{path}: not a file of names ({error}); expected JSON or one name a line") from error
+    if names is None:
+        raise DataError(f"{path}: expected a list of names, or a mapping from numbers to names with each number once")
+    return names
+
+
+def _names_of(data: Any) -> LabelNames | None:
+    """Return the names in JSON: a list, a mapping to names, or the other way round, from names to numbers."""
     if isinstance(data, list):
         return data
-    data = data.get("id2label", data)
+    data = data.get("id2label", data) if isinstance(data, dict) else None
     if not isinstance(data, dict):
-        raise DataError(f"{path}: expected a list of names or a mapping from numbers to names, got {data!r}")
+        return None
     numbers = [value for value in data.values() if isinstance(value, int) and not isinstance(value, bool)]
-    if data and len(numbers) == len(data) and not all(key.removeprefix("-").isdecimal() for key in data):
-        if len(set(numbers)) < len(numbers):
-            raise DataError(f"{path}: two names have one number")
-        return {str(number): name for name, number in data.items()}
-    return data
+    if len(numbers) < len(data) or all(key.removeprefix("-").isdecimal() for key in data):
+        return data
+    return {str(number): name for name, number in data.items()} if len(set(numbers)) == len(numbers) else None

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from offramp.data.delimited import delimited_records
 from offramp.data.json_records import json_array, json_lines, json_records
+from offramp.data.label_names import names_in_order
 from offramp.data.lines import UNREADABLE, Lines, one_line, open_bytes
 from offramp.data.records import AS_NAMED, FORMATS, Reading, Record, Source
 from offramp.errors import DataError
@@ -93,12 +94,12 @@ def _parquet(source: str) -> Source:
 
 
 def _listed_names(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Return the class names that `labels.json` in a folder lists in the order of their numbers, for any column."""
+    """Return the class names that `labels.json` in a folder names by number, for any column."""
     try:
-        names = json.loads((folder / "labels.json").read_text(encoding="utf-8-sig"))
+        names = names_in_order(json.loads((folder / "labels.json").read_text(encoding="utf-8-sig")))
     except (OSError, ValueError):
         return {}
-    return {"": tuple(names)} if isinstance(names, list) and all(isinstance(name, str) for name in names) else {}
+    return {"": names} if names else {}
 
 
 def _file_records(source: str, kind: str | None, reading: Reading) -> Iterator[Record]:

@@ -261,7 +261,7 @@ def subsample(examples: Examples, count: int) -> Examples:
         return examples
     rows = random.Random(0).sample(range(len(examples)), count)
     labels: Any = [examples.labels[row] for row in rows]
-    return replace(examples, texts=[examples.texts[row] for row in rows], labels=labels)
+    return replace(examples, texts=[examples.texts[row] for row in rows], labels=labels, rows=None)
 
 
 def _store(trained: Trained, folder: Path) -> None:
