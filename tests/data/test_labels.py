@@ -147,7 +147,8 @@ def test_names_of_classes_are_not_for_a_regression() -> None:
             None,
             ["a.jsonl: NEG and neg are classes of their own; a JSON file of --label-names joins them"],
         ),
-        (["en", "nan"], None, ['a.jsonl: "nan" is taken for a class, as the others are names']),
+        (["nan", "NA", "en"], None, ['a.jsonl: "NA", "nan" is taken for a class, as the others are names']),
+        (["1.0", "0"], None, ["a.jsonl: 1.0 is read as 1, as pandas writes integers", "a.jsonl: classes 0, 1"]),
         ([-1, 1], None, ["a.jsonl: -1 is taken for a class; leave a label empty where it is unknown"]),
         (
             ["1.5", "2"],
@@ -224,6 +225,12 @@ def test_labels_in_cells_keep_their_spelling(labels: list[str], known: Any, name
     assert (examples.label_names, examples.labels) == (names, ids)
 
 
+@pytest.mark.parametrize("label", ["nan", "NA", "None", "<NA>"])
+def test_a_missing_number_is_no_class(label: str) -> None:
+    message = f'a.csv, line 3: the label is missing ("{label}" beside numbers)'
+    assert refusal(["1", label, "0"], "csv") == refusal(["1", label], "csv", label_names=["0", "1"]) == message
+
+
 @pytest.mark.parametrize("label", ["01", "+1", "1e0", "1.00"])
 def test_another_spelling_of_a_number_is_another_class(label: str) -> None:
     assert f"unknown label '{label}'" in refusal([label], "csv", label_names=["1", "2"])
@@ -282,6 +289,7 @@ def test_a_data_set_keeps_the_order_of_its_classes(kind: str) -> None:
     source = nli(kind, [2, 0, -1, None])
     examples = read_examples(source, split="test")
     assert (examples.label_names, examples.labels, examples.rows) == (NLI, [2, 0], (0, 1))
+    assert read_examples(source, Columns(label=("label",)), split="test").rows == (0, 1)
     known = read_examples(source, split="test", label_names=sorted(NLI))
     assert known.labels == [0, 1]
     renamed = read_examples(source, Columns(label_names=["a", "b", "c"]), split="test")
@@ -406,6 +414,7 @@ def test_columns_of_zeros_and_ones_are_labels(
 @pytest.mark.parametrize(
     ("columns", "task", "known", "message"),
     [
+        (("toxic", "toxic"), TAGS, None, "a column is named twice for the labels: toxic, toxic"),
         (("toxic", "rude"), TAGS, None, 'no column "rude"'),
         (("toxic", "threat"), TAGS, ["toxic", "threat", "obscene"], "2 labels a row, where 3 classes are named"),
         (("toxic", "id"), TAGS, None, "jig.csv, line 3: \"id\" must be 0 or 1, found '2'"),

@@ -14,6 +14,7 @@ from offramp.data.label_names import OPTION, Naming, described, shortened
 from offramp.data.labels import LISTS, Located, integer_spelled, is_number, spelling_of
 from offramp.errors import DataError, InvalidInput
 
+NO_NUMBER = ("nan", "na", "n/a", "<na>", "none", "null")  # spellings of a number that is missing
 NO_CLASS = "-1"  # what data sets write where a row has no label, or a secret one
 
 log = logging.getLogger("offramp")
@@ -53,7 +54,7 @@ def one_class_each(
         spelled = {row: spelling for row, spelling in spelled.items() if integer_spelled(spelling) != NO_CLASS}
     rows = with_labels(list(spelled), len(labels), source)
     located = [([spelled[row]], labels[row][1]) for row in rows]
-    _check_nan(located, known, naming, source)
+    _check_missing(located, known, naming, source)
     names, ids = class_numbers(located, known, naming, source)
     if len(names) < 2:
         raise DataError(f"{source}: only one class, {names[0]!r}")
@@ -142,17 +143,17 @@ def _hides_labels(spellings: Collection[str], known: Sequence[str] | None, namin
     return False
 
 
-def _check_nan(
+def _check_missing(
     located: Sequence[tuple[list[str], str]], known: Sequence[str] | None, naming: Naming | None, source: str
 ) -> None:
-    """Take "nan" for a class beside names, and refuse it beside numbers, where it means that a number is missing."""
-    others = [spelling for (spelling,), _ in located if spelling.lower() != "nan"]
-    location = next((location for (spelling,), location in located if spelling.lower() == "nan"), None)
-    if location is None or naming is not None or "nan" in (name.lower() for name in known or ()):
+    """Take "nan", "NA" and the like for classes beside names, and refuse them beside numbers, where one is missing."""
+    absent = {spelling: location for (spelling,), location in reversed(located) if spelling.lower() in NO_NUMBER}
+    if not absent or naming is not None or absent.keys() <= set(known or ()):
         return
-    if all(is_number(other) for other in others):
-        raise DataError(f'{location}: the label is missing ("nan" beside numbers)')
-    log.info('%s: "nan" is taken for a class, as the others are names', source)
+    name, location = next(reversed(absent.items()))
+    if all(is_number(spelling) for (spelling,), _ in located if spelling not in absent):
+        raise DataError(f'{location}: the label is missing ("{name}" beside numbers)')
+    log.info('%s: "%s" is taken for a class, as the others are names', source, '", "'.join(sorted(absent)))
 
 
 def _without_fraction(spellings: Iterable[str], known: Sequence[str] | None, naming: Naming | None) -> dict[str, str]:
@@ -202,6 +203,9 @@ def _distinct(
     if declared:
         return tuple(names)
     if all(integer_spelled(name) == name for name in names):
+        fraction = next((spelling for spelling, name in plain.items() if spelling != name), None)
+        if fraction is not None:
+            log.info("%s: %s is read as %s, as pandas writes integers", source, fraction, plain[fraction])
         return tuple(sorted(names, key=int))
     if all(map(is_number, names)):
         log.info(

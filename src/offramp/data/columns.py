@@ -54,6 +54,8 @@ def choose_columns(columns: Columns, record: Mapping[str, Any], name: str, label
     for column in (columns.text, columns.pair, *columns.labels):
         if column is not None and column not in record:
             raise DataError(f'{name}: no column "{column}"; {have}')
+    if len(set(columns.labels)) < len(columns.labels):
+        raise DataError(f"{name}: a column is named twice for the labels: {', '.join(columns.labels)}")
     free = [column for column in record if column not in (columns.text, columns.pair)]
     labels = columns.labels or tuple(filter(None, [_first(LABEL_NAMES, free)]))
     if labelled and not labels:

@@ -163,8 +163,10 @@ def _label(
             raise DataError(f'the label, column "{column}", is missing')
     if len(columns.labels) > 1:
         return {column: values.get(column) for column in columns.labels}
-    label = values.get(columns.labels[0]) if columns.labels else None
-    secret = columns.label in class_names and integer_spelled(str(label)) == NO_CLASS
+    if not columns.labels:
+        return None
+    label = values.get(columns.labels[0])
+    secret = columns.labels[0] in class_names and integer_spelled(str(label)) == NO_CLASS
     return None if secret else label
 
 
@@ -231,7 +233,7 @@ def read_examples(
         if columns.label_names is not None:
             raise DataError(f"{opened.name}: {OPTION} names classes; the numbers of a regression have none")
         return Examples(texts, numbers(labels), (), "regression")
-    column = columns.label if isinstance(columns.label, str) else None
+    column = columns.labels[0] if len(columns.labels) == 1 else None
     naming = naming_of(columns.label_names, opened.class_names, column)
     name = opened.name if ":" in source or os.path.isfile(source) else f"{opened.name}:{split}"
     read = one_class_each if task == "classification" else classes_of_each

@@ -29,7 +29,7 @@ class Naming:
         origin: what names them, for messages.
         numbered: the table has a name for each of 0, 1, ...; False where somebody wrote the spellings themselves.
         binding: a label outside of it is an error; False: the names may be those of another column.
-        codes: the column holds numbers alone, never names.
+        codes: a number in the column is never a name.
     """
 
     table: Mapping[str, str]
@@ -56,7 +56,7 @@ class Naming:
         by_number = {spelling: name for spelling in spellings if (name := self._by_number(spelling)) is not None}
         by_name = {spelling: spelling for spelling in spellings if spelling in names}
         if self.codes:
-            return by_number
+            return {**{name: name for name in by_name if not name.isdecimal()}, **by_number}
         if not self.numbered or not names & set(self.table):
             return {**by_name, **by_number}
         if len(by_number) == len(spellings) == len(by_name) and by_number != by_name:
