@@ -63,7 +63,7 @@ def benchmark_folder(
     points = {key: _points(key, engine, folder) for key, engine in loaded.items()}
     texts, labels = _texts(folder, source, columns, split, reading)
     indices = [number * len(texts) // min(rows, len(texts)) for number in range(min(rows, len(texts)))]
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, config.backbone)
     tokens = encode(tokenizer, [texts[number] for number in indices], token_limit(tokenizer, config.backbone))
     labels = None if labels is None else labels[indices]
     eager = loaded.get("torch")

@@ -21,6 +21,8 @@ Tokens = dict[str, list[int]]
 
 log = logging.getLogger("offramp")
 
+COUNTED_FROM_PAD = ("roberta", "xlm-roberta", "camembert")
+"""Families that count positions from pad_token_id + 1."""
 NO_LIMIT = 10**9  # tokenizers without a limit have 10^30
 
 
@@ -36,8 +38,8 @@ def token_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) ->
     """
     if not hasattr(config, "max_position_embeddings"):
         raise InvalidInput(f"a {config.model_type} encoder reads images, not texts")
-    # RoBERTa and its kin count positions from padding_idx + 1; MPNet's padding_idx is 1 whatever its pad token is
-    reserved = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    # MPNet counts positions from 2, whatever its pad token is
+    reserved = config.pad_token_id + 1 if config.model_type in COUNTED_FROM_PAD else 0
     reserved = 2 if config.model_type == "mpnet" else reserved
     positions: int = config.max_position_embeddings - reserved
     return positions if tokenizer.model_max_length > NO_LIMIT else min(positions, tokenizer.model_max_length)
@@ -78,6 +80,38 @@ class Cuts:
 
 
 _COUNTING: ContextVar[Cuts | None] = ContextVar("offramp_cuts", default=None)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Refuse a tokenizer that has ids beyond the encoder's embedding; fewer tokens than rows are fine.
+
+    Args:
+        tokenizer: of the model's texts.
+        config: the encoder's.
+
+    Raises:
+        InvalidInput: tokens without a row.
+    """
+    rows: int = config.vocab_size
+    known = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=0) + 1)
+    if known > rows:
+        raise InvalidInput(
+            f"the tokenizer has {known} tokens, the encoder's embedding has {rows} rows: take the tokenizer of this"
+            f" encoder, or add rows before training (model.resize_token_embeddings({known}))"
+        )
+
+
+def check_token_ids(ids: Tensor, rows: int) -> None:
+    """Refuse token ids without a row in the embedding; only on the CPU, since a GPU would have to wait.
+
+    Raises:
+        InvalidInput: an id below 0 or beyond the last row.
+    """
+    if ids.device.type != "cpu" or not ids.numel() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return
+    for extreme in torch.aminmax(ids):
+        if not 0 <= extreme < rows:
+            raise InvalidInput(f"there is no token {int(extreme)}: the encoder's embedding has {rows} rows, from 0")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int) -> list[Tokens]:
@@ -121,7 +155,8 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int | None) -> dict
 
     Args:
         rows: tokens, or images of one size under "pixel_values"; each perhaps with a number or a list under "labels".
-        pad_token_id: fills `input_ids`; everything else is filled with 0. Images need none.
+        pad_token_id: fills `input_ids`; everything else is filled with 0. The mask hides it, so where the
+            configuration has none (None, or -1) it is 0. Images need none.
     """
     if "pixel_values" in rows[0]:
         return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
@@ -131,7 +166,7 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int | None) -> dict
         if name == "labels":
             batch[name] = torch.as_tensor([row[name] for row in rows])
             continue
-        filler = pad_token_id if name == "input_ids" else 0
+        filler = max(pad_token_id or 0, 0) if name == "input_ids" else 0
         padded = [[*row[name], *[filler] * (longest - len(row[name]))] for row in rows]
         batch[name] = torch.tensor(padded, dtype=torch.long)
     if "attention_mask" not in batch:

@@ -279,7 +279,7 @@ def _rows(
     if dataset is not None and not isinstance(dataset, (str, os.PathLike)):
         return [dict(row) for row in dataset]
     refuse_images(folder, model.config)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, model.config.backbone)
     limit = token_limit(tokenizer, model.config.backbone)
     if dataset is None:
         return list(encode(tokenizer, [row.text for row in read_rows(SAMPLE, SAMPLE_TEXTS, split="test")], limit))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from offramp.data.batching import check_token_ids
 from offramp.errors import InvalidInput
 from offramp.model.config import MultiExitConfig
 from offramp.policies.decision import thresholds_per_exit
@@ -76,18 +77,20 @@ class OnnxEngine:
         the same logits as in torch, but only torch marks it as failed: the graph returns no scores. Of offramp's
         policies that takes a gate whose certainty is NaN, or numbers that overflow float32 (logits of 1e30 and more).
         """
-        output = self.graph.run(_arrays(inputs), math.inf if point is None else point.thresholds)
+        output = self.graph.run(_arrays(inputs, self.config), math.inf if point is None else point.thresholds)
         # without a point the last exit's own answer, which an ensemble may have changed
         logits = torch.from_numpy(output.logits_by_exit[:, -1] if point is None else output.logits)
         return Answers(logits, torch.from_numpy(output.exit_layers), ~logits.isfinite().all(dim=-1))
 
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """Return the outputs of every exit at full depth."""
-        output = self.graph.run(_arrays(inputs), math.inf)
+        output = self.graph.run(_arrays(inputs, self.config), math.inf)
         certainty = None if output.certainty_by_exit is None else torch.from_numpy(output.certainty_by_exit).T
         logits = torch.from_numpy(output.logits_by_exit).transpose(0, 1)
         return ExitOutput(logits, certainty, problem_type=self.config.problem_type)
 
 
-def _arrays(inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+def _arrays(inputs: Mapping[str, Tensor], config: MultiExitConfig) -> dict[str, np.ndarray[Any, Any]]:
+    if "input_ids" in inputs:
+        check_token_ids(inputs["input_ids"], config.vocab_size)
     return {name: value.numpy() for name, value in inputs.items()}

@@ -77,14 +77,16 @@ class Predictor:
             InvalidInput: no model with exits can be loaded from there, or the engine cannot run the point; fewer than
                 one thread.
         """
-        refuse_images(folder, load_config(folder))
+        config = load_config(folder)
+        refuse_images(folder, config)
+        tokenizer = load_tokenizer(folder, config.backbone)
         point = operating_point
         if isinstance(point, str):
             points = load_points(folder)
             point = None if point == DEFAULT and DEFAULT not in points else named_point(points, point)
         loaded = load_engine(folder, engine, point, threads)
         loaded.check(point)
-        return cls(loaded, load_tokenizer(folder), point)
+        return cls(loaded, tokenizer, point)
 
     def __call__(
         self, texts: Iterable[Text | Mapping[str, Any]], batch_size: int = 32, top_k: int | None = 0

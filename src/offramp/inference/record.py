@@ -24,6 +24,7 @@ from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import load_config, load_tokenizer, refuse_images
 from offramp.model.modeling import MultiExitModel
+from offramp.model.wrappers import unwrap
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
 
@@ -83,15 +84,19 @@ def resolve_engine(
 ) -> tuple[Engine, PreTrainedTokenizerBase | None]:
     """Return the engine of a model, and the tokenizer where texts are to be read."""
     check_name(engine)
-    if isinstance(model, MultiExitModel):
+    unwrapped = unwrap(model)
+    if isinstance(unwrapped, MultiExitModel):
         if engine not in (AUTO, "torch"):
             raise InvalidInput(f"engine {engine!r} runs what was exported to a folder: give record() the folder")
-        return TorchEngine(model), None
+        return TorchEngine(unwrapped), None
     if isinstance(model, Engine):
         return model, None
-    if of_texts:
-        refuse_images(model, load_config(model))
-    return load_engine(model, engine), load_tokenizer(model) if of_texts else None
+    if not of_texts:
+        return load_engine(model, engine), None
+    config = load_config(model)
+    refuse_images(model, config)
+    tokenizer = load_tokenizer(model, config.backbone)
+    return load_engine(model, engine), tokenizer
 
 
 def read_for(

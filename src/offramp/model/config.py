@@ -8,9 +8,10 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
+from offramp.data.batching import COUNTED_FROM_PAD
 from offramp.data.label_names import text_names
 from offramp.errors import InvalidInput
 from offramp.model.bypass import Bypass
@@ -55,7 +56,12 @@ class MultiExitConfig(PreTrainedConfig):
 
     model_type = "multi_exit"
     sub_configs: ClassVar[dict[str, Any]] = {"backbone": AutoConfig}
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["logits_by_exit", "certainty_by_exit", "exit_layers"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "logits_by_exit",
+        "certainty_by_exit",
+        "exit_layers",
+        "hidden_states",
+    ]
 
     def __init__(
         self,
@@ -88,6 +94,7 @@ class MultiExitConfig(PreTrainedConfig):
             raise InvalidInput(f"memory must be above 0 and at most 1, got {memory}")
         self.exit_layers: Any = None if exit_layers is None else list(exit_layers)
         if self.backbone is not None:  # transformers also builds configurations without arguments
+            resolve_pad_token(self.backbone)
             self.initializer_range = self.backbone.initializer_range
             self.pad_token_id = getattr(self.backbone, "pad_token_id", None)  # images have no padding
             depth = self.backbone.num_hidden_layers
@@ -96,6 +103,16 @@ class MultiExitConfig(PreTrainedConfig):
             if removal is not None:
                 removal.check_depth(depth)
         super().__init__(**_with_text_names(kwargs))
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the number of rows of the encoder's embedding; transformers sets it where that changes."""
+        size: int = self.backbone.vocab_size
+        return size
+
+    @vocab_size.setter
+    def vocab_size(self, size: int) -> None:
+        self.backbone.vocab_size = size
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -109,6 +126,24 @@ class MultiExitConfig(PreTrainedConfig):
         """Read the values of a configuration file, with the name of its folder for error messages."""
         values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return {**values, "name_or_path": str(pretrained_model_name_or_path)}, unused
+
+
+def resolve_pad_token(encoder: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Set the pad token of an encoder that counts positions from it and has none: the tokenizer's, else its family's.
+
+    Args:
+        encoder: the encoder's configuration; changed in place. Of other families any token serves, under a mask.
+        tokenizer: the encoder's, where it is at hand.
+
+    Raises:
+        InvalidInput: a pad token beyond the embedding.
+    """
+    if getattr(encoder, "pad_token_id", None) is None and encoder.model_type in COUNTED_FROM_PAD:
+        own = None if tokenizer is None else tokenizer.pad_token_id
+        encoder.pad_token_id = type(encoder)().pad_token_id if own is None else own
+    pad, rows = getattr(encoder, "pad_token_id", None), getattr(encoder, "vocab_size", None)
+    if pad is not None and rows is not None and pad >= rows:
+        raise InvalidInput(f"the encoder's pad_token_id is {pad}, but its embedding has {rows} rows, from 0")
 
 
 def _check_format(format: Any, folder: str | None) -> None:

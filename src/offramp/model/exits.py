@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -58,3 +59,21 @@ class Exits:
         """Return the input of the last map of exit `exit` (0-based), (B, W)."""
         states = self.encoder.exit_states(carry.hidden) if carry.exit_input is None else carry.exit_input  # (B, T, D)
         return self.heads.features(exit, states, carry.mask, carry.pooling_weights)
+
+
+def build_heads(config: MultiExitConfig, widths: Sequence[int]) -> Heads:
+    """Return new classifiers for a model's exits.
+
+    Args:
+        config: of the model.
+        widths: D of the hidden states after each layer.
+    """
+    return Heads(
+        config.head,
+        config.pooling,
+        [widths[layer - 1] for layer in config.exit_layers],
+        config.num_labels,
+        config.exit_dropout,
+        config.own_head,
+        first_tanh=config.format > 1,
+    )

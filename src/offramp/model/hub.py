@@ -11,13 +11,14 @@ import transformers
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from transformers.utils import cached_file
 
+from offramp.data.batching import check_vocabulary
 from offramp.errors import InvalidInput, UnknownName, one_line
 from offramp.model.backbones.registry import load_backbone
-from offramp.model.config import MultiExitConfig
+from offramp.model.config import MultiExitConfig, resolve_pad_token
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
@@ -34,13 +35,23 @@ def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
         transformers.AutoModelForSequenceClassification if of_texts else transformers.AutoModelForImageClassification
     )
     kind = classifier if is_classifier(config.architectures) else transformers.AutoModel
-    encoder, loading = from_pretrained_or_raise(kind, folder, dtype=torch.float32, output_loading_info=True)
+    resolve_pad_token(config, _tokenizer_or_none(folder) if getattr(config, "pad_token_id", 0) is None else None)
+    encoder, loading = from_pretrained_or_raise(
+        kind, folder, config=config, dtype=torch.float32, output_loading_info=True
+    )
     missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
     if missing:  # transformers would fill them with random numbers
         raise InvalidInput(
             f"{folder}: its weights have no {missing[0]} and {len(missing) - 1} more of {type(encoder).__name__}"
         )
     return encoder
+
+
+def _tokenizer_or_none(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase | None:
+    try:
+        return load_tokenizer(folder)
+    except InvalidInput:
+        return None
 
 
 def load_config(folder: str | os.PathLike[str]) -> MultiExitConfig:
@@ -100,13 +111,26 @@ def hub_digest(name: str, file: str, revision: str) -> str | None:
     return tag if tag is not None and len(tag) == 64 else None
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | os.PathLike[str], encoder: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model's folder or hub name.
 
+    Args:
+        folder: or a hub name.
+        encoder: the configuration of the encoder that reads its tokens; None = they are not compared.
+
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is none, or it has tokens that the encoder does not know.
     """
-    return from_pretrained_or_raise(transformers.AutoTokenizer, folder)
+    tokenizer: PreTrainedTokenizerBase = from_pretrained_or_raise(transformers.AutoTokenizer, folder)
+    files = tokenizer.vocab_files_names.values()
+    if files and all(find_file(folder, name) is None for name in files):  # transformers makes one without words
+        raise InvalidInput(f"{folder}: no tokenizer can be loaded from there (none of the files {', '.join(files)})")
+    if encoder is not None:
+        try:
+            check_vocabulary(tokenizer, encoder)
+        except InvalidInput as error:
+            raise InvalidInput(f"{folder}: {error}") from None
+    return tokenizer
 
 
 def from_pretrained_or_raise(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:

@@ -30,5 +30,7 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[MultiExitModel, PreTrai
     Raises:
         InvalidInput: nothing can be loaded from there, it is a model without exits, or one of images.
     """
-    refuse_images(folder, load_config(folder))
-    return load_model(folder), load_tokenizer(folder)
+    config = load_config(folder)
+    refuse_images(folder, config)
+    tokenizer = load_tokenizer(folder, config.backbone)
+    return load_model(folder), tokenizer

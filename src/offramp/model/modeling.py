@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers import initialization as init
 
+from offramp.data.batching import check_token_ids
 from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput
 from offramp.model.backbones.base import Backbone
@@ -26,14 +27,14 @@ from offramp.model.backbones.registry import load_backbone
 from offramp.model.bypass import Bypass, ZeroLinear
 from offramp.model.card import model_card, save_points
 from offramp.model.config import MultiExitConfig
-from offramp.model.exits import Exits
+from offramp.model.exits import Exits, build_heads
 from offramp.model.from_backbone import resolve_source
 from offramp.model.gate import Gate
-from offramp.model.heads import Heads, pooling_weights_of
+from offramp.model.heads import pooling_weights_of
 from offramp.model.hub import load_points, named_point
+from offramp.model.inputs import check_inputs, refuse_arguments
 from offramp.model.layers import build_bypasses, build_token_exit, run_layer, scale_gradient
-from offramp.model.losses import depth_weighted, exit_losses
-from offramp.model.output import MultiExitOutput
+from offramp.model.output import MultiExitOutput, full_depth_output
 from offramp.model.token_exit.config import TokenExit
 from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.registry import load_policy
@@ -77,17 +78,7 @@ class MultiExitModel(PreTrainedModel):
         self.backbone = self._family.build(config.backbone)
         self.main_input_name = self._family.input_name
         self._token_exit = build_token_exit(self._encoder_view, config)
-        all_widths = self._family.widths(config.backbone)
-        widths = [all_widths[layer - 1] for layer in config.exit_layers]
-        self.heads = Heads(
-            config.head,
-            config.pooling,
-            widths,
-            config.num_labels,
-            config.exit_dropout,
-            config.own_head,
-            first_tanh=config.format > 1,
-        )
+        self.heads = build_heads(config, self._family.widths(config.backbone))
         self.bypasses = nn.ModuleList(build_bypasses(self._encoder_view, config))
         self.gate = Gate(self.heads.widths) if config.certainty else None
         self.objective_modules = nn.ModuleList()  # modules of the objective; empty outside training
@@ -184,17 +175,21 @@ class MultiExitModel(PreTrainedModel):
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """Return the input of the first layer; see `Segments`."""
+        if "input_ids" in inputs:
+            check_token_ids(inputs["input_ids"], self.config.vocab_size)
         carry = self._encoder_view.embed(inputs)
         if self.heads.pooling != "mean" or carry.mask is None:
             return carry
         return replace(carry, pooling_weights=pooling_weights_of(carry.mask))
 
-    def block(self, exit: int, carry: Carry) -> Carry:
-        """Run the layers that lead to exit `exit` (0-based); see `Segments`."""
+    def block(self, exit: int, carry: Carry, states: list[Tensor] | None = None) -> Carry:
+        """Run the layers that lead to exit `exit` (0-based); see `Segments`. `states` is that of `all_exits`."""
         encoder, carry = self._encoder_view, carry.for_next_block()
         *between, last = range(self.layers[exit - 1] if exit else 0, self.layers[exit])
         for number in between:
             carry = run_layer(encoder, number, carry, token_exit=self._token_exit)
+            if states is not None:
+                states.append(carry.hidden)
         carry = run_layer(
             encoder,
             last,
@@ -203,29 +198,41 @@ class MultiExitModel(PreTrainedModel):
             bypass=self.bypasses[exit] if self.bypasses else None,
             first_token_only=self.heads.reads_first_token(exit),
         )
+        if states is not None:
+            states.append(carry.hidden)
         return carry if self.config.memory is None else self._exits.remember(exit, carry)
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """Return the output of exit `exit` (0-based); see `Segments`."""
         return self._exits.output(exit, carry)
 
-    def all_exits(self, inputs: Mapping[str, Tensor], branch_scales: Sequence[float] | None = None) -> ExitOutput:
+    def all_exits(
+        self,
+        inputs: Mapping[str, Tensor],
+        branch_scales: Sequence[float] | None = None,
+        states: list[Tensor] | None = None,
+    ) -> ExitOutput:
         """Run full depth, whatever operating point is set, and return every exit's logits (L, B, C).
 
         Args:
             inputs: see `forward`.
             branch_scales: see `forward`.
+            states: takes the input of the first layer and the states after each layer; None = they are not kept.
         """
         carry = self.embed(inputs)
+        if states is not None:
+            states.append(carry.hidden)
         outputs = []
         for number in range(len(self.layers)):
-            carry = branch = self.block(number, carry)
+            carry = branch = self.block(number, carry, states)
             if branch_scales is not None:
                 share = branch_scales[number]
                 branch, carry = scale_gradient(carry, share), scale_gradient(carry, 1 - share)
             outputs.append(self.exit(number, branch))
         logits = torch.stack([out.logits for out in outputs])
         certainty = [out.certainty for out in outputs if out.certainty is not None]
+        if states is not None:
+            states[-1] = self._encoder_view.last_of_states(states[-1])
         return ExitOutput(logits, torch.stack(certainty) if certainty else None, problem_type=self.config.problem_type)
 
     def forward(
@@ -238,7 +245,11 @@ class MultiExitModel(PreTrainedModel):
         labels: Tensor | None = None,
         branch_scales: Sequence[float] | None = None,
         return_dict: bool | None = None,
-    ) -> MultiExitOutput | tuple[Tensor, ...]:
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        head_mask: Tensor | None = None,
+    ) -> MultiExitOutput | tuple[Any, ...]:
         """Return every exit at full depth; in eval mode with an operating point set, each sample's own exit.
 
         Args:
@@ -251,36 +262,38 @@ class MultiExitModel(PreTrainedModel):
             branch_scales: (L,) shares of the gradient at each exit's layer that come from the exit, the rest coming
                 from deeper layers; for training by gradient equilibrium. None = both in full.
             return_dict: False = a tuple.
+            inputs_embeds: (B, T, E) rows of the embedding, in place of `input_ids`.
+            output_hidden_states: True adds the states after each layer; None = as the configuration says.
+            output_attentions: not supported.
+            head_mask: not supported.
+
+        Raises:
+            InvalidInput: an argument that is not supported, inputs that the encoder does not take, or hidden states
+                with an operating point set.
         """
         optional = {
             "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "pixel_values": pixel_values,
         }
         inputs = {name: value for name, value in optional.items() if value is not None}
+        check_inputs(inputs, self.main_input_name)
+        with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        refuse_arguments(output_attentions=with_attentions or None, head_mask=head_mask)
+        with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if self._operating_point is not None and not self.training and labels is None:
-            out = self._exit_early(inputs, self._operating_point)
+            if with_states:
+                raise InvalidInput("hidden states are those of full depth: set_operating_point(None) comes first")
+            answers = run(self, load_policy(self._operating_point.policy), self._operating_point.thresholds, inputs)
+            out = MultiExitOutput(logits=answers.logits, exit_layers=answers.exit_layers)
         else:
-            out = self._run_all(inputs, labels, branch_scales)
+            states: list[Tensor] | None = [] if with_states else None
+            out = full_depth_output(self.all_exits(inputs, branch_scales, states), labels, states)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return out if as_dict else out.to_tuple()
-
-    def _exit_early(self, inputs: Mapping[str, Tensor], point: OperatingPoint) -> MultiExitOutput:
-        answers = run(self, load_policy(point.policy), point.thresholds, inputs)
-        return MultiExitOutput(logits=answers.logits, exit_layers=answers.exit_layers)
-
-    def _run_all(
-        self, inputs: Mapping[str, Tensor], labels: Tensor | None, branch_scales: Sequence[float] | None
-    ) -> MultiExitOutput:
-        exits = self.all_exits(inputs, branch_scales)
-        return MultiExitOutput(
-            loss=None if labels is None else depth_weighted(exit_losses(exits, labels)),
-            logits=exits.logits[-1],
-            logits_by_exit=exits.logits.transpose(0, 1).contiguous(),
-            certainty_by_exit=None if exits.certainty is None else exits.certainty.transpose(0, 1).contiguous(),
-        )
 
     @property
     def operating_point(self) -> OperatingPoint | None:

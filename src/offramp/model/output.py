@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from transformers.utils import ModelOutput
+
+from offramp.model.losses import depth_weighted, exit_losses
+from offramp.types.outputs import ExitOutput
 
 
 @dataclass
@@ -18,6 +22,8 @@ class MultiExitOutput(ModelOutput):
         logits_by_exit: (B, L, C) at full depth.
         certainty_by_exit: (B, L) at full depth, where the model has a gate.
         exit_layers: (B,) layer numbers, where an operating point was set.
+        hidden_states: the input of the first layer and the states after each layer, (B, T, D) each, where asked for:
+            transformers' hidden_states of the encoder.
     """
 
     loss: Tensor | None = None
@@ -25,6 +31,7 @@ class MultiExitOutput(ModelOutput):
     logits_by_exit: Tensor | None = None
     certainty_by_exit: Tensor | None = None
     exit_layers: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
     @property
     def exit_logits(self) -> Tensor | None:
@@ -35,3 +42,21 @@ class MultiExitOutput(ModelOutput):
     def exit_certainty(self) -> Tensor | None:
         """Return the certainty of every exit, (L, B): a view of `certainty_by_exit`."""
         return None if self.certainty_by_exit is None else self.certainty_by_exit.transpose(0, 1)
+
+
+def full_depth_output(exits: ExitOutput, labels: Tensor | None, states: Sequence[Tensor] | None) -> MultiExitOutput:
+    """Return the output of a pass at full depth.
+
+    Args:
+        exits: of all exits, (L, B, C).
+        labels: for the loss; None = no loss.
+        states: the hidden states; None = they were not asked for.
+    """
+    certainty = exits.certainty
+    return MultiExitOutput(
+        loss=None if labels is None else depth_weighted(exit_losses(exits, labels)),
+        logits=exits.logits[-1],
+        logits_by_exit=exits.logits.transpose(0, 1).contiguous(),
+        certainty_by_exit=None if certainty is None else certainty.transpose(0, 1).contiguous(),
+        hidden_states=None if states is None else tuple(states),
+    )

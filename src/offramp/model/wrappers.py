@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
+from torch import nn
 
 from offramp.errors import InvalidInput
 
@@ -21,14 +22,15 @@ def unwrap(model: Any) -> Any:
     Raises:
         InvalidInput: an adapter that is not in the layers, such as a learned prompt.
     """
-    while True:
+    while isinstance(model, nn.Module):
         inner = extract_model_from_parallel(model, keep_torch_compile=False)
         if is_peft(inner):
             refuse_prompts(inner)
             inner = inner.get_base_model()
         if inner is model:
-            return model
+            break
         model = inner
+    return model
 
 
 def is_peft(model: object) -> bool:

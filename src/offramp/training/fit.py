@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
-from offramp.data.batching import collate, encode, token_limit
+from offramp.data.batching import check_vocabulary, collate, encode, token_limit
 from offramp.data.examples import Examples
 from offramp.model.modeling import MultiExitModel
 from offramp.training.objectives.base import Objective
@@ -110,6 +110,7 @@ def fit(
     Returns:
         The Trainer's log: the losses of every exit by epoch.
     """
+    check_vocabulary(tokenizer, model.config.backbone)
     checkpoints = Path(folder) / "checkpoints"
     if train.problem_type == REGRESSION:
         labels = torch.tensor(train.labels, dtype=torch.float32)

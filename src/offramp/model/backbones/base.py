@@ -74,8 +74,8 @@ class Backbone(ABC):
         """Return the input of the first layer.
 
         Args:
-            inputs: `input_ids` (B, T), `attention_mask` (B, T) with the padding on the right, and the
-                tokenizer's other outputs; or `pixel_values` (B, channels, H, W).
+            inputs: `input_ids` (B, T) or `inputs_embeds` (B, T, E), `attention_mask` (B, T) with the padding on the
+                right, and the tokenizer's other outputs; or `pixel_values` (B, channels, H, W).
         """
 
     @abstractmethod
@@ -83,8 +83,12 @@ class Backbone(ABC):
         """Run layer `number` (0-based)."""
 
     def exit_states(self, hidden: Tensor) -> Tensor:
-        """Return the states that an exit reads, (B, T, D); after the last layer, transformers' last_hidden_state."""
+        """Return the states that an exit reads, (B, T, D)."""
         return hidden
+
+    def last_of_states(self, hidden: Tensor) -> Tensor:
+        """Return the last of transformers' hidden_states from the states after the last layer."""
+        return self.exit_states(hidden)
 
     def attention_half(self, number: int, carry: Carry) -> tuple[Tensor, Any]:
         """Run the first half of layer `number` (0-based): self-attention, residual and norm.
@@ -119,5 +123,9 @@ def padding_mask(config: PreTrainedConfig, hidden: Tensor, mask: Tensor) -> Tens
 
 def real_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the attention mask (B, T) of the inputs; without one, every token is real."""
-    mask = inputs.get("attention_mask")
-    return torch.ones_like(inputs["input_ids"]) if mask is None else mask
+    if "attention_mask" in inputs:
+        return inputs["attention_mask"]
+    if "input_ids" in inputs:
+        return torch.ones_like(inputs["input_ids"])
+    embeddings = inputs["inputs_embeds"]  # (B, T, E)
+    return torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)

@@ -76,7 +76,7 @@ class Family:
     """
 
     layers: str = "encoder.layer"
-    inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "position_ids")
+    inputs: tuple[str, ...] = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
     projection: str | None = None
     pooler: str | None = None
     own_pooler: bool = True
@@ -96,7 +96,7 @@ FAMILIES = {
     "camembert": Family(),
     "distilbert": Family(
         layers="transformer.layer",
-        inputs=("input_ids", "position_ids"),
+        inputs=("input_ids", "inputs_embeds", "position_ids"),
         own_pooler=False,
         halves=DISTILBERT_HALVES,
         head=OwnHead("classifier", "pre_classifier", "relu"),
@@ -141,7 +141,7 @@ class Bert(Backbone):
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """Return the input of the first layer."""
-        arguments = {name: inputs[name] for name in self.family.inputs if name in inputs}
+        arguments = {name: inputs.get(name) for name in self.family.inputs}
         hidden = self.model.get_submodule("embeddings")(**arguments)  # (B, T, E)
         config = self.model.config
         # ELECTRA has its projection only where the widths differ

@@ -50,7 +50,7 @@ class Deberta(Backbone):
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """Return the input of the first layer."""
-        names = ("input_ids", "token_type_ids", "position_ids")
+        names = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
         arguments = {name: inputs[name] for name in names if name in inputs}
         mask = real_tokens(inputs)
         hidden: Tensor = self.model.get_submodule("embeddings")(**arguments, mask=mask)

@@ -42,7 +42,8 @@ class ModernBert(Backbone):
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """Return the input of the first layer."""
-        hidden: Tensor = self.model.get_submodule("embeddings")(inputs["input_ids"])
+        names = ("input_ids", "inputs_embeds")
+        hidden: Tensor = self.model.get_submodule("embeddings")(**{name: inputs.get(name) for name in names})
         mask = real_tokens(inputs)
         arguments: dict[str, Any] = {"config": self.model.config, "inputs_embeds": hidden, "attention_mask": mask}
         positions = inputs.get("position_ids")

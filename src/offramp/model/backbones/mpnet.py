@@ -40,7 +40,8 @@ class MPNet(Backbone):
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """Return the input of the first layer."""
-        arguments = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
+        names = ("input_ids", "inputs_embeds", "position_ids")
+        arguments = {name: inputs[name] for name in names if name in inputs}
         hidden: Tensor = self.model.get_submodule("embeddings")(**arguments)
         mask = real_tokens(inputs)
         attention = padding_mask(self.model.config, hidden, mask)

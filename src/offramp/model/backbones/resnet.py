@@ -162,6 +162,10 @@ class CifarResNetCut(Backbone):
         block: nn.Module = self.model.blocks[number]
         return replace(carry, hidden=block(carry.hidden))
 
+    def last_of_states(self, hidden: Tensor) -> Tensor:
+        """Return the map (B, D, H, W)."""
+        return hidden
+
     def exit_states(self, hidden: Tensor) -> Tensor:
         """Return the mean over the map, as one token (B, 1, D)."""
         return hidden.mean(dim=(2, 3)).unsqueeze(1)

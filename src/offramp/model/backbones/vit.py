@@ -53,6 +53,10 @@ class ViT(Backbone):
         layer: nn.Module = self.model.layers[number]
         return replace(carry, hidden=layer(carry.hidden))
 
+    def last_of_states(self, hidden: Tensor) -> Tensor:
+        """Return the states before the norm at the end."""
+        return hidden
+
     def exit_states(self, hidden: Tensor) -> Tensor:
         """Apply the norm at the end of the encoder."""
         normed: Tensor = self.model.layernorm(hidden)
