@@ -7,7 +7,7 @@ from torch import nn
 
 from offramp.errors import InvalidInput
 from offramp.model.wrappers import module_path, unwrap
-from offramp.training.trainer import parameter_group
+from offramp.training.freezing import parameter_group
 from support.models import tiny_classifier, tiny_model
 
 pytestmark = [

@@ -16,9 +16,10 @@ from offramp.errors import InvalidInput
 from offramp.model.bypass import Bypass
 from offramp.model.modeling import MultiExitModel
 from offramp.training.fit import default_arguments
+from offramp.training.freezing import parameter_group
 from offramp.training.objectives.base import FREEZING, Objective, Stage
 from offramp.training.objectives.registry import load_objective
-from offramp.training.trainer import ExitTrainer, parameter_group
+from offramp.training.trainer import ExitTrainer
 from offramp.types.outputs import ExitOutput
 from support.models import CLASSIFIED, IMAGES, LAYERS, encoder_config, image_rows, padded, rows_for, tiny_classifier
 from support.models import token_rows as random_rows

@@ -15,9 +15,10 @@ from offramp.inference.predictor import Predictor
 from offramp.model.losses import exit_losses
 from offramp.model.modeling import MultiExitModel
 from offramp.training.fit import default_arguments, fit, token_rows
+from offramp.training.freezing import parameter_group
 from offramp.training.objectives.base import Objective
 from offramp.training.objectives.registry import OBJECTIVES, load_objective
-from offramp.training.trainer import ExitTrainer, parameter_group
+from offramp.training.trainer import ExitTrainer
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL

@@ -39,6 +39,7 @@ def exit_options(command: Command) -> Command:
     """Add the options of the exits and of their objective."""
     rank = click.option("--bypass-rank", type=click.IntRange(min=1), help="Give exits bypasses of this rank (BADGE).")
     keep = "Share of the tokens that these layers keep (MPEE)."
+    balance = "Let rare classes count as much as frequent ones, by weights N / (classes x rows of the class)."
     for option in (
         click.option("--token-exit", metavar="2:0.7,4:0.7", help=keep),
         click.option(
@@ -53,6 +54,7 @@ def exit_options(command: Command) -> Command:
         ),
         click.option("--head", type=click.Choice(HEADS), default="linear", show_default=True),
         click.option("--freeze", is_flag=True, help="Keep a fine-tuned model as it is; only the early exits learn."),
+        click.option("--class-weights", type=click.Choice(["balanced"]), help=balance),
         click.option("--objective", type=click.Choice(sorted(OBJECTIVES)), default="weighted", show_default=True),
     ):
         command = option(command)
@@ -92,7 +94,7 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
     help="Target of the default operating point.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--resume", is_flag=True, help="Resume a run that was stopped.")
+@click.option("--resume", is_flag=True, help="Resume a run that was stopped, from its newest whole checkpoint.")
 @column_options
 @reading_options
 @json_option
@@ -104,6 +106,7 @@ def train(
     max_drop: float,
     max_length: int | None,
     objective: str,
+    class_weights: str | None,
     freeze: bool,
     resume: bool,
     as_json: bool,
@@ -117,14 +120,16 @@ def train(
     offramp train --train helpdesk --validation helpdesk --label-column urgency --task regression -o model
     offramp train --train train.csv --validation dev.csv --backbone FINE_TUNED --objective two-stage --freeze -o model
     """
-    _refuse_to_overwrite(output, resume)
+    if _is_finished(output, resume):
+        return
     silence_transformers()
+    from torch import distributed
     from transformers import set_seed
 
     from offramp.inference.record import record as record_trace
     from offramp.model.default_encoder import default_encoder
     from offramp.model.hub import load_tokenizer
-    from offramp.training.fit import fit
+    from offramp.training.fit import fit, remove_checkpoints
     from offramp.training.objectives.registry import load_objective
 
     # 1) data and model
@@ -144,17 +149,23 @@ def train(
         data,
         held_out,
         objective=objective_module,
+        class_weights=class_weights,
         resume=resume,
+        keep_checkpoints=True,  # a run that stops from here on is resumed as well
         num_train_epochs=options["epochs"],
         per_device_train_batch_size=options["batch_size"],
         learning_rate=options["learning_rate"],
         seed=options["seed"],
         bf16=options["bf16"],
     )
+    if distributed.is_initialized() and distributed.get_rank() > 0:  # another process of torchrun
+        return
     # 3) the default operating point
     trace = record_trace(output, held_out)
     trace = replace(trace, provenance={**trace.provenance, "data": Path(validation_source).name})
-    print_scores(as_json, trace, _add_default_point(output, trace, max_drop))
+    points = _add_default_point(output, trace, max_drop)
+    remove_checkpoints(output)
+    print_scores(as_json, trace, points)
 
 
 def _add_default_point(folder: Path, trace: Trace, max_drop: float) -> dict[str, OperatingPoint]:
@@ -177,11 +188,24 @@ def _add_default_point(folder: Path, trace: Trace, max_drop: float) -> dict[str,
     return points
 
 
-def _refuse_to_overwrite(folder: Path, resume: bool) -> None:
-    if (folder / "config.json").exists():
-        raise InvalidInput(f"{folder}: there is a model already; choose another folder")
-    if (folder / "checkpoints").exists() and not resume:
+def _is_finished(folder: Path, resume: bool) -> bool:
+    """Return True, and print it, where --resume meets a finished model.
+
+    Raises:
+        InvalidInput: without --resume, a model or an unfinished run would be overwritten.
+    """
+    model, unfinished = (folder / "config.json").exists(), (folder / "checkpoints").exists()
+    if unfinished and not resume:
         raise InvalidInput(f"{folder}: an unfinished run lies there; resume it by --resume, or choose another folder")
+    if model and not resume:
+        raise InvalidInput(f"{folder}: there is a model already; choose another folder")
+    if resume and not unfinished:
+        from offramp.training.fit import remove_checkpoints
+
+        remove_checkpoints(folder)
+        state = "training is finished" if model else "there is no unfinished run, training starts from the beginning"
+        click.echo(f"{folder}: nothing to resume, {state}", err=True)
+    return model and not unfinished
 
 
 def _new_with_data(

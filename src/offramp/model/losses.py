@@ -27,13 +27,27 @@ def exit_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
 
 
 def task_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
-    """Return the task's loss L_i of every exit, (L,), mean over the batch.
+    """Return the task's loss L_i of every exit, (L,): `exits.task_loss`, or the loss of the kind of problem.
+
+    Args:
+        exits: logits (L, B, C).
+        labels: (B,) or (B, C).
+    """
+    if exits.task_loss is not None:
+        return exits.task_loss(exits.logits, labels)
+    return problem_losses(exits, labels)
+
+
+def problem_losses(exits: ExitOutput, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Return the loss of the kind of problem at every exit, (L,), mean over the batch.
 
     Cross-entropy for a single label, binary cross-entropy for several, squared error for regression.
 
     Args:
         exits: logits (L, B, C).
         labels: (B,) or (B, C).
+        class_weights: (C,); for a single label the mean over the batch is weighted by each label's class, for several
+            labels the positives of each count so many times (`weight` and `pos_weight` of torch's losses).
 
     Raises:
         InvalidInput: labels of another shape; none are broadcast.
@@ -46,7 +60,10 @@ def task_losses(exits: ExitOutput, labels: Tensor) -> Tensor:
         return (logits - targets).square().mean(dim=(1, 2))
     if exits.problem_type == MULTI_LABEL:
         targets = labels.float().expand(depth, batch, outputs)
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=class_weights)
+        return losses.mean(dim=(1, 2))
+    if class_weights is not None:
+        return torch.stack([F.cross_entropy(exit, labels.long(), class_weights) for exit in logits])
     losses = F.cross_entropy(logits.reshape(-1, outputs), labels.long().repeat(depth), reduction="none")
     return losses.view(depth, batch).mean(dim=1)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from offramp.training.objectives.base import Objective
 from offramp.training.trainer import ExitTrainer
 from offramp.types.problem_types import REGRESSION
 from offramp.types.whole_file import give_name, unfinished_folder
+
+logger = logging.getLogger(__name__)
 
 
 def token_rows(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:
@@ -62,7 +66,8 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Open the bar."""
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=None)
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=None)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Move the bar to the current step."""
@@ -71,7 +76,7 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Print the losses of all exits, where a log has them."""
-        for prefix in ("", "eval_"):
+        for prefix in ("", "eval_") if state.is_world_process_zero else ():
             exits = [value for name, value in logs.items() if name.startswith(f"{prefix}loss_exit_")]
             if exits:
                 losses = " ".join(f"{loss:.3f}" for loss in exits)
@@ -92,26 +97,34 @@ def fit(
     validation: Examples | None = None,
     *,
     objective: Objective | None = None,
+    class_weights: str | Sequence[float] | None = None,
     resume: bool = False,
+    keep_checkpoints: bool = False,
     **changes: Any,
 ) -> list[dict[str, float]]:
     """Train a model on labelled texts and save it with its tokenizer. Exits of a regression start at the labels' mean.
 
+    Under torchrun all processes train, and the first one writes.
+
     Args:
         model: the model to train; left in eval mode.
         tokenizer: its `model_max_length` cuts the texts.
-        folder: for weights, configuration, tokenizer and card; `folder/checkpoints` exists until training is done.
+        folder: for weights, configuration, tokenizer and card; `folder/checkpoints` exists until all is written.
         train: the training rows.
         validation: for the losses logged after each epoch; nothing is chosen by it.
         objective: default `Weighted()`; each of its stages runs for all epochs.
-        resume: continue from the last checkpoint in `folder`, if there is one.
+        class_weights: see `ExitTrainer`.
+        resume: continue from the newest whole checkpoint in `folder`, if there is one; else checkpoints are removed.
+        keep_checkpoints: leave them to the caller, who adds to the folder and then calls `remove_checkpoints`.
         changes: to `default_arguments`.
 
     Returns:
         The Trainer's log: the losses of every exit by epoch.
+
+    Raises:
+        InvalidInput: class weights that do not fit, or with `resume` a checkpoint of another run.
     """
     check_vocabulary(tokenizer, model.config.backbone)
-    checkpoints = Path(folder) / "checkpoints"
     if train.problem_type == REGRESSION:
         labels = torch.tensor(train.labels, dtype=torch.float32)
         model.heads.start_at(labels.view(len(labels), -1).mean(dim=0))
@@ -119,23 +132,56 @@ def fit(
     changes = {"eval_strategy": "no", **changes} if validation is None else changes
     trainer = ExitTrainer(
         model,
-        default_arguments(checkpoints, **changes),
+        default_arguments(checkpoints_of(folder), **changes),
         objective=objective,
         exit_learning_rate=1e-3,
+        class_weights=class_weights,
         train_dataset=token_rows(train, tokenizer, limit),
         eval_dataset=token_rows(validation, tokenizer, limit) if validation else None,
         data_collator=partial(collate, pad_token_id=model.config.pad_token_id),
         callbacks=[Progress()],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume and any(checkpoints.rglob("checkpoint-*")))
-    with unfinished_folder(Path(folder) / "model") as unfinished:
-        tokenizer.save_pretrained(unfinished)
-        model.eval().save_pretrained(unfinished)
-        for file in sorted(
-            unfinished.iterdir(), key=lambda file: file.name == "config.json"
-        ):  # last: now it is a model
-            give_name(file, Path(folder) / file.name)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    trainer.train(resume_from_checkpoint=_start(trainer, resume))
+    trainer.accelerator.wait_for_everyone()  # the last checkpoint has files of all processes
+    model.eval()
+    if trainer.is_world_process_zero():
+        with unfinished_folder(Path(folder) / "model") as unfinished:
+            tokenizer.save_pretrained(unfinished)
+            model.save_pretrained(unfinished)
+            # the configuration last: now it is a model
+            for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
+                give_name(file, Path(folder) / file.name)
+        if not keep_checkpoints:
+            remove_checkpoints(folder)
     log: list[dict[str, float]] = trainer.state.log_history
     return log
+
+
+def _start(trainer: ExitTrainer, resume: bool) -> str | None:
+    """Return the checkpoint to resume; where there is none, clear the folder for a new run."""
+    folder = Path(trainer.args.output_dir)
+    left = folder.is_dir() and any(folder.iterdir())
+    checkpoint = trainer.newest_checkpoint() if resume and left else None
+    if checkpoint is not None:
+        return str(checkpoint)
+    trainer.accelerator.wait_for_everyone()
+    if left and trainer.is_world_process_zero():
+        logger.info("training starts from the beginning")
+        shutil.rmtree(folder)
+        folder.mkdir()
+    return None
+
+
+def checkpoints_of(folder: str | os.PathLike[str]) -> Path:
+    """Return where a run keeps its checkpoints; a run is unfinished as long as they exist."""
+    return Path(folder) / "checkpoints"
+
+
+def remove_checkpoints(folder: str | os.PathLike[str]) -> None:
+    """Mark a run as finished: remove its checkpoints, all at once, and what an earlier call left of them."""
+    finished = Path(folder) / "checkpoints.finished"
+    shutil.rmtree(finished, ignore_errors=True)
+    if checkpoints_of(folder).exists():
+        checkpoints_of(folder).rename(finished)  # the folder goes at once, its files one by one
+    shutil.rmtree(finished, ignore_errors=True)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import Trainer, enable_full_determinism, set_seed
+from transformers.trainer_utils import default_compute_objective, has_length
 
 from offramp.errors import InvalidInput
-from offramp.model.losses import task_losses
+from offramp.model.losses import problem_losses
 from offramp.model.modeling import MultiExitModel
-from offramp.model.wrappers import module_path, unwrap
-from offramp.training.objectives.base import Objective, Stage
+from offramp.model.wrappers import unwrap
+from offramp.training.arguments import check_arguments, check_model
+from offramp.training.checkpoints import RunFiles, describe
+from offramp.training.class_weights import resolve_class_weights, weights_text
+from offramp.training.freezing import freeze_batch_norm, frozen
+from offramp.training.exit_losses import LossSum, by_exit
+from offramp.training.objectives.base import Objective
 from offramp.training.objectives.joint import Weighted
 from offramp.types.outputs import ExitOutput
 
@@ -33,18 +38,21 @@ class ExitTrainer(Trainer):
     evaluation. For scores pass `compute_metrics`; its predictions are the last exit's logits.
 
     An objective of several stages is trained stage by stage, each with the whole schedule and an optimiser of its own;
-    checkpoints lie in a folder for each stage, and `resume_from_checkpoint=True` finds the last one.
+    checkpoints lie in a folder for each stage. `resume_from_checkpoint=True` takes the newest whole checkpoint.
 
     Args:
-        model: the model to train.
+        model: the model to train; None with `model_init`.
         objective: default `Weighted()`, PABEE's and PCEE-BERT's.
         exit_learning_rate: of all that is not the backbone: exits start from random weights, the backbone is
             pre-trained (the code of PCEE-BERT does so as well); None = the backbone's.
-        kwargs: the Trainer's own arguments.
+        class_weights: weights of the classes in the loss L_i of every exit: a number for each class, "balanced" (see
+            `offramp.training.class_weights`), or None. Distances between exits and the gate's loss have none.
+        kwargs: the Trainer's own arguments. `compute_loss_func(outputs, labels, num_items_in_batch)` replaces L_i. It
+            is called for each exit, with the exit's logits as `outputs.logits`.
 
     Raises:
-        InvalidInput: label smoothing, which belongs to a loss that this Trainer does not use; an objective that does
-            not go with the model's exit memory; one optimiser for several stages.
+        InvalidInput: arguments that have no meaning here (see `offramp.training.arguments`), an objective that does not
+            go with the model's exit memory, or class weights that do not fit the classes.
 
     Example:
         >>> from offramp.training.fit import default_arguments
@@ -57,93 +65,160 @@ class ExitTrainer(Trainer):
         TrainOutput(global_step=1, ...)
     """
 
+    model_init: Callable[..., MultiExitModel] | None
+    optimizer: torch.optim.Optimizer | None
     loss_is_scaled_for_ga = False  # a batch mean: the Trainer divides it by the accumulation steps
 
     def __init__(
         self,
-        model: MultiExitModel,
+        model: MultiExitModel | None = None,
         *args: Any,
         objective: Objective | None = None,
         exit_learning_rate: float | None = None,
+        class_weights: str | Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.objective = objective or Weighted()
-        self.stage = self.objective.stages[0]
-        self.branch_scales = self.objective.branch_scales(len(model.layers))
-        self._check_memory(model)
-        super().__init__(model, *args, **kwargs)
+        self.exit_objective = objective or Weighted()  # hyperparameter_search keeps its score in `self.objective`
+        self._new_objective = self.exit_objective if model else copy.deepcopy(self.exit_objective)
+        self.stage = self.exit_objective.stages[0]
         self.exit_learning_rate = exit_learning_rate
-        if self.args.label_smoothing_factor:
-            raise InvalidInput("label_smoothing_factor is not supported by ExitTrainer: each exit has its own loss")
-        if len(self.objective.stages) > 1 and self.optimizer is not None:
-            name = type(self.objective).__name__
-            raise InvalidInput(f"{name} has {len(self.objective.stages)} stages, each with an optimiser of its own")
+        self._requested_weights = class_weights
+        self.class_weights: Tensor | None = None
         self._exit_losses = LossSum()
+        # All is refused before the Trainer makes its folder; `call_model_init` prepares the models of `model_init`.
+        arguments = inspect.signature(Trainer).bind(model, *args, **kwargs).arguments
+        check_arguments(arguments, self.exit_objective, exit_learning_rate, class_weights)
+        self._training_rows = arguments.get("train_dataset")
+        if model is not None:
+            self._prepare(model)
+        super().__init__(model, *args, **kwargs)
+
+    def _prepare(self, model: MultiExitModel) -> None:
+        """Check a model against the objective, weigh its classes, and let it run all exits."""
+        check_model(model, self.exit_objective)
+        if self._requested_weights is not None:
+            self.class_weights = resolve_class_weights(self._requested_weights, self._training_rows, model.config)
         model.set_operating_point(None)  # losses are those of all exits
 
-    def _check_memory(self, model: MultiExitModel) -> None:
-        if model.config.memory is None:
-            return
-        name = type(self.objective).__name__
-        if any("final_exit" not in stage.learns for stage in self.objective.stages):
-            raise InvalidInput(f"{name} freezes the last exit, and memory=... would let the early exits change it")
-        if self.branch_scales is not None:
-            raise InvalidInput(f"{name} scales what each exit sends back, and memory=... mixes the exits")
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator; processes expect a gradient of every parameter that a stage trains."""
+        if self.args.ddp_find_unused_parameters is None:  # an objective's modules work outside the forward pass
+            self.args.ddp_find_unused_parameters = False
+        super().create_accelerator_and_postprocess()
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def call_model_init(self, trial: Any = None) -> Any:
+        """Return a new model of `model_init`, checked as a model that is passed in."""
+        model = super().call_model_init(trial)
+        self._prepare(model)
+        return model
+
+    def _renew_model(self, trial: Any) -> None:
+        """Start from a new model, and from an objective whose own modules have learned nothing yet."""
+        (enable_full_determinism if self.args.full_determinism else set_seed)(self.args.seed)
+        self.model = self.model_wrapped = self.call_model_init(trial)
+        self._move_model_to_device(self.model, self.args.device)
+        self.optimizer = self.lr_scheduler = None
+        self.exit_objective = copy.deepcopy(self._new_objective)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
         """Train stage by stage, as `transformers.Trainer.train` does; freeze what a stage does not train.
 
         The model's operating points are deleted: they were chosen for other weights.
+
+        Raises:
+            InvalidInput: there is no checkpoint to resume from, or it is of another run.
         """
+        model_init = self.model_init
+        if model_init is not None:
+            self._renew_model(trial)
+        first, checkpoint = self._resume_point(resume_from_checkpoint, trial)
         self.model.operating_points.clear()
-        stages = self.objective.stages
-        first, checkpoint = self._resume_point(resume_from_checkpoint)
+        if self.class_weights is not None and self.is_world_process_zero():
+            logger.info("class weights: %s", weights_text(self.class_weights, self.model.config.id2label))
+        self.exit_objective.build(len(self.model.layers), self.model.config.num_labels)
+        self._attach_objective_modules(self.exit_objective.modules())
+        self.model_init = None  # all stages train one model
+        try:
+            return self._train_stages(first, checkpoint, trial=trial, **kwargs)
+        finally:
+            self.model_init = model_init
+            self._attach_objective_modules(())
+
+    def _train_stages(self, first: int, checkpoint: str | None, **kwargs: Any) -> Any:
+        """Train the stages from number `first` on, that one from its checkpoint."""
+        stages = self.exit_objective.stages
         done: Any = None
         history: list[dict[str, Any]] = []
-        self.objective.build(len(self.model.layers), self.model.config.num_labels)
-        self._attach_objective_modules(self.objective.modules())
-        try:
-            for number, stage in enumerate(stages[first:], start=first):
-                self.stage = stage
-                if len(stages) > 1:
+        for number, stage in enumerate(stages[first:], start=first):
+            self.stage = stage
+            if len(stages) > 1:
+                self.optimizer = None
+                if self.is_world_process_zero():
                     logger.info("stage %d of %d: %s", number + 1, len(stages), stage.name)
-                if number > 0:  # a resumed run must shuffle as an uninterrupted one does
-                    self.optimizer: torch.optim.Optimizer | None = None
-                    set_seed(self.args.seed + number)
-                with _frozen(self.model, stage):
-                    done = super().train(checkpoint if number == first else None, **kwargs)
-                history += [{**entry, "stage": stage.name} for entry in self.state.log_history]
-        finally:
-            self._attach_objective_modules(())
+            if number > 0:  # a resumed run must shuffle as an uninterrupted one does
+                set_seed(self.args.seed + number)
+            with frozen(self.model, stage):
+                self.model_wrapped = self.model  # processes exchange the gradients of what this stage trains
+                done = super().train(checkpoint if number == first else None, **kwargs)
+            history += [{**entry, "stage": stage.name} for entry in self.state.log_history]
         if len(stages) > 1:
             self.state.log_history = history
         return done
+
+    def hyperparameter_search(self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kw: Any) -> Any:
+        """Search as `transformers.Trainer.hyperparameter_search` does; the exits' losses are no part of the score."""
+        return super().hyperparameter_search(hp_space, compute_objective or search_score, *args, **kw)
 
     def _attach_objective_modules(self, modules: Sequence[torch.nn.Module]) -> None:
         """Make the objective's own modules a part of the model, so that optimiser and checkpoints include them."""
         unwrap(self.model).objective_modules = torch.nn.ModuleList(modules).to(self.args.device)
 
-    def _resume_point(self, checkpoint: str | bool | None) -> tuple[int, str | None]:
+    def run_files(self, trial: Any = None) -> RunFiles:
+        """Return the checkpoints of this run, and what they say of it."""
+        args = self.args
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rows = self.train_dataset
+        facts = {
+            "objective": describe(self._new_objective),
+            "training rows": len(rows) if has_length(rows) else None,
+            "rows a step": None if args.auto_find_batch_size else batch,
+            "class weights": None if self.class_weights is None else self.class_weights.tolist(),
+            "processes": args.world_size,
+        }
+        stages = self.exit_objective.stages
+        names = [stage.name for stage in stages] if len(stages) > 1 else []
+        return RunFiles(Path(super()._get_output_dir(trial)), names, facts, args.save_only_model)
+
+    def newest_checkpoint(self, trial: Any = None) -> Path | None:
+        """Return the newest whole checkpoint of this run, and log which, and what is wrong with newer ones."""
+        files = self.run_files(trial)
+        checkpoint, faults = files.newest()
+        if self.is_world_process_zero():
+            outcome = f"resuming from {checkpoint}" if checkpoint else f"{files.folder}: no whole checkpoint"
+            logger.info("%s%s", outcome, f"; cannot be used: {', '.join(faults)}" if faults else "")
+        return checkpoint
+
+    def _resume_point(self, checkpoint: str | bool | None, trial: Any) -> tuple[int, str | None]:
         """Return the number of the stage to resume, and the checkpoint to start from."""
         if not checkpoint:
             return 0, None
-        stages = self.objective.stages
-        if checkpoint is True:
-            for number in reversed(range(len(stages))):
-                folder = Path(self._stage_folder(stages[number]))
-                if last := get_last_checkpoint(folder) if folder.exists() else None:
-                    return number, last
+        path = self.newest_checkpoint(trial) if checkpoint is True else Path(checkpoint)
+        if path is None:
             raise InvalidInput(f"{self.args.output_dir}: no checkpoint to resume from")
-        names = [stage.name for stage in stages]
-        parent = Path(checkpoint).parent.name
-        return names.index(parent) if len(stages) > 1 and parent in names else 0, str(checkpoint)
-
-    def _stage_folder(self, stage: Stage) -> str:
-        folder: str = self.args.output_dir
-        return os.path.join(folder, stage.name) if len(self.objective.stages) > 1 else folder
+        files = self.run_files(trial)
+        files.check(path, self.model)
+        return files.stage_of(path), str(path)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return self._stage_folder(self.stage)
+        folder: str = super()._get_output_dir(trial)
+        return os.path.join(folder, self.stage.name) if len(self.exit_objective.stages) > 1 else folder
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if self.args.should_save:
+            self.run_files(trial).write_facts(
+                Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            )
+        super()._save_checkpoint(model, trial)
 
     def compute_loss(
         self,
@@ -153,16 +228,39 @@ class ExitTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Return the objective's loss, in place of `transformers.Trainer.compute_loss`'s."""
+        if inputs.get("labels") is None:
+            raise InvalidInput(f"training needs labels: a batch has {', '.join(inputs)}, and no 'labels'")
         labels = inputs.pop("labels")
-        scales = self.branch_scales if model.training else None
+        scales = self.exit_objective.branch_scales(len(self.model.layers)) if model.training else None
         if model.training and "backbone" not in self.stage.learns:
-            _freeze_batch_norm(self.model.backbone)
+            freeze_batch_norm(self.model.backbone)
         outputs = model(**inputs, branch_scales=scales)
-        problem_type = self.model.config.problem_type
-        exits = ExitOutput(outputs.exit_logits, outputs.exit_certainty, problem_type=problem_type)
-        loss = self.objective.loss(self.stage, self.state.global_step, exits, labels)
-        self._exit_losses.add(task_losses(ExitOutput(exits.logits.detach(), problem_type=problem_type), labels))
+        task_loss = self._task_loss(num_items_in_batch, model.training)
+        logits = outputs.exit_logits  # (L, B, C)
+        losses = task_loss(logits, labels)  # (L,)
+        exits = ExitOutput(
+            logits,
+            outputs.exit_certainty,
+            problem_type=self.model.config.problem_type,
+            # the losses of the model's own exits are computed once
+            task_loss=lambda given, labels: losses if given is logits else task_loss(given, labels),
+        )
+        loss = self.exit_objective.loss(self.stage, self.state.global_step, exits, labels)
+        self._exit_losses.add(losses.detach())
         return (loss, {"loss": loss, **outputs}) if return_outputs else loss
+
+    def _task_loss(self, num_items: Tensor | int | None, training: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the function that maps logits (L, B, C) and labels to the loss L_i of every exit, (L,)."""
+        if self.compute_loss_func is None:
+            problem_type = self.model.config.problem_type
+            weights = None if self.class_weights is None else self.class_weights.to(self.args.device)
+            return lambda logits, labels: problem_losses(ExitOutput(logits, problem_type=problem_type), labels, weights)
+        # As in transformers the function's loss is scaled for accumulation and processes already; all losses of the
+        # objective are divided by the accumulation steps, so this one is multiplied by them.
+        scale = self.current_gradient_accumulation_steps if training else 1
+        if self.args.average_tokens_across_devices and num_items is not None:
+            scale *= self.accelerator.num_processes
+        return by_exit(self.compute_loss_func, num_items, scale)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimiser, with the exits' learning rate for all that is not the backbone."""
@@ -198,65 +296,9 @@ class ExitTrainer(Trainer):
         return output
 
 
-@dataclass
-class LossSum:
-    """The losses (L,) of every exit, summed over batches."""
-
-    total: Tensor | None = None
-    batches: int = 0
-
-    def add(self, losses: Tensor) -> None:
-        """Add the losses of one batch."""
-        self.total = losses if self.total is None else self.total + losses
-        self.batches += 1
-
-    def take(self, layers: Sequence[int], prefix: str) -> dict[str, float]:
-        """Return the means by name, `loss_exit_<layer>`, and start again from zero."""
-        means = [] if self.total is None else (self.total / self.batches).tolist()
-        self.total, self.batches = None, 0
-        return {f"{prefix}loss_exit_{layer}": round(mean, 4) for layer, mean in zip(layers, means, strict=False)}
-
-
-@contextmanager
-def _frozen(model: MultiExitModel, stage: Stage) -> Iterator[None]:
-    """Freeze what a stage does not train; frozen parameters stay out of the optimiser as well."""
-    learns = stage.learns | {"objective_modules"}
-    frozen = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter_group(name, model) not in learns
-    ]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-
-
-def _freeze_batch_norm(backbone: torch.nn.Module) -> None:
-    """Keep the running means of a frozen backbone's batch norms as they are."""
-    for module in backbone.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
-def parameter_group(name: str, model: MultiExitModel) -> str:
-    """Return the part of `Stage.learns` that a parameter belongs to; an objective's own are "objective_modules".
-
-    A pooler that exits share belongs to the last exit, and a bypass to its exit.
-
-    Args:
-        name: as in `model.named_parameters()`, or as in a wrapper's.
-        model: the model.
-    """
-    module, *path = module_path(name)
-    if module in ("objective_modules", "backbone", "gate"):
-        return module
-    last = model.heads.last
-    if module == "bypasses":
-        return "final_exit" if int(path[0]) == last else "early_exits"
-    kind, number = path[0], int(path[1])
-    final = model.heads.pooler_of.get(last) if kind == "poolers" else last
-    return "final_exit" if number == final else "early_exits"
+def search_score(metrics: dict[str, float]) -> float:
+    """Return transformers' default score of a trial: the evaluation loss, or the sum of the user's metrics."""
+    score: float = default_compute_objective(
+        {name: value for name, value in metrics.items() if "loss_exit_" not in name}
+    )
+    return score

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class ExitOutput:
         layer: number of layers that ran before this exit; None = one layer an exit.
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, else single label.
         last: no exit comes after this one, so all rows leave here at any score.
+        task_loss: in training, maps logits (L, B, C) and labels to the loss L_i of every exit, (L,); None = the loss
+            of the kind of problem.
 
     Example:
         >>> offramp.ExitOutput(torch.tensor([[2.0, -1.0, 0.0]]), layer=3).problem_type
@@ -34,6 +36,7 @@ class ExitOutput:
     layer: int | None = None
     problem_type: str | None = None
     last: bool = False
+    task_loss: Callable[[Tensor, Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.problem_type is None:

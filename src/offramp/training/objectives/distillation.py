@@ -11,7 +11,7 @@ averaged over the batch. For regression, which neither paper treats, squared err
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -137,7 +137,7 @@ class EnsembleDistillation(Objective):
         gates = gate_losses(exits, labels).sum()
         if self.gamma is None:
             return (losses + divergences).sum() + gates
-        teacher = ExitOutput(teacher_logits.unsqueeze(0), problem_type=exits.problem_type)
+        teacher = replace(exits, logits=teacher_logits.unsqueeze(0), certainty=None)
         teacher_loss = task_losses(teacher, labels).sum()
         return ((1 - self.gamma) * losses + self.gamma * divergences).sum() + self.gamma * teacher_loss + gates
 
