@@ -101,8 +101,9 @@ class RunFiles:
 
 def describe(objective: Objective) -> str:
     """Return an objective as text, with its parameters."""
-    names = [field.name for field in dataclasses.fields(objective)] if dataclasses.is_dataclass(objective) else []
-    values = {name: getattr(objective, name) for name in names}
+    values: dict[str, Any] = {}
+    if dataclasses.is_dataclass(objective):
+        values = {field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)}
     plain = [f"{name}={it!r}" for name, it in values.items() if it is None or isinstance(it, (int, float, str))]
     return f"{type(objective).__name__}({', '.join(plain)})"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.trainer_utils import default_compute_objective
 
 from offramp.errors import InvalidInput
 from offramp.model.output import MultiExitOutput
@@ -55,3 +56,10 @@ class LossSum:
         means = [] if self.total is None else (self.total / self.batches).tolist()
         self.total, self.batches = None, 0
         return {f"{prefix}loss_exit_{layer}": round(mean, 4) for layer, mean in zip(layers, means, strict=False)}
+
+
+def default_score(metrics: dict[str, float]) -> float:
+    """Return transformers' default score of a search's trial: the evaluation loss, or the sum of the user's metrics."""
+    plain = {name: value for name, value in metrics.items() if "loss_exit_" not in name}
+    score: float = default_compute_objective(plain)
+    return score

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer, enable_full_determinism, set_seed
-from transformers.trainer_utils import default_compute_objective, has_length
+from transformers.trainer_utils import has_length
 
 from offramp.errors import InvalidInput
 from offramp.model.losses import problem_losses
@@ -22,8 +22,8 @@ from offramp.model.wrappers import unwrap
 from offramp.training.arguments import check_arguments, check_model
 from offramp.training.checkpoints import RunFiles, describe
 from offramp.training.class_weights import resolve_class_weights, weights_text
+from offramp.training.exit_losses import LossSum, by_exit, default_score
 from offramp.training.freezing import freeze_batch_norm, frozen
-from offramp.training.exit_losses import LossSum, by_exit
 from offramp.training.objectives.base import Objective
 from offramp.training.objectives.joint import Weighted
 from offramp.types.outputs import ExitOutput
@@ -167,7 +167,7 @@ class ExitTrainer(Trainer):
 
     def hyperparameter_search(self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kw: Any) -> Any:
         """Search as `transformers.Trainer.hyperparameter_search` does; the exits' losses are no part of the score."""
-        return super().hyperparameter_search(hp_space, compute_objective or search_score, *args, **kw)
+        return super().hyperparameter_search(hp_space, compute_objective or default_score, *args, **kw)
 
     def _attach_objective_modules(self, modules: Sequence[torch.nn.Module]) -> None:
         """Make the objective's own modules a part of the model, so that optimiser and checkpoints include them."""
@@ -294,11 +294,3 @@ class ExitTrainer(Trainer):
         output.metrics.update(self._exit_losses.take(self.model.layers, f"{metric_key_prefix}_"))
         self._exit_losses = training_losses
         return output
-
-
-def search_score(metrics: dict[str, float]) -> float:
-    """Return transformers' default score of a trial: the evaluation loss, or the sum of the user's metrics."""
-    score: float = default_compute_objective(
-        {name: value for name, value in metrics.items() if "loss_exit_" not in name}
-    )
-    return score
