@@ -18,7 +18,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
 
 from offramp.errors import InvalidInput
 from offramp.model.config import MultiExitConfig
@@ -87,7 +93,8 @@ class RunFiles:
         fault = fault_of(checkpoint, weights_only=self.weights_only)
         if fault is not None:
             raise InvalidInput(f"{checkpoint} cannot be resumed: {fault}")
-        before = _model_facts(MultiExitConfig.from_pretrained(checkpoint))
+        has_config = (checkpoint / CONFIG_NAME).exists()
+        before = _model_facts(MultiExitConfig.from_pretrained(checkpoint)) if has_config else {}
         before |= (_read_json(checkpoint / RUN_FILE) or {}) if (checkpoint / RUN_FILE).exists() else {}
         now = _model_facts(model.config) | json.loads(json.dumps(self.facts)) | {"processes": before.get("processes")}
         changed = [name for name in now if name in before and before[name] != now[name]]
@@ -131,11 +138,11 @@ def fault_of(checkpoint: Path, *, weights_only: bool = False) -> str | None:
 
 
 def _required(paths: Mapping[str, Path], weights_only: bool) -> Iterator[str]:
-    """Yield the names of the files that a checkpoint needs."""
-    yield CONFIG_NAME
+    """Yield the names of the files that a checkpoint needs; one of PEFT has the adapter's weights alone."""
+    adapter = paths.get(ADAPTER_CONFIG_NAME)
     index = paths.get(SAFE_WEIGHTS_INDEX_NAME)
     shards = (_read_json(index) or {}).get("weight_map", {}).values() if index else [SAFE_WEIGHTS_NAME]
-    yield from sorted(set(shards))
+    yield from [ADAPTER_SAFE_WEIGHTS_NAME] if adapter else [CONFIG_NAME, *sorted(set(shards))]
     if not weights_only:
         run = paths.get(RUN_FILE)
         processes = (_read_json(run) or {}).get("processes", 1) if run else 1
@@ -187,7 +194,7 @@ def _model_facts(config: MultiExitConfig) -> dict[str, Any]:
 def _other_weight(checkpoint: Path, model: MultiExitModel) -> str | None:
     """Return the first weight of a checkpoint that the model does not have, or has in another shape."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    for path in checkpoint.glob("*.safetensors"):
+    for path in checkpoint.glob("model*.safetensors"):
         with safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - not a mapping
                 shape = list(weights.get_slice(name).get_shape())
