@@ -250,6 +250,11 @@ def test_rows_of_minus_one_are_left_out() -> None:
         assert (len(examples), len(examples.label_names), examples.rows) == (3, 3, (0, 2, 5))
 
 
+def test_lists_of_minus_one_are_no_labels() -> None:
+    examples = read([[1, 0, 0], [-1, -1, -1], [0, 1, 1]], task=TAGS)
+    assert (examples.labels, examples.rows) == ([[1, 0, 0], [0, 1, 1]], (0, 2))
+
+
 def test_minus_one_is_a_class_where_it_is_named_or_no_number_is_zero() -> None:
     assert read([-1, 1]).label_names == ("-1", "1")
     assert read([-1, 0, 1], names={"-1": "no", "0": "both", "1": "yes"}).labels == [0, 1, 2]
@@ -369,6 +374,8 @@ def test_vectors_in_parquet_are_labels() -> None:
             "line 1: 0.1 is neither 0 nor 1; soft labels are not read: round them to 0 or 1",
         ),
         (["[0.1, 0.9]"], None, None, "line 1: 0.1 is neither 0 nor 1; soft labels are not read"),
+        ([[0, 1, 1], [-1, 0, 1]], None, None, "line 2: -1 is neither 0 nor 1"),
+        ([[-1, -1], [-1]], None, None, "a.jsonl: this split has no labels"),
         (["[0, 1"], None, None, "line 1: not a list of labels: '[0, 1'"),
         (["a;b"], None, None, "line 1: multi-label needs a list of labels in every row, found 'a;b'"),
         ([{"a": 1, "b": 2}], None, None, 'line 1: "b" must be 0 or 1, found 2'),
@@ -379,6 +386,15 @@ def test_labels_that_can_be_read_in_two_ways_are_refused(
     labels: list[Any], names: Any, known: Any, message: str
 ) -> None:
     assert message in refusal(labels, names=names, label_names=known, task=TAGS)
+
+
+def test_names_beside_a_file_of_vectors_are_used_where_they_are_as_many(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="offramp")
+    Path("labels.json").write_text('["a", "b", "c"]')
+    assert read(HOT, task=TAGS).label_names == ("a", "b", "c")
+    assert read([[1, 0], [0, 0]], task=TAGS).label_names == ("0", "1")
+    assert "a.jsonl: labels.json is not used: it names 3 classes of 2" in caplog.messages
+    assert read([{"x": 1, "y": 0}, {"x": 0, "y": 1}], task=TAGS).label_names == ("x", "y")
 
 
 @pytest.mark.parametrize("label", [[0, 1], "[0, 1]", {"a": 1}])
@@ -395,6 +411,7 @@ JIGSAW = "id,comment_text,toxic,obscene,threat\n1,you,1,1,0\n2,nice,0,0.0,0\n3,d
         (("toxic", "obscene", "threat"), None, None, ("toxic", "obscene", "threat"), [[1, 1, 0], [0, 0, 0]]),
         (("threat", "toxic"), None, ["toxic", "threat"], ("toxic", "threat"), [[1, 0], [0, 0]]),
         (("threat", "toxic"), ["a", "b"], None, ("a", "b"), [[0, 1], [0, 0]]),
+        (("threat", "toxic"), ["toxic", "threat"], None, ("toxic", "threat"), [[1, 0], [0, 0]]),
     ],
 )
 def test_columns_of_zeros_and_ones_are_labels(

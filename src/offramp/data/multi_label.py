@@ -5,6 +5,7 @@ Vectors that could as well be lists of class numbers are refused.
 
 import ast
 import json
+import logging
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from offramp.data.classes import Classes, class_numbers, with_labels
 from offramp.data.label_names import Naming
 from offramp.data.labels import Located, spelling_of
 from offramp.errors import DataError
+
+log = logging.getLogger("offramp")
 
 BITS = (0, 1)  # True, False, 1.0 and 0.0 equal them
 HOW = 'lists such as ["a", "b"], "a|b" in a cell, vectors of 0 and 1, or a --label-column for each label'
@@ -33,27 +36,39 @@ def classes_of_each(
     Raises:
         DataError: a row that cannot be read, or that can be read in two ways; a label that is no class.
     """
-    outputs = len(known or (naming.names if naming else ())) or None
     if any(isinstance(label, Mapping) for label, _ in labels):
         rows, vectors, columns = _columns(labels, source)
-        if naming is not None and naming.numbered:  # a list names the columns in their order
-            columns = [str(number) for number in range(len(columns))]
+        by_position = naming is not None and naming.numbered and naming.binding and {*naming.names} != {*columns}
+        columns = _positions(vectors) if by_position else columns
+        lists: list[list[Any]] = []
     else:
-        rows = list(range(len(labels)))
-        lists = _lists(labels, known)
-        vectors = _vectors(lists, labels, outputs, naming)
-        columns = [str(number) for number in range(len(vectors[0]))] if vectors else []
+        rows, lists = _labelled(labels, known, source)
+        vectors = _vectors(lists, [labels[row] for row in rows], known, naming)
+        columns = _positions(vectors)
     locations = [labels[row][1] for row in rows]
     if columns:
-        spelled = [[name for name, bit in zip(columns, vector, strict=True) if bit] for vector in vectors]
-        if outputs not in (None, len(columns)):
+        naming = _as_wide(naming, columns, source)
+        outputs = len(known or (naming.names if naming else columns))
+        if outputs != len(columns):
             raise DataError(f"{source}: {len(columns)} labels a row, where {outputs} classes are named")
+        spelled = [[name for name, bit in zip(columns, vector, strict=True) if bit] for vector in vectors]
     else:
-        spelled = [
-            [spelling_of(item, location) for item in row] for row, location in zip(lists, locations, strict=True)
-        ]
+        pairs = zip(lists, locations, strict=True)
+        spelled = [[spelling_of(item, location) for item in row] for row, location in pairs]
     names, ids = class_numbers(list(zip(spelled, locations, strict=True)), known, naming, source, columns)
     return Classes(names, rows, ids)
+
+
+def _positions(vectors: Sequence[Sequence[Any]]) -> list[str]:
+    return [str(number) for number in range(len(vectors[0]))] if vectors else []
+
+
+def _as_wide(naming: Naming | None, columns: Sequence[str], source: str) -> Naming | None:
+    """Return the names of as many labels as there are columns; None where others lie beside the file."""
+    if naming is None or naming.binding or len(naming.names) == len(columns):
+        return naming
+    log.info("%s: %s is not used: it names %d classes of %d", source, naming.origin, len(naming.names), len(columns))
+    return None
 
 
 def _columns(labels: Sequence[Located], source: str) -> tuple[list[int], list[list[Any]], list[str]]:
@@ -73,6 +88,15 @@ def _columns(labels: Sequence[Located], source: str) -> tuple[list[int], list[li
                 raise DataError(f'{location}: "{name}" must be 0 or 1, found {reprlib.repr(label[name])}{_soft(value)}')
         vectors[row] = [values[name] for name in columns]
     return with_labels(list(vectors), len(labels), source), list(vectors.values()), columns
+
+
+def _labelled(labels: Sequence[Located], known: Sequence[str] | None, source: str) -> tuple[list[int], list[list[Any]]]:
+    """Return the rows that have labels, and their lists; a row of None, or of -1 alone, has none."""
+    rows = [row for row, (label, _) in enumerate(labels) if label is not None]
+    lists = dict(zip(rows, _lists([labels[row] for row in rows], known), strict=True))
+    secret = {row for row in rows if lists[row] and all(_bit(label) == -1 for label in lists[row])}
+    rows = with_labels([row for row in rows if row not in secret], len(labels), source)
+    return rows, [lists[row] for row in rows]
 
 
 def _lists(labels: Sequence[Located], known: Sequence[str] | None) -> list[list[Any]]:
@@ -117,7 +141,7 @@ def _parsed(cell: str, location: str, lone: bool) -> Any:
 
 
 def _vectors(
-    lists: Sequence[Sequence[Any]], labels: Sequence[Located], outputs: int | None, naming: Naming | None
+    lists: Sequence[Sequence[Any]], labels: Sequence[Located], known: Sequence[str] | None, naming: Naming | None
 ) -> list[list[Any]]:
     """Return the rows as vectors of 0 and 1; [] where they are lists of classes.
 
@@ -128,7 +152,7 @@ def _vectors(
     flat = [value for row in values for value in row]
     for row, (_, location) in zip(values, labels, strict=True):
         for value in row:
-            if _soft(value):
+            if _soft(value) or value == -1:
                 raise DataError(f"{location}: {value} is neither 0 nor 1{_soft(value)}")
     if not flat or not all(isinstance(value, (bool, int, float)) and value in BITS for value in flat):
         return []
@@ -145,7 +169,8 @@ def _vectors(
     typed = naming is not None and naming.codes
     if len(widths) > 1 or typed or any(isinstance(value, str) for row in lists for value in row):
         return []
-    if outputs not in (None, len(values[0])):
+    outputs = len(known or (naming.names if naming is not None and naming.binding else ()))
+    if outputs not in (0, len(values[0])):
         return []
     raise DataError(
         f"{labels[0][1]}: {reprlib.repr(lists[0])} can be a vector of 0 and 1 or a list of class numbers, in all rows; "
