@@ -30,17 +30,22 @@ def read(labels: list[Any], kind: str = "jsonl", names: Any = None, **arguments:
     if kind == "jsonl":
         lines = [json.dumps({"text": "a", "label": label}) for label in labels]
         Path("a.jsonl").write_text("\n".join(lines))
-    elif kind == "csv":
+    elif kind == "csv" and labels:
         with open("a.csv", "w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *(("a", label) for label in labels)])
     return read_examples(f"a.{kind}", columns, **{"split": "train", **arguments})
 
 
 def refusal(*arguments: Any, **more: Any) -> str:
-    with pytest.raises(InvalidInput) as caught:
+    """Return the line that refuses labels; without `pytest.raises`, whose traceback keeps the file open."""
+    try:
         read(*arguments, **more)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    except InvalidInput as error:
+        lines = str(error).splitlines()
+    else:
+        pytest.fail("nothing was refused")
+    (line,) = lines
+    return line
 
 
 # Numbers and names
@@ -434,15 +439,14 @@ def test_columns_of_zeros_and_ones_are_labels(
         (("toxic", "toxic"), TAGS, None, "a column is named twice for the labels: toxic, toxic"),
         (("toxic", "rude"), TAGS, None, 'no column "rude"'),
         (("toxic", "threat"), TAGS, ["toxic", "threat", "obscene"], "2 labels a row, where 3 classes are named"),
-        (("toxic", "id"), TAGS, None, "jig.csv, line 3: \"id\" must be 0 or 1, found '2'"),
+        (("toxic", "id"), TAGS, None, "a.csv, line 3: \"id\" must be 0 or 1, found '2'"),
         (("toxic", "threat"), ONE, None, "labels by column are for --task multi-label"),
     ],
 )
 def test_columns_that_are_no_labels_are_refused(columns: tuple[str, ...], task: str, known: Any, message: str) -> None:
-    Path("jig.csv").write_text(JIGSAW)
-    with pytest.raises(DataError) as caught:
-        read_examples("jig.csv", Columns("comment_text", label=columns), split="train", task=task, label_names=known)
-    assert message in str(caught.value)
+    Path("a.csv").write_text(JIGSAW)
+    wanted = Columns("comment_text", label=columns)
+    assert message in refusal([], "csv", columns=wanted, task=task, label_names=known)
 
 
 def test_several_columns_are_several_values_of_a_regression() -> None:

@@ -136,8 +136,11 @@ def _chosen(source: Source, columns: Columns, labelled: bool, lenient: bool = Fa
             if isinstance(value, Unusable) and value.column:
                 raise DataError(f"{source.name}: {value.reason}")
         break
-    if problem is not None:
-        raise problem
+    try:
+        if problem is not None:
+            raise problem
+    finally:
+        del problem  # its traceback holds this frame, and with it the open file
     return columns, replace(source, records=itertools.chain(first, source.records))
 
 
