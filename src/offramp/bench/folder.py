@@ -14,12 +14,12 @@ from offramp.bench.baselines import full_depth
 from offramp.bench.compare import FULL, BenchmarkResult, BenchmarkRow, log, metric_name, run_benchmark
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.columns import GUESSED, Columns
-from offramp.data.examples import Text, read_rows
+from offramp.data.examples import Examples, Text
 from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES, Engine
 from offramp.inference.load_engine import load_engine
-from offramp.inference.record import read_for
+from offramp.inference.record import read_data_for
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.hub import load_config, load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
@@ -110,9 +110,6 @@ def _points(key: str, engine: Engine, folder: str | os.PathLike[str]) -> dict[st
 def _texts(
     folder: str | os.PathLike[str], source: str, columns: Columns, split: str, reading: Reading
 ) -> tuple[list[Text], Tensor | None]:
-    """Read texts, and their labels where any text has one."""
-    rows = list(read_rows(source, columns, split=split, labelled=False, reading=reading))
-    if all(row.label is None for row in rows):
-        return [row.text for row in rows], None
-    examples = read_for(load_config(folder), source, columns, split, reading)
-    return examples.texts, torch.tensor(examples.labels)
+    """Read texts, and their labels where every text has one."""
+    data = read_data_for(load_config(folder), source, columns, split, reading)
+    return (data.texts, torch.tensor(data.labels)) if isinstance(data, Examples) else (data, None)

@@ -12,12 +12,12 @@ import click
 from offramp.cli.options import (
     FOLDER,
     POLICY_PARAMETERS,
+    check_data_or_trace,
     column_options,
-    columns_of,
     json_option,
     policy_options,
+    read_data,
     read_trace,
-    reading_of,
     reading_options,
     scored_options,
     silence_transformers,
@@ -29,6 +29,7 @@ from offramp.types.graph_file import GRAPHS
 from offramp.types.operating_point import DEFAULT
 
 if TYPE_CHECKING:
+    from offramp.data.examples import Examples, Text
     from offramp.types.cost_table import CostTable
     from offramp.types.operating_point import OperatingPoint
 
@@ -119,7 +120,10 @@ def calibrate(
     from offramp.types.operating_point import Target
 
     # 1) the trace, and the policy with its numbers
-    trace = read_trace(folder, options)
+    check_data_or_trace(options)
+    labelled = ladder or "max_drop" in targets or options["metric"] is not None or label_thresholds
+    data = None if options["data"] is None else read_data(folder, options, labelled=labelled)
+    trace = read_trace(folder, options, data)
     parameters = {key: options[key] for key in POLICY_PARAMETERS if options[key] is not None}
     if policy is not None:
         parameters["name"] = policy
@@ -136,7 +140,7 @@ def calibrate(
     if prepared.report:
         click.echo(prepared.report, err=True)
     # 2) the points
-    cost = _measure_costs(folder, options) if "latency_ms" in targets else None
+    cost = _measure_costs(folder, data, options) if data is not None and "latency_ms" in targets else None
     if confidence is not None:
         refuse_other_weights(folder, trace)
     if ladder:
@@ -190,14 +194,11 @@ def _metric(label_thresholds: bool, metric: str | None) -> str | None:
     return metric or LABEL_METRICS[0]
 
 
-def _measure_costs(folder: Path, options: Mapping[str, Any]) -> CostTable:
+def _measure_costs(folder: Path, data: Examples | list[Text], options: Mapping[str, Any]) -> CostTable:
     """Time every exit on the texts of --data, and print the times."""
     from offramp.bench.cost_table import measure_costs
-    from offramp.data.examples import read_rows
 
-    columns, reading = columns_of(options), reading_of(options)
-    rows = read_rows(options["data"], columns, split=options["split"], labelled=False, reading=reading)
-    texts = [row.text for row in rows]
+    texts = data if isinstance(data, list) else data.texts
     cost = measure_costs(folder, texts, options["engine"], batch_size=options["batch_size"] or 1)
     click.echo(f"timed: {cost.describe()}", err=True)
     times = ", ".join(f"{layer}: {ms:.2f}" for layer, ms in zip(cost.layers, cost.ms, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,7 @@ from offramp.policies.registry import POLICIES
 
 if TYPE_CHECKING:
     from offramp.data.columns import Columns
+    from offramp.data.examples import Examples, Text
     from offramp.data.records import Reading
     from offramp.types.trace import Trace
 
@@ -148,18 +150,38 @@ def reading_of(options: Mapping[str, Any]) -> Reading:
     return Reading(options["format"], options["delimiter"], options["encoding"])
 
 
-def read_trace(folder: Path, options: Mapping[str, Any]) -> Trace:
+def read_data(folder: Path, options: Mapping[str, Any], *, labelled: bool) -> Examples | list[Text]:
+    """Read --data for a folder's model; unless labelled, only the texts of data in which a row has no label."""
+    from offramp.inference.record import read_data_for, read_for
+    from offramp.model.hub import load_config
+
+    read = read_for if labelled else read_data_for
+    return read(load_config(folder), options["data"], columns_of(options), options["split"], reading_of(options))
+
+
+def read_trace(folder: Path, options: Mapping[str, Any], data: Examples | list[Text] | None = None) -> Trace:
     """Load the trace of --trace, or record the model on --data.
+
+    Args:
+        folder: the model's.
+        options: of the command.
+        data: what --data holds, where it was read already; None reads it with its labels.
 
     Raises:
         UsageError: both options or neither.
     """
-    from offramp.inference.record import record
+    from offramp.inference.record import data_name, record
     from offramp.types.trace import Trace
 
-    if (options["data"] is None) == (options["trace"] is None):
-        raise click.UsageError("give either --data or --trace")
+    check_data_or_trace(options)
     if options["trace"] is not None:
         return Trace.load(options["trace"])
-    columns, reading = columns_of(options), reading_of(options)
-    return record(folder, options["data"], options["engine"], columns=columns, split=options["split"], reading=reading)
+    data = read_data(folder, options, labelled=True) if data is None else data
+    trace = record(folder, data, options["engine"])
+    return replace(trace, provenance={**trace.provenance, "data": data_name(options["data"], options["split"])})
+
+
+def check_data_or_trace(options: Mapping[str, Any]) -> None:
+    """Raise UsageError unless either --data or --trace is there."""
+    if (options["data"] is None) == (options["trace"] is None):
+        raise click.UsageError("give either --data or --trace")

@@ -25,7 +25,7 @@ from offramp.types.whole_file import refuse_output
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--data", required=True, metavar="FILE", help=f"Labelled data: {SOURCE}.")
+@click.option("--data", required=True, metavar="FILE", help=f"Data, with labels or without: {SOURCE}.")
 @click.option("-o", "--output", type=FILE, required=True, help="File for the trace, e.g. trace.safetensors.")
 @click.option("--split", default="validation", show_default=True, help="Split of a named data set.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -36,7 +36,7 @@ from offramp.types.whole_file import refuse_output
 def record(
     folder: Path, data: str, output: Path, split: str, batch_size: int, engine: str, as_json: bool, **options: Any
 ) -> None:
-    """Run every layer on labelled data and save the logits of every exit.
+    """Run every layer on data and save the logits of every exit, with the labels if every row has one.
 
     \b
     offramp record model --data validation.csv -o trace.safetensors
@@ -48,10 +48,12 @@ def record(
     columns, reading = columns_of(options), reading_of(options)
     trace = record_trace(folder, data, engine, columns=columns, split=split, reading=reading, batch_size=batch_size)
     trace.save(output)
+    without = "" if trace.labels is not None else ", without labels"
     shape = {
         "exits": trace.depth,
         "rows": len(trace),
         "outputs": trace.logits.shape[-1],
+        "labels": trace.labels is not None,
         "trace": str(output),
     }
-    click.echo(json.dumps(shape) if as_json else f"{output}: {len(trace)} rows x {trace.depth} exits")
+    click.echo(json.dumps(shape) if as_json else f"{output}: {len(trace)} rows x {trace.depth} exits{without}")

@@ -69,7 +69,7 @@ def report(
     """
     refuse_output(output, data, folder)
     silence_transformers()
-    from offramp.inference.record import read_for, record
+    from offramp.inference.record import data_name, read_for, record
     from offramp.model.hub import load_config
     from offramp.report.html.content import Texts, page
     from offramp.report.html.provenance import environment
@@ -78,7 +78,7 @@ def report(
     points = saved_points(folder)
     examples = read_for(load_config(folder), data, columns_of(options), split, reading_of(options))
     trace = record(folder, examples, engine)
-    source = Path(data).name if Path(data).exists() else f"{data} ({split})"
+    source = data_name(data, split)
     trace = replace(trace, provenance={**trace.provenance, "data": source})
     cost = None if no_timing else _measure_costs(folder, examples.texts, engine)
     content = page(

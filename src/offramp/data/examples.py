@@ -5,6 +5,7 @@ with the location.
 """
 
 import itertools
+import logging
 import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from offramp.errors import DataError, UnknownName
 Text = str | tuple[str, str]  # a text, or a pair
 
 TASKS = ("classification", "multi-label", "regression")
+log = logging.getLogger("offramp")
+
 FIRST = 100  # records of which, in lenient reading, one has the columns
 
 
@@ -226,21 +229,59 @@ def read_examples(
         >>> len(examples), len(examples.label_names)
         (435, 12)
     """
+    opened = _open_for(task, source, split, reading)
+    columns, opened = _chosen(opened, columns, labelled=True)
+    return _examples(list(rows_of(opened, columns)), columns, opened, task, label_names)
+
+
+def read_data(
+    source: str,
+    columns: Columns = GUESSED,
+    *,
+    split: str,
+    task: str = "classification",
+    label_names: Sequence[str] | None = None,
+    reading: Reading = AS_NAMED,
+) -> Examples | list[Text]:
+    """Read a source into memory: with labels if every row has one, else the texts of all rows.
+
+    The arguments and errors are those of `read_examples`. Where some rows have labels, a warning is logged.
+    """
+    opened = _open_for(task, source, split, reading)
+    columns, opened = _chosen(opened, columns, labelled=False)
+    rows = list(rows_of(opened, columns, labelled=False))
+    missing = sum(_lacks_label(row.label) for row in rows)
+    if 0 < missing < len(rows):
+        log.warning("%s: %d of %d rows have no label, so no label is used", opened.name, missing, len(rows))
+    return [row.text for row in rows] if missing else _examples(rows, columns, opened, task, label_names)
+
+
+def _lacks_label(label: object) -> bool:
+    return any(map(is_missing, label.values())) if isinstance(label, Mapping) else is_missing(label)
+
+
+def _open_for(task: str, source: str, split: str, reading: Reading) -> Source:
+    """Open a source; where it holds several splits, its name in messages has the split."""
     if task not in TASKS:
         raise UnknownName(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
     opened = open_source(source, split, reading)
-    columns, opened = _chosen(opened, columns, labelled=True)
-    rows = list(rows_of(opened, columns))
+    whole = ":" in source or source == "-" or (os.path.exists(source) and not os.path.isdir(source))
+    return opened if whole else replace(opened, name=f"{opened.name}:{split}")
+
+
+def _examples(
+    rows: Sequence[Row], columns: Columns, source: Source, task: str, label_names: Sequence[str] | None
+) -> Examples:
+    """Return labelled rows as examples; rows without a class are left out."""
     texts, labels = [row.text for row in rows], [(row.label, row.location) for row in rows]
     if task == "regression":
         if columns.label_names is not None:
-            raise DataError(f"{opened.name}: {OPTION} names classes; the numbers of a regression have none")
+            raise DataError(f"{source.name}: {OPTION} names classes; the numbers of a regression have none")
         return Examples(texts, numbers(labels), (), "regression")
     column = columns.labels[0] if len(columns.labels) == 1 else None
-    naming = naming_of(columns.label_names, opened.class_names, column)
-    name = opened.name if ":" in source or os.path.isfile(source) else f"{opened.name}:{split}"
+    naming = naming_of(columns.label_names, source.class_names, column)
     read = one_class_each if task == "classification" else classes_of_each
-    classes = read(labels, label_names, naming, name)
+    classes = read(labels, label_names, naming, source.name)
     left = None if len(classes.rows) == len(rows) else tuple(classes.rows)
     texts = [texts[row] for row in classes.rows]
     if task == "classification":

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.columns import GUESSED, Columns
-from offramp.data.examples import Examples, read_examples
+from offramp.data.examples import Examples, Text, read_data, read_examples
 from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import DataError, InvalidInput
 from offramp.inference.engine import Engine
@@ -33,7 +33,7 @@ TASKS = {SINGLE_LABEL: "classification", MULTI_LABEL: "multi-label", REGRESSION:
 
 def record(
     model: MultiExitModel | Engine | str | os.PathLike[str],
-    dataset: str | os.PathLike[str] | Examples | Sequence[Mapping[str, Any]],
+    dataset: str | os.PathLike[str] | Examples | Sequence[Text] | Sequence[Mapping[str, Any]],
     engine: str = "torch",
     *,
     columns: Columns = GUESSED,
@@ -45,9 +45,9 @@ def record(
 
     Args:
         model: a model, an engine (see `offramp.inference.engine`), or the folder or hub name of one.
-        dataset: a file or a data set's name (see `offramp.data`), examples in memory, or rows that are tokenized
-            already: mappings with `input_ids` (`pixel_values` of images) and perhaps `labels`, such as a
-            `datasets.Dataset`. Texts need a model's folder.
+        dataset: a file or a data set's name (see `offramp.data`), whose labels are kept if every row has one; examples
+            or texts in memory; or rows that are tokenized already: mappings with `input_ids` (`pixel_values` of images)
+            and perhaps `labels`, such as a `datasets.Dataset`. Texts need a model's folder.
         engine: what runs the model: "torch", or for a folder "onnx" or "onnx-int8", which `offramp export` wrote.
         columns: which columns of a file to read.
         split: which part of a named data set to read.
@@ -65,18 +65,23 @@ def record(
     """
     if batch_size < 1:
         raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
-    runner, tokenizer = resolve_engine(model, engine, of_texts=isinstance(dataset, (str, os.PathLike, Examples)))
+    runner, tokenizer = resolve_engine(model, engine, of_texts=_has_texts(dataset))
     about = {"engine": runner.name}
     if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
         about["weights"] = weights_digest(model)
     if isinstance(dataset, (str, os.PathLike)):
-        about["data"] = Path(dataset).name if Path(dataset).exists() else f"{os.fspath(dataset)} ({split})"
-        dataset = read_for(runner.config, os.fspath(dataset), columns, split, reading)
-    rows, labels = _token_rows(runner.config, tokenizer, dataset)
+        about["data"] = data_name(dataset, split)
+        dataset = read_data_for(runner.config, os.fspath(dataset), columns, split, reading)
+    rows, labels = _tokenized(runner.config, tokenizer, dataset)
     logits, certainty = _all_exits(runner, rows, batch_size)
     layers = torch.tensor(runner.config.exit_layers)
     tokens = torch.tensor([_length(row) for row in rows]) if "input_ids" in rows[0] else None
     return Trace(logits, labels, certainty, layers, runner.config.problem_type, about, tokens)
+
+
+def data_name(source: str | os.PathLike[str], split: str) -> str:
+    """Return the name of a source in the provenance of a trace."""
+    return Path(source).name if Path(source).exists() else f"{os.fspath(source)} ({split})"
 
 
 def resolve_engine(
@@ -111,9 +116,30 @@ def read_for(
     Raises:
         DataError: a row that cannot be used, a label that the model does not have.
     """
-    names = None if config.problem_type == REGRESSION else [config.id2label[k] for k in range(config.num_labels)]
-    task = TASKS[config.problem_type]
+    names, task = _class_names(config), TASKS[config.problem_type]
     examples = read_examples(source, columns, split=split, task=task, label_names=names, reading=reading)
+    return _of_width(config, examples, source)
+
+
+def read_data_for(
+    config: MultiExitConfig,
+    source: str,
+    columns: Columns = GUESSED,
+    split: str = "validation",
+    reading: Reading = AS_NAMED,
+) -> Examples | list[Text]:
+    """Read data for a model as `read_for` does, or its texts alone where a row has no label."""
+    names, task = _class_names(config), TASKS[config.problem_type]
+    data = read_data(source, columns, split=split, task=task, label_names=names, reading=reading)
+    return _of_width(config, data, source) if isinstance(data, Examples) else data
+
+
+def _class_names(config: MultiExitConfig) -> list[str] | None:
+    return None if config.problem_type == REGRESSION else [config.id2label[k] for k in range(config.num_labels)]
+
+
+def _of_width(config: MultiExitConfig, examples: Examples, source: str) -> Examples:
+    """Return examples whose labels have as many numbers as the model answers."""
     first = examples.labels[0]
     values = len(first) if isinstance(first, list) else 1
     if config.problem_type == REGRESSION and values != config.num_labels:
@@ -121,21 +147,29 @@ def read_for(
     return examples
 
 
-def _token_rows(
+def _tokenized(
     config: MultiExitConfig,
     tokenizer: PreTrainedTokenizerBase | None,
-    dataset: Examples | Sequence[Mapping[str, Any]],
+    dataset: Examples | Sequence[Text] | Sequence[Mapping[str, Any]],
 ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
-    if isinstance(dataset, Examples):
-        if tokenizer is None:
-            raise InvalidInput("texts need a tokenizer: give record() the model's folder, or rows that are tokenized")
-        tokens = encode(tokenizer, dataset.texts, token_limit(tokenizer, config.backbone))
-        return list(tokens), torch.tensor(dataset.labels)
-    if len(dataset) == 0:
+    """Return the model's inputs for every row, and the labels if there are any."""
+    if not len(dataset):
         raise InvalidInput("there are no rows to record")
+    labels = torch.tensor(dataset.labels) if isinstance(dataset, Examples) else None
+    items: Sequence[Any] = dataset.texts if isinstance(dataset, Examples) else dataset
+    if not _has_texts(dataset) or (tokenizer is None and not isinstance(dataset, Examples)):
+        return _token_rows(config, items)
+    if tokenizer is None:
+        raise InvalidInput("texts need a tokenizer: give record() the model's folder, or rows that are tokenized")
+    return list(encode(tokenizer, items, token_limit(tokenizer, config.backbone))), labels
+
+
+def _token_rows(
+    config: MultiExitConfig, dataset: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
     wanted = load_backbone(config.backbone.model_type).input_name
     if not isinstance(dataset[0], Mapping) or wanted not in dataset[0]:
-        raise DataError(f"rows must be mappings with {wanted}, got {dataset[0]!r}; for texts give a file or Examples")
+        raise DataError(f"rows must be mappings with {wanted}, got {dataset[0]!r}; texts need the model's folder")
     rows = [_row(dataset[number]) for number in range(len(dataset))]
     label = next((name for name in ("labels", "label") if name in dataset[0]), None)
     if label is None:
@@ -145,6 +179,13 @@ def _token_rows(
     if missing:
         raise DataError(f"row {missing[0]} has no {label}, others have")
     return rows, torch.stack([torch.as_tensor(value) for value in labels])
+
+
+def _has_texts(dataset: object) -> bool:
+    """Return whether a data set holds texts, or a file or a name of them, and no tokens."""
+    if isinstance(dataset, (str, os.PathLike, Examples)):
+        return True
+    return isinstance(dataset, Sequence) and len(dataset) > 0 and isinstance(dataset[0], (str, tuple))
 
 
 def _length(row: Mapping[str, Any]) -> int:
