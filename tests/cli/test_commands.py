@@ -422,10 +422,10 @@ def test_predict_at_full_depth_uses_every_layer(place: Path) -> None:
     assert [json.loads(line)["exit_layer"] for line in answers.splitlines()] == [4, 4]
 
 
-def test_predict_with_a_bad_line_leaves_no_file(place: Path) -> None:
+def test_predict_that_a_bad_line_stops_leaves_no_file(place: Path) -> None:
     rows = [json.dumps({"text": "the cat"})] * 1024 + ["{"]
     (place / "broken.jsonl").write_text("\n".join(rows))
-    result = offramp("predict", place / "model", place / "broken.jsonl", "-o", place / "out.jsonl")
+    result = offramp("predict", place / "model", place / "broken.jsonl", "-o", place / "out.jsonl", "--strict")
     assert result.exit_code == 1
     assert "broken.jsonl, line 1025" in result.stderr
     assert not list(place.glob("*out.jsonl*"))
