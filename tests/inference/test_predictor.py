@@ -325,3 +325,12 @@ def test_a_stream_reads_no_more_than_its_window_ahead(predictor: Predictor, monk
     time.sleep(0.02)
     assert 10 <= len(read) <= 15
     answers.close()  # type: ignore[attr-defined]
+
+
+def test_texts_that_are_cut_are_counted_once_a_call(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+    long = "the cat " * 40
+    predictor([long, "a dog"])
+    assert caplog.messages == ["1 of 2 texts was cut to 32 tokens"]
+    caplog.clear()
+    assert len(list(predictor.stream([long] * 1500))) == 1500
+    assert caplog.messages == ["1500 of 1500 texts were cut to 32 tokens"]

@@ -74,6 +74,7 @@ def predict(
     if output is not None:
         refuse_output(output, source, folder)
     silence_transformers()
+    from offramp.data.batching import Cuts
     from offramp.data.examples import read_rows
     from offramp.inference.predictor import Predictor
     from offramp.inference.stream import WINDOW, full_windows, live_windows
@@ -85,8 +86,10 @@ def predict(
     rows = read_rows(source, columns, split="test", labelled=False, reading=reading, lenient=True)
     windows = live_windows(_with_stdin(rows), WINDOW) if _may_pause(source) else full_windows(rows, WINDOW)
     answered = (_answer(predictor, window, batch_size, scores) for window in windows)
-    with finished_only(output) as out:
+    cuts = Cuts()
+    with finished_only(output) as out, cuts.counted():
         faults = _write(answered, out, strict, progress=output is not None)
+    cuts.log()
     if faults is not None:
         click.echo(faults, err=True)
 

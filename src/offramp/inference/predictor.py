@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from offramp.data.batching import collate, length_sorted, token_limit
+from offramp.data.batching import Cuts, collate, length_sorted, token_limit
 from offramp.data.examples import Text
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.engine import Engine
@@ -144,8 +144,12 @@ class Predictor:
             raise NotApplicable("a regression answers with values; it has no labels and no probabilities")
 
     def _answer_windows(self, windows: Iterable[list[Text]], batch_size: int, top_k: int | None) -> Iterator[Answer]:
+        cuts = Cuts()
         for window in windows:
-            yield from self._answer_all(window, batch_size, top_k)
+            with cuts.counted():
+                answers = self._answer_all(window, batch_size, top_k)
+            yield from answers
+        cuts.log()
 
     def _answer_all(self, texts: Sequence[Text], batch_size: int, top_k: int | None) -> list[Answer]:
         config = self.engine.config
