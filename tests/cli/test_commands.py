@@ -10,6 +10,7 @@ import torch
 from click.testing import Result
 from transformers import AutoModelForSequenceClassification, BertModel
 
+from offramp.calibration.saved_lines import LINES_FILE
 from offramp.cli.main import main
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.inference.onnx.session import OnnxSession
@@ -20,7 +21,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.policies.divergence import DIVERGENCES, WINDOWS, Divergence
 from offramp.policies.ensemble import MEMBERS
 from offramp.policies.registry import POLICIES
-from offramp.types.operating_point import POINTS_FILE
+from offramp.types.operating_point import POINTS_FILE, read_points
 from offramp.types.trace import Trace
 from support.command_line import offramp
 from support.graphs import copied
@@ -136,11 +137,26 @@ def test_python_m_offramp_is_the_command_line() -> None:
 def test_training_leaves_a_model_folder_with_a_default_point_and_nothing_else(place: Path) -> None:
     files = {file.name for file in (place / "model").iterdir()}
     wanted = {"config.json", "model.safetensors", "README.md", POINTS_FILE, "tokenizer.json", "tokenizer_config.json"}
-    assert files == wanted
+    assert files == wanted | {LINES_FILE}
     told = json.loads((place / "told.json").read_text())
     assert told["layers"] == [1, 2, 3, 4]
     assert told["metric"] == "accuracy"
     assert told["points"]["default"]["target"] == {"max_drop": 0.01}
+
+
+def test_certified_thresholds_at_each_exit_take_the_lines_of_training_and_all_rows(place: Path) -> None:
+    asked = ("calibrate", place / "model", "--agreement", 0.5, "--per-exit", "--confidence", 0.6, "--name", "sure")
+    trained_on = {json.loads(line)["text"] for line in (place / "train.jsonl").read_text().splitlines()}
+    labelled(place / "fresh.jsonl", 60, seed=3)
+    lines = (place / "fresh.jsonl").read_text().splitlines()
+    fresh = [line for line in lines if json.loads(line)["text"] not in trained_on]
+    (place / "fresh.jsonl").write_text("\n".join(fresh) + "\n")
+    result = offramp(*asked, "--data", place / "fresh.jsonl")
+    assert result.exit_code == 0, result.output
+    assert f"training on {len(trained_on)} of its rows, the threshold chosen on {len(fresh)}\n" in result.stderr
+    assert read_points(place / "model" / POINTS_FILE)["sure"].certificate.rows == len(fresh) > 40
+    result = offramp(*asked, "--data", place / "train.jsonl")
+    assert "fitted on 48 rows, the threshold chosen on the other 48 (lines.json was fitted on " in result.stderr
 
 
 def test_training_does_not_overwrite_a_model(place: Path) -> None:

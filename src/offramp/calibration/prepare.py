@@ -10,6 +10,7 @@ from offramp.calibration.calibrate import calibrate
 from offramp.calibration.certify import certify
 from offramp.calibration.label_thresholds import FEWEST_POSITIVES, LabelThresholds, choose_label_thresholds
 from offramp.calibration.ladder import ladder
+from offramp.calibration.saved_lines import SavedLines
 from offramp.errors import InvalidInput
 from offramp.policies.base import Policy
 from offramp.policies.fitting import fit_default_policy, fit_lines, fit_policy, fit_temperatures, halves
@@ -90,12 +91,13 @@ def prepare_policy(
     per_exit: bool = False,
     confidence: float | None = None,
     label_thresholds: bool = False,
+    saved_lines: SavedLines | None = None,
 ) -> PreparedPolicy:
     """Fit the numbers that a policy needs, and return it with the rows to choose thresholds on.
 
     Weights of consistency and gain, and temperatures, are fitted on a random half of the rows, thresholds are chosen on
-    the other half. Lines for a threshold at each exit are so few numbers that all rows fit them and choose, unless a
-    confidence asks for other rows.
+    the other half. Lines for a threshold at each exit are so few numbers that all rows fit them and choose. With a
+    confidence, for which other rows must fit them, that is done in training, or by a half of the rows.
 
     Args:
         trace: a full-depth pass over rows that are neither trained on nor reported on.
@@ -107,6 +109,8 @@ def prepare_policy(
         confidence: of the certificates to come, above 0, below 1; None = no certificates.
         label_thresholds: choose a threshold for each of several labels first: with a confidence on the rows that fit,
             else on all that fit or choose (`offramp.calibration.label_thresholds`).
+        saved_lines: what training left with the model (`offramp.calibration.saved_lines`). With `per_exit` and a
+            confidence they serve, if they are of the trace's weights and of other rows, in place of a half of the rows.
 
     Raises:
         InvalidInput: options that do not go together; rows whose logits are not finite; too few rows; no labels where
@@ -116,13 +120,7 @@ def prepare_policy(
     """
     parameters: dict[str, Any] = {"name": policy} if isinstance(policy, str) else dict(policy or {})
     if not (parameters or temperature or per_exit or confidence):
-        chosen = choose_label_thresholds(trace) if label_thresholds else None  # of values there are none
-        default, rows = fit_default_policy(trace)
-        fit_rows = len(trace) - len(rows)
-        report = _report(str(policy_to_dict(default)["name"]), fit_rows, len(rows)) if fit_rows else ""
-        return PreparedPolicy(
-            default, rows, report=_label_report(chosen, len(trace)) or report, label_thresholds=chosen
-        )
+        return _prepare_default(trace, label_thresholds)
     is_named = "name" in parameters
     name = parameters.pop("name", None) or default_unfitted_policy(str(trace.problem_type))
     if temperature and per_exit:
@@ -130,22 +128,33 @@ def prepare_policy(
     if (temperature or per_exit) and name in FITTED:
         raise InvalidInput(f"{name} has a scale of its own; leave out temperature and per_exit")
     # 1) which rows fit, which choose
-    fitted = name if name in FITTED else "temperatures" if temperature else "thresholds for each exit"
-    fit_half = choose_half = trace
-    report = ""
-    if name in FITTED or temperature or ((per_exit or label_thresholds) and confidence is not None):
-        fit_half, choose_half = halves(trace)
-        if name in FITTED or temperature or per_exit:
-            report = _report(fitted, len(fit_half), len(choose_half))
-    chosen = choose_label_thresholds(fit_half) if label_thresholds else None
-    report = "\n".join(filter(None, (report, _label_report(chosen, len(fit_half)))))
+    lines_needed, refusal = per_exit and confidence is not None, ""
+    if lines_needed and saved_lines is not None:
+        refusal = saved_lines.refusal(trace, name)
+        lines_needed = bool(refusal)
+    is_fitted = name in FITTED or temperature or lines_needed
+    halved = is_fitted or (label_thresholds and confidence is not None)
+    fit_half, choose_half = halves(trace) if halved else (trace, trace)
     # 2) the numbers
+    report = []
     if name in FITTED:
         parameters = {**policy_to_dict(fit_policy(name, fit_half)), **parameters}
+        report = [_report(name, len(fit_half), len(choose_half))]
     elif temperature:
         parameters |= fit_temperatures(fit_half)
+        report = [_report("temperatures", len(fit_half), len(choose_half))]
+    elif lines_needed:
+        parameters |= fit_lines(name, fit_half)
+        why = f" ({refusal})" if refusal else ""
+        report = [_report("thresholds for each exit", len(fit_half), len(choose_half)) + why]
+    elif per_exit and confidence is not None and saved_lines is not None:
+        parameters |= saved_lines.parameters(name)
+        rows = f"on {len(saved_lines.fitted_on)} of its rows, the threshold chosen on {len(choose_half)}"
+        report = [f"thresholds for each exit fitted in training {rows}"]
     elif per_exit:
         parameters |= fit_lines(name, fit_half)
+    chosen = choose_label_thresholds(fit_half) if label_thresholds else None
+    report += _label_report(chosen, len(fit_half))
     try:
         loaded = load_policy({"name": name, **parameters})
     except InvalidInput as error:
@@ -153,19 +162,25 @@ def prepare_policy(
             raise
         kind = "a regression" if trace.problem_type == REGRESSION else "classes"
         raise InvalidInput(f"no policy is named, and the default for {kind} is {name!r}: {error}") from None
-    return PreparedPolicy(loaded, choose_half, confidence, report, chosen)
+    return PreparedPolicy(loaded, choose_half, confidence, "\n".join(report), chosen)
 
 
-def _label_report(chosen: LabelThresholds | None, rows: int) -> str:
-    """Return a line on the label thresholds; empty where there are none."""
+def _prepare_default(trace: Trace, label_thresholds: bool) -> PreparedPolicy:
+    """Return the default policy of a problem; label thresholds are of classes, whose default leaves all rows."""
+    chosen = choose_label_thresholds(trace) if label_thresholds else None
+    default, rows = fit_default_policy(trace)
+    fit_rows = len(trace) - len(rows)
+    report = [_report(str(policy_to_dict(default)["name"]), fit_rows, len(rows))] if fit_rows else []
+    report += _label_report(chosen, len(trace))
+    return PreparedPolicy(default, rows, report="\n".join(report), label_thresholds=chosen)
+
+
+def _label_report(chosen: LabelThresholds | None, rows: int) -> list[str]:
+    """Return a line on the label thresholds; none where there are none."""
     if chosen is None:
-        return ""
-    few = (
-        f"; {chosen.few} of {len(chosen.values)} keep 0.5, with fewer than {FEWEST_POSITIVES} rows"
-        if chosen.few
-        else ""
-    )
-    return f"label thresholds chosen on {rows} rows{few}"
+        return []
+    few = f"; {chosen.few} of {len(chosen.values)} keep 0.5, with fewer than {FEWEST_POSITIVES} rows"
+    return [f"label thresholds chosen on {rows} rows{few if chosen.few else ''}"]
 
 
 def _report(fitted: str, fit_rows: int, choose_rows: int) -> str:
@@ -181,6 +196,7 @@ def fit_and_calibrate(
     per_exit: bool = False,
     confidence: float | None = None,
     label_thresholds: bool = False,
+    saved_lines: SavedLines | None = None,
     metric: str | None = None,
     cost: CostTable | None = None,
 ) -> OperatingPoint:
@@ -195,5 +211,6 @@ def fit_and_calibrate(
         per_exit=per_exit,
         confidence=confidence,
         label_thresholds=label_thresholds,
+        saved_lines=saved_lines,
     )
     return prepared.calibrate(target, metric, cost)

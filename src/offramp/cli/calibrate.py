@@ -89,8 +89,9 @@ def calibrate(
     hold at once.
 
     Without options for the policy and without --confidence, classes get a threshold for each exit (--per-exit), and a
-    regression gets the policy consistency. The policies consistency and gain, temperatures, and with --confidence the
-    numbers of --per-exit, are fitted on a random half of the rows, and the threshold is chosen on the other half.
+    regression gets the policy consistency. The policies consistency and gain, and temperatures, are fitted on a random
+    half of the rows, and the threshold is chosen on the other half. With --confidence the numbers of --per-exit are
+    those that `offramp train` fitted on rows of its own (lines.json), or are fitted on a half if there are none.
 
     --label-thresholds chooses, with several labels, the probability above which each is part of an answer, in place of
     0.5: the one with the best F1 at full depth. The score is then macro-f1 (or --metric f1), the full model answers
@@ -117,6 +118,7 @@ def calibrate(
     metric = _metric(label_thresholds and confidence is None, options["metric"])
     silence_transformers()
     from offramp.calibration.prepare import prepare_policy
+    from offramp.calibration.saved_lines import read_saved_lines
     from offramp.types.operating_point import Target
 
     # 1) the trace, and the policy with its numbers
@@ -136,6 +138,7 @@ def calibrate(
         per_exit=per_exit,
         confidence=confidence,
         label_thresholds=label_thresholds,
+        saved_lines=read_saved_lines(folder) if per_exit and confidence is not None else None,
     )
     if prepared.report:
         click.echo(prepared.report, err=True)

@@ -29,6 +29,7 @@ from offramp.errors import CannotReach, InvalidInput
 from offramp.training.objectives.registry import OBJECTIVES
 
 if TYPE_CHECKING:
+    from offramp.data.examples import Examples
     from offramp.types.operating_point import OperatingPoint
     from offramp.types.trace import Trace
 
@@ -160,12 +161,28 @@ def train(
     )
     if distributed.is_initialized() and distributed.get_rank() > 0:  # another process of torchrun
         return
-    # 3) the default operating point
+    # 3) the default operating point, and lines for a certificate to come
+    _save_lines(output, data)
     trace = record_trace(output, held_out)
     trace = replace(trace, provenance={**trace.provenance, "data": Path(validation_source).name})
     points = _add_default_point(output, trace, max_drop)
     remove_checkpoints(output)
     print_scores(as_json, trace, points)
+
+
+def _save_lines(folder: Path, data: Examples) -> None:
+    """Fit lines on some rows that were trained on, and save them with the model; print why there are none."""
+    from offramp.calibration.saved_lines import FIT_ROWS, fit_saved_lines, write_saved_lines
+    from offramp.inference.record import record as record_trace
+    from offramp.studies.training_runs import subsample
+    from offramp.types.problem_types import REGRESSION
+
+    if data.problem_type == REGRESSION:
+        return
+    try:
+        write_saved_lines(fit_saved_lines(record_trace(folder, subsample(data, FIT_ROWS))), folder)
+    except InvalidInput as error:
+        click.echo(f"no lines for certified thresholds at each exit: {error}", err=True)
 
 
 def _add_default_point(folder: Path, trace: Trace, max_drop: float) -> dict[str, OperatingPoint]:

@@ -1,0 +1,105 @@
+"""Lines for a threshold at each exit that training leaves with the model (`lines.json`).
+
+Lines (`offramp.policies.exit_scaling`) that are fitted on rows of a certificate would spoil it, so that one half of the
+rows fits them and only the other half certifies. A certificate holds for any lines that do not depend on its rows. So
+`offramp train` fits them on some of the rows that it trained on, and all rows of `offramp calibrate` may certify.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import InvalidInput, NotApplicable
+from offramp.policies.fitting import fit_lines
+from offramp.policies.registry import POLICIES
+from offramp.registry import load
+from offramp.types.file_format import newer_format
+from offramp.types.trace import Trace, row_hashes
+from offramp.types.whole_file import whole_file
+
+LINES_FILE = "lines.json"
+LINES_FORMAT = 1
+FIT_ROWS = 500
+"""Rows that training fits the lines on, at most."""
+
+
+@dataclass(frozen=True)
+class SavedLines:
+    """Lines of each policy that may have them, for one set of weights.
+
+    Attributes:
+        weights: SHA-256 of the weights.
+        lines: by the policy's name: for each exit a constant and a slope > 0.
+        fitted_on: hashes of the rows that they were fitted on (`offramp.types.trace.row_hashes`).
+    """
+
+    weights: str
+    lines: Mapping[str, tuple[tuple[float, float], ...]]
+    fitted_on: tuple[str, ...]
+
+    def refusal(self, trace: Trace, policy: str) -> str:
+        """Return why a policy's lines must not serve a certificate on the rows of a trace; empty where they may."""
+        if trace.provenance.get("weights") != self.weights:
+            return f"{LINES_FILE} is of other weights"
+        if policy not in self.lines:
+            return f"{LINES_FILE} has no lines for {policy}"
+        shared = len(set(self.fitted_on) & set(row_hashes(trace)))
+        return f"{LINES_FILE} was fitted on {shared} of these rows" if shared else ""
+
+    def parameters(self, policy: str) -> dict[str, Any]:
+        """Return a policy's lines as `offramp.fit_lines` returns them."""
+        return {"lines": self.lines[policy], "fitted_on": self.fitted_on}
+
+
+def fit_saved_lines(trace: Trace) -> SavedLines:
+    """Fit the lines of every policy that may have them.
+
+    Args:
+        trace: recorded from a model's folder, so that it names the weights; labels are not used.
+
+    Raises:
+        InvalidInput: rows whose logits are not finite; a trace that does not name its weights.
+        NotApplicable: a regression, whose exits never agree.
+    """
+    if "weights" not in trace.provenance:
+        raise InvalidInput("lines are kept for one set of weights, and the trace does not name its own")
+    fitted = {"margin": fit_lines("margin", trace)}
+    for name in (name for name in POLICIES if load(POLICIES, name).unit_interval):
+        with suppress(NotApplicable):  # certainty without a gate
+            fitted[name] = fit_lines(name, trace)
+    lines = {name: result["lines"] for name, result in fitted.items()}
+    return SavedLines(trace.provenance["weights"], lines, fitted["margin"]["fitted_on"])
+
+
+def write_saved_lines(saved: SavedLines, folder: str | os.PathLike[str]) -> None:
+    """Write a model folder's lines."""
+    with whole_file(Path(folder) / LINES_FILE) as file:
+        json.dump({"format": LINES_FORMAT, **asdict(saved)}, file)
+
+
+def read_saved_lines(folder: str | os.PathLike[str]) -> SavedLines | None:
+    """Read a model folder's lines; None where it has none.
+
+    Raises:
+        InvalidInput: the file cannot be read as lines, or its format is newer than `LINES_FORMAT`.
+    """
+    path = Path(folder) / LINES_FILE
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] > LINES_FORMAT:
+            raise newer_format(path, data["format"], LINES_FORMAT)
+        lines = {name: tuple((float(a), float(b)) for a, b in pairs) for name, pairs in data["lines"].items()}
+        return SavedLines(str(data["weights"]), lines, tuple(map(str, data["fitted_on"])))
+    except InvalidInput:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise InvalidInput(f"{path}: not the lines that `offramp train` wrote ({reason}); remove it") from None
