@@ -14,10 +14,12 @@ from transformers.utils import logging
 
 from offramp.data.label_names import text_names
 from offramp.errors import InvalidInput
+from offramp.model.adapters import without_wrappers
 from offramp.model.backbones.base import Backbone, OwnHead
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.heads import PLAIN, Heads
 from offramp.model.hub import is_classifier, load_encoder
+from offramp.model.reuse import copy_exits, has_exits, kept_outputs
 
 logger = logging.get_logger(__name__)
 
@@ -30,27 +32,32 @@ class Source:
     Attributes:
         config: the encoder's configuration, a copy.
         model: the model whose weights are copied; None = random weights.
-        head: the fine-tuned head that becomes the last exit's; None = every exit starts anew.
+        head: the fine-tuned head that becomes the last exit's; None = there is none.
         outputs: `problem_type`, and `num_labels` or `id2label`.
+        keeps_exits: the model has exits for these outputs, which go on.
     """
 
     config: PreTrainedConfig
     model: PreTrainedModel | None
     head: OwnHead | None
     outputs: Mapping[str, Any]
+    keeps_exits: bool = False
 
     @property
     def own_head(self) -> str | None:
         """Return the value of `MultiExitConfig.own_head`."""
+        if self.keeps_exits and self.model is not None:
+            own: str | None = self.model.config.own_head
+            return own
         return (self.head.activation or PLAIN) if self.head else None
 
-    def copy_weights(self, encoder: Backbone, heads: Heads, bypasses: Mapping[int, nn.Module]) -> None:
+    def copy_weights(self, encoder: Backbone, target: Any) -> None:
         """Copy the encoder's weights, its pooler and its head; exits start as close to the source as they can.
 
         Args:
             encoder: takes the encoder's weights.
-            heads: their poolers start from the pre-trained one; the last classifier from the source's head.
-            bypasses: by layer number (from 1); their norms start as copies of the layers'.
+            target: the model with exits. Poolers start from the pre-trained one, the last classifier from the source's
+                head, and the norms of bypasses as copies of the layers'.
 
         Raises:
             InvalidInput: the source lacks weights of the encoder.
@@ -60,17 +67,22 @@ class Source:
         # 1) the encoder
         weights = self.model.base_model.state_dict()
         missing = encoder.model.load_state_dict(weights, strict=False).missing_keys
+        if any(".base_layer." in name for name in weights):
+            raise InvalidInput("adapters of PEFT lie in the encoder's layers: give the PeftModel, which can merge them")
         if missing:
             raise InvalidInput(f"the encoder has no weights for {missing[0]} and {len(missing) - 1} more")
         # 2) what exits start from
+        heads: Heads = target.heads
         path = encoder.pooler_path(self.config)
         if path and f"{path}.weight" in weights:
             for pooler in heads.poolers:
                 pooler.load_state_dict({name: weights[f"{path}.{name}"] for name in ("weight", "bias")})
-        for layer, branch in bypasses.items():
+        for layer, branch in zip(target.layers, target.bypasses, strict=False):
             branch.get_submodule("norm").load_state_dict(encoder.final_norm(layer - 1).state_dict())
-        # 3) the fine-tuned head becomes the last exit's; poolers of early exits start from its pooler
-        if self.head is not None:
+        # 3) exits go on; or the fine-tuned head becomes the last exit's; poolers of early exits start from its pooler
+        if self.keeps_exits:
+            copy_exits(self.model, target)
+        elif self.head is not None:
             heads.classifiers[-1].load_state_dict(self.model.get_submodule(self.head.out).state_dict())
             if self.head.pooler is not None:
                 for pooler in heads.poolers:
@@ -80,7 +92,7 @@ class Source:
 
 
 def resolve_source(
-    backbone: str | os.PathLike[str] | PreTrainedConfig | PreTrainedModel,
+    backbone: str | os.PathLike[str] | PreTrainedConfig | nn.Module,
     num_labels: int | None,
     id2label: Mapping[int, str] | None,
     problem_type: str | None,
@@ -93,8 +105,13 @@ def resolve_source(
     """
     if isinstance(backbone, (str, os.PathLike)):
         backbone = load_encoder(backbone)
+    backbone = without_wrappers(backbone)
     model = backbone if isinstance(backbone, PreTrainedModel) else None
     config = copy.deepcopy(model.base_model.config if model is not None else backbone)
+    if model is not None and has_exits(model):
+        kept = kept_outputs(model.config, num_labels, id2label, problem_type)
+        if kept is not None:
+            return Source(config, model, None, kept, keeps_exits=True)
     outputs = _label_arguments(num_labels, id2label) | {"problem_type": problem_type}
     head = _own_head(model, num_labels, outputs.get("id2label"), problem_type)
     if head is not None and model is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -20,15 +20,27 @@ from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_poin
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
 
 def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
     """Load an encoder from a folder or hub name, in float32; with its head, if it was saved as a classifier.
+
+    An adapter of PEFT is merged into its base model. A model with exits is loaded with its exits.
 
     Raises:
         InvalidInput: nothing can be loaded from there.
         UnsupportedBackbone: an encoder that offramp cannot run layer by layer.
     """
+    from offramp.model.adapters import adapter_settings, load_merged  # which imports this module
+
+    adapter = adapter_settings(folder)
+    if adapter is not None:
+        return load_merged(folder, adapter)
     config = from_pretrained_or_raise(transformers.AutoConfig, folder)
+    if isinstance(config, MultiExitConfig):
+        model = from_pretrained_or_raise(transformers.AutoModelForSequenceClassification, folder, dtype=torch.float32)
+        return cast("PreTrainedModel", model)
     # an unknown family is refused before its weights are loaded
     of_texts = load_backbone(config.model_type).input_name == "input_ids"
     classifier = (
@@ -60,6 +72,13 @@ def load_config(folder: str | os.PathLike[str]) -> MultiExitConfig:
     Raises:
         InvalidInput: nothing can be loaded from there, or it is a model without exits.
     """
+    from offramp.model.adapters import adapter_settings  # which imports this module
+
+    if adapter := adapter_settings(folder):
+        raise InvalidInput(
+            f"{folder}: an adapter of {adapter['base_model_name_or_path']}, no whole model; if that one has exits,"
+            " MultiExitModel.from_backbone(folder) merges the two"
+        )
     config = from_pretrained_or_raise(transformers.AutoConfig, folder)
     if not isinstance(config, MultiExitConfig):
         raise InvalidInput(f"{folder}: a {config.model_type} model without exits; `offramp train` puts exits on it")
@@ -121,6 +140,11 @@ def load_tokenizer(folder: str | os.PathLike[str], encoder: PreTrainedConfig | N
     Raises:
         InvalidInput: there is none, or it has tokens that the encoder does not know.
     """
+    from offramp.model.adapters import adapter_settings  # which imports this module
+
+    adapter = adapter_settings(folder)
+    if adapter is not None and all(find_file(folder, name) is None for name in TOKENIZER_FILES):
+        return load_tokenizer(adapter["base_model_name_or_path"], encoder)
     tokenizer: PreTrainedTokenizerBase = from_pretrained_or_raise(transformers.AutoTokenizer, folder)
     files = tokenizer.vocab_files_names.values()
     if files and all(find_file(folder, name) is None for name in files):  # transformers makes one without words

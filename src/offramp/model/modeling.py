@@ -114,7 +114,7 @@ class MultiExitModel(PreTrainedModel):
     @classmethod
     def from_backbone(
         cls,
-        backbone: str | os.PathLike[str] | PreTrainedConfig | PreTrainedModel,
+        backbone: str | os.PathLike[str] | PreTrainedConfig | nn.Module,
         num_labels: int | None = None,
         *,
         id2label: Mapping[int, str] | None = None,
@@ -130,10 +130,12 @@ class MultiExitModel(PreTrainedModel):
         """Put exits on an encoder.
 
         A fine-tuned classifier keeps its head as the last exit, if its outputs are the requested ones: no request, the
-        same number or the same names. Its answers do not change.
+        same number or the same names. Its answers do not change. The exits of a model with exits go on under the same
+        condition, where they have the same form; what starts anew is logged.
 
         Args:
             backbone: a hub name, a local folder, a configuration (random weights) or a model, whose weights are copied.
+                Adapters of PEFT are merged into the copy.
             num_labels: number of outputs C; 1 is a regression. Default 2.
             id2label: names of the classes, in place of `num_labels`.
             problem_type: as in transformers; None = regression for one output, else single label.
@@ -164,7 +166,7 @@ class MultiExitModel(PreTrainedModel):
             **source.outputs,
         )
         model = cls(config)
-        source.copy_weights(model._encoder_view, model.heads, dict(zip(model.layers, model.bypasses, strict=False)))
+        source.copy_weights(model._encoder_view, model)
         return model if source.model is None else model.to(source.model.dtype)
 
     @property

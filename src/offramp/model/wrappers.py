@@ -23,7 +23,7 @@ def unwrap(model: Any) -> Any:
         InvalidInput: an adapter that is not in the layers, such as a learned prompt.
     """
     while isinstance(model, nn.Module):
-        inner = extract_model_from_parallel(model, keep_torch_compile=False)
+        inner = without_parallel(model)
         if is_peft(inner):
             refuse_prompts(inner)
             inner = inner.get_base_model()
@@ -31,6 +31,11 @@ def unwrap(model: Any) -> Any:
             break
         model = inner
     return model
+
+
+def without_parallel(model: Any) -> Any:
+    """Return the model inside wrappers of torch.compile and of data-parallel training; others as they are."""
+    return extract_model_from_parallel(model, keep_torch_compile=False) if isinstance(model, nn.Module) else model
 
 
 def is_peft(model: object) -> bool:
