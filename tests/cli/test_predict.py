@@ -110,7 +110,7 @@ def test_scores_are_every_labels_probability(folder: Path) -> None:
 
 def test_scores_of_a_regression_are_refused(tmp_path: Path) -> None:
     path = save_folder(tmp_path / "values", tiny_model(num_labels=1))
-    result = offramp("predict", path, "--scores", given="the cat\n")
+    result = offramp("predict", path, "--scores", "--format", "txt", given="the cat\n")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "Error: a regression answers with values; it has no labels and no probabilities\n"
 
@@ -134,7 +134,8 @@ def started(folder: Path, **options: Any) -> Any:
     """Start the command with pipes; its standard output is not UTF-8 by itself."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    return subprocess.Popen([*COMMAND, "predict", str(folder), "--scores"], bufsize=0, env=environment, **pipes)
+    command = [*COMMAND, "predict", str(folder), "--scores", "--format", "txt"]
+    return subprocess.Popen(command, bufsize=0, env=environment, **pipes)
 
 
 def test_a_pipe_is_answered_when_it_pauses_and_ctrl_c_ends_it_quietly(folder: Path) -> None:
