@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, BertModel
 
 from offramp.calibration.saved_lines import LINES_FILE
 from offramp.cli.main import main
+from offramp.evaluation.metrics import METRICS
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.predictor import Predictor
@@ -86,6 +88,9 @@ def test_help_lists_every_command_and_each_has_an_example() -> None:
         ("train", "head", HEADS),
         ("train", "pooling", POOLINGS),
         ("train", "task", TASKS.values()),
+        ("train", "metric", METRICS),
+        ("evaluate", "metric", METRICS),
+        ("study", "metrics", METRICS),
         ("calibrate", "ensemble", MEMBERS),
         ("calibrate", "window", WINDOWS),
         ("calibrate", "divergence", DIVERGENCES),
@@ -157,6 +162,52 @@ def test_certified_thresholds_at_each_exit_take_the_lines_of_training_and_all_ro
     assert read_points(place / "model" / POINTS_FILE)["sure"].certificate.rows == len(fresh) > 40
     result = offramp(*asked, "--data", place / "train.jsonl")
     assert "fitted on 48 rows, the threshold chosen on the other 48 (lines.json was fitted on " in result.stderr
+
+
+def test_the_target_of_the_default_point_is_of_the_metric_asked_for(place: Path) -> None:
+    result = train(place, "by f1", "--metric", "f1", "--json", "--max-drop", 0.5)
+    told = json.loads(result.stdout)
+    assert (told["metric"], told["points"].get("default", {"measured": {"metric": "f1"}})["measured"]["metric"]) == (
+        "f1",
+        "f1",
+    )
+    assert "f1 is that of class 'good', the second of the two" in told["notes"]
+    assert "note: f1 is that of class 'good'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("metric", "code", "words"),
+    [
+        ("pearson", 1, "pearson has no meaning for single_label_classification with 2 outputs; these have: accuracy"),
+        ("f2", 2, "'f2' is not one of 'accuracy', 'f1', 'macro-f1'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "calibrate", "evaluate", "report"])
+def test_a_metric_that_does_not_fit_is_refused_before_anything_runs(
+    place: Path, command: str, metric: str, code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.inference.record.record", None)  # would fail another way
+    data = ("--data", place / "validation.jsonl", "--metric", metric)
+    if command == "train":
+        result = train(place, "never made", "--metric", metric)
+    elif command == "report":
+        result = offramp("report", place / "model", *data, "-o", tmp_path / "page.html")
+    else:
+        result = offramp(command, place / "model", *data, *(("--max-drop", 0.1) if command == "calibrate" else ()))
+    assert (result.exit_code, words in result.stderr) == (code, True), result.output
+    assert not (place / "never made").exists()
+
+
+def test_few_rows_and_unbalanced_classes_are_said_by_calibrate_and_evaluate(place: Path, tmp_path: Path) -> None:
+    model = copytree(place / "model", tmp_path / "model")
+    rows = (place / "validation.jsonl").read_text().splitlines()
+    (tmp_path / "one.jsonl").write_text(next(row for row in rows if '"good"' not in row) + "\n")
+    data = ("--data", tmp_path / "one.jsonl")
+    calibrated = offramp("calibrate", model, *data, "--speedup", 1.2, "--name", "one")
+    assert calibrated.exit_code == 0, calibrated.output
+    assert "note: 1 row promises little" in calibrated.stderr
+    told = json.loads(offramp("evaluate", model, *data, "--json").stdout)
+    assert any("the only row has the label 'bad'" in note for note in told["notes"])
 
 
 def test_training_does_not_overwrite_a_model(place: Path) -> None:
@@ -301,13 +352,15 @@ def test_evaluate_compares_every_policy_beside_what_it_always_said(place: Path, 
     data = ("--data", place / "validation.jsonl")
     result = offramp("evaluate", place / "model", *data, "--picture", tmp_path / "policies.png")
     assert result.exit_code == 0, result.output
-    exits, points, policies = result.stdout.split("\n\n")
+    exits, points, policies, recalls = result.stdout.split("\n\n")
     assert exits.startswith("accuracy of every exit, on 48 rows")
     assert points.startswith("operating point")
     assert policies.startswith("accuracy of every policy, on 24 rows")
+    assert recalls.startswith("recall by class at 'default', worst loss first")
     assert (tmp_path / "policies.png").read_bytes().startswith(b"\x89PNG")
     told = json.loads(offramp("evaluate", place / "model", *data, "--json").stdout)
-    assert {"metric", "layers", "layerwise", "points", "comparison"} == set(told)
+    assert {"metric", "layers", "layerwise", "points", "comparison", "recall", "notes"} == set(told)
+    assert {each["name"] for each in told["recall"]["slices"]} == {"good", "bad"}
     wanted = {*POLICIES, "margin, per exit"} - {"certainty", "stability"}
     assert set(told["comparison"]["policies"]) == wanted
     assert {line.split("  ")[0] for line in policies.splitlines()[3:]} == {*wanted, "oracle"}

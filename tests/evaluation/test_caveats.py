@@ -72,6 +72,26 @@ def test_a_majority_that_would_pass_alone_is_named(labels: list[int], metric: st
     assert any(words in sentence for sentence in sentences), sentences
 
 
+def test_a_model_that_is_no_better_than_the_majority_is_named() -> None:
+    labels = torch.tensor(RARE)
+    trace = Trace(torch.tensor([1.0, 0.0]).expand(2, 600, 2), labels)  # class 0 always
+    assert caveats(trace, early(max_drop=0.01), None, ["no", "yes"]) == [
+        "answering 'no' always would have accuracy 0.9900, and the full model has 0.9900, and the target is 99.0%: "
+        "rare classes may be lost unseen; choose --metric macro-f1 or f1"
+    ]
+
+
+def test_rows_of_which_none_is_right_lose_none() -> None:
+    wrong = Trace(torch.tensor([1.0, 0.0]).expand(2, 3, 2), torch.tensor([1, 1, 1]))
+    (few, *_) = caveats(wrong, early(max_drop=0.01))
+    assert few == "3 rows promise little: no answer of the full model is right here, so none can be lost"
+
+
+def test_an_f1_says_whose_it_is() -> None:
+    (words,) = caveats(right_at_the_end([0, 1] * 400), early(max_drop=0.01), "f1", ["no", "yes"])
+    assert words == "f1 is that of class 'yes', the second of the two"
+
+
 def test_a_metric_that_the_majority_does_not_pass_has_no_such_words() -> None:
     for metric in ("macro-f1", "matthews"):
         assert caveats(right_at_the_end(RARE), early(max_drop=0.01), metric, ["no", "yes"]) == []

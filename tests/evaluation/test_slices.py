@@ -3,10 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.metrics import recall_score
 
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluation.measure import measure
-from offramp.evaluation.slices import MAX_SLICES, Slice, by_groups, by_label, by_length
+from offramp.evaluation.slices import MAX_SLICES, Slice, by_groups, by_label, by_length, recall_by_class
+from offramp.policies.replay import replay
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
@@ -41,6 +43,32 @@ def test_a_row_of_several_labels_is_in_the_slice_of_each() -> None:
     logits = torch.tensor([[[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]] * 2)
     trace = Trace(logits, torch.tensor([[1, 1], [0, 1], [0, 0]]), torch.ones(2, 3), problem_type=MULTI_LABEL)
     assert [(each.rows, each.score) for each in by_label(trace, EARLY)] == [(1, 1.0), (2, 0.5)]
+
+
+def test_recall_by_class_by_hand_with_the_worst_loss_first() -> None:
+    found = recall_by_class(of_two_exits(), EARLY, ["no", "yes"])
+    assert [(each.name, each.rows, each.score, each.full_score, each.mean_exit) for each in found] == [
+        ("yes", 3, pytest.approx(1 / 3), 1.0, 1.0),
+        ("no", 1, 1.0, 1.0, 4.0),
+    ]
+    assert found[1].loss_interval == pytest.approx((-0.95, 0.95))
+    never = OperatingPoint({"name": "certainty"}, (math.inf,))
+    assert {each.loss_interval for each in recall_by_class(of_two_exits(), never)} == {(0.0, 0.0)}
+    with pytest.raises(NotApplicable, match="no recall"):
+        recall_by_class(random_trace(REGRESSION), EARLY_OF_SIX)
+    with pytest.raises(InvalidInput, match="needs labels"):
+        recall_by_class(Trace(random_trace(SINGLE_LABEL).logits), EARLY_OF_SIX)
+
+
+def test_recall_of_several_labels_is_sklearns_and_heeds_label_thresholds() -> None:
+    trace = random_trace(MULTI_LABEL, samples=80)
+    for thresholds in (None, (0.2, 0.5, 0.9)):
+        point = replace(EARLY_OF_SIX, policy={"name": "margin"}, label_thresholds=thresholds)
+        logits = replay(trace, "margin", point.thresholds).logits
+        answers = logits.sigmoid() > torch.tensor(thresholds or (0.5,) * 3)
+        expected = recall_score(trace.labels, answers, average=None)
+        found = {each.name: each.score for each in recall_by_class(trace, point, ["a", "b", "c"])}
+        assert [found[name] for name in "abc"] == pytest.approx(expected.tolist())
 
 
 def test_slices_by_length_keep_equal_lengths_together() -> None:

@@ -3,7 +3,14 @@ import json
 from offramp.evaluation.compare import compare
 from offramp.evaluation.curves import area, score_at
 from offramp.evaluation.slices import Slice
-from offramp.report.comparison import comparison_data, comparison_text, slices_data, slices_text
+from offramp.report.comparison import (
+    MAX_CLASSES,
+    comparison_data,
+    comparison_text,
+    recalls_text,
+    slices_data,
+    slices_text,
+)
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from support.traces import random_trace
 
@@ -44,6 +51,15 @@ def test_a_regression_has_no_oracle_and_two_exits_may_leave_no_area() -> None:
     data = comparison_data(comparison)
     assert data["oracle"] is None
     assert {line["area"] for line in data["policies"].values()} == {None}  # stability never leaves early
+
+
+def test_recalls_show_the_classes_that_lose_most() -> None:
+    many = tuple(Slice(f"class {number}", 3, 0.5, 0.75, 1.5, 0.6) for number in range(MAX_CLASSES + 1))
+    title, *lines = recalls_text("fast", many).splitlines()
+    assert title == "recall by class at 'fast', worst loss first, the 12 of 13 that lose most"
+    assert " ".join(lines[0].split()) == "class rows recall full model lost mean exit agreement"
+    assert len(lines) == 2 + MAX_CLASSES
+    assert recalls_text("fast", many[:2]).splitlines()[0] == "recall by class at 'fast', worst loss first"
 
 
 def test_slices_have_a_column_for_the_loss_and_no_empty_columns() -> None:

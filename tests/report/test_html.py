@@ -344,6 +344,17 @@ def test_the_page_shows_the_named_point() -> None:
         a_page(name="slow")
 
 
+def test_the_page_says_what_its_rows_cannot_show_and_has_recall_by_label() -> None:
+    facts = dict(a_page().decision.facts)
+    assert facts["What these rows cannot show"].startswith("50 rows promise little: ")
+    assert "What these rows cannot show" not in dict(decide(assessment(0.8)).facts)
+    assert "By label, recall: the share of a label" in html_of()
+    trace = random_trace(MULTI_LABEL)
+    assert {each.name: each.rows for each in a_page(MULTI_LABEL).slices["label"]} == dict(
+        zip((NASTY, "b", "c"), trace.labels.sum(dim=0).tolist(), strict=True)
+    )
+
+
 def test_a_metric_of_ranks_has_a_page_too() -> None:
     ranked = a_page(REGRESSION, metric="spearman")
     assert ranked.metric == ranked.comparison.metric == "spearman"

@@ -26,7 +26,18 @@ def test_scores_are_the_same_as_text_and_as_data() -> None:
     assert data["points"]["never"]["measured"]["speedup"] == 1
     text = scores_text(trace, points)
     assert "accuracy of every exit, on 2 rows" in text
-    assert text.splitlines()[-1].split() == ["never", "0.5000", "2.00", "of", "2", "0%"]
+    assert " ".join(text.splitlines()[-1].split()) == "never 0.5000 2.00 of 2 0% 0.000 to 0.000"
+    assert data["points"]["never"]["measured"]["loss_interval"] == (0.0, 0.0)
+    assert data["points"]["never"]["measured"]["agreement_interval"] == pytest.approx((0.158, 1), abs=1e-3)
+
+
+def test_without_labels_a_point_has_the_interval_of_its_agreement() -> None:
+    trace = Trace(torch.tensor([[[2.0, 0], [0, 1]], [[2.0, 0], [3, 0]]]))
+    text = scores_text(trace, {"first": OperatingPoint({"name": "fixed"}, (1.0,))})
+    assert " ".join(text.splitlines()[0].split()) == "operating point agreement mean exit layers saved agreement, 95%"
+    assert " ".join(text.splitlines()[-1].split()) == "first 0.5000 1.00 of 2 50% 0.013 to 0.987"
+    values = Trace(torch.randn(2, 3, 1))
+    assert "95%" not in scores_text(values, {"first": OperatingPoint({"name": "fixed"}, (1.0,))})
 
 
 def test_a_point_reads_with_its_parameters_and_never_as_a_word() -> None:

@@ -13,6 +13,8 @@ from offramp.cli.options import (
     FOLDER,
     POLICY_PARAMETERS,
     check_data_or_trace,
+    check_metric_of,
+    class_names,
     column_options,
     json_option,
     policy_options,
@@ -123,6 +125,7 @@ def calibrate(
 
     # 1) the trace, and the policy with its numbers
     check_data_or_trace(options)
+    check_metric_of(folder, options["metric"], for_thresholds=ladder or "max_drop" in targets)
     labelled = ladder or "max_drop" in targets or options["metric"] is not None or label_thresholds
     data = None if options["data"] is None else read_data(folder, options, labelled=labelled)
     trace = read_trace(folder, options, data)
@@ -155,7 +158,7 @@ def calibrate(
     # 3) the report
     if options["data"] is not None and options["engine"] in GRAPHS:
         _warn_if_not_exported(folder, options["engine"], next(iter(points.values())))
-    print_scores(as_json, prepared.rows, points, metric, cost)
+    print_scores(as_json, prepared.rows, points, metric, cost, class_names(folder))
     if not as_json:
         _print_certificates(points, confidence)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 from offramp.cli.options import (
     FILE,
     FOLDER,
+    class_names,
     column_options,
     columns_of,
     json_option,
@@ -21,7 +22,7 @@ from offramp.cli.options import (
     scored_options,
     silence_transformers,
 )
-from offramp.cli.points import saved_points
+from offramp.cli.points import metric_of, print_notes, saved_points
 from offramp.errors import InvalidInput
 from offramp.types.whole_file import refuse_output
 
@@ -56,32 +57,54 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     offramp evaluate model --data test.csv --slice-by length --picture policies.png
     """
     silence_transformers()
+    from offramp.evaluation.caveats import caveats
     from offramp.evaluation.compare import compare
     from offramp.evaluation.metrics import metric_for
-    from offramp.report.comparison import comparison_data, comparison_text, slices_data, slices_text
+    from offramp.report.comparison import comparison_data, comparison_text, recalls_text, slices_data, slices_text
     from offramp.report.tables import scores_data, scores_text
     from offramp.types.operating_point import DEFAULT
 
     if picture is not None:
         refuse_output(picture, options["data"], options["trace"], folder)
     groups = _groups(folder, slice_by, options)  # before the model runs, so that a wrong name fails at once
-    trace, points, metric = read_trace(folder, options), saved_points(folder), options["metric"]
+    trace, points, names = read_trace(folder, options), saved_points(folder), class_names(folder)
+    metric = options["metric"] or metric_of(points.get(DEFAULT))
     slices = None if slice_by is None else _slices(folder, trace, points, slice_by, groups, metric)
+    recalls = _recalls(trace, points, names)
     comparison = compare(trace, metric) if trace.depth > 1 and len(trace) > 1 else None
+    notes = caveats(trace, points, metric, names)
     if picture is not None:
         _draw(comparison, points, picture, metric)
+    print_notes(notes)
     if as_json:
         data = scores_data(trace, points, metric)
         data["comparison"] = None if comparison is None else comparison_data(comparison)
+        data["recall"] = None if recalls is None else slices_data(recalls[1], "class", recalls[0])
         if slices is not None:
             data["slices"] = slices_data(slices, str(slice_by), DEFAULT)
-        click.echo(json.dumps(data))
+        click.echo(json.dumps({**data, "notes": notes}))
         return
     parts = [scores_text(trace, points, metric)]
     parts.append("one exit or one row: no policies to compare" if comparison is None else comparison_text(comparison))
+    if recalls is not None:
+        parts.append(recalls_text(*recalls))
     if slices is not None:
         parts.append(slices_text(slices, str(slice_by), metric_for(trace, metric)[0]))
     click.echo("\n\n".join(part for part in parts if part))
+
+
+def _recalls(
+    trace: Trace, points: Mapping[str, OperatingPoint], names: Sequence[str]
+) -> tuple[str, tuple[Slice, ...]] | None:
+    """Return the name of the default point, or else the first, and each class's recall there; None without any."""
+    from offramp.evaluation.slices import recall_by_class
+    from offramp.types.operating_point import DEFAULT
+    from offramp.types.problem_types import REGRESSION
+
+    name = DEFAULT if DEFAULT in points else next(iter(points), None)
+    if name is None or trace.labels is None or trace.problem_type == REGRESSION:
+        return None
+    return name, recall_by_class(trace, points[name], names)
 
 
 def _groups(folder: Path, by: str | None, options: Mapping[str, Any]) -> list[str]:
@@ -110,14 +133,12 @@ def _slices(
 ) -> tuple[Slice, ...]:
     """Score the default point on each slice."""
     from offramp.evaluation.slices import by_groups, by_label, by_length
-    from offramp.model.hub import load_config
     from offramp.types.operating_point import DEFAULT
 
     if DEFAULT not in points:
         raise InvalidInput(f"{folder} has no operating point {DEFAULT!r} to slice; `offramp calibrate` makes one")
     if by == "label":
-        config = load_config(folder)
-        return by_label(trace, points[DEFAULT], metric, [config.id2label[k] for k in range(config.num_labels)])
+        return by_label(trace, points[DEFAULT], metric, class_names(folder))
     if by == "length":
         return by_length(trace, points[DEFAULT], metric)
     return by_groups(trace, points[DEFAULT], groups, metric)

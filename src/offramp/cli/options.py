@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+METRICS = ("accuracy", "f1", "macro-f1", "matthews", "pearson", "spearman")  # offramp.evaluation.metrics: with torch
 POLICY_PARAMETERS = ("measure", "patience", "divergence", "window", "ensemble")
 SOURCE = "a csv, tsv, jsonl or parquet file, or a data set's name"
 UNTRAINED = "Labelled data that the model was not trained on"
@@ -92,11 +93,19 @@ def engine_option(command: Command) -> Command:
     return click.option("--engine", type=click.Choice(ENGINES), default="torch", show_default=True, help=text)(command)
 
 
+def metric_option(text: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds --metric."""
+    return click.option("--metric", type=click.Choice(METRICS), help=text)
+
+
+SCORE = "The score; f1 is that of the second of two classes, or of all labels together."
+
+
 def scored_options(split: str) -> Callable[[Command], Command]:
     """Return a decorator that adds --data, --trace, --engine, --split and --metric, for commands that score a model."""
 
     def add(command: Command) -> Command:
-        command = click.option("--metric", help="accuracy, f1, macro-f1, matthews, pearson or spearman.")(command)
+        command = metric_option(f"{SCORE}  [default: that of the default point, else accuracy or pearson]")(command)
         command = click.option("--split", default=split, show_default=True, help="Split of a named data set.")(command)
         command = engine_option(command)
         command = click.option("--trace", type=FILE, help="Instead of --data: a file of `offramp record`.")(command)
@@ -159,8 +168,30 @@ def read_data(folder: Path, options: Mapping[str, Any], *, labelled: bool) -> Ex
     return read(load_config(folder), options["data"], columns_of(options), options["split"], reading_of(options))
 
 
+def check_metric_of(folder: Path, metric: str | None, *, for_thresholds: bool = False) -> None:
+    """Refuse a metric that has no meaning for a folder's model, before anything long is done.
+
+    Raises:
+        NotApplicable: it has none, or cannot choose thresholds.
+    """
+    if metric is not None:
+        from offramp.evaluation.metrics import check_metric
+        from offramp.model.hub import load_config
+
+        config = load_config(folder)
+        check_metric(metric, config.problem_type, config.num_labels, for_thresholds=for_thresholds)
+
+
+def class_names(folder: Path) -> list[str]:
+    """Return the names of the outputs of a folder's model."""
+    from offramp.model.hub import load_config
+
+    config = load_config(folder)
+    return [str(config.id2label[number]) for number in range(config.num_labels)]
+
+
 def read_trace(folder: Path, options: Mapping[str, Any], data: Examples | list[Text] | None = None) -> Trace:
-    """Load the trace of --trace, or record the model on --data.
+    """Load the trace of --trace, or record the model on --data; refuse a --metric that does not go with the model.
 
     Args:
         folder: the model's.
@@ -169,11 +200,13 @@ def read_trace(folder: Path, options: Mapping[str, Any], data: Examples | list[T
 
     Raises:
         UsageError: both options or neither.
+        NotApplicable: a metric without a meaning for this model.
     """
     from offramp.inference.record import data_name, record
     from offramp.types.trace import Trace
 
     check_data_or_trace(options)
+    check_metric_of(folder, options["metric"])
     if options["trace"] is not None:
         return Trace.load(options["trace"])
     data = read_data(folder, options, labelled=True) if data is None else data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,13 @@ def saved_points(folder: Path) -> dict[str, OperatingPoint]:
     return read_points(path) if path.exists() else {}
 
 
+def metric_of(point: OperatingPoint | None) -> str | None:
+    """Return the metric that a point's target is of; None = the default one."""
+    if point is None or point.measured is None or "max_drop" not in point.target:
+        return None
+    return point.measured.metric
+
+
 def add_points(folder: Path, points: Mapping[str, OperatingPoint], instead_of: Collection[str] = ()) -> None:
     """Save points with a folder's others, but for those of the names `instead_of`.
 
@@ -63,17 +70,36 @@ def add_ladder(folder: Path, points: Mapping[str, OperatingPoint]) -> None:
     add_points(folder, points, LADDER_NAMES)
 
 
+def print_notes(notes: Sequence[str]) -> None:
+    """Print what rows cannot show, to the standard error stream, which machines do not read."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+
+
 def print_scores(
     as_json: bool,
     trace: Trace,
     points: Mapping[str, OperatingPoint],
     metric: str | None = None,
     cost: CostTable | None = None,
+    names: Sequence[str] = (),
 ) -> None:
-    """Print the scores of the exits and of the points on one trace; expected times, where there is a cost table."""
+    """Print the scores of the exits and of the points on one trace, and what its rows cannot show.
+
+    Args:
+        as_json: as data for machines.
+        trace: (L, N, C).
+        points: by name.
+        metric: of the scores; None = the default one.
+        cost: for expected times.
+        names: of the C classes; () = their numbers.
+    """
+    from offramp.evaluation.caveats import caveats
     from offramp.report.tables import scores_data, scores_text
 
+    notes = caveats(trace, points, metric, names)
+    print_notes(notes)
     if as_json:
-        click.echo(json.dumps(scores_data(trace, points, metric, cost)))
+        click.echo(json.dumps({**scores_data(trace, points, metric, cost), "notes": notes}))
     else:
         click.echo(scores_text(trace, points, metric, cost))

@@ -15,17 +15,21 @@ import click
 from offramp.cli.options import (
     FILE,
     FOLDER,
+    SCORE,
     SOURCE,
     UNTRAINED,
+    check_metric_of,
     column_options,
     columns_of,
     engine_option,
     json_option,
+    metric_option,
     reading_of,
     reading_options,
     silence_transformers,
 )
-from offramp.cli.points import saved_points
+from offramp.cli.points import metric_of, saved_points
+from offramp.types.operating_point import DEFAULT
 from offramp.types.whole_file import refuse_output, whole_file
 
 if TYPE_CHECKING:
@@ -40,7 +44,7 @@ TIMED_TEXTS, ROUNDS = 8, 3  # and passes over them for each exit
 @click.option("--data", required=True, metavar="FILE", help=f"{UNTRAINED}: {SOURCE}.")
 @click.option("-o", "--output", type=FILE, required=True, help="File for the page, e.g. report.html.")
 @click.option("--operating-point", help='The saved point to show.  [default: "default", or else the first]')
-@click.option("--metric", help="accuracy, f1, macro-f1, matthews, pearson or spearman.")
+@metric_option(f"{SCORE}  [default: that of the point shown, else accuracy or pearson]")
 @click.option("--split", default="test", show_default=True, help="Split of a named data set.")
 @click.option("--no-timing", is_flag=True, help="Leave out milliseconds; otherwise every exit is timed on a few texts.")
 @engine_option
@@ -76,6 +80,8 @@ def report(
     from offramp.report.html.render import render
 
     points = saved_points(folder)
+    check_metric_of(folder, metric)
+    metric = metric or metric_of(points.get(operating_point or DEFAULT))
     examples = read_for(load_config(folder), data, columns_of(options), split, reading_of(options))
     trace = record(folder, examples, engine)
     source = data_name(data, split)

@@ -12,6 +12,7 @@ import click
 
 from offramp.cli.options import (
     FOLDER,
+    METRICS,
     SOURCE,
     column_options,
     columns_of,
@@ -46,7 +47,13 @@ if TYPE_CHECKING:
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Number of seeds; the papers have 5."
 )
-@click.option("--metric", "metrics", multiple=True, help="As in `offramp evaluate`; of several, the mean is the score.")
+@click.option(
+    "--metric",
+    "metrics",
+    type=click.Choice(METRICS),
+    multiple=True,
+    help="As in `offramp evaluate`; of several, the mean is the score.",
+)
 @click.option("--limit", type=click.IntRange(min=2), help="Rows to read of each file, for a trial run.")
 @column_options
 @reading_options
@@ -62,6 +69,7 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     offramp study pabee --train train.csv --validation dev.csv --test test.csv --seeds 5 -o study
     """
     silence_transformers()
+    from offramp.evaluation.metrics import check_metric
     from offramp.model.flops import plain_macs
     from offramp.studies.markdown import data_set_of, page
     from offramp.studies.run import run_study
@@ -69,6 +77,8 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
     from offramp.types.problem_types import REGRESSION
 
     paper, config = load_study(name), _config(options)
+    for metric in metrics:
+        check_metric(metric, config.train.problem_type, len(config.train.label_names) or 1, for_thresholds=True)
     trainings = paper.all_trainings(config.train.problem_type == REGRESSION)
     if "macs_ratio" in paper.shows:
         plain_macs(build_model(paper.plain, config).config, [1])  # refuses layers whose cost is unknown

@@ -15,11 +15,14 @@ import click
 
 from offramp.cli.options import (
     FOLDER,
+    SCORE,
     Command,
+    class_names,
     column_options,
     columns_of,
     json_option,
     learning_options,
+    metric_option,
     reading_of,
     reading_options,
     silence_transformers,
@@ -92,8 +95,9 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
     type=click.FloatRange(0, 1),
     default=0.01,
     show_default=True,
-    help="Target of the default operating point.",
+    help="Target of the default operating point: the share of the full model's score that it may lose.",
 )
+@metric_option(f"{SCORE} --max-drop is of this score.  [default: accuracy, or pearson]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Resume a run that was stopped, from its newest whole checkpoint.")
 @column_options
@@ -105,6 +109,7 @@ def train(
     output: Path,
     backbone: str | None,
     max_drop: float,
+    metric: str | None,
     max_length: int | None,
     objective: str,
     class_weights: str | None,
@@ -119,6 +124,7 @@ def train(
     offramp train --train train.csv --validation validation.csv -o model
     offramp train --train glue/sst2 --validation glue/sst2 --backbone bert-base-uncased -o model
     offramp train --train helpdesk --validation helpdesk --label-column urgency --task regression -o model
+    offramp train --train train.csv --validation dev.csv --metric f1 -o model
     offramp train --train train.csv --validation dev.csv --backbone FINE_TUNED --objective two-stage --freeze -o model
     """
     if _is_finished(output, resume):
@@ -127,6 +133,7 @@ def train(
     from torch import distributed
     from transformers import set_seed
 
+    from offramp.evaluation.metrics import check_metric
     from offramp.inference.record import record as record_trace
     from offramp.model.default_encoder import default_encoder
     from offramp.model.hub import load_tokenizer
@@ -139,6 +146,7 @@ def train(
     start = backbone or default_encoder()
     build = _fine_tuned_with_data if freeze else _new_with_data
     model, data, held_out = build(start, train_source, validation_source, options)
+    check_metric(metric, model.config.problem_type, model.config.num_labels, for_thresholds=True)
     tokenizer = load_tokenizer(start)
     if max_length is not None:
         tokenizer.model_max_length = max_length
@@ -165,9 +173,9 @@ def train(
     _save_lines(output, data)
     trace = record_trace(output, held_out)
     trace = replace(trace, provenance={**trace.provenance, "data": Path(validation_source).name})
-    points = _add_default_point(output, trace, max_drop)
+    points = _add_default_point(output, trace, max_drop, metric)
     remove_checkpoints(output)
-    print_scores(as_json, trace, points)
+    print_scores(as_json, trace, points, metric, names=class_names(output))
 
 
 def _save_lines(folder: Path, data: Examples) -> None:
@@ -185,7 +193,7 @@ def _save_lines(folder: Path, data: Examples) -> None:
         click.echo(f"no lines for certified thresholds at each exit: {error}", err=True)
 
 
-def _add_default_point(folder: Path, trace: Trace, max_drop: float) -> dict[str, OperatingPoint]:
+def _add_default_point(folder: Path, trace: Trace, max_drop: float, metric: str | None) -> dict[str, OperatingPoint]:
     """Choose the default operating point on a trace, save it with the model, and return it by name.
 
     Where none can be chosen or saved, print why.
@@ -198,7 +206,7 @@ def _add_default_point(folder: Path, trace: Trace, max_drop: float) -> dict[str,
         prepared = prepare_policy(trace)
         if prepared.report:
             click.echo(prepared.report, err=True)
-        points[DEFAULT] = prepared.calibrate(Target(max_drop=max_drop))
+        points[DEFAULT] = prepared.calibrate(Target(max_drop=max_drop), metric)
         add_points(folder, points)
     except (CannotReach, InvalidInput) as error:
         click.echo(f"no default operating point, answers run at full depth: {error}", err=True)

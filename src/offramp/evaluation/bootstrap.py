@@ -175,9 +175,12 @@ def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> 
 def point_loss_interval(trace: Trace, point: OperatingPoint, metric: str | None = None) -> Interval | None:
     """Return `loss_interval` of an operating point; (0, 0) where its thresholds let no row leave early."""
     answered, answers = replay_point(trace, point)
-    if min(point.thresholds) == math.inf and torch.equal(answers.logits, answered.logits[-1]):
-        return 0.0, 0.0
-    return loss_interval(answered, answers, metric)
+    return (0.0, 0.0) if is_full_model(point, answered, answers) else loss_interval(answered, answers, metric)
+
+
+def is_full_model(point: OperatingPoint, trace: Trace, answers: Answers) -> bool:
+    """Return whether a point, with its answers on a trace, is the full model: no row can leave early, here or not."""
+    return min(point.thresholds) == math.inf and torch.equal(answers.logits, trace.logits[-1])
 
 
 def _resampled_loss(trace: Trace, early: Tensor, rule: Metric) -> Interval:

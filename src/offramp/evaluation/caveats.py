@@ -38,11 +38,20 @@ def caveats(
         names: of the C classes; () = their numbers.
     """
     names = names or [str(number) for number in range(trace.logits.shape[-1])]
-    sentences = [few_rows(trace, points, metric, names), majority_agreement(trace, points, names)]
+    sentences = [
+        one_class(trace, metric, names),
+        few_rows(trace, points, metric, names),
+        majority_agreement(trace, points, names),
+    ]
     if trace.labels is not None:
         sentences += [undefined(trace, metric, names), missing_classes(trace, names)]
         sentences.append(majority(trace, points, metric, names))
     return [sentence for sentence in sentences if sentence]
+
+
+def one_class(trace: Trace, metric: str | None, names: Sequence[str]) -> str | None:
+    """Say which class an F1 is of."""
+    return f"f1 is that of class {names[1]!r}, the second of the two" if _one_class(trace, metric) else None
 
 
 # --- few rows -------------------------------------------------------------------------------------------------------
@@ -79,6 +88,8 @@ def few_rows(
         return None
     name = max(bounds, key=lambda key: bounds[key])
     bound, losses, rows = bounds[name]
+    if not rows:
+        return f"{_little(trace, metric, names)}: no answer of the full model is right here, so none can be lost"
     what = "answers" if trace.labels is None else "right answers"
     asked = ""
     if {"max_drop", "agreement"} & set(points[name].target):
@@ -149,19 +160,33 @@ def majority(
     constant, full = _constant_score(trace, answer, name), layerwise(trace, name)[-1]
     if not 0 < (1 - level) * full <= constant + 1e-12:
         return None
-    safer = [other for other in ("macro-f1", "f1", "matthews") if _refuses(trace, other, answer, level)]
-    certified = any(point.certificate is not None for point in points.values())
-    advice = f"choose --metric {' or '.join(safer[:2])}" if safer and not certified else ""
-    if certified and trace.problem_type == SINGLE_LABEL:
-        advice = (
-            f"the certificate counts rows of all classes alike; --hold-back {names[int(answer)]}:0.2 lets them leave"
-        )
-        advice += " later"
+    kept = f"keep {constant / full:.1%} of the full model's {name} ({constant:.4f} of {full:.4f})"
+    if constant >= full:
+        kept = f"have {name} {constant:.4f}, and the full model has {full:.4f}"
     return (
-        f"answering {_answer(answer, trace, names)} always would keep {constant / full:.1%} of the full model's {name} "
-        f"({constant:.4f} of {full:.4f}), and the target is {1 - level:.1%}: rare classes may be lost unseen"
-        + (f"; {advice}" if advice else "")
+        f"answering {_answer(answer, trace, names)} always would {kept}, and the target is {1 - level:.1%}: rare "
+        f"classes may be lost unseen{_advice(trace, points, answer, level, names)}"
     )
+
+
+def _advice(
+    trace: Trace, points: Mapping[str, OperatingPoint], answer: Tensor, level: float, names: Sequence[str]
+) -> str:
+    """Return which metrics one answer for all rows would not pass; what helps where a certificate counts rows."""
+    if any(point.certificate is not None for point in points.values()):
+        if trace.problem_type == MULTI_LABEL:
+            return ""
+        held_back = f"--hold-back {names[int(answer)]}:0.2 lets that answer leave later"
+        return f"; the certificate counts rows of all classes alike; {held_back}"
+    safer = []
+    for other in ("macro-f1", "f1", "matthews"):
+        try:
+            check_metric(other, str(trace.problem_type), trace.logits.shape[-1])
+        except NotApplicable:
+            continue
+        if _constant_score(trace, answer, other) < 1 - level:
+            safer.append(other)
+    return f"; choose --metric {' or '.join(safer[:2])}" if safer else ""
 
 
 def majority_agreement(trace: Trace, points: Mapping[str, OperatingPoint], names: Sequence[str]) -> str | None:
@@ -232,15 +257,6 @@ def _constant_score(trace: Trace, answer: Tensor, metric: str) -> float:
     row = answer if trace.problem_type == MULTI_LABEL else torch.nn.functional.one_hot(answer[0], classes)
     out = ExitOutput((row - 0.5).expand(len(trace), classes), problem_type=trace.problem_type)
     return score(METRICS[metric], out, labels_of(trace)).item()
-
-
-def _refuses(trace: Trace, metric: str, answer: Tensor, level: float) -> bool:
-    """Return whether a metric that has a meaning here would not let one answer for all rows pass."""
-    try:
-        check_metric(metric, str(trace.problem_type), trace.logits.shape[-1])
-    except NotApplicable:
-        return False
-    return _constant_score(trace, answer, metric) < (1 - level) * layerwise(trace, metric)[-1]
 
 
 def rows_text(rows: int) -> str:

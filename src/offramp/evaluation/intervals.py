@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.evaluation.metrics import Metric
+from offramp.types.operating_point import Measured
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL
 from offramp.types.trace import Trace, labels_of
@@ -52,6 +53,13 @@ def upper_share(count: int, rows: int, tail: float = TAIL) -> float:
 def share_interval(count: int, rows: int) -> tuple[float, float]:
     """Return Clopper and Pearson's 95% interval of a share, of which `count` of `rows` were counted."""
     return 1 - upper_share(rows - count, rows, TAIL / 2), upper_share(count, rows, TAIL / 2)
+
+
+def agreement_interval(measured: Measured) -> tuple[float, float] | None:
+    """Return `share_interval` of the rows that get the full model's answer; None for a regression."""
+    if measured.agreement is None:
+        return None
+    return share_interval(round(measured.agreement * measured.rows), measured.rows)
 
 
 def rows_needed(level: float) -> int | None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.evaluation.bootstrap import point_loss_interval
-from offramp.evaluation.measure import measure_point
+from offramp.evaluation.bootstrap import is_full_model, loss_interval, point_loss_interval
+from offramp.evaluation.measure import measure_answers, measure_point, replay_point
 from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace, labels_of
 
@@ -67,6 +68,41 @@ def by_label(
     names = [str(number) for number in classes] if label_names is None else label_names
     has = labels > 0 if trace.problem_type == MULTI_LABEL else labels.unsqueeze(-1) == torch.arange(len(classes))
     return _slices(trace, point, metric, {names[number]: has[:, number] for number in classes})
+
+
+def recall_by_class(trace: Trace, point: OperatingPoint, label_names: Sequence[str] | None = None) -> tuple[Slice, ...]:
+    """Return the recall of each class that has rows: the share of its rows in whose answer it is; worst loss first.
+
+    A slice's scores are the recalls at the point and of the full model. With several labels each is a class of its own.
+
+    Args:
+        trace: with labels.
+        point: policy, thresholds and label thresholds.
+        label_names: the C classes' names; None = their numbers.
+
+    Raises:
+        InvalidInput: no labels.
+        NotApplicable: a regression has no classes.
+    """
+    labels = labels_of(trace)
+    if trace.problem_type == REGRESSION:
+        raise NotApplicable("a regression has no classes, and so no recall")
+    several = trace.problem_type == MULTI_LABEL
+    answered, answers = replay_point(trace, point)
+    full_depth = is_full_model(point, answered, answers)
+    slices = []
+    for number, name in enumerate(label_names or [str(number) for number in range(trace.logits.shape[-1])]):
+        rows = ((labels[:, number] > 0) if several else (labels == number)).nonzero().squeeze(-1)
+        if not len(rows):
+            continue
+        columns = [number] if several else slice(None)
+        own_labels = labels[rows][:, columns] if several else labels[rows]
+        group = replace(answered.take(rows), logits=answered.logits[:, rows][..., columns], labels=own_labels)
+        own = Answers(answers.logits[rows][:, columns], answers.exit_layers[rows], answers.failed[rows])
+        m = measure_answers(group, own, "accuracy")
+        interval = (0.0, 0.0) if full_depth else loss_interval(group, own, "accuracy")
+        slices.append(Slice(name, m.rows, m.score, m.full_score, m.mean_exit, m.agreement, interval))
+    return tuple(sorted(slices, key=lambda group: ((group.score or 0) - (group.full_score or 0), group.score or 0)))
 
 
 def by_length(trace: Trace, point: OperatingPoint, metric: str | None = None, buckets: int = 4) -> tuple[Slice, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from offramp.evaluation.bootstrap import BootstrapCurve
+from offramp.evaluation.caveats import rows_text
 from offramp.evaluation.compare import Comparison
 from offramp.evaluation.curves import area, score_at
 from offramp.evaluation.slices import Slice
@@ -17,6 +18,8 @@ from offramp.evaluation.sweep import Curve
 from offramp.policies.registry import policy_to_dict, summarize
 from offramp.report.tables import table
 
+MAX_CLASSES = 12
+"""Classes whose recall a table shows, those that lose most."""
 SHARES = (1 / 4, 1 / 3, 1 / 2, 2 / 3)
 """Budgets at which policies are compared, as shares of the layers."""
 
@@ -31,7 +34,7 @@ def comparison_text(comparison: Comparison) -> str:
         for name, line in lines.items()
     ]
     head = ["policy", *(f"{share:.0%} of layers" for share in SHARES), "area"]
-    title = f"{comparison.metric} of every policy, on {len(comparison.trace)} rows on which nothing was fitted"
+    title = f"{comparison.metric} of every policy, on {rows_text(len(comparison.trace))} on which nothing was fitted"
     return f"{title} (95% intervals; area: mean score from mean exit {low:.2f} to {high:g})\n{table(head, rows)}"
 
 
@@ -91,6 +94,13 @@ def slices_text(slices: Sequence[Slice], by: str, metric: str) -> str:
         rows.append([group.name, str(group.rows), *scores, interval, f"{group.mean_exit:.2f}", agreement])
     filled = [number for number in range(len(head)) if any(row[number] for row in rows)]
     return table([head[number] for number in filled], [[row[number] for number in filled] for row in rows])
+
+
+def recalls_text(point: str, recalls: Sequence[Slice]) -> str:
+    """Return a table of the classes that lose most, MAX_CLASSES of them; the slices are worst first."""
+    shown = recalls[:MAX_CLASSES]
+    which = f", the {len(shown)} of {len(recalls)} that lose most" if len(shown) < len(recalls) else ""
+    return f"recall by class at {point!r}, worst loss first{which}\n{slices_text(shown, 'class', 'recall')}"
 
 
 def slices_data(slices: Sequence[Slice], by: str, point: str) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from offramp.evaluation.measure import measure_all
+from offramp.evaluation.bootstrap import point_loss_interval
+from offramp.evaluation.caveats import rows_text
+from offramp.evaluation.intervals import agreement_interval
+from offramp.evaluation.measure import measure_all, measure_point
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.policies.registry import summarize
 from offramp.types.cost_table import CostTable
@@ -58,10 +61,13 @@ def scores_text(
         row = [f"{score:.4f}" for score in layerwise(trace, metric)]
         head = [f"layer {layer}" for layer in trace.layer_numbers]
         labels = ", labels above 0.5" if any(point.label_thresholds for point in points.values()) else ""
-        title = f"{metric_for(trace, metric)[0]} of every exit, on {len(trace)} rows{labels}"
+        title = f"{metric_for(trace, metric)[0]} of every exit, on {rows_text(len(trace))}{labels}"
         tables.append(f"{title}\n{table(head, [row])}")
     if points:
-        tables.append(point_table(measure_all(trace, points, metric, cost)))
+        title = "agreement, 95%" if trace.labels is None else "lost, 95%"
+        intervals = {name: _interval_text(trace, point, metric) for name, point in points.items()}
+        more = {title: intervals} if any(intervals.values()) else {}
+        tables.append(point_table(measure_all(trace, points, metric, cost), more))
     return "\n\n".join(tables)
 
 
@@ -74,15 +80,26 @@ def scores_data(
         "metric": metric_for(trace, metric)[0],
         "layers": trace.layer_numbers,
         "layerwise": layerwise(trace, metric) if trace.labels is not None else None,
-        "points": {name: _point_data(point, measured[name]) for name, point in points.items()},
+        "points": {name: _point_data(trace, point, measured[name]) for name, point in points.items()},
     }
 
 
-def _point_data(point: OperatingPoint, measured: Measured) -> dict[str, Any]:
-    """Return a point as in its file, with these measurements."""
+def _point_data(trace: Trace, point: OperatingPoint, measured: Measured) -> dict[str, Any]:
+    """Return a point as in its file, with these measurements and their 95% intervals."""
     data = replace(point, measured=measured).to_json()
-    data["measured"] |= {"speedup": measured.speedup, "saving": measured.saving}
+    loss = None if trace.labels is None else point_loss_interval(trace, point, measured.metric)
+    intervals = {"loss_interval": loss, "agreement_interval": agreement_interval(measured)}
+    data["measured"] |= {"speedup": measured.speedup, "saving": measured.saving, **intervals}
     return data
+
+
+def _interval_text(trace: Trace, point: OperatingPoint, metric: str | None) -> str:
+    """Return the 95% interval of the loss, without labels that of the agreement; "" where there is none."""
+    if trace.labels is not None:
+        interval = point_loss_interval(trace, point, metric)
+    else:
+        interval = agreement_interval(measure_point(trace, point))
+    return "" if interval is None else "{:.3f} to {:.3f}".format(*interval)
 
 
 def point_text(point: OperatingPoint) -> str:

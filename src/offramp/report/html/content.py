@@ -12,11 +12,12 @@ from torch import Tensor
 from offramp.calibration.calibrate import calibrate
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluation.bootstrap import point_loss_interval
+from offramp.evaluation.caveats import caveats
 from offramp.evaluation.compare import Comparison, compare
 from offramp.evaluation.curves import score_at
 from offramp.evaluation.measure import measure_all, measure_point, replay_point
 from offramp.evaluation.metrics import layerwise, metric_for
-from offramp.evaluation.slices import Slice, by_label, by_length
+from offramp.evaluation.slices import Slice, by_length, recall_by_class
 from offramp.evaluation.sweep import per_exit_constant, sweep
 from offramp.policies.fitting import fit_default_policy
 from offramp.policies.registry import default_unfitted_policy, policy_text
@@ -65,7 +66,7 @@ class Page:
         layerwise: (L,) score where all of the comparison's rows leave at one exit.
         exits: of all rows.
         groups: example texts.
-        slices: "label" or "length" -> the point's measurements on each group of rows.
+        slices: "label" -> the point's recall of each class, or "length" -> its score on each group of rows.
         certificates: saved point -> its certificate in words.
         environment: command, versions, machine, model and data.
     """
@@ -119,9 +120,10 @@ def page(
     comparison = compare(trace, metric)
     assessment = _assess(trace, comparison, points, name, metric, cost)
     answered, answers = replay_point(trace, assessment.point)
+    shown = {assessment.name or "the point found here": assessment.point}
     return Page(
         title=title,
-        decision=decide(assessment),
+        decision=decide(assessment, caveats(trace, shown, metric, texts.names)),
         metric=metric_for(trace, metric)[0],
         rows=len(trace),
         point_name=assessment.name or "",
@@ -248,11 +250,11 @@ def mean_times(comparison: Comparison, cost: CostTable) -> dict[str, Tensor]:
 def _slices(
     trace: Trace, point: OperatingPoint, names: Sequence[str], metric: str | None
 ) -> dict[str, Sequence[Slice]]:
-    """Slice by label (not for regression) and by length (where known); leave out what has one slice only."""
+    """Return recalls by label (not for regression) and scores by length (where known), where there are several."""
     slices: dict[str, Sequence[Slice]] = {}
     if trace.problem_type != REGRESSION:
         metric = "accuracy"  # the others have no meaning among rows of one label
-        slices["label"] = by_label(trace, point, metric, names)
+        slices["label"] = recall_by_class(trace, point, names)
     if trace.tokens is not None:
         slices["length"] = by_length(trace, point, metric)
     return {by: rows for by, rows in slices.items() if len(rows) > 1}

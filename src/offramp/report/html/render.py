@@ -12,12 +12,10 @@ from markupsafe import Markup, escape
 
 from offramp.errors import InvalidInput
 from offramp.evaluation.slices import Slice
-from offramp.report.comparison import comparison_data
+from offramp.report.comparison import MAX_CLASSES, comparison_data
 from offramp.report.html.content import Page
 from offramp.report.html.verdict import percent
 
-MAX_LABEL_SLICES = 12
-"""Labels that the page shows, those with the largest loss."""
 MIN_ROWS = 10
 """Rows that a slice needs to be marked as the worst."""
 
@@ -60,8 +58,8 @@ def loss(group: Slice) -> float:
 
 
 def worst_first(slices: Sequence[Slice]) -> list[Slice]:
-    """Return the MAX_LABEL_SLICES with the largest loss."""
-    return sorted(slices, key=loss, reverse=True)[:MAX_LABEL_SLICES]
+    """Return the MAX_CLASSES with the largest loss."""
+    return sorted(slices, key=loss, reverse=True)[:MAX_CLASSES]
 
 
 def worst(slices: Sequence[Slice]) -> Slice | None:

@@ -7,6 +7,7 @@ Milliseconds appear only where they were measured.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -89,8 +90,9 @@ class PointAssessment:
         return self.measured.rows < needed_rows(self.point.target)
 
 
-def decide(assessment: PointAssessment) -> Decision:
-    """Return the verdict on a point with its headline and facts."""
+def decide(assessment: PointAssessment, caveats: Sequence[str] = ()) -> Decision:
+    """Return the verdict on a point with its headline and facts; caveats: what the rows cannot show."""
+    unknown = ". ".join(caveat[0].upper() + caveat[1:] for caveat in caveats) + "."
     certificate = certificate_text(assessment.point.certificate, assessment.certificate_mismatch)
     facts = (
         ("Operating point", _point_fact(assessment)),
@@ -98,6 +100,7 @@ def decide(assessment: PointAssessment) -> Decision:
         ("What it loses", _loss_fact(assessment)),
         ("What is guaranteed", certificate),
         ("Would another policy do better?", assessment.best_alternative),
+        *([("What these rows cannot show", unknown)] if caveats else []),
     )
     return Decision(assessment.verdict, _headline(assessment), facts)
 
