@@ -17,6 +17,7 @@ from offramp.errors import InvalidInput
 from offramp.model.bypass import Bypass
 from offramp.model.token_exit.config import TokenExit
 from offramp.types.file_format import newer_format
+from offramp.types.problem_types import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
 CONFIG_FORMAT = 2
 """The newest format of a model folder's config.json that this version reads.
@@ -126,6 +127,18 @@ class MultiExitConfig(PreTrainedConfig):
         """Read the values of a configuration file, with the name of its folder for error messages."""
         values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return {**values, "name_or_path": str(pretrained_model_name_or_path)}, unused
+
+
+def resolve_problem_type(config: MultiExitConfig) -> None:
+    """Set a configuration's kind of problem where it has none: regression for one output, else single label.
+
+    Raises:
+        InvalidInput: a kind that does not exist.
+    """
+    if config.problem_type is None:
+        config.problem_type = REGRESSION if config.num_labels == 1 else SINGLE_LABEL
+    if config.problem_type not in PROBLEM_TYPES:
+        raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {config.problem_type!r}")
 
 
 def resolve_pad_token(encoder: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> None:

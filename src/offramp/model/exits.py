@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from offramp.model.backbones.base import Backbone
 from offramp.model.config import MultiExitConfig
 from offramp.model.gate import Gate
-from offramp.model.heads import Heads
+from offramp.model.heads import Heads, pooling_weights_of
+from offramp.model.layers import scale_gradient
 from offramp.types.carry import Carry
 from offramp.types.outputs import ExitOutput
 
@@ -30,6 +31,12 @@ class Exits:
 
     def __init__(self, encoder: Backbone, heads: Heads, gate: Gate | None, config: MultiExitConfig) -> None:
         self.encoder, self.heads, self.gate, self.config = encoder, heads, gate, config
+
+    def prepare(self, carry: Carry) -> Carry:
+        """Add what all exits read alike: the weight of each token in a mean."""
+        if self.heads.pooling != "mean" or carry.mask is None:
+            return carry
+        return replace(carry, pooling_weights=pooling_weights_of(carry.mask))
 
     def remember(self, exit: int, carry: Carry) -> Carry:
         """Set M_1 = C_1, M_l = (1 - lambda) M_{l-1} + lambda C_l (MPEE, section 3.2, eq. 9 and 10).
@@ -77,3 +84,30 @@ def build_heads(config: MultiExitConfig, widths: Sequence[int]) -> Heads:
         config.own_head,
         first_tanh=config.format > 1,
     )
+
+
+def all_exits(
+    model: Any, inputs: Mapping[str, Tensor], branch_scales: Sequence[float] | None, states: list[Tensor] | None
+) -> ExitOutput:
+    """Run a model at full depth and return the outputs of every exit, (L, B, C).
+
+    Args:
+        model: a `MultiExitModel`.
+        inputs: of its forward pass.
+        branch_scales: (L,) shares of the gradient at each exit's layer that come from the exit; None = both in full.
+        states: takes the input of the first layer and the states after each layer; None = they are not kept.
+    """
+    carry: Carry = model.embed(inputs)
+    if states is not None:
+        states.append(carry.hidden)
+    outputs: list[ExitOutput] = []
+    for number in range(len(model.layers)):
+        carry = branch = model.block(number, carry, states)
+        if branch_scales is not None:
+            share = branch_scales[number]
+            branch, carry = scale_gradient(carry, share), scale_gradient(carry, 1 - share)
+        outputs.append(model.exit(number, branch))
+    logits = torch.stack([out.logits for out in outputs])
+    certainty = [out.certainty for out in outputs if out.certainty is not None]
+    problem_type = model.config.problem_type
+    return ExitOutput(logits, torch.stack(certainty) if certainty else None, problem_type=problem_type)

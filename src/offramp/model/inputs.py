@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from offramp.errors import InvalidInput
 
 
-def check_inputs(inputs: Mapping[str, Tensor], main_input: str) -> None:
-    """Refuse inputs that are not the encoder's.
+def inputs_for(main_input: str, **optional: Tensor | None) -> dict[str, Tensor]:
+    """Return the inputs that are not None.
 
     Args:
-        inputs: of a forward pass, by name.
-        main_input: "input_ids", or "pixel_values" of images.
+        main_input: of the encoder: "input_ids", or "pixel_values" of images.
+        optional: by name.
 
     Raises:
-        InvalidInput: not exactly one of those that the encoder reads.
+        InvalidInput: not exactly one of the inputs that the encoder reads.
     """
+    inputs = {name: value for name, value in optional.items() if value is not None}
     wanted = ("input_ids", "inputs_embeds") if main_input == "input_ids" else (main_input,)
     given = [name for name in ("input_ids", "inputs_embeds", "pixel_values") if name in inputs]
     if len(given) != 1 or given[0] not in wanted:
         raise InvalidInput(f"this model takes {' or '.join(wanted)}; got {' and '.join(given) or 'neither'}")
+    return inputs
 
 
 def refuse_arguments(**arguments: object) -> None:

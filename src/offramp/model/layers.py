@@ -19,6 +19,35 @@ from offramp.model.token_exit.selection import apply_token_exit
 from offramp.types.carry import Carry
 
 
+def run_layers(
+    encoder: Backbone,
+    numbers: range,
+    carry: Carry,
+    *,
+    token_exit: TokenExit | None,
+    bypass: Any,
+    first_token_only: bool,
+    states: list[Tensor] | None,
+) -> Carry:
+    """Run the layers between two exits.
+
+    Args:
+        encoder: has the layers.
+        numbers: of the layers, 0-based; the next exit is after the last one.
+        carry: states before the first one.
+        token_exit: see `run_halves`.
+        bypass: of the exit, see `run_halves`.
+        first_token_only: of the exit, see `run_halves`.
+        states: takes the states after each layer, (B, T, D); None = they are not kept.
+    """
+    for number in numbers:
+        at_exit = {"bypass": bypass, "first_token_only": first_token_only} if number == numbers[-1] else {}
+        carry = run_layer(encoder, number, carry, token_exit=token_exit, **at_exit)
+        if states is not None:
+            states.append(carry.hidden)
+    return carry
+
+
 def run_layer(
     encoder: Backbone,
     number: int,

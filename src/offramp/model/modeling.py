@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -26,14 +24,13 @@ from offramp.model.backbones.base import Backbone
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.bypass import Bypass, ZeroLinear
 from offramp.model.card import model_card, save_points
-from offramp.model.config import MultiExitConfig
-from offramp.model.exits import Exits, build_heads
+from offramp.model.config import MultiExitConfig, resolve_problem_type
+from offramp.model.exits import Exits, all_exits, build_heads
 from offramp.model.from_backbone import resolve_source
 from offramp.model.gate import Gate
-from offramp.model.heads import pooling_weights_of
 from offramp.model.hub import load_points, named_point
-from offramp.model.inputs import check_inputs, refuse_arguments
-from offramp.model.layers import build_bypasses, build_token_exit, run_layer, scale_gradient
+from offramp.model.inputs import inputs_for, refuse_arguments
+from offramp.model.layers import build_bypasses, build_token_exit, run_layers
 from offramp.model.output import MultiExitOutput, full_depth_output
 from offramp.model.token_exit.config import TokenExit
 from offramp.policies.decision import thresholds_per_exit
@@ -41,7 +38,6 @@ from offramp.policies.registry import load_policy
 from offramp.types.carry import Carry
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import ExitOutput
-from offramp.types.problem_types import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
 
 class MultiExitModel(PreTrainedModel):
@@ -70,10 +66,7 @@ class MultiExitModel(PreTrainedModel):
 
     def __init__(self, config: MultiExitConfig) -> None:
         super().__init__(config)
-        if config.problem_type is None:
-            config.problem_type = REGRESSION if config.num_labels == 1 else SINGLE_LABEL
-        if config.problem_type not in PROBLEM_TYPES:
-            raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {config.problem_type!r}")
+        resolve_problem_type(config)
         self._family = load_backbone(config.backbone.model_type)
         self.backbone = self._family.build(config.backbone)
         self.main_input_name = self._family.input_name
@@ -153,17 +146,9 @@ class MultiExitModel(PreTrainedModel):
             InvalidInput: an argument out of its range.
         """
         source = resolve_source(backbone, num_labels, id2label, problem_type)
+        exits: dict[str, Any] = {"bypass": bypass, "certainty": certainty, "memory": memory, "token_exit": token_exit}
         config = MultiExitConfig(
-            source.config,
-            head,
-            pooling,
-            exit_layers,
-            bypass=bypass,
-            certainty=certainty,
-            memory=memory,
-            token_exit=token_exit,
-            own_head=source.own_head,
-            **source.outputs,
+            source.config, head, pooling, exit_layers, own_head=source.own_head, **exits, **source.outputs
         )
         model = cls(config)
         source.copy_weights(model._encoder_view, model)
@@ -179,29 +164,19 @@ class MultiExitModel(PreTrainedModel):
         """Return the input of the first layer; see `Segments`."""
         if "input_ids" in inputs:
             check_token_ids(inputs["input_ids"], self.config.vocab_size)
-        carry = self._encoder_view.embed(inputs)
-        if self.heads.pooling != "mean" or carry.mask is None:
-            return carry
-        return replace(carry, pooling_weights=pooling_weights_of(carry.mask))
+        return self._exits.prepare(self._encoder_view.embed(inputs))
 
     def block(self, exit: int, carry: Carry, states: list[Tensor] | None = None) -> Carry:
         """Run the layers that lead to exit `exit` (0-based); see `Segments`. `states` is that of `all_exits`."""
-        encoder, carry = self._encoder_view, carry.for_next_block()
-        *between, last = range(self.layers[exit - 1] if exit else 0, self.layers[exit])
-        for number in between:
-            carry = run_layer(encoder, number, carry, token_exit=self._token_exit)
-            if states is not None:
-                states.append(carry.hidden)
-        carry = run_layer(
-            encoder,
-            last,
-            carry,
+        carry = run_layers(
+            self._encoder_view,
+            range(self.layers[exit - 1] if exit else 0, self.layers[exit]),
+            carry.for_next_block(),
             token_exit=self._token_exit,
             bypass=self.bypasses[exit] if self.bypasses else None,
             first_token_only=self.heads.reads_first_token(exit),
+            states=states,
         )
-        if states is not None:
-            states.append(carry.hidden)
         return carry if self.config.memory is None else self._exits.remember(exit, carry)
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
@@ -221,21 +196,10 @@ class MultiExitModel(PreTrainedModel):
             branch_scales: see `forward`.
             states: takes the input of the first layer and the states after each layer; None = they are not kept.
         """
-        carry = self.embed(inputs)
-        if states is not None:
-            states.append(carry.hidden)
-        outputs = []
-        for number in range(len(self.layers)):
-            carry = branch = self.block(number, carry, states)
-            if branch_scales is not None:
-                share = branch_scales[number]
-                branch, carry = scale_gradient(carry, share), scale_gradient(carry, 1 - share)
-            outputs.append(self.exit(number, branch))
-        logits = torch.stack([out.logits for out in outputs])
-        certainty = [out.certainty for out in outputs if out.certainty is not None]
+        out = all_exits(self, inputs, branch_scales, states)
         if states is not None:
             states[-1] = self._encoder_view.last_of_states(states[-1])
-        return ExitOutput(logits, torch.stack(certainty) if certainty else None, problem_type=self.config.problem_type)
+        return out
 
     def forward(
         self,
@@ -273,23 +237,23 @@ class MultiExitModel(PreTrainedModel):
             InvalidInput: an argument that is not supported, inputs that the encoder does not take, or hidden states
                 with an operating point set.
         """
-        optional = {
-            "input_ids": input_ids,
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "pixel_values": pixel_values,
-        }
-        inputs = {name: value for name, value in optional.items() if value is not None}
-        check_inputs(inputs, self.main_input_name)
+        inputs = inputs_for(
+            self.main_input_name,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            pixel_values=pixel_values,
+        )
         with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         refuse_arguments(output_attentions=with_attentions or None, head_mask=head_mask)
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if self._operating_point is not None and not self.training and labels is None:
+        point = None if self.training or labels is not None else self._operating_point
+        if point is not None:
             if with_states:
                 raise InvalidInput("hidden states are those of full depth: set_operating_point(None) comes first")
-            answers = run(self, load_policy(self._operating_point.policy), self._operating_point.thresholds, inputs)
+            answers = run(self, load_policy(point.policy), point.thresholds, inputs)
             out = MultiExitOutput(logits=answers.logits, exit_layers=answers.exit_layers)
         else:
             states: list[Tensor] | None = [] if with_states else None
@@ -312,12 +276,11 @@ class MultiExitModel(PreTrainedModel):
             UnknownName: no point of that name.
             InvalidInput: a point for another number of exits.
         """
-        if isinstance(point, str):
-            point = named_point(self.operating_points, point)
-        if point is not None:
-            load_policy(point.policy)
-            thresholds_per_exit(point.thresholds, len(self.layers))
-        self._operating_point = point
+        chosen = named_point(self.operating_points, point) if isinstance(point, str) else point
+        if chosen is not None:
+            load_policy(chosen.policy)
+            thresholds_per_exit(chosen.thresholds, len(self.layers))
+        self._operating_point = chosen
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write weights, configuration, operating points and, if there is none yet, a model card."""
