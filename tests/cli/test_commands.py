@@ -117,7 +117,8 @@ def test_labels_in_columns_and_names_of_numbers_reach_the_model(place: Path, tmp
     assert result.exit_code == 0, result.output
     assert Predictor.load(tmp_path / "m").engine.config.id2label == {0: "good", 1: "cat"}
 
-    coded.write_text("text,label\n" + "".join(f"{text},{good}\n" for text, good, _ in rows))
+    lines = "".join(f"{text},{good},{cat}\n" for text, good, cat in rows)
+    coded.write_text(f"text,label,site\nno label,-1,2\n{lines}")
     refused = offramp("evaluate", place / "model", "--data", coded)
     assert refused.exit_code == 1
     assert "say which by --label-names" in refused.output
@@ -127,6 +128,11 @@ def test_labels_in_columns_and_names_of_numbers_reach_the_model(place: Path, tmp
     assert read.exit_code == 0
     assert "0 = bad, 1 = good" in read.output
     assert Trace.load(tmp_path / "t.safetensors").labels.tolist() == [good for _, good, _ in rows]
+    by_site = ("--slice-by", "site", "--json")
+    slices = offramp("evaluate", place / "model", "--data", coded, "--label-names", "bad,good", *by_site)
+    cats = sum(cat for _, _, cat in rows)
+    counts = [group["rows"] for group in json.loads(slices.stdout.splitlines()[-1])["slices"]["slices"]]
+    assert counts == [len(rows) - cats, cats]  # not the row that was left out
 
 
 def test_help_loads_no_torch() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from offramp.data.columns import Columns
-from offramp.data.examples import Examples, read_examples
+from offramp.data.examples import Examples, read_data, read_examples
 from offramp.data.label_names import read_label_names
 from offramp.errors import DataError, InvalidInput
 
@@ -277,6 +277,13 @@ def test_a_split_of_minus_one_has_no_labels() -> None:
         refusal([-1, -1]) == "a.jsonl: this split has no labels, all are -1 or empty; choose another, e.g. with --split"
     )
     assert "this split has no labels" in refusal(["-1", "-1"], "csv", label_names=["a", "b"])
+
+
+def test_rows_of_minus_one_alone_are_texts_where_labels_are_not_needed() -> None:
+    refusal([-1, "-1"])
+    assert read_data("a.jsonl", split="test") == ["a", "a"]
+    assert read_data("a.jsonl", split="test", label_names=["-1", "1"]).labels == [0, 0]
+    assert read_data("a.jsonl", split="test", task=NUMBER).labels == [-1, -1]
 
 
 # Data sets that name their classes

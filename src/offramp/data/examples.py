@@ -251,9 +251,16 @@ def read_data(
     columns, opened = _chosen(opened, columns, labelled=False)
     rows = list(rows_of(opened, columns, labelled=False))
     missing = sum(_lacks_label(row.label) for row in rows)
+    if task != "regression" and NO_CLASS not in (label_names or ()) and all(_is_no_class(row.label) for row in rows):
+        missing = len(rows)
     if 0 < missing < len(rows):
         log.warning("%s: %d of %d rows have no label, so no label is used", opened.name, missing, len(rows))
     return [row.text for row in rows] if missing else _examples(rows, columns, opened, task, label_names)
+
+
+def _is_no_class(label: object) -> bool:
+    values = label.values() if isinstance(label, Mapping) else [label]
+    return all(is_missing(value) or integer_spelled(str(value)) == NO_CLASS for value in values)
 
 
 def _lacks_label(label: object) -> bool:
