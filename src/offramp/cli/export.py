@@ -48,6 +48,9 @@ def export(
     the other operating points and the default policy; an existing graph changes to a policy that it holds in seconds.
     Thresholds are an input of the graph. Its weights are written to a second file beside it (.data).
 
+    In int8 answers depend on the batch: between batches of 1 and of 32, 3.5 % of the labels and 11.5 % of the exit
+    layers differed on the demo's model. In float32 they do not.
+
     \b
     offramp export model
     offramp export model --int8 --data validation.csv

@@ -118,7 +118,7 @@ def export(
         folder: what `save_pretrained` wrote.
         policy: the one that the graph runs; None = that of the operating point "default", else the default policy.
         policies: others whose steps the file is to hold.
-        int8: the encoder's weights as int8.
+        int8: the encoder's weights as int8; answers then depend on the batch (see `offramp.Predictor`).
         dataset: what to check it on: labelled data for the model (see `offramp.record`), or rows that are
             tokenized already; None = texts of the built-in sample.
         columns: which columns of a file to read.

@@ -52,7 +52,8 @@ def record(
         columns: which columns of a file to read.
         split: which part of a named data set to read.
         reading: how to read a file, where its name does not say it.
-        batch_size: rows at once; it does not change the trace.
+        batch_size: rows at once. In float32 it does not change the trace; in int8 it does, because the scales of
+            activations are the batch's: record with the batch size that will be served.
 
     Raises:
         DataError: rows or labels that do not fit the model.
