@@ -1,5 +1,6 @@
 """`offramp predict`: a row's fault stays its own, pipes are answered when they pause, and other ends are quiet."""
 
+import gzip
 import json
 import os
 import signal
@@ -97,6 +98,22 @@ def test_strict_stops_at_the_first_row_without_an_answer(folder: Path, tmp_path:
     assert offramp("predict", folder, tmp_path / "x.txt", "--strict").exit_code == 0
 
 
+@pytest.mark.parametrize("to_file", [False, True])
+def test_a_source_that_breaks_off_loses_nothing_that_was_read(to_file: bool, folder: Path, tmp_path: Path) -> None:
+    texts = "".join(f"the cat {os.urandom(8).hex()}\n" for _ in range(2000))
+    content = gzip.compress(texts.encode())
+    (tmp_path / "x.txt.gz").write_bytes(content[: len(content) // 2])
+    options = ("-o", tmp_path / "out.jsonl") if to_file else ()
+    result = offramp("predict", folder, tmp_path / "x.txt.gz", *options)
+    assert result.exit_code == 0
+    answers = lines((tmp_path / "out.jsonl").read_text() if to_file else result.stdout)
+    assert len(answers) > 500
+    assert all("label" in answer for answer in answers[:-1])
+    assert set(answers[-1]) == {"error", "line"}
+    assert f"1 of {len(answers):,} rows have no answer" in result.stderr
+    assert offramp("predict", folder, tmp_path / "x.txt.gz", "--strict").exit_code == 1
+
+
 # What an answer holds.
 
 
@@ -125,6 +142,13 @@ def test_threads_reach_the_engine(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     assert offramp("predict", folder, "--threads", 2, given="the cat\n").exit_code == 0
     assert threads == [2]
+
+
+def test_texts_that_were_cut_are_counted_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("the cat\n" * 1030 + "the cat " * 20 + "\n" + "a dog\n" + "the dog " * 20 + "\n")
+    result = offramp("predict", folder, tmp_path / "x.txt")  # two windows
+    assert "2 of 1033 texts were cut to 32 tokens" in result.stderr
+    assert result.stderr.count("cut to") == 1
 
 
 # Pipes.

@@ -131,8 +131,26 @@ def test_tokens_that_the_model_does_not_have_are_an_error_in_their_row() -> None
     tokenizer.add_tokens([f"word{number}" for number in range(40)])  # the embedding has no row for the last of them
     predictor = Predictor(TorchEngine(tiny_model()), tokenizer)
     answers = predictor(["the cat", "word39", "a dog", "on the mat"])
-    assert answers[1] == {"error": "IndexError: index out of range in self"}
+    assert answers[1] == {"error": "the tokenizer's token 64 is none of the model's 40"}
     assert [answers[0], *answers[2:]] == predictor(["the cat", "a dog", "on the mat"])
+
+
+def test_a_row_on_which_the_engine_fails_leaves_the_others_theirs(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["the cat", "bad", "a dog", "a tree", "the mat"]
+    expected, answer = predictor(texts), TorchEngine.answer
+    bad = predictor.tokenizer.convert_tokens_to_ids("bad")
+
+    def failing(engine: TorchEngine, inputs: dict[str, torch.Tensor], point: Any) -> Any:
+        if (inputs["input_ids"] == bad).any():
+            raise RuntimeError("bad_alloc\nin the kernel")
+        return answer(engine, inputs, point)
+
+    monkeypatch.setattr(TorchEngine, "answer", failing)
+    expected[1] = {"error": "RuntimeError: bad_alloc in the kernel"}
+    for one, other in zip(predictor(texts), expected, strict=True):
+        assert one == pytest.approx(other)
 
 
 def test_a_text_without_any_tokens_is_an_error_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:

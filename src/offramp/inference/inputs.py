@@ -89,17 +89,33 @@ def text_fault(text: Text) -> str | None:
 
 
 def encode_each(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int, vocabulary: int
 ) -> tuple[dict[int, Tokens], dict[int, str]]:
-    """Tokenize the texts that can be; return tokens and faults, both by the text's number."""
+    """Tokenize the texts that can be; return tokens and faults, both by the text's number.
+
+    Args:
+        tokenizer: the model's.
+        texts: texts and pairs.
+        max_length: of tokens, to which a text is cut.
+        vocabulary: rows of the encoder's embedding.
+    """
     faults = {number: fault for number, text in enumerate(texts) if (fault := text_fault(text)) is not None}
     readable = [number for number in range(len(texts)) if number not in faults]
     encoded, failed = in_halves(
         lambda numbers: encode(tokenizer, [texts[number] for number in numbers], max_length), readable
     )
-    empty = {number: "the text has no tokens" for number, tokens in encoded.items() if not tokens["input_ids"]}
-    rows = {number: tokens for number, tokens in encoded.items() if number not in empty}
-    return rows, faults | failed | empty
+    unusable = {n: fault for n, tokens in encoded.items() if (fault := _ids_fault(tokens, vocabulary)) is not None}
+    rows = {number: tokens for number, tokens in encoded.items() if number not in unusable}
+    return rows, faults | failed | unusable
+
+
+def _ids_fault(tokens: Tokens, vocabulary: int) -> str | None:
+    ids = tokens["input_ids"]
+    if not ids:
+        return "the text has no tokens"
+    if max(ids) >= vocabulary:
+        return f"the tokenizer's token {max(ids)} is none of the model's {vocabulary}"
+    return None
 
 
 def in_halves(

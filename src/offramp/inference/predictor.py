@@ -145,15 +145,18 @@ class Predictor:
 
     def _answer_windows(self, windows: Iterable[list[Text]], batch_size: int, top_k: int | None) -> Iterator[Answer]:
         cuts = Cuts()
-        for window in windows:
-            with cuts.counted():
-                answers = self._answer_all(window, batch_size, top_k)
-            yield from answers
-        cuts.log()
+        try:
+            for window in windows:
+                with cuts.counted():
+                    answers = self._answer_all(window, batch_size, top_k)
+                yield from answers
+        finally:
+            cuts.log()
 
     def _answer_all(self, texts: Sequence[Text], batch_size: int, top_k: int | None) -> list[Answer]:
         config = self.engine.config
-        tokens, faults = encode_each(self.tokenizer, texts, token_limit(self.tokenizer, config.backbone))
+        limit = token_limit(self.tokenizer, config.backbone)
+        tokens, faults = encode_each(self.tokenizer, texts, limit, config.vocab_size)
         answers = {number: Answer(error=fault) for number, fault in faults.items()}
 
         def answer_batch(numbers: Sequence[int]) -> list[Answer]:
