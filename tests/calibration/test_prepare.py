@@ -1,8 +1,11 @@
 """From a trace in one call: which rows fit, which choose, and that the point is the one of the separate calls."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from offramp.calibration.calibrate import calibrate
 from offramp.calibration.certify import certify
@@ -112,3 +115,26 @@ def test_options_that_exclude_each_other_are_refused_and_data_is_not_changed() -
     data = {"name": "margin"}
     assert isinstance(prepare_policy(TRACE, data, per_exit=True).policy, ExitScaled)
     assert data == {"name": "margin"}
+
+
+ONE_ROW, NO_ANSWERS = TRACE.take(torch.tensor([0])), replace(TRACE, logits=torch.full_like(TRACE.logits, math.nan))
+
+
+@pytest.mark.parametrize("options", [{"per_exit": True}, {"per_exit": True, "confidence": 0.9}, {"temperature": True}])
+def test_rows_that_all_fail_are_counted_and_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"^all 101 samples have logits that are not finite; a model or"):
+        prepare_policy(NO_ANSWERS, "margin", **options)
+    some = TRACE.logits.clone()
+    some[2, 7, 1] = math.inf
+    with pytest.raises(InvalidInput, match=r"^1 of 101 samples have logits that are not finite; leave them out first$"):
+        prepare_policy(replace(TRACE, logits=some), "margin", **options)
+
+
+def test_one_row_certifies_nothing_and_is_not_halved() -> None:
+    note = fit_and_calibrate(ONE_ROW, Target(agreement=0.99), "margin", confidence=0.95).certificate.note
+    assert note == "cannot certify an early exit on 1 row; needs about 299 rows"
+    for options in ({"per_exit": True, "confidence": 0.9}, {"temperature": True}):
+        with pytest.raises(InvalidInput, match="one row cannot be halved"):
+            prepare_policy(ONE_ROW, "margin", **options)
+    with pytest.raises(InvalidInput, match="all 101 samples have a NaN score or logits that are not finite"):
+        fit_and_calibrate(NO_ANSWERS, Target(agreement=0.9), "entropy", confidence=0.9)

@@ -33,7 +33,7 @@ from offramp.evaluation.sweep import Sweep, all_splits, sweep
 from offramp.policies.base import Policy
 from offramp.policies.decision import continues
 from offramp.policies.registry import as_policy, policy_to_dict
-from offramp.types.operating_point import RISKS, Certificate, OperatingPoint
+from offramp.types.operating_point import RISKS, Certificate, OperatingPoint, rows_text
 from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, labels_of, row_hashes, trace_digest
@@ -269,11 +269,11 @@ def _note(score: Tensor, loss: Tensor, counted: Tensor, level: float, delta: flo
     rows, among = len(counted), int(counted.sum())
     share = _counts(swept)[1].item() / among
     if share >= level:
-        return f"cannot certify: even the strictest early exit loses {share:.2%} of {among} rows"
+        return f"cannot certify: even the strictest early exit loses {share:.2%} of {rows_text(among)}"
     needed = _rows_needed(share, level, delta, method, among)
     if needed is None:
-        return f"cannot certify an early exit on {rows} rows; more than {MAX_ROWS} would be needed"
-    return f"cannot certify an early exit on {rows} rows; needs about {math.ceil(needed * rows / among)} rows"
+        return f"cannot certify an early exit on {rows_text(rows)}; more than {MAX_ROWS} would be needed"
+    return f"cannot certify an early exit on {rows_text(rows)}; needs about {math.ceil(needed * rows / among)} rows"
 
 
 def _rows_needed(share: float, level: float, delta: float, method: str, rows: int) -> int | None:

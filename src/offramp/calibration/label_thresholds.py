@@ -18,7 +18,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from offramp.errors import InvalidInput, NotApplicable
+from offramp.errors import NotApplicable
+from offramp.policies.decision import refuse_broken
 from offramp.types.operating_point import checked_label_thresholds
 from offramp.types.problem_types import MULTI_LABEL
 from offramp.types.trace import Trace, labels_of, row_hashes
@@ -67,8 +68,7 @@ def choose_label_thresholds(trace: Trace) -> LabelThresholds:
     if trace.problem_type != MULTI_LABEL:
         raise NotApplicable("label thresholds are for several labels, of which an answer may have none or more")
     labels, logits = labels_of(trace).bool(), trace.logits[-1].double()  # (N, C) each
-    if broken := int((~logits.isfinite()).any(dim=-1).sum()):
-        raise InvalidInput(f"{broken} of {len(trace)} samples have logits that are not finite; leave them out first")
+    refuse_broken((~logits.isfinite()).any(dim=-1), "logits that are not finite")
     columns = [(odds, positive) for odds, positive in zip(logits.T, labels.T, strict=True)]
     few = [int(positive.sum()) < FEWEST_POSITIVES for _, positive in columns]
     values = tuple(0.5 if rare else _best(*column) for rare, column in zip(few, columns, strict=True))

@@ -13,10 +13,17 @@ from offramp.calibration.ladder import ladder
 from offramp.calibration.saved_lines import SavedLines
 from offramp.errors import InvalidInput
 from offramp.policies.base import Policy
-from offramp.policies.fitting import fit_default_policy, fit_lines, fit_policy, fit_temperatures, halves
+from offramp.policies.fitting import (
+    fit_default_policy,
+    fit_lines,
+    fit_policy,
+    fit_temperatures,
+    halves,
+    refuse_non_finite,
+)
 from offramp.policies.registry import FITTED, default_unfitted_policy, load_policy, policy_to_dict
 from offramp.types.cost_table import CostTable
-from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.operating_point import OperatingPoint, Target, rows_text
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
 
@@ -134,6 +141,8 @@ def prepare_policy(
         lines_needed = bool(refusal)
     is_fitted = name in FITTED or temperature or lines_needed
     halved = is_fitted or (label_thresholds and confidence is not None)
+    if halved:
+        refuse_non_finite(trace)  # its message counts all rows
     fit_half, choose_half = halves(trace) if halved else (trace, trace)
     # 2) the numbers
     report = []
@@ -184,7 +193,7 @@ def _label_report(chosen: LabelThresholds | None, rows: int) -> list[str]:
 
 
 def _report(fitted: str, fit_rows: int, choose_rows: int) -> str:
-    return f"{fitted} fitted on {fit_rows} rows, the threshold chosen on the other {choose_rows}"
+    return f"{fitted} fitted on {rows_text(fit_rows)}, the threshold chosen on the other {choose_rows}"
 
 
 def fit_and_calibrate(

@@ -13,7 +13,7 @@ from offramp.evaluation.compare import against_full
 from offramp.evaluation.intervals import rows_needed, upper_share
 from offramp.evaluation.measure import replay_point
 from offramp.evaluation.metrics import METRICS, check_metric, layerwise, metric_for, score
-from offramp.types.operating_point import OperatingPoint
+from offramp.types.operating_point import OperatingPoint, rows_text
 from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace, labels_of
@@ -257,8 +257,3 @@ def _constant_score(trace: Trace, answer: Tensor, metric: str) -> float:
     row = answer if trace.problem_type == MULTI_LABEL else torch.nn.functional.one_hot(answer[0], classes)
     out = ExitOutput((row - 0.5).expand(len(trace), classes), problem_type=trace.problem_type)
     return score(METRICS[metric], out, labels_of(trace)).item()
-
-
-def rows_text(rows: int) -> str:
-    """Return "1 row" or "n rows"."""
-    return "1 row" if rows == 1 else f"{rows} rows"

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from offramp.errors import InvalidInput, NotApplicable
+from offramp.errors import NotApplicable
 from offramp.evaluation.metrics import metric_for, score
 from offramp.policies.base import Policy
+from offramp.policies.decision import refuse_broken
 from offramp.policies.replay import replay
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Measured, OperatingPoint
@@ -45,8 +46,7 @@ def measure_answers(
     trace: Trace, answers: Answers, metric: str | None = None, cost: CostTable | None = None
 ) -> Measured:
     """Return what `measure` does, from the answers of a replay, of the same N rows; arguments and errors as there."""
-    if broken := int((answers.failed | ~trace.logits[-1].isfinite().all(dim=-1)).sum()):
-        raise InvalidInput(f"{broken} of {len(trace)} samples have no finite answer; leave them out first")
+    refuse_broken(answers.failed | ~trace.logits[-1].isfinite().all(dim=-1), "no finite answer")
     full = trace.exit(trace.depth - 1)
     early = ExitOutput(answers.logits, problem_type=trace.problem_type)
     name = early_score = full_score = agreement = None

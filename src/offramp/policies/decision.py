@@ -27,6 +27,15 @@ def is_invalid(score: Tensor, logits: Tensor) -> Tensor:
     return nan_where_invalid(score, logits).isnan()
 
 
+def refuse_broken(broken: Tensor, reason: str) -> None:
+    """Raise InvalidInput if any sample, (N,) bool, is broken; the reason is what such samples have."""
+    count, samples = int(broken.sum()), len(broken)
+    if count == samples:
+        raise InvalidInput(f"all {samples} samples have {reason}; a model or a trace that is broken answers nothing")
+    if count:
+        raise InvalidInput(f"{count} of {samples} samples have {reason}; leave them out first")
+
+
 def continues(checked_score: Tensor, threshold: float | Tensor) -> Tensor:
     """Return (...) bool: the row continues. A NaN is below no threshold, so an invalid row leaves at once.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.policies.base import Memory, Policy
 from offramp.policies.consistency import Consistency, Gain, features
+from offramp.policies.decision import refuse_broken
 from offramp.policies.exit_scaling import ExitScaled
 from offramp.policies.registry import FITTED, as_policy, load_policy
 from offramp.policies.replay import run_policy
@@ -74,7 +75,7 @@ def fit_policy(name: str, trace: Trace) -> Policy:
     """
     if name not in FITTED:
         raise InvalidInput(f"{name!r} is not fitted on a trace; those are: {', '.join(FITTED)}")
-    _refuse_non_finite(trace)
+    refuse_non_finite(trace)
     if name == "gain" and trace.problem_type == REGRESSION:
         raise NotApplicable("gain tells right from wrong, and a regression has neither; it has: consistency")
     memory: Memory = ()
@@ -112,7 +113,7 @@ def fit_temperatures(trace: Trace) -> dict[str, Any]:
         4
         >>> policy = offramp.load_policy("margin", **fitted)
     """
-    _refuse_non_finite(trace)
+    refuse_non_finite(trace)
     low, high = (torch.full((trace.depth,), math.log(end), dtype=torch.float64) for end in TEMPERATURES)
     for _ in range(40):  # each round keeps two thirds of the interval
         third = (high - low) / 3
@@ -146,7 +147,7 @@ def fit_lines(policy: Policy | str, trace: Trace) -> dict[str, Any]:
         4
         >>> policy = offramp.load_policy("margin", **fitted)
     """
-    _refuse_non_finite(trace)
+    refuse_non_finite(trace)
     unscaled = ExitScaled(as_policy(policy), ((0.0, 1.0),) * trace.depth)
     log_odds, logits = run_policy(unscaled, trace)  # (L, N), (L, N, C)
     answers = predictions(ExitOutput(logits, problem_type=trace.problem_type))  # (L, N, G)
@@ -160,9 +161,9 @@ def fit_lines(policy: Policy | str, trace: Trace) -> dict[str, Any]:
     return {"lines": tuple(lines), "fitted_on": _sorted_hashes(trace)}
 
 
-def _refuse_non_finite(trace: Trace) -> None:
-    if invalid := int((~trace.logits.isfinite()).any(dim=-1).any(dim=0).sum()):
-        raise InvalidInput(f"{invalid} of {len(trace)} samples have logits that are not finite; leave them out first")
+def refuse_non_finite(trace: Trace) -> None:
+    """Raise InvalidInput where a sample's logits are not finite at some exit: nothing can be fitted on it."""
+    refuse_broken((~trace.logits.isfinite()).any(dim=-1).any(dim=0), "logits that are not finite")
 
 
 def _sorted_hashes(trace: Trace) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from offramp.errors import InvalidInput
 from offramp.policies.base import Memory, Policy
-from offramp.policies.decision import continues, is_invalid, nan_where_invalid, thresholds_per_exit
+from offramp.policies.decision import continues, is_invalid, nan_where_invalid, refuse_broken, thresholds_per_exit
 from offramp.policies.registry import as_policy
 from offramp.types.outputs import Answers
 from offramp.types.trace import Trace
@@ -84,8 +84,5 @@ def finite_outputs(trace: Trace, policy: Policy) -> tuple[Tensor, Tensor]:
     if trace.depth == 1:
         raise InvalidInput("a trace of one exit: there is nowhere to leave early")
     score, logits = run_policy(policy, trace)
-    if invalid := int(is_invalid(score, logits).any(dim=0).sum()):
-        raise InvalidInput(
-            f"{invalid} of {len(trace)} samples have a NaN score or logits that are not finite; leave them out first"
-        )
+    refuse_broken(is_invalid(score, logits).any(dim=0), "a NaN score or logits that are not finite")
     return score, logits

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from offramp.evaluation.bootstrap import BootstrapCurve
-from offramp.evaluation.caveats import rows_text
 from offramp.evaluation.compare import Comparison
 from offramp.evaluation.curves import area, score_at
 from offramp.evaluation.slices import Slice
 from offramp.evaluation.sweep import Curve
 from offramp.policies.registry import policy_to_dict, summarize
 from offramp.report.tables import table
+from offramp.types.operating_point import rows_text
 
 MAX_CLASSES = 12
 """Classes whose recall a table shows, those that lose most."""

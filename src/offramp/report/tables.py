@@ -8,13 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from offramp.evaluation.bootstrap import point_loss_interval
-from offramp.evaluation.caveats import rows_text
 from offramp.evaluation.intervals import agreement_interval
 from offramp.evaluation.measure import measure_all, measure_point
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.policies.registry import summarize
 from offramp.types.cost_table import CostTable
-from offramp.types.operating_point import Measured, OperatingPoint, label_thresholds_text
+from offramp.types.operating_point import Measured, OperatingPoint, label_thresholds_text, rows_text
 from offramp.types.trace import Trace
 
 

@@ -23,6 +23,11 @@ DEFAULT = "default"
 """The name of the operating point that is used where none is named."""
 
 
+def rows_text(rows: int) -> str:
+    """Return "1 row" or "n rows"."""
+    return "1 row" if rows == 1 else f"{rows} rows"
+
+
 @dataclass(frozen=True)
 class Target:
     """The requirement that an operating point is chosen for: exactly one of these.
@@ -168,7 +173,7 @@ class Certificate:
 
     def describe(self) -> str:
         """Return the certificate in one line."""
-        basis = f"{self.method}, {self.rows} rows, {self.observed:.2%} seen"
+        basis = f"{self.method}, {rows_text(self.rows)}, {self.observed:.2%} seen"
         if self.note:
             return f"full depth: {self.note} ({self.risk} {self.level:g}, {basis})"
         confidence = "on average over draws of rows" if self.delta is None else f"with {1 - self.delta:.4g} confidence"

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from offramp.evaluation.caveats import needed_rows, rows_text
+from offramp.evaluation.caveats import needed_rows
 from offramp.policies.registry import policy_text
-from offramp.types.operating_point import RISKS, Certificate, Measured, OperatingPoint, label_thresholds_text
+from offramp.types.operating_point import RISKS, Certificate, Measured, OperatingPoint, label_thresholds_text, rows_text
 
 MAX_COUNTED = 100
 """A percentage of fewer rows than this is shown with its count."""
