@@ -530,13 +530,6 @@ def test_operating_points_are_written_and_read_by_name(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["points.json"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": {"policy": {}}}', '{"a": {"thresholds": ["off"]}}'])
-def test_a_file_that_holds_no_operating_points_is_refused_by_name(tmp_path: Path, text: str) -> None:
-    (tmp_path / "points.json").write_text(text)
-    with pytest.raises(InvalidInput, match=r"points\.json: not a file of operating points"):
-        read_points(tmp_path / "points.json")
-
-
 def test_what_was_measured_gives_speedup_and_saving() -> None:
     measured = Measured(None, None, None, None, mean_exit=3.0, depth=12, rows=5)
     assert (measured.speedup, measured.saving) == (4.0, 0.75)

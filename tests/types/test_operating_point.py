@@ -70,11 +70,3 @@ def test_a_saved_folder_without_a_format_number_is_read() -> None:
     assert "format" not in data
     points = read_points(FOLDER / "operating_points.json")
     assert {name: json.loads(json.dumps(point.to_json())) for name, point in points.items()} == data
-
-
-@pytest.mark.parametrize("text", ['{"format": 1}', '{"format": 1, "points": []}', '{"format": "1", "points": {}}'])
-def test_a_file_of_a_known_format_without_points_is_refused(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "points.json"
-    path.write_text(text)
-    with pytest.raises(InvalidInput, match=r"points\.json: not a file of operating points"):
-        read_points(path)

@@ -48,6 +48,11 @@ class Fingerprint:
     config: str
     exit_layers: tuple[int, ...]
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
+        """Read the fields as JSON has them."""
+        return cls(**{**data, "exit_layers": tuple(data["exit_layers"])})
+
 
 def pieces(file: BinaryIO | FileIO, start: int, end: int, whole: bool) -> Iterator[bytes]:
     """Yield the bytes of a file from `start` to `end` that a digest reads; fewer where the file is shorter."""

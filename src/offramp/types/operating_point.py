@@ -7,11 +7,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from offramp.errors import InvalidInput
-from offramp.types.file_format import newer_format
+from offramp.types.fingerprint import Fingerprint
+from offramp.types.point_fields import WORDS, check_point, read_point_data
 from offramp.types.whole_file import whole_file
 
 POINTS_FILE = "operating_points.json"
@@ -192,6 +192,8 @@ class OperatingPoint:
         certificate: the bound on its risk; None for a point that `offramp.certify` did not make.
         label_thresholds: for several labels, the probability above which each is part of an answer, at every exit;
             above 0, below 1. None = 0.5 for all. They change no exit.
+        fingerprint: of the part of the model that it was chosen for, written where it is saved with the model; None =
+            not known. Equal points may have different ones.
 
     Raises:
         InvalidInput: a policy without a name, a threshold that is NaN, or a label threshold out of range.
@@ -208,10 +210,13 @@ class OperatingPoint:
     measured: Measured | None = None
     certificate: Certificate | None = None
     label_thresholds: tuple[float, ...] | None = None
+    fingerprint: Fingerprint | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.label_thresholds is not None:
             object.__setattr__(self, "label_thresholds", checked_label_thresholds(self.label_thresholds))
+        if any(isinstance(value, (bool, str)) for value in self.thresholds):
+            raise InvalidInput(f"a threshold must be a number, got {self.thresholds}")
         object.__setattr__(self, "thresholds", tuple(float(value) for value in self.thresholds))
         if "name" not in self.policy:
             raise InvalidInput(f"an operating point's policy is data with a name, got {dict(self.policy)}")
@@ -221,12 +226,13 @@ class OperatingPoint:
     def to_json(self) -> dict[str, Any]:
         """Return plain data; the thresholds inf and -inf are the words "never" and "always".
 
-        Without label thresholds there is no key for them.
+        Without label thresholds or fingerprint there is no key for them.
         """
-        words = {math.inf: "never", -math.inf: "always"}
+        words = {value: word for word, value in WORDS.items()}
         data = asdict(self)
-        if self.label_thresholds is None:
-            del data["label_thresholds"]
+        for name in ("label_thresholds", "fingerprint"):
+            if data[name] is None:
+                del data[name]
         return {
             **data,
             "policy": dict(self.policy),
@@ -236,13 +242,18 @@ class OperatingPoint:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> OperatingPoint:
-        """Read the data that `to_json` returns."""
-        words = {"never": math.inf, "always": -math.inf}
-        thresholds = tuple(words[value] if isinstance(value, str) else value for value in data["thresholds"])
+        """Read the data that `to_json` returns.
+
+        Raises:
+            InvalidInput: a field that is missing, unknown or not right.
+        """
+        check_point(data, "an operating point")
+        thresholds = tuple(WORDS[value] if isinstance(value, str) else value for value in data["thresholds"])
         measured = Measured.from_json(data["measured"]) if data.get("measured") else None
         certificate = Certificate(**data["certificate"]) if data.get("certificate") else None
-        labels = data.get("label_thresholds")
-        return cls(data["policy"], thresholds, data.get("target", {}), measured, certificate, labels)
+        labels, target = data.get("label_thresholds"), data.get("target") or {}
+        fingerprint = Fingerprint.from_json(data["fingerprint"]) if data.get("fingerprint") else None
+        return cls(data["policy"], thresholds, target, measured, certificate, labels, fingerprint)
 
 
 def checked_label_thresholds(values: Sequence[float]) -> tuple[float, ...]:
@@ -269,15 +280,7 @@ def read_points(path: str | os.PathLike[str]) -> dict[str, OperatingPoint]:
     Raises:
         InvalidInput: the file cannot be read as operating points, or its format is newer than `POINTS_FORMAT`.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        numbered = isinstance(data.get("format"), int)
-        if not numbered or data["format"] <= POINTS_FORMAT:
-            points = data["points"] if numbered else data
-            return {name: OperatingPoint.from_json(point) for name, point in points.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"{os.fspath(path)}: not a file of operating points ({error!r})") from None
-    raise newer_format(path, data["format"], POINTS_FORMAT)
+    return {name: OperatingPoint.from_json(data) for name, data in read_point_data(path, POINTS_FORMAT).items()}
 
 
 def write_points(points: Mapping[str, OperatingPoint], path: str | os.PathLike[str]) -> None:
