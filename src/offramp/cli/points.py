@@ -31,11 +31,10 @@ def refuse_other_weights(folder: Path, trace: Trace) -> None:
 
 
 def saved_points(folder: Path) -> dict[str, OperatingPoint]:
-    """Read the operating points of a folder, by name."""
-    from offramp.types.operating_point import POINTS_FILE, read_points
+    """Read the operating points of a folder, by name; those of other weights are left out with a warning."""
+    from offramp.model.hub import load_points
 
-    path = folder / POINTS_FILE
-    return read_points(path) if path.exists() else {}
+    return load_points(folder) if folder.is_dir() else {}
 
 
 def metric_of(point: OperatingPoint | None) -> str | None:
@@ -57,10 +56,20 @@ def add_points(folder: Path, points: Mapping[str, OperatingPoint], instead_of: C
     if exits is None:
         raise InvalidInput(f"{folder}: a model without exits; `offramp train` puts exits on it")
     for point in points.values():
+        _refuse_other_trace(folder, point)
         if len(point.thresholds) != len(exits) - 1:
             raise InvalidInput(f"{folder} has {len(exits)} exits, but the trace has {len(point.thresholds) + 1}")
     others = {name: point for name, point in saved_points(folder).items() if name not in instead_of}
     save_points({**others, **points}, folder)
+
+
+def _refuse_other_trace(folder: Path, point: OperatingPoint) -> None:
+    """Refuse a point that was chosen on a trace of other weights than a folder's."""
+    weights = point.measured.provenance.get("weights") if point.measured is not None else None
+    if weights not in (None, weights_digest(folder)):
+        raise InvalidInput(
+            f"the trace was recorded with other weights than those in {folder}; `offramp record` records it anew"
+        )
 
 
 def add_ladder(folder: Path, points: Mapping[str, OperatingPoint]) -> None:

@@ -19,7 +19,7 @@ from offramp.inference.inputs import encode_each, in_halves, read_texts
 from offramp.inference.load_engine import AUTO, load_engine
 from offramp.inference.stream import WINDOW, full_windows, live_windows
 from offramp.model.config import MultiExitConfig
-from offramp.model.hub import load_config, load_points, load_tokenizer, named_point, refuse_images
+from offramp.model.hub import load_config, load_point, load_tokenizer, refuse_images
 from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import Answers, at_label_thresholds
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
@@ -82,8 +82,7 @@ class Predictor:
         tokenizer = load_tokenizer(folder, config.backbone)
         point = operating_point
         if isinstance(point, str):
-            points = load_points(folder)
-            point = None if point == DEFAULT and DEFAULT not in points else named_point(points, point)
+            point = load_point(folder, point)
         loaded = load_engine(folder, engine, point, threads)
         loaded.check(point)
         return cls(loaded, tokenizer, point)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from offramp.types.model_content import ModelContent
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, label_thresholds_text, write_points
 from offramp.types.whole_file import whole_file
 
@@ -36,6 +39,12 @@ Outputs: {labels}
 
 """
 HEADING = "## Operating points\n"
+FACTS = (
+    r"^# An? .* encoder that answers early$",
+    r"^\d+ layers, a classifier after layers .*$",
+    r"^Outputs: .*$",
+)
+"""Lines of a card that are written anew with the model."""
 LABEL_NOTE = "in the order of the outputs; `offramp.Predictor` takes them, a pipeline of transformers 0.5"
 
 
@@ -55,14 +64,64 @@ def model_card(config: PreTrainedConfig, points: Mapping[str, OperatingPoint]) -
 
 
 def save_points(points: Mapping[str, OperatingPoint], folder: Path) -> None:
-    """Write a model folder's operating points, and list them in its card if the card has their heading."""
-    write_points(points, folder / POINTS_FILE)
+    """Write a model folder's operating points, and list them in its card if the card has their heading.
+
+    The file ties each point to the model in the folder, unless the point is tied to one already.
+    """
+    content = ModelContent(folder)
+    write_points({name: _tied(point, content) for name, point in points.items()}, folder / POINTS_FILE)
+    write_card(folder, points)
+
+
+def _tied(point: OperatingPoint, content: ModelContent) -> OperatingPoint:
+    """Return a point with a whole fingerprint."""
+    before = point.fingerprint
+    if before is not None and before.content is not None:
+        return point
+    return replace(point, fingerprint=content.fingerprint(None if before is None else before.exit_layers))
+
+
+def write_card(folder: Path, points: Mapping[str, OperatingPoint], config: PreTrainedConfig | None = None) -> None:
+    """Make a folder's card true: its operating points, and with `config` its exits and outputs.
+
+    A card without the heading of the operating points is somebody's own, and stays as it is. With `config` a missing
+    card is written.
+    """
     card = folder / "README.md"
-    before, heading, after = card.read_text(encoding="utf-8").partition(HEADING) if card.exists() else ("", "", "")
-    if heading:
-        _, next_heading, remainder = after.partition("\n## ")
+    text, new = (card.read_text(encoding="utf-8") if card.exists() else None), None
+    if text is not None:
+        new = true_card(text, points, config)
+    elif config is not None:
+        new = model_card(config, points)
+    if new not in (None, text):
         with whole_file(card) as file:
-            file.write(before + _section(points) + next_heading + remainder)
+            file.write(str(new))
+
+
+def true_card(text: str, points: Mapping[str, OperatingPoint], config: PreTrainedConfig | None = None) -> str:
+    """Return a card with these points and, with `config`, these exits and outputs; the other text stays."""
+    before, heading, after = text.partition(HEADING)
+    if not heading:
+        return text
+    _, next_heading, remainder = after.partition("\n## ")
+    for line in () if config is None else model_card(config, {}).splitlines():
+        before = _with_fact(before, line)
+    return before + _section(points) + next_heading + remainder
+
+
+def add_to_card(folder: Path, points: Mapping[str, OperatingPoint], config: PreTrainedConfig) -> None:
+    """Add exits, outputs and operating points to a card that transformers' Trainer wrote."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8").replace("library_name: transformers", "library_name: offramp", 1)
+    _, _, own = model_card(config, points).split("---\n", 2)
+    with whole_file(card) as file:
+        file.write(f"{text.rstrip()}\n{own}")
+
+
+def _with_fact(text: str, line: str) -> str:
+    """Return a text with this line in place of the one of its kind, if it is one of FACTS."""
+    pattern = next((pattern for pattern in FACTS if re.match(pattern, line)), None)
+    return text if pattern is None else re.sub(pattern, lambda _: line, text, count=1, flags=re.MULTILINE)
 
 
 def _section(points: Mapping[str, OperatingPoint]) -> str:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from offramp.data.batching import check_vocabulary
 from offramp.errors import InvalidInput, UnknownName, one_line
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig, resolve_pad_token
-from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
+from offramp.policies.registry import load_policy
+from offramp.types.model_content import ModelContent
+from offramp.types.operating_point import DEFAULT, POINTS_FILE, OperatingPoint, read_points
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+logger = logging.get_logger(__name__)
 
 
 def load_encoder(folder: str | os.PathLike[str]) -> PreTrainedModel:
@@ -92,14 +99,78 @@ def refuse_images(folder: str | os.PathLike[str], config: MultiExitConfig) -> No
 
 
 def load_points(folder: str | os.PathLike[str], **options: Any) -> dict[str, OperatingPoint]:
-    """Load the operating points of a model, by name.
+    """Load the operating points of a model, by name; those of other weights are left out with a warning.
 
     Args:
         folder: or a hub name.
         options: transformers' arguments for the repository, such as `revision`.
+
+    Raises:
+        InvalidInput: a point that the model cannot run.
     """
+    return _fresh_and_stale(folder, **options)[0]
+
+
+def load_point(folder: str | os.PathLike[str], name: str) -> OperatingPoint | None:
+    """Load one operating point of a model; None = full depth, where the point "default" is not there or stale.
+
+    Raises:
+        UnknownName: there is none of that name.
+        InvalidInput: it was chosen for other weights; a point that the model cannot run.
+    """
+    points, stale = _fresh_and_stale(folder)
+    if name in stale and name != DEFAULT:
+        raise InvalidInput(stale[name])
+    return None if name == DEFAULT and name not in points else named_point(points, name)
+
+
+def _fresh_and_stale(
+    folder: str | os.PathLike[str], **options: Any
+) -> tuple[dict[str, OperatingPoint], dict[str, str]]:
+    """Return the points of a model, and a line for each that was chosen for other weights; warn of those."""
     path = find_file(folder, POINTS_FILE, **options)
-    return read_points(path) if path else {}
+    if path is None:
+        return {}, {}
+    content = ModelContent(Path(path).parent)
+    fresh: dict[str, OperatingPoint] = {}
+    stale: dict[str, str] = {}
+    stale_for: list[str] = []
+    for name, point in read_points(path).items():
+        fresh[name] = point = _known_point(point, f"{path}: point {name!r}", content)
+        if point.fingerprint is not None and (difference := content.difference(point.fingerprint)):
+            stale[name] = f"{path}: point {name!r} was chosen for {difference}; `offramp calibrate` chooses it anew"
+            stale_for.append(difference)
+            del fresh[name]
+    if stale:
+        depth = "; answers run at full depth" if DEFAULT in stale else ""
+        names = ", ".join(map(repr, stale))
+        reason = stale_for[0] if len(set(stale_for)) == 1 else "another model"
+        _warn_once(f"{path}: not used: {names}, chosen for {reason}; `offramp calibrate` chooses them anew{depth}")
+    return fresh, stale
+
+
+@cache
+def _warn_once(line: str) -> None:
+    """Log a warning, once for a file: a model and its predictor read the same points."""
+    logger.warning("%s", line)
+
+
+def _known_point(point: OperatingPoint, where: str, content: ModelContent) -> OperatingPoint:
+    """Return a point with a fingerprint, which points of earlier versions lack.
+
+    Raises:
+        InvalidInput: a policy that is not known, or the wrong number of thresholds.
+    """
+    try:
+        load_policy(point.policy)
+    except (InvalidInput, TypeError, ValueError) as error:
+        raise InvalidInput(f"{where}: policy: {one_line(error)}") from None
+    exits = content.config.get("exit_layers")
+    of_these = point.fingerprint is None or list(point.fingerprint.exit_layers) == exits
+    if exits is not None and of_these and len(point.thresholds) != len(exits) - 1:
+        count = len(point.thresholds)
+        raise InvalidInput(f"{where}: thresholds: {len(exits) - 1}, one for each exit but the last; got {count}")
+    return point if point.fingerprint is not None else replace(point, fingerprint=content.fingerprint(whole=False))
 
 
 def named_point(points: Mapping[str, OperatingPoint], name: str) -> OperatingPoint:

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
+from transformers.utils import CONFIG_NAME
 
 from offramp.data.batching import check_token_ids
 from offramp.early_exit.loop import run
@@ -23,7 +24,6 @@ from offramp.errors import InvalidInput
 from offramp.model.backbones.base import Backbone
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.bypass import Bypass, ZeroLinear
-from offramp.model.card import model_card, save_points
 from offramp.model.config import MultiExitConfig, resolve_problem_type
 from offramp.model.exits import Exits, all_exits, build_heads
 from offramp.model.from_backbone import resolve_source
@@ -32,6 +32,7 @@ from offramp.model.hub import load_points, named_point
 from offramp.model.inputs import inputs_for, refuse_arguments
 from offramp.model.layers import build_bypasses, build_token_exit, run_layers
 from offramp.model.output import MultiExitOutput, full_depth_output
+from offramp.model.saving import card_text, finish_folder, points_beside, ready_for_upload, undo_empty_card
 from offramp.model.token_exit.config import TokenExit
 from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.registry import load_policy
@@ -77,6 +78,7 @@ class MultiExitModel(PreTrainedModel):
         self.objective_modules = nn.ModuleList()  # modules of the objective; empty outside training
         self.operating_points: dict[str, OperatingPoint] = {}
         self._operating_point: OperatingPoint | None = None
+        self._card_before: str | None = None  # of the folder that is being saved
         self.post_init()
 
     @property
@@ -282,15 +284,33 @@ class MultiExitModel(PreTrainedModel):
             thresholds_per_exit(chosen.thresholds, len(self.layers))
         self._operating_point = chosen
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write weights, configuration, operating points and, if there is none yet, a model card."""
-        super().save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory)
-        if self.operating_points:
-            save_points(self.operating_points, folder)
-        card = folder / "README.md"
-        if not card.exists():
-            card.write_text(model_card(self.config, self.operating_points), encoding="utf-8")
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Write weights and configuration, and make true what lies beside them, before anything is uploaded.
+
+        Operating points of other weights are dropped, an exported graph of other weights is removed, each with a
+        warning; the card is written, or lists the points that there are. A model without points keeps those of the
+        folder, if they are of its weights. Only the main process writes.
+        """
+        if not self.operating_points and self.should_save_on_this_rank(is_main_process):
+            self.operating_points = points_beside(Path(save_directory))
+        self._card_before = card_text(Path(save_directory))
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if self.should_save_on_this_rank(is_main_process) and not kwargs.get("push_to_hub"):
+            self._finish(Path(save_directory))
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Finish the folder before transformers uploads it, in `save_pretrained` and in `push_to_hub`."""
+        folder = Path(working_dir)
+        tags = undo_empty_card(folder, self._card_before)
+        self._finish(folder)
+        ready_for_upload(folder, tags)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _finish(self, folder: Path) -> None:
+        if (folder / CONFIG_NAME).exists():  # nothing was written where `save_directory` is a file
+            self.operating_points = finish_folder(folder, self.config, self.operating_points)
 
 
 AutoConfig.register(MultiExitConfig.model_type, MultiExitConfig)

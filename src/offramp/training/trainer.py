@@ -16,6 +16,7 @@ from transformers import Trainer, enable_full_determinism, set_seed
 from transformers.trainer_utils import has_length
 
 from offramp.errors import InvalidInput
+from offramp.model.card import add_to_card
 from offramp.model.losses import problem_losses
 from offramp.model.modeling import MultiExitModel
 from offramp.model.wrappers import unwrap
@@ -273,6 +274,13 @@ class ExitTrainer(Trainer):
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) in backbone]
                 optimizer.add_param_group({**group, "params": exits, "lr": self.exit_learning_rate})
         return optimizer
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card as `transformers.Trainer.create_model_card` does, with exits and operating points."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            model = unwrap(self.model)
+            add_to_card(Path(self.args.output_dir), model.operating_points, model.config)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean loss of every exit since the last log, beside what `transformers.Trainer.log` gets."""

@@ -38,13 +38,13 @@ class Fingerprint:
 
     Attributes:
         weights: of the encoder and of the exits below, from a sample of each tensor.
-        content: the same from every byte.
+        content: the same from every byte; None = not read yet.
         config: of the configuration, but for its class names and its exits.
         exit_layers: the layers whose exits the point reads.
     """
 
     weights: str
-    content: str
+    content: str | None
     config: str
     exit_layers: tuple[int, ...]
 

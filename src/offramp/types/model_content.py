@@ -133,17 +133,18 @@ class ModelContent:
         lines = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
         return digest_of_lines(lines) if lines else None
 
-    def fingerprint(self, exit_layers: Sequence[int] | None = None) -> Fingerprint | None:
-        """Return the fingerprint of an operating point of this model; None where there are no weights.
+    def fingerprint(self, exit_layers: Sequence[int] | None = None, whole: bool = True) -> Fingerprint | None:
+        """Return the fingerprint of an operating point of this model; None where there is no model with exits.
 
         Args:
             exit_layers: whose exits it reads; None = all.
+            whole: read every byte for its `content`.
         """
-        layers = tuple(self.config["exit_layers"] if exit_layers is None else exit_layers)
-        sample, content = self.weights(layers), self.weights(layers, whole=True)
-        if sample is None or content is None:
+        if not self.weight_files or not (self.folder / CONFIG_FILE).exists() or "exit_layers" not in self.config:
             return None
-        return Fingerprint(sample, content, config_digest(self.config, exits=False), layers)
+        layers = tuple(self.config["exit_layers"] if exit_layers is None else exit_layers)
+        content = self.weights(layers, whole=True) if whole else None
+        return Fingerprint(str(self.weights(layers)), content, config_digest(self.config, exits=False), layers)
 
     def difference(self, recorded: Fingerprint, whole: bool = False) -> str | None:
         """Return what of the model is not what an operating point was chosen for; None if all of it is.
@@ -152,8 +153,9 @@ class ModelContent:
         """
         if config_digest(self.config, exits=False) != recorded.config:
             return "another configuration"
-        weights = self.weights(recorded.exit_layers, whole)
-        if weights not in (None, recorded.content if whole else recorded.weights):
+        if self.weights(recorded.exit_layers) not in (None, recorded.weights):
+            return "other weights"
+        if whole and recorded.content is not None and self.weights(recorded.exit_layers, whole) != recorded.content:
             return "other weights"
         return None
 

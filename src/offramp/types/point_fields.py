@@ -211,7 +211,12 @@ CERTIFICATE: dict[str, Rule] = {
     "weights": _optional(_text),
     "note": _text,
 }
-FINGERPRINT: dict[str, Rule] = {"weights": _text, "content": _text, "config": _text, "exit_layers": _layers}
+FINGERPRINT: dict[str, Rule] = {
+    "weights": _text,
+    "content": _optional(_text),
+    "config": _text,
+    "exit_layers": _layers,
+}
 POINT: dict[str, Rule] = {
     "policy": _policy,
     "thresholds": _list('a list of numbers or "never"', _threshold),
