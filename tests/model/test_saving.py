@@ -70,8 +70,8 @@ def test_points_of_these_weights_are_loaded_without_a_word(folder: Path, lines: 
 def test_points_of_other_weights_are_left_out_with_one_line(folder: Path, lines: list[str]) -> None:
     assert load_points(with_other_weights(folder)) == {}
     assert lines == [
-        f"{folder / POINTS_FILE}: not used: 'default', 'fast', chosen for other weights; `offramp calibrate` chooses "
-        "them anew; answers run at full depth"
+        f"{folder}: operating points 'default', 'fast' were chosen for other weights and are not used; "
+        "`offramp calibrate` chooses them anew; answers run at full depth"
     ]
     assert MultiExitModel.from_pretrained(folder).operating_points == {}
 
@@ -83,7 +83,7 @@ def test_a_stale_default_point_means_full_depth_and_another_one_is_refused(folde
     assert {answer["exit_layer"] for answer in predictor(texts(4))} == {LAYERS}
     (line,) = lines
     assert line.endswith("; answers run at full depth")
-    with pytest.raises(InvalidInput, match="point 'fast' was chosen for other weights; `offramp calibrate` chooses"):
+    with pytest.raises(InvalidInput, match="operating point 'fast' was chosen for other weights; `offramp"):
         Predictor.load(folder, "torch", "fast")
 
 

@@ -4,79 +4,117 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from offramp.cli.options import FOLDER, json_option, silence_transformers
-from offramp.inference.onnx.metadata import weights_digest
 from offramp.policies.registry import policy_text
-from offramp.types.graph_file import GRAPHS
+from offramp.types.graph_file import ABOUT, GRAPHS, read_metadata, stale
+from offramp.types.model_content import ModelContent
 
 if TYPE_CHECKING:
+    from offramp.model.config import MultiExitConfig
     from offramp.types.operating_point import OperatingPoint
+
+Examined = Mapping[str, "tuple[OperatingPoint, str | None]"]
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
+@click.option("--verify", "verifying", is_flag=True, help="Compare every byte; exit code 1 where a file is stale.")
 @json_option
-def info(folder: Path, as_json: bool) -> None:
+def info(folder: Path, verifying: bool, as_json: bool) -> None:
     """Print a model's encoder, exits, exported graphs and operating points.
+
+    --verify reads the weights, the graphs with their .data, the operating points and the card, and prints for each
+    whether it is of this model.
 
     \b
     offramp info model
+    offramp info model --verify
     """
     silence_transformers()
-    from offramp.model.loading import load_folder
-    from offramp.report.tables import point_text
+    from offramp.cli.verify import STALE, verify
+    from offramp.model.hub import examine_points, load_config
 
-    model, _ = load_folder(folder)
-    config = model.config
+    config, content = load_config(folder), ModelContent(folder)
+    if verifying:
+        findings = verify(folder, config)
+        if as_json:
+            click.echo(json.dumps({"verify": [asdict(finding) for finding in findings]}))
+        else:
+            width = max(len(finding.file) for finding in findings)
+            for finding in findings:
+                click.echo(f"{finding.file:<{width}}  {finding.state:<7}  {finding.note}")
+        raise SystemExit(1 if any(finding.state == STALE for finding in findings) else 0)
+    facts, points = _facts(config, content), examine_points(folder)
+    outdated = _outdated_certificates(content, points)
+    if as_json:
+        click.echo(json.dumps({**facts, "operating_points": _points_data(points, outdated)}))
+    else:
+        _print(facts, points, outdated)
+
+
+def _facts(config: MultiExitConfig, content: ModelContent) -> dict[str, Any]:
+    """Return what a folder holds beside its operating points, from the heads of its files."""
     facts: dict[str, Any] = {
         "backbone": config.backbone.model_type,
         "layers": config.backbone.num_hidden_layers,
-        "exit_layers": model.layers,
+        "exit_layers": config.exit_layers,
         "head": config.head,
         "pooling": config.pooling,
         "problem_type": config.problem_type,
         "labels": [config.id2label[number] for number in range(config.num_labels)],
-        "parameters": model.num_parameters(),
+        "parameters": content.parameters,
     }
     for name in ("own_head", "bypass", "certainty", "memory", "token_exit"):
         if value := getattr(config, name):
             facts[name] = value
-    if graphs := _graphs(folder):
+    paths = [content.folder / name for name in GRAPHS.values()]
+    if graphs := [_graph(path, content) for path in paths if path.exists()]:
         facts["graphs"] = graphs
-    points = {name: point.to_json() for name, point in model.operating_points.items()}
-    outdated = _outdated_certificates(folder, model.operating_points)
+    return facts
+
+
+def _graph(path: Path, content: ModelContent) -> str:
+    """Return an exported file with the policy that it runs, and the reason why it must not run."""
+    policy = json.loads(read_metadata(path)[ABOUT])["policy"]
+    reason = stale(path, content)
+    return f"{path.name} ({policy_text(policy)})" + (f", stale: {reason}" if reason else "")
+
+
+def _outdated_certificates(content: ModelContent, points: Examined) -> list[str]:
+    """Return the points whose certificate is of other weights than the folder's."""
+    outdated = []
+    for name, (point, reason) in points.items():
+        tied = point.fingerprint is not None and point.fingerprint.content is not None
+        weights = point.certificate.weights if point.certificate is not None else None
+        if point.certificate is not None and (reason or (not tied and weights not in (None, content.file_digest))):
+            outdated.append(name)
+    return outdated
+
+
+def _points_data(points: Examined, outdated: list[str]) -> dict[str, Any]:
+    data = {name: point.to_json() for name, (point, _) in points.items()}
+    for name, (_, reason) in points.items():
+        if reason is not None:
+            data[name]["stale"] = f"chosen for {reason}"
     for name in outdated:
-        points[name]["certificate"]["void"] = "the weights changed"
-    if as_json:
-        click.echo(json.dumps({**facts, "operating_points": points}))
-        return
+        data[name]["certificate"]["void"] = "the weights changed"
+    return data
+
+
+def _print(facts: Mapping[str, Any], points: Examined, outdated: list[str]) -> None:
+    from offramp.report.tables import point_text
+
     for name, fact in facts.items():
         click.echo(f"{name:<14}{', '.join(map(str, fact)) if isinstance(fact, list) else fact}")
-    for name, point in model.operating_points.items():
+    for name, (point, reason) in points.items():
         click.echo(f"\noperating point {name!r}: {point_text(point)}")
+        if reason is not None:
+            click.echo(f"  stale: chosen for {reason}; `offramp calibrate` chooses it anew")
         if name in outdated:
             click.echo("  void: the weights changed")
-
-
-def _outdated_certificates(folder: Path, points: Mapping[str, OperatingPoint]) -> list[str]:
-    """Return the points whose certificate is of other weights than the folder's."""
-    certified = {name: point.certificate.weights for name, point in points.items() if point.certificate}
-    named = {name: weights for name, weights in certified.items() if weights is not None}
-    current = weights_digest(folder) if named else None
-    return [name for name, weights in named.items() if weights != current]
-
-
-def _graphs(folder: Path) -> list[str]:
-    """Return the exported files of a folder with the policy that they run."""
-    files = [folder / name for name in GRAPHS.values() if (folder / name).exists()]
-    if not files or find_spec("onnxruntime") is None:
-        return [path.name for path in files]
-    from offramp.inference.onnx.session import OnnxSession
-
-    return [f"{path.name} ({policy_text(OnnxSession.load(path).metadata.policy)})" for path in files]

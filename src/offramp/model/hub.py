@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -86,6 +87,7 @@ def load_config(folder: str | os.PathLike[str]) -> MultiExitConfig:
             f"{folder}: an adapter of {adapter['base_model_name_or_path']}, no whole model; if that one has exits,"
             " MultiExitModel.from_backbone(folder) merges the two"
         )
+    import_module("offramp.model.modeling")  # registers the configurations with transformers
     config = from_pretrained_or_raise(transformers.AutoConfig, folder)
     if not isinstance(config, MultiExitConfig):
         raise InvalidInput(f"{folder}: a {config.model_type} model without exits; `offramp train` puts exits on it")
@@ -120,33 +122,46 @@ def load_point(folder: str | os.PathLike[str], name: str) -> OperatingPoint | No
     """
     points, stale = _fresh_and_stale(folder)
     if name in stale and name != DEFAULT:
-        raise InvalidInput(stale[name])
+        raise InvalidInput(
+            f"{folder}: operating point {name!r} was chosen for {stale[name]}; `offramp calibrate` chooses it anew"
+        )
     return None if name == DEFAULT and name not in points else named_point(points, name)
 
 
 def _fresh_and_stale(
     folder: str | os.PathLike[str], **options: Any
 ) -> tuple[dict[str, OperatingPoint], dict[str, str]]:
-    """Return the points of a model, and a line for each that was chosen for other weights; warn of those."""
-    path = find_file(folder, POINTS_FILE, **options)
-    if path is None:
-        return {}, {}
-    content = ModelContent(Path(path).parent)
-    fresh: dict[str, OperatingPoint] = {}
-    stale: dict[str, str] = {}
-    stale_for: list[str] = []
-    for name, point in read_points(path).items():
-        fresh[name] = point = _known_point(point, f"{path}: point {name!r}", content)
-        if point.fingerprint is not None and (difference := content.difference(point.fingerprint)):
-            stale[name] = f"{path}: point {name!r} was chosen for {difference}; `offramp calibrate` chooses it anew"
-            stale_for.append(difference)
-            del fresh[name]
+    """Return the points of a model, and for the stale ones what they were chosen for; warn of those."""
+    examined = examine_points(folder, **options)
+    stale = {name: reason for name, (_, reason) in examined.items() if reason is not None}
     if stale:
         depth = "; answers run at full depth" if DEFAULT in stale else ""
         names = ", ".join(map(repr, stale))
-        reason = stale_for[0] if len(set(stale_for)) == 1 else "another model"
-        _warn_once(f"{path}: not used: {names}, chosen for {reason}; `offramp calibrate` chooses them anew{depth}")
-    return fresh, stale
+        reason = next(iter(stale.values())) if len(set(stale.values())) == 1 else "another model"
+        _warn_once(
+            f"{folder}: operating points {names} were chosen for {reason} and are not used; "
+            f"`offramp calibrate` chooses them anew{depth}"
+        )
+    return {name: point for name, (point, _) in examined.items() if name not in stale}, stale
+
+
+def examine_points(folder: str | os.PathLike[str], **options: Any) -> dict[str, tuple[OperatingPoint, str | None]]:
+    """Return the points of a model, by name, each with what it was chosen for instead ("other weights") or None.
+
+    Raises:
+        InvalidInput: a point that the model cannot run.
+    """
+    path = find_file(folder, POINTS_FILE, **options)
+    if path is None:
+        return {}
+    content = ModelContent(Path(path).parent)
+    points = {
+        name: _known_point(point, f"{path}: point {name!r}", content) for name, point in read_points(path).items()
+    }
+    return {
+        name: (point, None if point.fingerprint is None else content.difference(point.fingerprint))
+        for name, point in points.items()
+    }
 
 
 @cache

@@ -1,0 +1,117 @@
+"""`offramp info --verify`: every file of a model's folder against the others, byte by byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from offramp.errors import InvalidInput
+from offramp.model.card import HEADING, true_card
+from offramp.model.config import MultiExitConfig
+from offramp.types.graph_file import GRAPHS, WEIGHTS, stale
+from offramp.types.model_content import ModelContent, spans
+from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
+
+OK, STALE, UNKNOWN = "ok", "stale", "unknown"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The state of one file, or of one point of a file.
+
+    Attributes:
+        file: its name.
+        state: OK, STALE or UNKNOWN, where nothing says what it is of.
+        note: in words.
+    """
+
+    file: str
+    state: str
+    note: str
+
+
+def verify(folder: Path, config: MultiExitConfig) -> list[Finding]:
+    """Compare weights, points, graphs and card of a local folder, reading every byte."""
+    content = ModelContent(folder)
+    findings = list(_weights(content))
+    if any(finding.state == STALE for finding in findings):
+        return findings  # nothing can be compared with broken weights
+    try:
+        points = read_points(folder / POINTS_FILE) if (folder / POINTS_FILE).exists() else {}
+    except InvalidInput as error:
+        points = {}
+        findings.append(Finding(POINTS_FILE, STALE, str(error)))
+    findings += [_point(name, point, content) for name, point in points.items()]
+    for graph in GRAPHS.values():
+        findings += _graph(folder / graph, content)
+    return [*findings, *_card(folder / "README.md", points, config)]
+
+
+def _weights(content: ModelContent) -> Iterator[Finding]:
+    try:
+        files = content.weight_files
+    except InvalidInput as error:
+        yield Finding("model.safetensors.index.json", STALE, str(error))
+        return
+    if not files:
+        yield Finding("model.safetensors", UNKNOWN, "there are no weights to compare with")
+    for path in files:
+        try:
+            tensors = spans(path)
+            yield Finding(path.name, OK, f"whole, {len(tensors)} tensors, {path.stat().st_size:,} bytes")
+        except InvalidInput as error:
+            yield Finding(path.name, STALE, str(error))
+
+
+def _point(name: str, point: OperatingPoint, content: ModelContent) -> Finding:
+    file = f"{POINTS_FILE}: {name}"
+    remedy = "`offramp calibrate` chooses it anew"
+    if point.fingerprint is not None:
+        difference = content.difference(point.fingerprint, whole=True)
+        if difference is None:
+            return Finding(file, OK if content.weight_files else UNKNOWN, "chosen for this model")
+        return Finding(file, STALE, f"chosen for {difference}; {remedy}")
+    named = point.measured.provenance.get("weights") if point.measured is not None else None
+    if point.certificate is not None and point.certificate.weights is not None:
+        named = point.certificate.weights
+    if named is None or not content.weight_files:
+        return Finding(file, UNKNOWN, "does not say for which weights it was chosen")
+    if named == content.file_digest:
+        return Finding(file, OK, "chosen for these weights")
+    return Finding(file, STALE, f"chosen for other weights; {remedy}")
+
+
+def _graph(path: Path, content: ModelContent) -> Iterator[Finding]:
+    data = path.with_name(path.name + WEIGHTS)
+    if not path.exists():
+        if data.exists():
+            yield Finding(data.name, STALE, f"there is no {path.name}; delete it")
+        return
+    try:
+        reason = stale(path, content, whole=True)
+    except InvalidInput as error:
+        reason = str(error)
+    if reason is None and not data.exists():
+        reason = f"there is no {data.name}"
+    if reason is not None:
+        option = " --int8" if path.name == GRAPHS["onnx-int8"] else ""
+        yield Finding(path.name, STALE, f"{reason}; `offramp export {path.parent}{option}` makes it anew")
+    elif content.weight_files:
+        yield Finding(path.name, OK, f"of this model, with {data.name}")
+    else:
+        yield Finding(path.name, UNKNOWN, "of this configuration and tokenizer; there are no weights to compare with")
+
+
+def _card(path: Path, points: dict[str, OperatingPoint], config: MultiExitConfig) -> Iterator[Finding]:
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    if HEADING not in text:
+        yield Finding(path.name, UNKNOWN, "somebody's own card")
+    elif true_card(text, points, config) == text:
+        yield Finding(path.name, OK, "lists these exits, outputs and points")
+    else:
+        yield Finding(
+            path.name, STALE, "lists other exits, outputs or points; the next save_pretrained or calibrate corrects it"
+        )
