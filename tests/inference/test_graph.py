@@ -22,8 +22,8 @@ from offramp.policies.replay import scores
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from support.contracts import CHOICES, LEAVING, OUTPUTS, Case, clear_of_noise
-from support.graphs import arrays, gated, graph_of
-from support.models import ABSOLUTE, FAMILIES, LAYERS, padded, rows_for, tiny_model
+from support.graphs import arrays, gated, graph_of, parts_of
+from support.models import ABSOLUTE, FAMILIES, LAYERS, padded, rows_for, tiny_model, token_rows
 from support.traces import has_meaning, threshold_between
 
 ROWS = 64
@@ -220,6 +220,19 @@ def test_any_family_answers_as_a_graph_as_in_the_loop(family: str) -> None:
 def test_any_head_answers_as_a_graph_as_in_the_loop(head: str, pooling: str, family: str) -> None:
     model = tiny_model(family, head=head, pooling=pooling)
     assert_the_contract_wherever_rows_leave(exported_from(case_of(model), POLICIES["max-prob"]))
+
+
+@pytest.mark.slow
+def test_an_exit_with_memory_and_a_gate_reads_its_state_once_in_a_graph() -> None:
+    """FastBERT's head has two tanh: each is in the graph once, not once for the memory and once for the gate."""
+    model = tiny_model(head="attention", certainty=True, memory=0.75, exit_layers=[2, 4])
+    for level in parts_of(model, "of a test").levels:
+        assert [node.op_type for node in level.nodes].count("Tanh") == 2
+    batch = padded(model, token_rows(6))
+    output = graph_of(model, load_policy("certainty")).run(arrays(batch), math.inf)
+    expected = model(**batch)
+    assert np.allclose(output.logits_by_exit, expected.logits_by_exit.detach(), atol=1e-5)
+    assert np.allclose(output.certainty_by_exit, expected.certainty_by_exit.detach(), atol=1e-5)
 
 
 @pytest.mark.slow

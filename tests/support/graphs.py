@@ -55,7 +55,16 @@ def parts_of(
 ) -> ModelParts:
     """`export_parts`, once for the same weights: neither their digest nor the kind of problem is in a piece."""
     config = model.config
-    shape = (precision, model.layers, config.head, config.pooling, config.memory, config.bypass, config.token_exit)
+    shape = (
+        precision,
+        model.layers,
+        config.head,
+        config.format,
+        config.pooling,
+        config.memory,
+        config.bypass,
+        config.token_exit,
+    )
     key = hashlib.sha256(repr(shape).encode())
     for name, weight in model.state_dict().items():
         key.update(name.encode() + weight.numpy().tobytes())

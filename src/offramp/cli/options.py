@@ -57,7 +57,10 @@ def learning_options(command: Command) -> Command:
     """Add data, encoder and recipe, for commands that train."""
     above_zero = click.FloatRange(min=0, min_open=True)
     tasks = click.Choice(["classification", "multi-label", "regression"])
-    encoder = "A hub name or a folder.  [default: the encoder that offramp[demo] installs]"
+    encoder = (
+        "A hub name or a folder: an encoder, a classifier, a model with exits, a PEFT adapter.  "
+        "[default: the encoder that offramp[demo] installs]"
+    )
     length = "Tokens of a text at most.  [default: the encoder's limit]"
     for option in (
         click.option("--bf16", is_flag=True, help="Train in bfloat16; faster on processors that support it."),

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from offramp.cli.model_and_data import fine_tuned_with_data, new_with_data
 from offramp.cli.options import (
     FOLDER,
     SCORE,
     Command,
     class_names,
     column_options,
-    columns_of,
     json_option,
     learning_options,
     metric_option,
-    reading_of,
     reading_options,
     silence_transformers,
 )
@@ -144,7 +141,7 @@ def train(
     objective_module = load_objective(objective, **({"freeze": True} if freeze else {}))
     set_seed(options["seed"])
     start = backbone or default_encoder()
-    build = _fine_tuned_with_data if freeze else _new_with_data
+    build = fine_tuned_with_data if freeze else new_with_data
     model, data, held_out = build(start, train_source, validation_source, options)
     check_metric(metric, model.config.problem_type, model.config.num_labels, for_thresholds=True)
     tokenizer = load_tokenizer(start)
@@ -231,80 +228,3 @@ def _is_finished(folder: Path, resume: bool) -> bool:
         state = "training is finished" if model else "there is no unfinished run, training starts from the beginning"
         click.echo(f"{folder}: nothing to resume, {state}", err=True)
     return model and not unfinished
-
-
-def _new_with_data(
-    start: str, train_source: str, validation_source: str, options: Mapping[str, Any]
-) -> tuple[Any, Any, Any]:
-    """Return a model for the labels of the data, the data to train on, and the data to validate on.
-
-    A model that has these classes in another order gets the data in its own order, and keeps its exits.
-    """
-    from offramp.data.examples import read_examples
-    from offramp.model.backbones.restack import restack
-    from offramp.model.hub import load_encoder
-    from offramp.model.modeling import MultiExitModel
-    from offramp.model.reuse import has_exits
-
-    read = partial(read_examples, columns=columns_of(options), task=options["task"], reading=reading_of(options))
-    data = read(train_source, split="train")
-    source = load_encoder(start)
-    own = tuple(source.config.id2label.values())
-    if sorted(own) == sorted(data.label_names) and own != tuple(data.label_names):
-        data = read(train_source, split="train", label_names=own)
-    held_out = read(validation_source, split="validation", label_names=data.label_names or None)
-    first = data.labels[0]
-    outputs = len(first) if isinstance(first, list) else 1
-    labels = {"id2label": dict(enumerate(data.label_names))} if data.label_names else {"num_labels": outputs}
-    layers = options["layers"]
-    encoder = restack(source, range(layers)) if layers else source
-    if layers and has_exits(source):
-        click.echo(f"--layers {layers}: the exits of {start} are left out, every exit starts anew", err=True)
-    model = MultiExitModel.from_backbone(encoder, problem_type=data.problem_type, **labels, **_exits(options))
-    return model, data, held_out
-
-
-def _fine_tuned_with_data(
-    start: str, train_source: str, validation_source: str, options: Mapping[str, Any]
-) -> tuple[Any, Any, Any]:
-    """Return a fine-tuned model that keeps its head or its last exit, and the same data read for its labels."""
-    from offramp.inference.record import read_for
-    from offramp.model.hub import load_encoder
-    from offramp.model.modeling import MultiExitModel
-    from offramp.model.reuse import has_exits, same_classifiers
-
-    if options["layers"]:
-        raise click.UsageError("--freeze keeps the whole fine-tuned model, --layers a part of it; choose one")
-    source = load_encoder(start)
-    model = MultiExitModel.from_backbone(source, **_exits(options))
-    if has_exits(source) and model.config.own_head is None and not same_classifiers(source.config, model.config):
-        form = f"--head {source.config.head} --pooling {source.config.pooling}"
-        raise click.UsageError(f"--freeze keeps the last exit of {start}, which needs {form}")
-    if not has_exits(source) and model.config.own_head is None:
-        raise InvalidInput(f"{start}: --freeze keeps a fine-tuned classifier's head, and there is none to be kept")
-    columns, reading = columns_of(options), reading_of(options)
-    data = read_for(model.config, train_source, columns, "train", reading)
-    return model, data, read_for(model.config, validation_source, columns, "validation", reading)
-
-
-def _exits(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the exits as arguments of `from_backbone`."""
-    from offramp.model.bypass import Bypass
-    from offramp.model.token_exit.config import TokenExit
-
-    layer_list, rank, keep_list = options["exit_layers"], options["bypass_rank"], options["token_exit"]
-    try:
-        layers = [int(layer) for layer in layer_list.split(",")] if layer_list else None
-    except ValueError:
-        raise click.UsageError(f"--exit-layers takes numbers such as 2,4,6; got {layer_list!r}") from None
-    try:
-        pairs = [pair.split(":") for pair in keep_list.split(",")] if keep_list else []
-        keep = {int(layer): float(share) for layer, share in pairs}
-    except ValueError:
-        raise click.UsageError(f"--token-exit takes layers and shares such as 2:0.7,4:0.7; got {keep_list!r}") from None
-    return {
-        **{name: options[name] for name in ("head", "pooling", "certainty", "memory")},
-        "bypass": Bypass(rank=rank) if rank else None,
-        "token_exit": TokenExit(keep_ratio=keep) if keep else None,
-        "exit_layers": layers,
-    }

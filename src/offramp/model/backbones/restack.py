@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from offramp.errors import InvalidInput, UnsupportedBackbone
+from offramp.model.adapters import without_wrappers
 from offramp.model.backbones.bert import FAMILIES, Bert
 
 
@@ -22,14 +23,14 @@ def restack(encoder: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
     ALBERT's layers share their weights, so only its depth changes: each group of layers runs as often as it is listed.
 
     Args:
-        encoder: not changed; of a model with a head, its encoder is used.
+        encoder: not changed; of a model with a head or with exits, its encoder is used. Adapters of PEFT are merged.
         layers: 0-based, e.g. `range(6)` = the first six, `[0, 0, 1, 1]` = the first two, twice each.
 
     Raises:
         UnsupportedBackbone: a family that is not a row of `offramp.model.backbones.bert`.
         InvalidInput: no layers, a layer that does not exist, or shared layers that cannot run in that order.
     """
-    numbers = list(layers)
+    numbers, encoder = list(layers), without_wrappers(encoder)
     model_type = encoder.base_model.config.model_type
     if model_type not in FAMILIES:
         raise UnsupportedBackbone(
