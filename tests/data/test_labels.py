@@ -62,6 +62,8 @@ def refusal(*arguments: Any, **more: Any) -> str:
         (NLI, {"0": "x", "1": "y", "2": "z"}, None, [0, 2], ("x", "y", "z"), [0, 2]),  # a mapping overrules
         (None, {1: "one", 2: "two"}, None, [2, 1], ("one", "two"), [1, 0]),
         (None, {"2": "b", "10": "c", "-1": "a"}, None, [-1, 10, 2], ("a", "b", "c"), [0, 2, 1]),
+        (None, {"neg": "NEG"}, ["NEG", "POS"], ["neg", "NEG", "POS"], ("NEG", "POS"), [0, 0, 1]),
+        (None, "no,yes", None, [1, 0], ("no", "yes"), [1, 0]),
         (None, {"NEG": "neg", "neg": "neg", "pos": "pos"}, None, ["NEG", "neg", "pos"], ("neg", "pos"), [0, 0, 1]),
         (None, ["no", "yes"], None, [True, False], ("no", "yes"), [1, 0]),
         (None, {"1": "yes", "0": "no"}, ["yes", "no"], ["yes", 1, 0], ("yes", "no"), [0, 0, 1]),
@@ -100,6 +102,13 @@ def test_a_number_means_the_class_that_the_source_or_the_user_names(
             "line 1: the label 0 is a number, the classes have names; say which by --label-names",
         ),
         (None, None, ["no", "yes"], ["yes", 1], "line 2: the label 1 is a number"),
+        (
+            None,
+            None,
+            ["NEG", "POS"],
+            ["neg"],
+            "unknown label 'neg', the model has 'NEG'; --label-names with a JSON file",
+        ),
         (None, None, ["0", "1"], ["yes", "no"], "line 1: unknown label 'yes'; expected one of '0', '1'"),
         (None, ["a", "b"], NLI, [1], "line 1: unknown label '1', named 'b'; expected one of 'entailment'"),
         (None, ["a", "b"], None, [0, 2], "line 2: unknown label '2'; --label-names says 0 = a, 1 = b"),
@@ -154,6 +163,7 @@ def test_names_of_classes_are_not_for_a_regression() -> None:
         ),
         (["nan", "NA", "en"], None, ['a.jsonl: "NA", "nan" is taken for a class, as the others are names']),
         (["1.0", "0"], None, ["a.jsonl: 1.0 is read as 1, as pandas writes integers", "a.jsonl: classes 0, 1"]),
+        (["b ", "a"], None, ["a.jsonl: blanks around labels, such as 'b ', do not count"]),
         ([-1, 1], None, ["a.jsonl: -1 is taken for a class; leave a label empty where it is unknown"]),
         (
             ["1.5", "2"],
@@ -347,6 +357,7 @@ HOT = [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
         (["a|b", "b", " a | c "], None, None, ("a", "b", "c"), [[1, 1, 0], [0, 1, 0], [1, 0, 1]]),
         (["0|1|1", "1|0|0"], None, None, ("0", "1", "2"), [[0, 1, 1], [1, 0, 0]]),
         (["a", "b"], None, ["a", "b"], ("a", "b"), [[1, 0], [0, 1]]),
+        (["a|b", "c|a|b"], None, ["a|b", "a", "b", "c"], ("a|b", "a", "b", "c"), [[1, 0, 0, 0], [0, 1, 1, 1]]),
         # by name
         ([{"a": 1, "b": 0}, {"b": 1, "a": 1}], None, None, ("a", "b"), [[1, 0], [1, 1]]),
     ],

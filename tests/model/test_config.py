@@ -75,6 +75,7 @@ def test_names_of_classes_are_text_from_the_start(names: tuple[Any, Any], tmp_pa
     fine_tuned = BertForSequenceClassification(encoder_config(id2label=dict(enumerate(names))))
     for model in (
         tiny_model(id2label=dict(enumerate(names))),
+        tiny_model(id2label={"0": names[0], "1": names[1]}),  # as JSON has it
         MultiExitModel.from_backbone(fine_tuned),  # keeps the names and the head
         MultiExitModel.from_backbone(fine_tuned, id2label=dict(enumerate(names))),
     ):

@@ -50,6 +50,9 @@ def one_class_each(
         DataError: a label that is no class, no label at all, or a single class.
     """
     spelled = {row: _one(label, location) for row, (label, location) in enumerate(labels) if label is not None}
+    blank = next((label for label, _ in labels if isinstance(label, str) and label != label.strip()), None)
+    if blank is not None:
+        log.info("%s: blanks around labels, such as %r, do not count", source, blank)
     if _hides_labels(spelled.values(), known, naming, source):
         spelled = {row: spelling for row, spelling in spelled.items() if integer_spelled(spelling) != NO_CLASS}
     rows = with_labels(list(spelled), len(labels), source)
@@ -98,7 +101,7 @@ def class_numbers(
         for spelling in spellings:
             locations.setdefault(spelling, location)
     plain = _without_fraction(locations, known, naming)
-    naming = _if_it_fits(naming, plain, locations, source)
+    naming = _if_it_fits(naming, known, plain, locations, source)
     if known is None:
         names = naming.names if naming else _distinct(plain, locations, source, declared)
         known = names
@@ -166,7 +169,11 @@ def _without_fraction(spellings: Iterable[str], known: Sequence[str] | None, nam
 
 
 def _if_it_fits(
-    naming: Naming | None, plain: Mapping[str, str], locations: Mapping[str, str], source: str
+    naming: Naming | None,
+    known: Sequence[str] | None,
+    plain: Mapping[str, str],
+    locations: Mapping[str, str],
+    source: str,
 ) -> Naming | None:
     """Return the names where they cover all spellings; None where they may be those of another column.
 
@@ -179,7 +186,8 @@ def _if_it_fits(
         translated = naming.translated(plain.values())
     except InvalidInput as error:
         raise DataError(f"{source}: {error}") from error
-    unknown = next((spelling for spelling, one in plain.items() if one not in translated), None)
+    others = () if naming.numbered else known or ()  # a mapping joins spellings, and leaves the model's own names
+    unknown = next((spelling for spelling, one in plain.items() if one not in translated and one not in others), None)
     if unknown is None:
         return naming
     expected = shortened([f"{one} = {name}" for one, name in naming.table.items()])
@@ -255,6 +263,9 @@ def _unknown(spelling: str, name: str | None, known: Sequence[str]) -> str:
     classes = shortened([repr(one) for one in known])
     if name is not None and name != spelling:
         return f"unknown label {spelling!r}, named {name!r}; expected one of {classes}"
+    if alike := [one for one in known if one.casefold() == spelling.casefold()]:
+        hint = f'{OPTION} with a JSON file {{"{spelling}": "{alike[0]}"}} joins them'
+        return f"unknown label {spelling!r}, the model has {alike[0]!r}; {hint}"
     if integer_spelled(spelling) is None or all(integer_spelled(one) is not None for one in known):
         return f"unknown label {spelling!r}; expected one of {classes}"
     return f"the label {spelling} is a number, the classes have names; say which by {OPTION}; expected one of {classes}"

@@ -31,13 +31,13 @@ class Columns:
         pair: the second text of a pair.
         label: the label; several columns hold 0 or 1 for each label, or a number each.
         label_names: what the numbers 0, 1, ... of the label column stand for; or a mapping from what the column holds
-            to names of classes.
+            to names of classes; or as text, what `--label-names` takes.
     """
 
     text: str | None = None
     pair: str | None = None
     label: str | tuple[str, ...] | None = None
-    label_names: LabelNames | None = None
+    label_names: LabelNames | str | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:

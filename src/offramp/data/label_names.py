@@ -81,7 +81,7 @@ class Naming:
 
 
 def naming_of(
-    label_names: LabelNames | None, class_names: Mapping[str, Sequence[str]], column: str | None
+    label_names: LabelNames | str | None, class_names: Mapping[str, Sequence[str]], column: str | None
 ) -> Naming | None:
     """Return the names for a label column: the user's, else the source's own for this column, else for any column.
 
@@ -94,6 +94,8 @@ def naming_of(
         InvalidInput: a name twice or blank, or a list of the same names as the source's in another order.
     """
     own = class_names.get(column) if column is not None else None
+    if isinstance(label_names, str):
+        label_names = read_label_names(label_names)
     if label_names is None:
         if own is not None:
             return Naming(_numbered(own), "the data set", numbered=True, codes=True)

@@ -101,10 +101,12 @@ def _labelled(labels: Sequence[Located], known: Sequence[str] | None, source: st
 
 def _lists(labels: Sequence[Located], known: Sequence[str] | None) -> list[list[Any]]:
     """Return every row's labels as a list."""
-    barred = any(isinstance(label, str) and "|" in label and label not in (known or ()) for label, _ in labels)
+    named = [isinstance(label, str) and label.strip() in (known or ()) for label, _ in labels]  # a cell is one class
+    cells = zip(labels, named, strict=True)
+    barred = any(isinstance(label, str) and "|" in label and not whole for (label, _), whole in cells)
     return [
-        _list(label, location, barred or (isinstance(label, str) and label.strip() in (known or ())))
-        for label, location in labels
+        [str(label).strip()] if whole else _list(label, location, barred)
+        for (label, location), whole in zip(labels, named, strict=True)
     ]
 
 

@@ -139,6 +139,7 @@ def _label_arguments(num_labels: int | None, id2label: Mapping[int, str] | None)
         if num_labels is not None and num_labels < 1:
             raise InvalidInput(f"num_labels must be at least 1, got {num_labels}")
         return {"num_labels": 2 if num_labels is None else num_labels}
+    id2label = {int(key) if str(key).isdecimal() else key: name for key, name in id2label.items()}  # JSON has text keys
     if num_labels not in (None, len(id2label)):
         raise InvalidInput(f"num_labels is {num_labels}, but id2label names {len(id2label)}")
     if not id2label or sorted(id2label) != list(range(len(id2label))):
