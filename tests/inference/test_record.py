@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from torch import Tensor
 
 from offramp.bench.cost_table import measure_costs
@@ -165,6 +165,15 @@ def test_a_trace_says_where_it_is_from(folder: Path, reviews: str) -> None:
     assert trace.provenance == {"engine": "torch-float32", "data": "reviews.csv", "weights": weights_digest(folder)}
     rough = tiny_model().to(torch.bfloat16)
     assert record(rough, token_rows(2)).provenance["engine"] == "torch-bfloat16"
+
+
+def test_a_data_set_with_the_models_classes_in_another_order_is_read_by_name() -> None:
+    model = tiny_model(id2label=NAMES)
+    for names, expected in ((["good", "bad", "fine"], [2, 0, 1]), (["bad", "fine", "good"], [0, 1, 2])):
+        rows = Dataset.from_list([{**row, "label": number} for number, row in enumerate(token_rows(3))])
+        trace = record(model, rows.cast_column("label", ClassLabel(names=names)))
+        assert trace.labels is not None
+        assert trace.labels.tolist() == expected
 
 
 def test_values_of_another_width_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.columns import GUESSED, Columns
 from offramp.data.examples import Examples, Text, read_data, read_examples
+from offramp.data.label_names import described
 from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import DataError, InvalidInput
 from offramp.inference.engine import Engine
@@ -27,6 +29,8 @@ from offramp.model.modeling import MultiExitModel
 from offramp.model.wrappers import unwrap
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
+
+log = logging.getLogger("offramp")
 
 TASKS = {SINGLE_LABEL: "classification", MULTI_LABEL: "multi-label", REGRESSION: "regression"}
 
@@ -179,7 +183,17 @@ def _token_rows(
     missing = [number for number, value in enumerate(labels) if value is None]
     if missing:
         raise DataError(f"row {missing[0]} has no {label}, others have")
-    return rows, torch.stack([torch.as_tensor(value) for value in labels])
+    names = getattr(getattr(dataset, "features", {}).get(label), "names", None)  # a ClassLabel of a datasets.Dataset
+    return rows, torch.stack([torch.as_tensor(value) for value in _in_models_order(labels, names, config)])
+
+
+def _in_models_order(labels: list[Any], names: Sequence[str] | None, config: MultiExitConfig) -> list[Any]:
+    """Return class numbers as the model's, where a data set has the model's classes in another order."""
+    own = _class_names(config) or []
+    if names is None or list(names) == own or sorted(names) != sorted(own):
+        return labels
+    log.info("labels %s are met by name", described(names))
+    return [own.index(names[number]) if number >= 0 else number for number in labels]
 
 
 def _has_texts(dataset: object) -> bool:
