@@ -8,7 +8,8 @@ import itertools
 import logging
 import os
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,15 +106,27 @@ def rows_of(
     source: Source, columns: Columns = GUESSED, *, labelled: bool = True, lenient: bool = False
 ) -> Iterator[Row]:
     """Stream the rows of an open source; the arguments are those of `read_rows`."""
-    columns, source = _chosen(source, columns, labelled, lenient)
-    record = None
-    for record in source.records:
-        row = _row(record, columns, source.class_names, labelled)
-        if row.error is not None and not lenient:
-            raise DataError(f"{row.location}: {row.error}")
-        yield row
-    if record is None:
-        raise DataError(f"{source.name}: there are no rows")
+    with _closing(source):
+        columns, source = _chosen(source, columns, labelled, lenient)
+        record = None
+        for record in source.records:
+            row = _row(record, columns, source.class_names, labelled)
+            if row.error is not None and not lenient:
+                raise DataError(f"{row.location}: {row.error}")
+            yield row
+        if record is None:
+            raise DataError(f"{source.name}: there are no rows")
+
+
+@contextmanager
+def _closing(source: Source) -> Iterator[None]:
+    """Close the file of a source at the end, after an error too."""
+    records = source.records
+    try:
+        yield
+    finally:
+        if isinstance(records, Generator):
+            records.close()
 
 
 def _chosen(source: Source, columns: Columns, labelled: bool, lenient: bool = False) -> tuple[Columns, Source]:
@@ -187,15 +200,16 @@ def read_column(source: str, column: str, *, split: str, reading: Reading = AS_N
         raise DataError(f'{name} is read once, for the texts; give a file to read its column "{column}" too')
     values = []
     opened = open_source(source, split, reading)
-    for record in opened.records:
-        if record.values is None:
-            raise DataError(f"{record.location}: {record.error}")
-        if column not in record.values:
-            raise DataError(f'{record.location}: no column "{column}"; {columns_in(record.values)}')
-        value = record.values[column]
-        if isinstance(value, Unusable):
-            raise DataError(f'{record.location}: "{column}": {value.reason}')
-        values.append(value)
+    with _closing(opened):
+        for record in opened.records:
+            if record.values is None:
+                raise DataError(f"{record.location}: {record.error}")
+            if column not in record.values:
+                raise DataError(f'{record.location}: no column "{column}"; {columns_in(record.values)}')
+            value = record.values[column]
+            if isinstance(value, Unusable):
+                raise DataError(f'{record.location}: "{column}": {value.reason}')
+            values.append(value)
     names = opened.class_names.get(column)
     return [names[value] if names and isinstance(value, int) and value >= 0 else str(value) for value in values]
 
@@ -230,8 +244,10 @@ def read_examples(
         (435, 12)
     """
     opened = _open_for(task, source, split, reading)
-    columns, opened = _chosen(opened, columns, labelled=True)
-    return _examples(list(rows_of(opened, columns)), columns, opened, task, label_names)
+    with _closing(opened):
+        columns, opened = _chosen(opened, columns, labelled=True)
+        rows = list(rows_of(opened, columns))
+    return _examples(rows, columns, opened, task, label_names)
 
 
 def read_data(
@@ -248,8 +264,9 @@ def read_data(
     The arguments and errors are those of `read_examples`. Where some rows have labels, a warning is logged.
     """
     opened = _open_for(task, source, split, reading)
-    columns, opened = _chosen(opened, columns, labelled=False)
-    rows = list(rows_of(opened, columns, labelled=False))
+    with _closing(opened):
+        columns, opened = _chosen(opened, columns, labelled=False)
+        rows = list(rows_of(opened, columns, labelled=False))
     missing = sum(_lacks_label(row.label) for row in rows)
     if task != "regression" and NO_CLASS not in (label_names or ()) and all(_is_no_class(row.label) for row in rows):
         missing = len(rows)
