@@ -138,3 +138,15 @@ def test_one_row_certifies_nothing_and_is_not_halved() -> None:
             prepare_policy(ONE_ROW, "margin", **options)
     with pytest.raises(InvalidInput, match="all 101 samples have a NaN score or logits that are not finite"):
         fit_and_calibrate(NO_ANSWERS, Target(agreement=0.9), "entropy", confidence=0.9)
+
+
+@pytest.mark.parametrize("options", [{"per_exit": True}, {"policy": "consistency"}, {"temperature": True}])
+def test_texts_that_recur_in_both_halves_certify_all_the_same(options: dict[str, Any]) -> None:
+    repeated = TRACE.take(torch.cat((torch.arange(101), torch.arange(9))))
+    fit_half, choose_half = halves(repeated)
+    assert set(row_hashes(fit_half)) & set(row_hashes(choose_half))
+    prepared = prepare_policy(repeated, **{"policy": "margin", **options}, confidence=0.9)
+    assert prepared.calibrate(Target(agreement=0.5)).certificate.rows == len(choose_half)
+    assert "full" in prepared.ladder()
+    with pytest.raises(InvalidInput, match="of these rows"):
+        certify(choose_half, prepared.policy, "agreement")

@@ -82,6 +82,15 @@ def test_where_saved_lines_do_not_serve_one_half_fits_them(
     assert result.report == f"thresholds for each exit {counts}{reason}"
 
 
+def test_a_few_texts_that_recur_by_chance_do_not_spoil_the_lines() -> None:
+    for shared, halved in ((15, False), (17, True)):  # of 315 and 317 rows; 5 % is 15.75 and 15.85
+        logits = torch.cat((TRAINED_ON.logits[:, :shared], ROWS.logits[:, :300]), dim=1)
+        rows = Trace(logits, provenance=ROWS.provenance)
+        result = prepare_policy(rows, "margin", per_exit=True, confidence=0.9, saved_lines=SAVED)
+        assert (len(result.rows) < len(rows)) == halved
+        assert result.calibrate(Target(agreement=0.8)).certificate.rows == len(result.rows)
+
+
 def test_without_a_confidence_the_rows_fit_their_own_lines() -> None:
     result = prepare_policy(ROWS, "margin", per_exit=True, saved_lines=SAVED)
     assert result == prepare_policy(ROWS, "margin", per_exit=True)

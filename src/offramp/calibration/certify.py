@@ -93,7 +93,8 @@ def certify(
         'certified with 0.9 confidence: at most 20% of the rows answered otherwise than by the full model (...)'
     """
     policy = as_policy(policy)
-    check_certifiable(trace, policy, risk, level, delta, method, label_thresholds)
+    check_certifiable(trace, risk, level, delta, method)
+    refuse_fit_rows(trace, policy, label_thresholds)
     return certified_point(policy_outputs(trace, policy, label_thresholds), risk, level, delta, method)
 
 
@@ -133,15 +134,7 @@ def certified_point(
     return outputs.point(threshold, target, certificate=certificate)
 
 
-def check_certifiable(
-    trace: Trace,
-    policy: Policy,
-    risk: str,
-    level: float,
-    delta: float,
-    method: str = DEFAULT_METHOD,
-    label_thresholds: LabelThresholds | None = None,
-) -> None:
+def check_certifiable(trace: Trace, risk: str, level: float, delta: float, method: str = DEFAULT_METHOD) -> None:
     """Raise an error for arguments that cannot be certified; arguments and errors as of `certify`."""
     for kind, name, table in (("risk", risk, RISKS), ("method", method, METHODS)):
         if name not in table:
@@ -154,6 +147,14 @@ def check_certifiable(
             "certify counts wrong answers and a regression has none; calibrate(..., Target(max_drop=...)) chooses a "
             "threshold for it, without a guarantee"
         )
+
+
+def refuse_fit_rows(trace: Trace, policy: Policy, label_thresholds: LabelThresholds | None = None) -> None:
+    """Raise InvalidInput if the policy was fitted on rows of the trace, or the label thresholds were chosen on them.
+
+    Rows are known by their hashes, and equal texts have equal hashes. So this is for rows of unknown origin: halves of
+    independent rows may share texts, and certify all the same.
+    """
     fitted_on = {"the policy was fitted on": _fitted_on(policy_to_dict(policy))}
     if label_thresholds is not None:
         fitted_on["the label thresholds were chosen on"] = set(label_thresholds.fitted_on)

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from offramp.calibration.calibrate import point_for
-from offramp.calibration.certify import certified_point, check_certifiable
+from offramp.calibration.certify import certified_point, check_certifiable, refuse_fit_rows
 from offramp.calibration.label_thresholds import LabelThresholds
-from offramp.calibration.outputs import policy_outputs
+from offramp.calibration.outputs import PolicyOutputs, policy_outputs
 from offramp.errors import CannotReach
 from offramp.policies.base import Policy
 from offramp.policies.registry import as_policy
@@ -67,11 +67,17 @@ def ladder(
         (inf, inf, inf)
     """
     policy = as_policy(policy)
-    outputs = policy_outputs(trace, policy, label_thresholds)
+    if delta is not None:
+        refuse_fit_rows(trace, policy, label_thresholds)
+    return ladder_points(policy_outputs(trace, policy, label_thresholds), metric, delta)
+
+
+def ladder_points(outputs: PolicyOutputs, metric: str | None, delta: float | None) -> dict[str, OperatingPoint]:
+    """Return `ladder`'s points for a policy that has run over the trace; arguments and errors as there."""
     points = {"full": outputs.point(math.inf, {}, metric)}
     share = None if delta is None else delta / len(DROPS)
     if share is not None:
-        check_certifiable(trace, policy, "drop", min(DROPS.values()), share, label_thresholds=label_thresholds)
+        check_certifiable(outputs.trace, "drop", min(DROPS.values()), share)
     for name in (*DROPS, *SPEEDUPS):
         try:
             if name in SPEEDUPS:

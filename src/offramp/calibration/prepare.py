@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from offramp.calibration.calibrate import calibrate
-from offramp.calibration.certify import certify
+from offramp.calibration.certify import certified_point, check_certifiable
 from offramp.calibration.label_thresholds import FEWEST_POSITIVES, LabelThresholds, choose_label_thresholds
-from offramp.calibration.ladder import ladder
+from offramp.calibration.ladder import ladder_points
+from offramp.calibration.outputs import PolicyOutputs, policy_outputs
 from offramp.calibration.saved_lines import SavedLines
 from offramp.errors import InvalidInput
 from offramp.policies.base import Policy
@@ -71,15 +72,18 @@ class PreparedPolicy:
         if target.kind not in ("max_drop", "agreement") or metric not in (None, "accuracy"):
             raise InvalidInput("a confidence goes with max_drop of accuracy, or with agreement")
         risk, level = ("drop", target.value) if target.kind == "max_drop" else ("agreement", 1 - target.value)
-        delta = round(1 - self.confidence, 12)
-        return certify(self.rows, self.policy, risk, round(level, 12), delta, label_thresholds=self.label_thresholds)
+        level, delta = round(level, 12), round(1 - self.confidence, 12)
+        check_certifiable(self.rows, risk, level, delta)
+        return certified_point(self._outputs(), risk, level, delta)
 
     def ladder(self, metric: str | None = None) -> dict[str, OperatingPoint]:
         """Choose a ladder's points by name, certified if there is a confidence; see `offramp.ladder`."""
         if self.confidence is None:
-            return ladder(self.rows, self.policy, self._metric(metric), label_thresholds=self.label_thresholds)
-        delta = round(1 - self.confidence, 12)
-        return ladder(self.rows, self.policy, delta=delta, label_thresholds=self.label_thresholds)
+            return ladder_points(self._outputs(), self._metric(metric), None)
+        return ladder_points(self._outputs(), None, round(1 - self.confidence, 12))
+
+    def _outputs(self) -> PolicyOutputs:
+        return policy_outputs(self.rows, self.policy, self.label_thresholds)
 
     def _metric(self, metric: str | None) -> str | None:
         """Return the metric of points without a certificate: with label thresholds one of those they are chosen for."""

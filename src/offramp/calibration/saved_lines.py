@@ -27,6 +27,8 @@ LINES_FILE = "lines.json"
 LINES_FORMAT = 1
 FIT_ROWS = 500
 """Rows that training fits the lines on, at most."""
+MOST_SHARED = 0.05
+"""Share of the rows with texts that the lines were fitted on: texts recur by chance, more of them were trained on."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ class SavedLines:
             return f"{LINES_FILE} is of other weights"
         if policy not in self.lines:
             return f"{LINES_FILE} has no lines for {policy}"
-        shared = len(set(self.fitted_on) & set(row_hashes(trace)))
-        return f"{LINES_FILE} was fitted on {shared} of these rows" if shared else ""
+        fitted_on = set(self.fitted_on)
+        shared = sum(row in fitted_on for row in row_hashes(trace))
+        return f"{LINES_FILE} was fitted on {shared} of these rows" if shared > MOST_SHARED * len(trace) else ""
 
     def parameters(self, policy: str) -> dict[str, Any]:
         """Return a policy's lines as `offramp.fit_lines` returns them."""
