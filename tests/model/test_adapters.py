@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PolyConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, Trainer
 
+from offramp.data.examples import Examples
 from offramp.errors import InvalidInput
 from offramp.inference.predictor import Predictor
 from offramp.inference.record import record
 from offramp.model import hub
 from offramp.model.modeling import MultiExitModel
-from offramp.training.fit import default_arguments
+from offramp.training.fit import default_arguments, fit
 from offramp.training.trainer import ExitTrainer
-from support.models import encoder_config, save_folder, tiny_model, tiny_tokenizer, token_rows
+from offramp.types.problem_types import SINGLE_LABEL
+from support.models import encoder_config, save_folder, texts, tiny_model, tiny_tokenizer, token_rows
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft reads it
@@ -138,6 +140,30 @@ def test_a_learned_prompt_is_refused(base: Path, tmp_path: Path) -> None:
     for source in (prompted, tmp_path / "adapter"):
         with pytest.raises(InvalidInput, match="a PROMPT_TUNING adapter adds inputs to the model and cannot be merged"):
             MultiExitModel.from_backbone(source, 3)
+
+
+def test_what_peft_cannot_merge_is_refused_and_mixed_adapters_are_merged(base: Path) -> None:
+    settings = {"target_modules": ["query"]}
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    poly = get_peft_model(copy.deepcopy(model), PolyConfig(**settings))
+    with pytest.raises(InvalidInput, match=r"PEFT cannot merge this adapter \(PolyModel\) into the weights: \w"):
+        MultiExitModel.from_backbone(poly, 3)
+    mixed = get_peft_model(model, LoraConfig(init_lora_weights=False, **settings), mixed=True).eval()
+    exits = MultiExitModel.from_backbone(mixed, 3).eval()
+    assert torch.allclose(exits(input_ids=IDS).logits, mixed(IDS).logits, atol=1e-5)
+
+
+def test_fit_saves_the_merged_model_and_frozen_exits_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    examples = Examples(texts(8), [0, 1] * 4, ("no", "yes"), SINGLE_LABEL)
+    model = tiny_model(id2label={0: "no", 1: "yes"}, certainty=True)
+    adapter = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"], modules_to_save=["gate"]))
+    fit(adapter, tiny_tokenizer(), tmp_path / "model", examples, num_train_epochs=1)
+    assert "heads of the model take no gradient" in caplog.text
+    assert "modules_to_save=['heads']" in caplog.text
+    assert isinstance(adapter, PeftModel)
+    expected = adapter(input_ids=IDS).logits
+    assert torch.allclose(MultiExitModel.from_pretrained(tmp_path / "model")(IDS).logits, expected, atol=1e-5)
+    assert set(Predictor.load(tmp_path / "model")(["a cat"])[0]) == {"label", "score", "exit_layer"}
 
 
 def test_layers_with_adapters_but_no_peft_model_are_refused(base: Path) -> None:

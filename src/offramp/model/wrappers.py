@@ -39,14 +39,14 @@ def without_parallel(model: Any) -> Any:
 
 
 def is_peft(model: object) -> bool:
-    """Return True for a `peft.PeftModel`; peft is not loaded for it."""
+    """Return True for a `peft.PeftModel` or a `peft.PeftMixedModel`; peft is not loaded for it."""
     peft = sys.modules.get("peft")
-    return peft is not None and isinstance(model, peft.PeftModel)
+    return peft is not None and isinstance(model, (peft.PeftModel, peft.PeftMixedModel))
 
 
 def refuse_prompts(model: Any) -> None:
     """Raise InvalidInput for a `peft.PeftModel` whose adapter is not in the layers of the model."""
-    config = model.active_peft_config
+    config = next(iter(model.peft_config.values()))  # one prompt does not go with other adapters
     if config.is_prompt_learning:
         raise InvalidInput(
             f"a {config.peft_type.value} adapter adds inputs to the model and cannot be merged into its weights;"

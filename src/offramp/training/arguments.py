@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from offramp.errors import InvalidInput
 from offramp.model.modeling import MultiExitModel
 from offramp.model.wrappers import unwrap
 from offramp.training.objectives.base import Objective
+
+logger = logging.getLogger(__name__)
 
 
 def check_arguments(
@@ -64,6 +67,11 @@ def _stages_of(objective: Objective) -> str:
     return f"{type(objective).__name__} has {len(objective.stages)} stages"
 
 
+def _is_frozen(module: nn.Module | None) -> bool:
+    parameters = [] if module is None else list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
 def check_model(model: nn.Module, objective: Objective) -> None:
     """Refuse a model without exits, and exit memory where an objective cannot go with it.
 
@@ -75,6 +83,10 @@ def check_model(model: nn.Module, objective: Objective) -> None:
     if not isinstance(exits, MultiExitModel):
         name = type(model).__name__
         raise InvalidInput(f"ExitTrainer trains a MultiExitModel, got a {name}; MultiExitModel.from_backbone makes one")
+    still = [name for name in ("heads", "bypasses", "gate") if _is_frozen(getattr(exits, name))]
+    if still:
+        text = "%s of the model take no gradient and stay as they are; an adapter of PEFT trains them with %s"
+        logger.warning(text, " and ".join(still), f"modules_to_save={still}")
     if exits.config.memory is None:
         return
     name = type(objective).__name__

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from offramp.data.batching import check_vocabulary, collate, encode, token_limit
 from offramp.data.examples import Examples
+from offramp.model.adapters import without_wrappers
 from offramp.model.modeling import MultiExitModel
 from offramp.training.objectives.base import Objective
 from offramp.training.trainer import ExitTrainer
@@ -107,7 +108,7 @@ def fit(
     Under torchrun all processes train, and the first one writes.
 
     Args:
-        model: the model to train; left in eval mode.
+        model: the model to train; left in eval mode. Adapters of PEFT are merged into what is saved.
         tokenizer: its `model_max_length` cuts the texts.
         folder: for weights, configuration, tokenizer and card; `folder/checkpoints` exists until all is written.
         train: the training rows.
@@ -148,7 +149,7 @@ def fit(
     if trainer.is_world_process_zero():
         with unfinished_folder(Path(folder) / "model") as unfinished:
             tokenizer.save_pretrained(unfinished)
-            model.save_pretrained(unfinished)
+            without_wrappers(model).save_pretrained(unfinished)
             # the configuration last: now it is a model
             for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
                 give_name(file, Path(folder) / file.name)
