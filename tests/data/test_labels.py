@@ -120,6 +120,7 @@ def test_a_number_means_the_class_that_the_source_or_the_user_names(
             [1],
             "the data says 0 = entailment, 1 = neutral, 2 = contradiction, --label-names 0 = c",
         ),
+        (None, [], None, [0, 1], "--label-names names no class"),
         (None, ["a", "a"], None, [0, 1], "two classes are named 'a'; each needs a name of its own"),
         (None, ["a", ""], None, [0, 1], "a class needs a name, --label-names has ''"),
     ],
@@ -164,6 +165,11 @@ def test_names_of_classes_are_not_for_a_regression() -> None:
         (["nan", "NA", "en"], None, ['a.jsonl: "NA", "nan" is taken for a class, as the others are names']),
         (["1.0", "0"], None, ["a.jsonl: 1.0 is read as 1, as pandas writes integers", "a.jsonl: classes 0, 1"]),
         (["b ", "a"], None, ["a.jsonl: blanks around labels, such as 'b ', do not count"]),
+        (
+            ["a", 1],
+            None,
+            ["a.jsonl: the numbers 1 beside names are classes of their own; --label-names says what they mean"],
+        ),
         ([-1, 1], None, ["a.jsonl: -1 is taken for a class; leave a label empty where it is unknown"]),
         (
             ["1.5", "2"],
@@ -353,6 +359,7 @@ HOT = [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
         # cells
         (["[0, 1, 1]", "[1, 0, 0]"], None, None, ("0", "1", "2"), [[0, 1, 1], [1, 0, 0]]),
         (["[0 1 1]", "[1. 0. 0.]"], None, None, ("0", "1", "2"), [[0, 1, 1], [1, 0, 0]]),
+        (["['a' 'b']", "['b']", "[]"], None, None, ("a", "b"), [[1, 1], [0, 1], [0, 0]]),
         (["['a', 'b']", '["b"]', "[]"], None, None, ("a", "b"), [[1, 1], [0, 1], [0, 0]]),
         (["a|b", "b", " a | c "], None, None, ("a", "b", "c"), [[1, 1, 0], [0, 1, 0], [1, 0, 1]]),
         (["0|1|1", "1|0|0"], None, None, ("0", "1", "2"), [[0, 1, 1], [1, 0, 0]]),

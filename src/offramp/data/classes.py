@@ -219,6 +219,12 @@ def _distinct(
         log.info(
             "%s: labels such as %s are taken for names of classes; --task regression reads numbers", source, names[0]
         )
+    numbers = [name for name in names if integer_spelled(name) is not None]
+    if numbers and not all(map(is_number, names)):
+        text = shortened(numbers)
+        log.info(
+            "%s: the numbers %s beside names are classes of their own; %s says what they mean", source, text, OPTION
+        )
     folded: dict[str, list[str]] = {}
     for name in sorted(names):
         folded.setdefault(name.casefold(), []).append(name)

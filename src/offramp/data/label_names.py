@@ -101,10 +101,10 @@ def naming_of(
             return Naming(_numbered(own), "the data set", numbered=True, codes=True)
         loose = class_names.get("") if column is not None else None
         return None if loose is None else Naming(_numbered(loose), "labels.json", numbered=True, binding=False)
+    if not label_names:
+        raise InvalidInput(f"{OPTION} names no class")
     if isinstance(label_names, Mapping):
         table = {str(spelling).strip(): _name(name) for spelling, name in label_names.items()}
-        if not table:
-            raise InvalidInput(f"{OPTION} names no class")
         return Naming(table, OPTION, numbered=False)
     table = _numbered([_name(name) for name in label_names])
     source_names = own or class_names.get("", ())

@@ -128,12 +128,13 @@ def _list(label: Any, location: str, lone: bool) -> list[Any]:
 def _parsed(cell: str, location: str, lone: bool) -> Any:
     """Return the labels in a cell: a list as JSON, Python or numpy write it, or names with bars between them."""
     if cell.startswith("["):
+        cell = re.sub(r"""(['"])\s+(['"])""", r"\1, \2", cell)  # numpy writes no commas
         for parse in (json.loads, ast.literal_eval):
             try:
                 return parse(cell)
             except (ValueError, SyntaxError):
                 continue
-        if re.fullmatch(r"\[(\s*[01]\.?)*\s*\]", cell):  # numpy writes no commas
+        if re.fullmatch(r"\[(\s*[01]\.?)*\s*\]", cell):
             return [int(float(bit)) for bit in cell[1:-1].split()]
         raise DataError(f"{location}: not a list of labels: {reprlib.repr(cell)}")
     if "|" not in cell and not lone:
