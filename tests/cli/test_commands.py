@@ -365,7 +365,7 @@ def test_evaluate_compares_every_policy_beside_what_it_always_said(place: Path, 
     assert recalls.startswith("recall by class at 'default', worst loss first")
     assert (tmp_path / "policies.png").read_bytes().startswith(b"\x89PNG")
     told = json.loads(offramp("evaluate", place / "model", *data, "--json").stdout)
-    assert {"metric", "layers", "layerwise", "points", "comparison", "recall", "notes"} == set(told)
+    assert {"metric", "layers", "layerwise", "points", "comparison", "recall", "notes", "exit_summary"} == set(told)
     assert {each["name"] for each in told["recall"]["slices"]} == {"good", "bad"}
     wanted = {*POLICIES, "margin, per exit"} - {"certainty", "stability"}
     assert set(told["comparison"]["policies"]) == wanted

@@ -13,7 +13,7 @@ from offramp.evaluation.compare import against_full, compare, comparison
 from offramp.evaluation.measure import measure
 from offramp.evaluation.metrics import METRICS, layerwise
 from offramp.evaluation.oracle import oracle
-from offramp.evaluation.summary import ExitScoreSummary, exit_score_summary, histogram, relative
+from offramp.evaluation.summary import ExitScoreSummary, exit_score_summary, histogram
 from offramp.evaluation.sweep import curve
 from offramp.policies.confidence import Entropy, Margin
 from offramp.policies.fixed import Fixed
@@ -210,9 +210,3 @@ def test_the_histogram_counts_who_leaves_where() -> None:
     counts = histogram(trace, Entropy(), 0.6)
     assert sum(counts.values()) == 50
     assert sum(layer * count for layer, count in counts.items()) / 50 == measure(trace, Entropy(), 0.6).mean_exit
-
-
-def test_relative_scores_are_percent_of_the_full_models() -> None:
-    assert relative(torch.tensor([0.8, 0.4]), 0.8).tolist() == pytest.approx([100, 50])
-    with pytest.raises(InvalidInput, match="not above 0"):
-        relative(torch.tensor([0.8]), 0.0)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from offramp.errors import InvalidInput
-from offramp.evaluation.curves import area, area_above, elue_score, score_at
+from offramp.evaluation.curves import area, area_above, score_at
 from offramp.evaluation.sweep import Curve, curve
 from offramp.policies.confidence import Entropy
 from offramp.policies.patience import Patience
@@ -49,14 +49,3 @@ def test_what_is_above_less_what_is_below_is_the_difference_of_the_areas() -> No
     assert above > 0
     assert below > 0
     assert above - below == pytest.approx(5 * apart)
-
-
-def test_the_elue_score_is_the_mean_distance_from_the_reference() -> None:
-    reference = [(4.0, 80.0), (1.0, 50.0), (2.0, 70.0)]
-    assert elue_score([(1.5, 66.0), (3.0, 74.0)], reference) == pytest.approx((6 - 1) / 2)
-    assert elue_score([(9.0, 81.0)], reference) == pytest.approx(1)  # dearer than the reference, which need not be
-    with pytest.raises(InvalidInput, match=r"begins at a cost of 1, and a point costs 0\.5"):
-        elue_score([(0.5, 60.0)], reference)
-    for points, against in (([], reference), ([(2.0, 60.0)], [])):
-        with pytest.raises(InvalidInput, match="needs points and a reference"):
-            elue_score(points, against)

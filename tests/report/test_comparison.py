@@ -1,7 +1,7 @@
 import json
 
 from offramp.evaluation.compare import compare
-from offramp.evaluation.curves import area, score_at
+from offramp.evaluation.curves import area, area_above, score_at
 from offramp.evaluation.slices import Slice
 from offramp.report.comparison import (
     MAX_CLASSES,
@@ -24,6 +24,7 @@ def test_a_comparison_as_data_has_every_point_and_the_best_policy_first() -> Non
     assert data["policies"]["pcee"]["policy"] == {"name": "pcee", "measure": "entropy", "patience": 2}
     margin, band = data["policies"]["margin"], comparison.bands["margin"]
     assert margin["area"] == area(band, 2, 6)
+    assert margin["area_above_fixed"] == area_above(band, comparison.bands["fixed"]) > 0
     assert margin["points"]["thresholds"] == ["never", *band.thresholds[1:].tolist()]
     assert margin["points"]["low"] == band.low.tolist()
     half = margin["budgets"][2]

@@ -22,10 +22,12 @@ def test_scores_are_the_same_as_text_and_as_data() -> None:
     points = {"never": OperatingPoint({"name": "entropy"}, (float("inf"),))}
     data = scores_data(trace, points)
     assert data["layerwise"] == [1.0, 0.5]
+    assert data["exit_summary"] == {"average": 0.75, "best": 1.0, "deviation": 0.25}
+    assert data["points"]["never"]["measured"]["leaving"] == {1: 0, 2: 2}
     assert data["points"]["never"]["measured"]["score"] == 0.5
     assert data["points"]["never"]["measured"]["speedup"] == 1
     text = scores_text(trace, points)
-    assert "accuracy of every exit, on 2 rows" in text
+    assert "accuracy of every exit, on 2 rows; average 0.7500, best 1.0000, deviation 0.2500\n" in text
     assert " ".join(text.splitlines()[-1].split()) == "never 0.5000 2.00 of 2 0% 0.000 to 0.000"
     assert data["points"]["never"]["measured"]["loss_interval"] == (0.0, 0.0)
     assert data["points"]["never"]["measured"]["agreement_interval"] == pytest.approx((0.158, 1), abs=1e-3)

@@ -9,10 +9,8 @@ import torch.nn.functional as F
 
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.studies.analyses import bleu, bleu_confidence, certainty_quartiles, overthinking
-from offramp.studies.token_similarity import token_similarity
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
-from support.models import LAYERS, padded, tiny_model, token_rows
 from support.traces import random_trace
 
 needs_sacrebleu = pytest.mark.skipif(importlib.util.find_spec("sacrebleu") is None, reason="sacrebleu is not installed")
@@ -80,29 +78,3 @@ def test_bleu_needs_the_texts_of_a_choice_between_two() -> None:
         bleu_confidence(Trace(torch.zeros(2, 4, 2)), [("a", "b")])
     with pytest.raises(NotApplicable, match="two classes"):
         bleu_confidence(Trace(torch.zeros(2, 4, 3)), [("a", "b")] * 4)
-
-
-@pytest.mark.parametrize("batch_size", [1, 5])
-def test_similarity_of_tokens(batch_size: int) -> None:
-    model, rows = tiny_model(), [row for row in token_rows(9) if len(row["input_ids"]) > 1]
-    wanted = []
-    for row in rows:
-        carry = model.embed(padded(model, [row]))
-        for exit in range(LAYERS):
-            carry = model.block(exit, carry)
-            hidden = carry.hidden[0]  # (T, D)
-            pairs = [
-                F.cosine_similarity(hidden[a], hidden[b], dim=0).item()
-                for a in range(len(hidden))
-                for b in range(len(hidden))
-                if a != b
-            ]
-            wanted.append(sum(pairs) / len(pairs))
-    each = torch.tensor(wanted, dtype=torch.float64).view(len(rows), LAYERS).mean(dim=0)
-
-    alone = {"input_ids": [7], "attention_mask": [1]}  # has no pair, and does not count
-    found = token_similarity(model, [*rows, alone], batch_size)
-
-    assert torch.allclose(found, each, atol=1e-6)
-    with pytest.raises(InvalidInput, match="two tokens"):
-        token_similarity(model, [alone])

@@ -14,6 +14,7 @@ from torch import Tensor
 from offramp.calibration.label_thresholds import LabelThresholds
 from offramp.calibration.outputs import PolicyOutputs, loosest, policy_outputs
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
+from offramp.evaluation.caveats import undefined
 from offramp.evaluation.metrics import layerwise
 from offramp.evaluation.sweep import per_exit_constant, score_curve, sweep
 from offramp.policies.base import Policy
@@ -115,6 +116,8 @@ def _full_score(trace: Trace, metric: str | None) -> float:
     """Return the full model's score, not that of the threshold "never": an ensemble may change that answer."""
     full = layerwise(trace, metric)[-1]
     if full <= 0:
+        if reason := undefined(trace, metric):
+            raise CannotReach(f"{reason}, so there is no share of it to keep")
         raise CannotReach(f"the full model scores {full:.4g}: not above 0, so there is no share of it to keep")
     return full
 

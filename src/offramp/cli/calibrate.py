@@ -12,6 +12,7 @@ import click
 from offramp.cli.options import (
     FOLDER,
     POLICY_PARAMETERS,
+    SCORE,
     check_data_or_trace,
     check_metric_of,
     class_names,
@@ -41,7 +42,7 @@ HOLD_BACK = "Lower this class's score by AMOUNT, so that it leaves later, e.g. s
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@scored_options("validation")
+@scored_options("validation", f"{SCORE}  [default: accuracy, or pearson]")
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="Keep at least (1 - this) of the full model's score.")
 @click.option("--speedup", type=click.FloatRange(min=1), help="Layers of the full model over mean exit layer.")
 @click.option("--agreement", type=click.FloatRange(0, 1), help="Share of rows with the full model's answer.")

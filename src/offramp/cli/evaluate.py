@@ -12,6 +12,7 @@ import click
 from offramp.cli.options import (
     FILE,
     FOLDER,
+    SCORE,
     class_names,
     column_options,
     columns_of,
@@ -39,7 +40,7 @@ TRACE_SLICES = ("label", "length")  # known from the trace; other slices need a 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@scored_options("test")
+@scored_options("test", f"{SCORE}  [default: that of the default point, else accuracy or pearson]")
 @click.option("--slice-by", metavar="COLUMN", help="Score the default point by label, length, or a column of the data.")
 @click.option("--picture", type=FILE, help="File for a plot of all policies: .png, .svg or .pdf.")
 @column_options

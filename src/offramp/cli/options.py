@@ -104,11 +104,11 @@ def metric_option(text: str) -> Callable[[Command], Command]:
 SCORE = "The score; f1 is that of the second of two classes, or of all labels together."
 
 
-def scored_options(split: str) -> Callable[[Command], Command]:
+def scored_options(split: str, score: str) -> Callable[[Command], Command]:
     """Return a decorator that adds --data, --trace, --engine, --split and --metric, for commands that score a model."""
 
     def add(command: Command) -> Command:
-        command = metric_option(f"{SCORE}  [default: that of the default point, else accuracy or pearson]")(command)
+        command = metric_option(score)(command)
         command = click.option("--split", default=split, show_default=True, help="Split of a named data set.")(command)
         command = engine_option(command)
         command = click.option("--trace", type=FILE, help="Instead of --data: a file of `offramp record`.")(command)

@@ -1,12 +1,10 @@
-"""Trade-off curves in a number: the score at a budget, the area under one, the area between two, the ELUE score.
+"""Trade-off curves in a number: the score at a budget, the area under one, the area of one above another.
 
 A curve is points joined by straight lines. A point between two thresholds can be reached: draw one of the two for each
 sample.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,28 +63,6 @@ def area_above(one: Curve | BootstrapCurve, other: Curve | BootstrapCurve) -> fl
     crosses = start * end < 0  # then the area above is a triangle over a share of the distance
     share = np.where(crosses, above / np.where(crosses, np.abs(start) + np.abs(end), 1), 1)
     return float((np.diff(knots) * share * above / 2).sum())
-
-
-def elue_score(points: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]]) -> float:
-    """Return the mean height of points above a reference curve; (cost, score) each, costs in one unit.
-
-    Liu et al., "Towards Efficient NLP: A Standard Evaluation and A Strong Baseline" (ELUE), NAACL 2022, whose reference
-    is ElasticBERT-base over its 12 layers, in FLOPs. With another reference it is another score.
-
-    Args:
-        points: of the method.
-        reference: joined by straight lines; constant beyond its most expensive point.
-
-    Raises:
-        InvalidInput: no points or no reference; a point that is cheaper than all of the reference.
-    """
-    if not points or not reference:
-        raise InvalidInput("an ELUE score needs points and a reference")
-    costs, scores = np.array(sorted(reference), dtype=np.float64).T
-    at, reached = np.array(points, dtype=np.float64).T
-    if at.min() < costs[0]:
-        raise InvalidInput(f"the reference begins at a cost of {costs[0]:.4g}, and a point costs {at.min():.4g}")
-    return float((reached - np.interp(at, costs, scores)).mean())
 
 
 def _rising(values: Tensor) -> Numbers:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.errors import InvalidInput
 from offramp.evaluation.metrics import layerwise
 from offramp.policies.base import Policy
 from offramp.policies.replay import replay
@@ -44,14 +43,3 @@ def histogram(trace: Trace, policy: Policy, thresholds: float | Sequence[float] 
     """Count the samples that leave at each layer with an exit."""
     exit_layers = replay(trace, policy, thresholds).exit_layers
     return {layer: int((exit_layers == layer).sum()) for layer in trace.layer_numbers}
-
-
-def relative(scores: Tensor, full: float) -> Tensor:
-    """Return scores in percent of the full model's, as BERxiT reports them.
-
-    Raises:
-        InvalidInput: the full model's score is not above 0.
-    """
-    if full <= 0:
-        raise InvalidInput(f"the full model scores {full:.4g}: not above 0, so no score is a percentage of it")
-    return 100 * scores / full

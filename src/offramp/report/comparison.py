@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from offramp.errors import InvalidInput
 from offramp.evaluation.bootstrap import BootstrapCurve
 from offramp.evaluation.compare import Comparison
-from offramp.evaluation.curves import area, score_at
+from offramp.evaluation.curves import area, area_above, score_at
 from offramp.evaluation.slices import Slice
 from offramp.evaluation.sweep import Curve
 from offramp.policies.registry import policy_to_dict, summarize
@@ -42,7 +43,11 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
     """Return the content of `comparison_text` and all points of the curves as data for JSON."""
     low, high = comparison.limits
     lines = {
-        name: {"policy": summarize(policy_to_dict(comparison.policies[name])), **_line(comparison, band)}
+        name: {
+            "policy": summarize(policy_to_dict(comparison.policies[name])),
+            **_line(comparison, band),
+            "area_above_fixed": _area_above(band, comparison.bands["fixed"]),
+        }
         for name, band in comparison.bands.items()
     }
     by_area = sorted(lines, key=lambda name: -(lines[name]["area"] or 0))
@@ -69,6 +74,14 @@ def _line(comparison: Comparison, curve: Curve | BootstrapCurve) -> dict[str, An
         budgets.append({"share": share, "mean_exit": mean_exit, **scores})
     points = {name: _numbers(values) for name, values in vars(curve).items()}
     return {"budgets": budgets, "area": area(curve, low, high) if low < high else None, "points": points}
+
+
+def _area_above(band: BootstrapCurve, other: BootstrapCurve) -> float | None:
+    """Return `area_above`; None where one of the two never leaves the last exit."""
+    try:
+        return area_above(band, other)
+    except InvalidInput:
+        return None
 
 
 def _cell(budget: dict[str, float | None]) -> str:

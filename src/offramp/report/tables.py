@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from offramp.evaluation.bootstrap import point_loss_interval
 from offramp.evaluation.intervals import agreement_interval
 from offramp.evaluation.measure import measure_all, measure_point
 from offramp.evaluation.metrics import layerwise, metric_for
-from offramp.policies.registry import summarize
+from offramp.evaluation.summary import exit_score_summary, histogram
+from offramp.policies.registry import as_policy, summarize
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Measured, OperatingPoint, label_thresholds_text, rows_text
 from offramp.types.trace import Trace
@@ -61,6 +62,8 @@ def scores_text(
         head = [f"layer {layer}" for layer in trace.layer_numbers]
         labels = ", labels above 0.5" if any(point.label_thresholds for point in points.values()) else ""
         title = f"{metric_for(trace, metric)[0]} of every exit, on {rows_text(len(trace))}{labels}"
+        summary = exit_score_summary(trace, metric)
+        title += f"; average {summary.average:.4f}, best {summary.best:.4f}, deviation {summary.deviation:.4f}"
         tables.append(f"{title}\n{table(head, [row])}")
     if points:
         title = "agreement, 95%" if trace.labels is None else "lost, 95%"
@@ -79,6 +82,7 @@ def scores_data(
         "metric": metric_for(trace, metric)[0],
         "layers": trace.layer_numbers,
         "layerwise": layerwise(trace, metric) if trace.labels is not None else None,
+        "exit_summary": asdict(exit_score_summary(trace, metric)) if trace.labels is not None else None,
         "points": {name: _point_data(trace, point, measured[name]) for name, point in points.items()},
     }
 
@@ -88,7 +92,8 @@ def _point_data(trace: Trace, point: OperatingPoint, measured: Measured) -> dict
     data = replace(point, measured=measured).to_json()
     loss = None if trace.labels is None else point_loss_interval(trace, point, measured.metric)
     intervals = {"loss_interval": loss, "agreement_interval": agreement_interval(measured)}
-    data["measured"] |= {"speedup": measured.speedup, "saving": measured.saving, **intervals}
+    leaving = histogram(trace, as_policy(point.policy), point.thresholds)
+    data["measured"] |= {"speedup": measured.speedup, "saving": measured.saving, **intervals, "leaving": leaving}
     return data
 
 
