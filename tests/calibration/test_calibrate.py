@@ -442,3 +442,9 @@ def test_ranks_are_not_swept_and_the_refusal_says_what_is() -> None:
         with pytest.raises(NotApplicable, match="spearman ranks all samples together"):
             refused()
     assert calibrate(trace, Stability(), Target(speedup=1.2), "spearman").measured.metric == "spearman"
+
+
+def test_constant_labels_of_a_regression_are_named_where_nothing_can_be_kept() -> None:
+    trace = Trace(torch.randn(2, 12, 1), torch.full((12,), 3.5))
+    with pytest.raises(CannotReach, match="the labels of all 12 rows are alike: pearson is not defined"):
+        calibrate(trace, "stability", Target(max_drop=0.1))

@@ -216,6 +216,23 @@ def test_few_rows_and_unbalanced_classes_are_said_by_calibrate_and_evaluate(plac
     assert any("the only row has the label 'bad'" in note for note in told["notes"])
 
 
+def test_rows_without_a_finite_answer_are_left_out_with_a_count(place: Path, tmp_path: Path) -> None:
+    assert offramp("record", place / "model", "--data", place / "validation.jsonl", "-o", tmp_path / "t").exit_code == 0
+    trace = Trace.load(tmp_path / "t")
+    trace.logits[1, 2] = torch.nan
+    trace.save(tmp_path / "one")
+    result = offramp("evaluate", place / "model", "--trace", tmp_path / "one", "--json")
+    assert "note: 1 of 48 rows has no finite answer and is left out here (row 3)" in result.stderr
+    assert json.loads(result.stdout)["points"]["default"]["measured"]["rows"] == 47
+    assert "NaN" not in result.stdout
+    trace.logits[:] = torch.nan
+    trace.save(tmp_path / "all")
+    refused = offramp("evaluate", place / "model", "--trace", tmp_path / "all")
+    assert refused.exit_code == 1
+    assert "none of the 48 rows has a finite answer" in refused.stderr
+    assert refused.stdout == ""
+
+
 def test_training_does_not_overwrite_a_model(place: Path) -> None:
     before = (place / "model" / "model.safetensors").read_bytes()
     result = train(place, "model")

@@ -23,7 +23,7 @@ from offramp.cli.options import (
     scored_options,
     silence_transformers,
 )
-from offramp.cli.points import metric_of, print_notes, saved_points
+from offramp.cli.points import finite_only, metric_of, print_notes, saved_points
 from offramp.errors import InvalidInput
 from offramp.types.whole_file import refuse_output
 
@@ -68,7 +68,10 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     if picture is not None:
         refuse_output(picture, options["data"], options["trace"], folder)
     groups = _groups(folder, slice_by, options)  # before the model runs, so that a wrong name fails at once
-    trace, points, names = read_trace(folder, options), saved_points(folder), class_names(folder)
+    recorded = read_trace(folder, options)
+    trace, kept = finite_only(recorded)
+    groups = [groups[row] for row in kept] if len(groups) == len(recorded) else groups
+    points, names = saved_points(folder), class_names(folder)
     metric = options["metric"] or metric_of(points.get(DEFAULT))
     slices = None if slice_by is None else _slices(folder, trace, points, slice_by, groups, metric)
     recalls = _recalls(trace, points, names)

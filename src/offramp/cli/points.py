@@ -79,6 +79,24 @@ def add_ladder(folder: Path, points: Mapping[str, OperatingPoint]) -> None:
     add_points(folder, points, LADDER_NAMES)
 
 
+def finite_only(trace: Trace) -> tuple[Trace, list[int]]:
+    """Return a trace without the rows that have no finite answer, and the rows kept; print how many those are.
+
+    Raises:
+        InvalidInput: no row is left.
+    """
+    from offramp.evaluation.measure import finite_rows
+
+    kept = finite_rows(trace)
+    if len(kept) == len(trace):
+        return trace, kept.tolist()
+    left_out = sorted(set(range(len(trace))) - set(kept.tolist()))
+    some = ", ".join(str(row + 1) for row in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+    have = "has no finite answer and is" if len(left_out) == 1 else "have no finite answer and are"
+    print_notes([f"{len(left_out)} of {len(trace)} rows {have} left out here (row {some})"])
+    return trace.take(kept), kept.tolist()
+
+
 def print_notes(notes: Sequence[str]) -> None:
     """Print what rows cannot show, to the standard error stream, which machines do not read."""
     for note in notes:

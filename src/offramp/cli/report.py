@@ -28,7 +28,7 @@ from offramp.cli.options import (
     reading_options,
     silence_transformers,
 )
-from offramp.cli.points import metric_of, saved_points
+from offramp.cli.points import finite_only, metric_of, saved_points
 from offramp.types.operating_point import DEFAULT
 from offramp.types.whole_file import refuse_output, whole_file
 
@@ -83,14 +83,15 @@ def report(
     check_metric_of(folder, metric)
     metric = metric or metric_of(points.get(operating_point or DEFAULT))
     examples = read_for(load_config(folder), data, columns_of(options), split, reading_of(options))
-    trace = record(folder, examples, engine)
+    trace, kept = finite_only(record(folder, examples, engine))
+    texts = [examples.texts[row] for row in kept]
     source = data_name(data, split)
     trace = replace(trace, provenance={**trace.provenance, "data": source})
-    cost = None if no_timing else _measure_costs(folder, examples.texts, engine)
+    cost = None if no_timing else _measure_costs(folder, texts, engine)
     content = page(
         f"Early exit of {folder.name}, measured on {source}",
         trace,
-        Texts(examples.texts, examples.label_names),
+        Texts(texts, examples.label_names),
         points,
         name=operating_point,
         metric=metric,

@@ -64,6 +64,22 @@ def measure_answers(
     return replace(measured, provenance=provenance, expected_ms=cost.mean_ms(answers.exit_layers))
 
 
+def finite_rows(trace: Trace) -> Tensor:
+    """Return the indices (K,) of the rows whose logits and certainty are finite at every exit; others have no answer.
+
+    Raises:
+        InvalidInput: no row has.
+    """
+    finite = trace.logits.isfinite().all(dim=-1).all(dim=0)
+    if trace.certainty is not None:
+        finite &= trace.certainty.isfinite().all(dim=0)
+    if not finite.any():
+        raise InvalidInput(
+            f"none of the {len(trace)} rows has a finite answer: the model's outputs are NaN or infinite"
+        )
+    return finite.nonzero().squeeze(-1)
+
+
 def measure_point(
     trace: Trace, point: OperatingPoint, metric: str | None = None, cost: CostTable | None = None
 ) -> Measured:
