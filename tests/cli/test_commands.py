@@ -229,7 +229,7 @@ def test_rows_without_a_finite_answer_are_left_out_with_a_count(place: Path, tmp
     trace.save(tmp_path / "all")
     refused = offramp("evaluate", place / "model", "--trace", tmp_path / "all")
     assert refused.exit_code == 1
-    assert "none of the 48 rows has a finite answer" in refused.stderr
+    assert "all 48 samples have no finite answer" in refused.stderr
     assert refused.stdout == ""
 
 

@@ -74,9 +74,7 @@ def finite_rows(trace: Trace) -> Tensor:
     if trace.certainty is not None:
         finite &= trace.certainty.isfinite().all(dim=0)
     if not finite.any():
-        raise InvalidInput(
-            f"none of the {len(trace)} rows has a finite answer: the model's outputs are NaN or infinite"
-        )
+        refuse_broken(~finite, "no finite answer")
     return finite.nonzero().squeeze(-1)
 
 
