@@ -59,12 +59,18 @@ def test_targets_that_need_no_labels_are_calibrated_without(
     assert json.loads((copy / "operating_points.json").read_text())["points"]["default"]
 
 
-@pytest.mark.parametrize("target", [("--max-drop", "0.1"), ("--ladder",), ("--agreement", "0.9", "--metric", "f1")])
+@pytest.mark.parametrize(
+    "target", [("--max-drop", "0.1"), ("--ladder",), ("--agreement", "0.9", "--metric", "macro-f1")]
+)
 def test_targets_of_a_score_are_refused_without_labels(folder: Path, tmp_path: Path, target: tuple[str, ...]) -> None:
     source = write(tmp_path / "a.jsonl")
     result = offramp("calibrate", folder, "--data", source, *target)
     assert result.exit_code == 1
     assert "no column looks like the label, choose it with --label-column" in result.stderr
+
+
+def test_a_column_of_nothing_but_minus_one_holds_no_labels(folder: Path, tmp_path: Path) -> None:
+    assert record(folder, write(tmp_path / "a.jsonl", every=-1)).labels is None
 
 
 def test_record_says_that_it_has_no_labels(folder: Path, tmp_path: Path) -> None:
