@@ -227,6 +227,10 @@ def test_rows_without_a_finite_answer_are_left_out_with_a_count(place: Path, tmp
     assert "NaN" not in result.stdout
     trace.logits[:] = torch.nan
     trace.save(tmp_path / "all")
+    Trace(torch.randn(4, 5, 3)).save(tmp_path / "three")
+    refused = offramp("evaluate", place / "model", "--trace", tmp_path / "three")
+    assert refused.exit_code == 1
+    assert "three has 3 outputs, the model 2" in refused.stderr
     refused = offramp("evaluate", place / "model", "--trace", tmp_path / "all")
     assert refused.exit_code == 1
     assert "all 48 samples have no finite answer" in refused.stderr

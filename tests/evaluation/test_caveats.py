@@ -125,6 +125,10 @@ def test_labels_that_are_all_alike_have_no_correlation() -> None:
     assert caveats(constant, early(max_drop=0.01)) == [
         "the labels of all 70 rows are alike: pearson is not defined and counts as 0"
     ]
+    few = constant.take(torch.arange(10))
+    assert caveats(few, early(max_drop=0.01)) == [
+        "the labels of all 10 rows are alike: pearson is not defined and counts as 0"
+    ]
     sentences = caveats(constant.take(torch.tensor([3])), early(max_drop=0.01), "spearman")
     assert sentences == [
         "1 row promises little: no interval of spearman can be given from them",

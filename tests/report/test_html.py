@@ -69,7 +69,8 @@ def assessment(
         (assessment(0.81), Verdict.PAYS, "gains 1.0 points of accuracy"),
         (assessment(0.79, loss=(0.0079, 0.02)), Verdict.UNCERTAIN, "on 400 rows it may be chance"),
         (assessment(0.79, loss=(0.0081, 0.02)), Verdict.MISSES_TARGET, "at most 1% of the score lost was asked for"),
-        (assessment(0.8, mean_exit=6), Verdict.NO_EARLY_EXIT, "every row runs all 6 layers"),
+        (assessment(0.8, mean_exit=6), Verdict.NO_EARLY_EXIT, "at the point “fast” every row runs all 6 layers"),
+        (assessment(0.8, mean_exit=6, name=None), Verdict.NO_EARLY_EXIT, "at the best point every row runs all 6 lay"),
         (assessment(0.792, name=None), Verdict.NOT_SAVED, "No operating point is saved yet; margin saves 50%"),
         (
             assessment(0.8, rows=2, loss=(-0.776, 0.776)),

@@ -43,8 +43,8 @@ def test_without_labels_a_point_has_the_interval_of_its_agreement() -> None:
 
 
 def test_a_point_reads_with_its_parameters_and_never_as_a_word() -> None:
-    point = OperatingPoint({"name": "pcee", "patience": 2}, (0.25, float("inf")), {"max_drop": 0.01})
-    assert point_text(point) == "pcee patience=2, thresholds 0.25, never (max_drop 0.01)"
+    point = OperatingPoint({"name": "pcee", "patience": 2}, (-float("inf"), 0.25, float("inf")), {"max_drop": 0.01})
+    assert point_text(point) == "pcee patience=2, thresholds always, 0.25, never (max_drop 0.01)"
 
 
 @pytest.mark.parametrize("problem_type", [SINGLE_LABEL, REGRESSION])

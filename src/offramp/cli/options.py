@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from offramp.data.records import FORMATS
+from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES
 from offramp.policies.registry import POLICIES
 
@@ -204,14 +205,19 @@ def read_trace(folder: Path, options: Mapping[str, Any], data: Examples | list[T
     Raises:
         UsageError: both options or neither.
         NotApplicable: a metric without a meaning for this model.
+        InvalidInput: a trace of another number of outputs.
     """
     from offramp.inference.record import data_name, record
+    from offramp.model.hub import load_config
     from offramp.types.trace import Trace
 
     check_data_or_trace(options)
     check_metric_of(folder, options["metric"])
     if options["trace"] is not None:
-        return Trace.load(options["trace"])
+        trace = Trace.load(options["trace"])
+        if trace.logits.shape[-1] != (outputs := load_config(folder).num_labels):
+            raise InvalidInput(f"{options['trace']} has {trace.logits.shape[-1]} outputs, the model {outputs}")
+        return trace
     data = read_data(folder, options, labelled=True) if data is None else data
     trace = record(folder, data, options["engine"])
     return replace(trace, provenance={**trace.provenance, "data": data_name(options["data"], options["split"])})

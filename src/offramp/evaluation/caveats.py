@@ -129,7 +129,7 @@ def _one_class(trace: Trace, metric: str | None) -> bool:
 def _few_values(trace: Trace, metric: str | None) -> str | None:
     """Say what so few rows show of a correlation, by Fisher's transformation (Biometrika 1915)."""
     rows, needed = len(trace), rows_needed(NO_TARGET) or 1
-    if trace.labels is None or rows >= needed:
+    if trace.labels is None or rows >= needed or (rows > 1 and undefined(trace, metric)):
         return None
     little = _little(trace, metric, ())
     name, found = metric_for(trace, metric)[0], layerwise(trace, metric)[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,7 +13,7 @@ from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.summary import exit_score_summary, histogram
 from offramp.policies.registry import as_policy, summarize
 from offramp.types.cost_table import CostTable
-from offramp.types.operating_point import Measured, OperatingPoint, label_thresholds_text, rows_text
+from offramp.types.operating_point import Measured, OperatingPoint, label_thresholds_text, rows_text, threshold_words
 from offramp.types.trace import Trace
 
 
@@ -108,7 +107,7 @@ def _interval_text(trace: Trace, point: OperatingPoint, metric: str | None) -> s
 
 def point_text(point: OperatingPoint) -> str:
     """Return an operating point in words: policy, thresholds, target, measurements and certificate."""
-    thresholds = ", ".join("never" if value == math.inf else f"{value:.4g}" for value in point.thresholds)
+    thresholds = ", ".join(threshold_words(point.thresholds))
     parameters = "".join(f" {key}={value}" for key, value in summarize(point.policy).items() if key != "name")
     target = ", ".join(f"{key} {value:g}" for key, value in point.target.items()) or "set by hand"
     lines = [f"{point.policy['name']}{parameters}, thresholds {thresholds} ({target})"]

@@ -268,6 +268,12 @@ def checked_label_thresholds(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
+def threshold_words(thresholds: Sequence[float]) -> list[str]:
+    """Return thresholds as text; inf and -inf are "never" and "always"."""
+    words = {math.inf: "never", -math.inf: "always"}
+    return [words.get(value, f"{value:.4g}") for value in thresholds]
+
+
 def label_thresholds_text(values: Sequence[float], most: int = 20) -> str:
     """Return label thresholds in words, the first `most` of them."""
     more = f" and {len(values) - most} more" if len(values) > most else ""

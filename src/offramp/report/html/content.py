@@ -27,7 +27,7 @@ from offramp.report.html.exits import ExitRow, exit_rows
 from offramp.report.html.verdict import Decision, PointAssessment, certificate_text, decide
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target
-from offramp.types.problem_types import REGRESSION
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace, trace_digest
 
 DEFAULT_DROP = 0.01
@@ -257,4 +257,5 @@ def _slices(
         slices["label"] = recall_by_class(trace, point, names)
     if trace.tokens is not None:
         slices["length"] = by_length(trace, point, metric)
-    return {by: rows for by, rows in slices.items() if len(rows) > 1}
+    several = trace.problem_type == MULTI_LABEL  # then one label is a group among other rows
+    return {by: rows for by, rows in slices.items() if len(rows) > 1 or (several and by == "label" and rows)}

@@ -13,7 +13,15 @@ from enum import Enum
 
 from offramp.evaluation.caveats import needed_rows
 from offramp.policies.registry import policy_text
-from offramp.types.operating_point import RISKS, Certificate, Measured, OperatingPoint, label_thresholds_text, rows_text
+from offramp.types.operating_point import (
+    RISKS,
+    Certificate,
+    Measured,
+    OperatingPoint,
+    label_thresholds_text,
+    rows_text,
+    threshold_words,
+)
 
 MAX_COUNTED = 100
 """A percentage of fewer rows than this is shown with its count."""
@@ -149,7 +157,7 @@ def percent(share: float) -> str:
 
 def thresholds_text(point: OperatingPoint) -> str:
     """Return one number where all exits share their threshold, else one number for each."""
-    words = ["never" if value == math.inf else f"{value:.4g}" for value in point.thresholds]
+    words = threshold_words(point.thresholds)
     return words[0] if len(set(words)) == 1 else ", ".join(words)
 
 
@@ -167,7 +175,7 @@ def target_text(point: OperatingPoint) -> str:
 
 
 def _headline(assessment: PointAssessment) -> str:
-    measured, point = assessment.measured, f"the point “{assessment.name or ''}”"
+    measured, point = assessment.measured, f"the point “{assessment.name}”" if assessment.name else "the best point"
     time = ""
     if measured.expected_ms is not None and assessment.full_ms is not None:
         time = f", {percent(1 - measured.expected_ms / assessment.full_ms)} of the time,"
