@@ -268,10 +268,6 @@ def read_data(
         columns, opened = _chosen(opened, columns, labelled=False)
         rows = list(rows_of(opened, columns, labelled=False))
     missing = sum(_lacks_label(row.label) for row in rows)
-    if task != "regression" and all(
-        integer_spelled(str(row.label)) == NO_CLASS or _lacks_label(row.label) for row in rows
-    ):
-        missing = len(rows)  # a column of nothing but -1
     if task != "regression" and NO_CLASS not in (label_names or ()) and all(_is_no_class(row.label) for row in rows):
         missing = len(rows)
     if 0 < missing < len(rows):
