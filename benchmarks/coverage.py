@@ -42,7 +42,7 @@ NO_PROMISE = "none: the rows' own risk"
 READING = """**What it says.** On independent draws the three methods that promise with probability 1 - delta keep
 their promise, within two standard errors. The conformal one keeps the mean below the level, and is above it in two
 draws of five; a threshold chosen without a promise is above it in every second one. With 1,496 rows the promise costs
-0.12 to 0.26 of a layer. The exact `binomial` test costs least of the three, at every risk and level; it is what
+0.13 to 0.26 of a layer. The exact `binomial` test costs least of the three, at every risk and level; it is what
 `certify` and `calibrate --confidence` use."""
 
 

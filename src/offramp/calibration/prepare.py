@@ -139,43 +139,44 @@ def prepare_policy(
     if (temperature or per_exit) and name in FITTED:
         raise InvalidInput(f"{name} has a scale of its own; leave out temperature and per_exit")
     # 1) which rows fit, which choose
-    lines_needed, refusal = per_exit and confidence is not None, ""
-    if lines_needed and saved_lines is not None:
+    are_saved, refusal = False, ""
+    if per_exit and confidence is not None and saved_lines is not None:
         refusal = saved_lines.refusal(trace, name)
-        lines_needed = bool(refusal)
-    is_fitted = name in FITTED or temperature or lines_needed
-    halved = is_fitted or (label_thresholds and confidence is not None)
+        are_saved = not refusal
+    needs_half = name in FITTED or temperature or (per_exit and confidence is not None and not are_saved)
+    halved = needs_half or (label_thresholds and confidence is not None)
     if halved:
         refuse_non_finite(trace)  # its message counts all rows
     fit_half, choose_half = halves(trace) if halved else (trace, trace)
     # 2) the numbers
-    report = []
-    if name in FITTED:
-        parameters = {**policy_to_dict(fit_policy(name, fit_half)), **parameters}
-        report = [_report(name, len(fit_half), len(choose_half))]
-    elif temperature:
-        parameters |= fit_temperatures(fit_half)
-        report = [_report("temperatures", len(fit_half), len(choose_half))]
-    elif lines_needed:
-        parameters |= fit_lines(name, fit_half)
-        why = f" ({refusal})" if refusal else ""
-        report = [_report("thresholds for each exit", len(fit_half), len(choose_half)) + why]
-    elif per_exit and confidence is not None and saved_lines is not None:
-        parameters |= saved_lines.parameters(name)
+    if saved_lines is not None and are_saved:
+        numbers = saved_lines.parameters(name)
         rows = f"on {len(saved_lines.fitted_on)} of its rows, the threshold chosen on {len(choose_half)}"
         report = [f"thresholds for each exit fitted in training {rows}"]
-    elif per_exit:
-        parameters |= fit_lines(name, fit_half)
+    else:
+        numbers = _fit(name, fit_half, temperature, per_exit)
+        fitted = name if name in FITTED else "temperatures" if temperature else "thresholds for each exit"
+        why = f" ({refusal})" if refusal else ""
+        report = [_report(fitted, len(fit_half), len(choose_half)) + why] if needs_half else []
     chosen = choose_label_thresholds(fit_half) if label_thresholds else None
     report += _label_report(chosen, len(fit_half))
     try:
-        loaded = load_policy({"name": name, **parameters})
+        loaded = load_policy({**numbers, "name": name, **parameters})
     except InvalidInput as error:
         if is_named:
             raise
         kind = "a regression" if trace.problem_type == REGRESSION else "classes"
         raise InvalidInput(f"no policy is named, and the default for {kind} is {name!r}: {error}") from None
     return PreparedPolicy(loaded, choose_half, confidence, "\n".join(report), chosen)
+
+
+def _fit(name: str, rows: Trace, temperature: bool, per_exit: bool) -> dict[str, Any]:
+    """Return the numbers that a policy needs, fitted on these rows; none where it needs none."""
+    if name in FITTED:
+        return policy_to_dict(fit_policy(name, rows))
+    if temperature:
+        return fit_temperatures(rows)
+    return fit_lines(name, rows) if per_exit else {}
 
 
 def _prepare_default(trace: Trace, label_thresholds: bool) -> PreparedPolicy:
