@@ -7,13 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from offramp.errors import InvalidInput
 from offramp.inference.load_engine import load_engine
+from offramp.inference.onnx.assemble import switch_policy
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.predictor import Predictor
 from offramp.inference.torch_engine import TorchEngine
+from offramp.model.modeling import MultiExitModel
+from offramp.types.graph_file import SOURCE, read_metadata
+from offramp.types.model_content import ModelContent
 from support.graphs import copied, gated
 from support.models import texts, tiny_model
 
@@ -279,3 +284,33 @@ def test_the_reason_why_a_graph_cannot_load_is_not_cut(folder: Path) -> None:
     assert len(str(refused.value)) > 300
     assert str(refused.value).endswith(")")
     assert "\n" not in str(refused.value)
+
+
+# Saving.
+
+
+def test_the_save_that_makes_a_graph_stale_removes_it_and_says_so(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = MultiExitModel.from_pretrained(folder)
+    model.save_pretrained(folder)
+    assert isinstance(load_engine(folder, "onnx-int8"), OnnxEngine)
+    assert caplog.messages == []
+    (folder / "model.int8.onnx").write_bytes(b"somebody's own")
+    with torch.no_grad():
+        model.heads.classifiers[2].bias[0] += 1e-6
+    model.save_pretrained(folder)
+    assert not (folder / "model.onnx").exists()
+    assert not (folder / "model.onnx.data").exists()
+    assert (folder / "model.int8.onnx").read_bytes() == b"somebody's own"
+    line = "model.onnx: made of other weights than those beside it; it is removed, `offramp export"
+    assert sum(line in message for message in caplog.messages) == 1
+
+
+def test_switching_the_policy_keeps_what_the_graph_was_made_of(folder: Path) -> None:
+    before = read_metadata(folder / "model.onnx")[SOURCE]
+    assert switch_policy(folder / "model.onnx", ModelContent(folder).file_digest, {"name": "margin"})
+    assert read_metadata(folder / "model.onnx")[SOURCE] == before
+    other_class_names(folder)
+    with pytest.raises(InvalidInput, match="other class names"):
+        load_engine(folder, "onnx")

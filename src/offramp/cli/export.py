@@ -25,7 +25,8 @@ from offramp.cli.options import (
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.policies.registry import policy_text
-from offramp.types.graph_file import GRAPHS
+from offramp.types.graph_file import GRAPHS, stale
+from offramp.types.model_content import ModelContent
 
 DATA = f"Labelled data to check the file on: {SOURCE}.  [default: the built-in sample]"
 
@@ -62,7 +63,7 @@ def export(
         raise click.UsageError("a policy's parameters need --policy")
     wanted = {"name": policy, **parameters} if policy else None
     path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
-    if wanted and data is None and path.exists():
+    if wanted and data is None and path.exists() and stale(path, ModelContent(folder)) is None:
         from offramp.inference.onnx.assemble import switch_policy
 
         if runs := switch_policy(path, weights_digest(folder), wanted):
