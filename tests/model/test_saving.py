@@ -161,6 +161,17 @@ def test_training_in_memory_makes_points_stale_and_saving_says_so(folder: Path, 
     assert "None yet; `offramp calibrate` makes them." in (folder / "README.md").read_text()
 
 
+def test_a_point_is_not_set_on_weights_that_changed_since_it_was_loaded(folder: Path) -> None:
+    model = MultiExitModel.from_pretrained(folder)
+    model.set_operating_point("fast")
+    model.bfloat16().set_operating_point("default")  # another precision is not another model
+    model = trained(MultiExitModel.from_pretrained(folder), "backbone.embeddings.word_embeddings.weight")
+    with pytest.raises(InvalidInput, match="the weights have changed since operating point 'fast' was loaded"):
+        model.set_operating_point("fast")
+    model.operating_points["fast"] = POINT  # chosen anew
+    model.set_operating_point("fast")
+
+
 def test_so_are_points_of_an_earlier_version_that_were_loaded_before_training(folder: Path, lines: list[str]) -> None:
     (folder / POINTS_FILE).write_text(json.dumps(OLD_POINTS))
     model = MultiExitModel.from_pretrained(folder)

@@ -29,6 +29,7 @@ from offramp.model.exits import Exits, all_exits, build_heads
 from offramp.model.from_backbone import resolve_source
 from offramp.model.gate import Gate
 from offramp.model.hub import load_points, named_point
+from offramp.model.in_memory import refuse_changed_weights, weights_in_memory
 from offramp.model.inputs import inputs_for, refuse_arguments
 from offramp.model.layers import build_bypasses, build_token_exit, run_layers
 from offramp.model.output import MultiExitOutput, full_depth_output
@@ -79,6 +80,7 @@ class MultiExitModel(PreTrainedModel):
         self.operating_points: dict[str, OperatingPoint] = {}
         self._operating_point: OperatingPoint | None = None
         self._card_before: str | None = None  # of the folder that is being saved
+        self._loaded_weights: tuple[str, str] | None = None  # those that the operating points were loaded with
         self.post_init()
 
     @property
@@ -104,6 +106,7 @@ class MultiExitModel(PreTrainedModel):
         source = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
         name = pretrained_model_name_or_path  # None with weights from a state dict
         model.operating_points = load_points(name, **source) if name is not None else {}
+        model._loaded_weights = weights_in_memory(model) if model.operating_points else None
         return result
 
     @classmethod
@@ -276,9 +279,11 @@ class MultiExitModel(PreTrainedModel):
 
         Raises:
             UnknownName: no point of that name.
-            InvalidInput: a point for another number of exits.
+            InvalidInput: a point for another number of exits; a name, and the weights have changed since it was loaded.
         """
         chosen = named_point(self.operating_points, point) if isinstance(point, str) else point
+        if isinstance(point, str) and chosen is not None and chosen.fingerprint is not None:
+            refuse_changed_weights(self, self._loaded_weights, point)
         if chosen is not None:
             load_policy(chosen.policy)
             thresholds_per_exit(chosen.thresholds, len(self.layers))
