@@ -133,6 +133,12 @@ def test_an_adapter_that_does_not_load_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_that_does_not_exist_is_no_adapter(tmp_path: Path) -> None:
+    for load in (MultiExitModel.from_backbone, Predictor.load, hub.load_tokenizer):
+        with pytest.raises(InvalidInput, match=r"nothing: no (model|tokenizer) can be loaded from there"):
+            load(tmp_path / "nothing")
+
+
 def test_a_learned_prompt_is_refused(base: Path, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
     prompted = get_peft_model(model, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))

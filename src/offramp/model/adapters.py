@@ -36,7 +36,10 @@ def adapter_settings(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises:
         InvalidInput: the file is no JSON, or names no base model.
     """
-    path = find_file(folder, ADAPTER_CONFIG_NAME)
+    try:
+        path = find_file(folder, ADAPTER_CONFIG_NAME)
+    except (OSError, ValueError):  # no such folder, no hub name: what loads the model says so
+        return None
     if path is None:
         return None
     try:
