@@ -31,7 +31,7 @@ from attack_models import TASKS, deployed, examples, validation_trace
 from attack_search import Fool, Goal, SearchAnswers, SearchResult, Slow, Words, read_synonyms, search
 from offramp.calibration.calibrate import calibrate
 from offramp.data.batching import collate, encode, length_sorted
-from offramp.data.examples import Text
+from offramp.data.rows import Text
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_encoder, load_tokenizer

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from offramp.data.columns import GUESSED, Columns
-from offramp.data.examples import Row, Text, read_column, read_examples, read_rows
+from offramp.data.examples import read_column, read_examples, read_rows
 from offramp.data.multi_label import HOW
+from offramp.data.rows import Row, Text
 from offramp.errors import DataError, UnknownName
 
 Write = Callable[[list[Any]], str]

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offramp.data.columns import Columns
-from offramp.data.examples import Row, read_rows
+from offramp.data.examples import read_rows
 from offramp.data.records import FORMATS, Reading
+from offramp.data.rows import Row
 from offramp.errors import OfframpError
 
 Write = Callable[[Path, list[str]], None]

@@ -15,7 +15,7 @@ import torch
 
 from offramp.bench.timer import LayerCostModel, time_batches
 from offramp.data.batching import collate, encode, length_sorted, token_limit
-from offramp.data.examples import Text
+from offramp.data.rows import Text
 from offramp.errors import InvalidInput
 from offramp.inference.engine import Engine
 from offramp.inference.record import resolve_engine

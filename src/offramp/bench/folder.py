@@ -14,8 +14,9 @@ from offramp.bench.baselines import full_depth
 from offramp.bench.compare import FULL, BenchmarkResult, BenchmarkRow, log, metric_name, run_benchmark
 from offramp.data.batching import collate, encode, token_limit
 from offramp.data.columns import GUESSED, Columns
-from offramp.data.examples import Examples, Text
+from offramp.data.examples import Examples
 from offramp.data.records import AS_NAMED, Reading
+from offramp.data.rows import Text
 from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES, Engine
 from offramp.inference.load_engine import load_engine

@@ -32,7 +32,8 @@ from offramp.types.graph_file import GRAPHS
 from offramp.types.operating_point import DEFAULT
 
 if TYPE_CHECKING:
-    from offramp.data.examples import Examples, Text
+    from offramp.data.examples import Examples
+    from offramp.data.rows import Text
     from offramp.types.cost_table import CostTable
     from offramp.types.operating_point import OperatingPoint
 

@@ -16,8 +16,9 @@ from offramp.policies.registry import POLICIES
 
 if TYPE_CHECKING:
     from offramp.data.columns import Columns
-    from offramp.data.examples import Examples, Text
+    from offramp.data.examples import Examples
     from offramp.data.records import Reading
+    from offramp.data.rows import Text
     from offramp.types.trace import Trace
 
 FOLDER = click.Path(file_okay=False, path_type=Path)

@@ -20,7 +20,7 @@ from offramp.inference.engine import ENGINES
 from offramp.types.whole_file import refuse_output
 
 if TYPE_CHECKING:
-    from offramp.data.examples import Row
+    from offramp.data.rows import Row
     from offramp.inference.predictor import Answer, Predictor
 
 ENGINE = (

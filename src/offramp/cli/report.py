@@ -33,7 +33,7 @@ from offramp.types.operating_point import DEFAULT
 from offramp.types.whole_file import refuse_output, whole_file
 
 if TYPE_CHECKING:
-    from offramp.data.examples import Text
+    from offramp.data.rows import Text
     from offramp.types.cost_table import CostTable
 
 TIMED_TEXTS, ROUNDS = 8, 3  # and passes over them for each exit

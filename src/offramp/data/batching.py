@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
 
-from offramp.data.examples import Text
+from offramp.data.rows import Text
 from offramp.errors import InvalidInput
 
 Tokens = dict[str, list[int]]

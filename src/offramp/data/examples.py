@@ -1,53 +1,25 @@
-"""Texts and labels from any source: records become rows, and rows become examples.
+"""Texts and labels from any source: rows as a stream, one column, or examples in memory.
 
-The columns to use are chosen once, from the first record; then each record becomes a `Row`. Errors begin
-with the location.
+Errors begin with the location.
 """
 
-import itertools
 import logging
 import os
-import reprlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from offramp.data.classes import NO_CLASS, one_class_each
-from offramp.data.columns import GUESSED, Columns, choose_columns, columns_in
+from offramp.data.columns import GUESSED, Columns, columns_in
 from offramp.data.label_names import OPTION, naming_of
 from offramp.data.labels import integer_spelled, is_missing, numbers
-from offramp.data.lines import surrogate
 from offramp.data.multi_label import classes_of_each
 from offramp.data.readers import is_read_once, name_of, open_source
-from offramp.data.records import AS_NAMED, Reading, Record, Source, Unusable
+from offramp.data.records import AS_NAMED, Reading, Source, Unusable
+from offramp.data.rows import Row, Text, closing_source, rows_of, with_columns
 from offramp.errors import DataError, UnknownName
-
-Text = str | tuple[str, str]  # a text, or a pair
 
 TASKS = ("classification", "multi-label", "regression")
 log = logging.getLogger("offramp")
-
-FIRST = 100  # records of which, in lenient reading, one has the columns
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a source.
-
-    Attributes:
-        label: as the source has it, a mapping of several columns; None where there is no label column, and for the -1
-            of a column whose classes the source names.
-        location: such as "reviews.csv, line 12".
-        line: the number in `location`.
-        error: why the row cannot be used, without the location; its text is "" then. None for a good row.
-    """
-
-    text: Text
-    label: object
-    location: str
-    line: int
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,93 +74,6 @@ def read_rows(
     return rows_of(open_source(source, split, reading), columns, labelled=labelled, lenient=lenient)
 
 
-def rows_of(
-    source: Source, columns: Columns = GUESSED, *, labelled: bool = True, lenient: bool = False
-) -> Iterator[Row]:
-    """Stream the rows of an open source; the arguments are those of `read_rows`."""
-    with _closing(source):
-        columns, source = _chosen(source, columns, labelled, lenient)
-        record = None
-        for record in source.records:
-            row = _row(record, columns, source.class_names, labelled)
-            if row.error is not None and not lenient:
-                raise DataError(f"{row.location}: {row.error}")
-            yield row
-        if record is None:
-            raise DataError(f"{source.name}: there are no rows")
-
-
-@contextmanager
-def _closing(source: Source) -> Iterator[None]:
-    """Close the file of a source at the end, after an error too."""
-    records = source.records
-    try:
-        yield
-    finally:
-        if isinstance(records, Generator):
-            records.close()
-
-
-def _chosen(source: Source, columns: Columns, labelled: bool, lenient: bool = False) -> tuple[Columns, Source]:
-    """Return the columns to read, chosen from the first record, and the source with all of its records.
-
-    Where lenient, one of the first records that has the columns chooses them.
-
-    Raises:
-        DataError: no record has these columns, or one of them cannot be used in any record.
-    """
-    first, problem = [], None
-    for record in itertools.islice(source.records, FIRST if lenient else 1):
-        first.append(record)
-        if record.values is None:
-            continue
-        try:
-            columns, problem = choose_columns(columns, record.values, source.name, labelled), None
-        except DataError as error:
-            problem = problem or error
-            continue
-        for column in filter(None, (columns.text, columns.pair, *columns.labels)):
-            value = record.values[column]
-            if isinstance(value, Unusable) and value.column:
-                raise DataError(f"{source.name}: {value.reason}")
-        break
-    try:
-        if problem is not None:
-            raise problem
-    finally:
-        del problem  # its traceback holds this frame, and with it the open file
-    return columns, replace(source, records=itertools.chain(first, source.records))
-
-
-def _row(record: Record, columns: Columns, class_names: Mapping[str, Sequence[str]], labelled: bool) -> Row:
-    """Return a record as a row; one that cannot be used as a row with an error."""
-    if record.values is None:
-        return Row("", None, record.location, record.line, record.error)
-    try:
-        texts = [_text(record.values, column) for column in (columns.text, columns.pair) if column]
-        label = _label(record.values, columns, class_names, labelled)
-    except DataError as error:
-        return Row("", None, record.location, record.line, str(error))
-    return Row((texts[0], texts[1]) if columns.pair else texts[0], label, record.location, record.line)
-
-
-def _label(
-    values: Mapping[str, Any], columns: Columns, class_names: Mapping[str, Sequence[str]], labelled: bool
-) -> object:
-    """Return a record's label; of several columns their values by name."""
-    for column in columns.labels:
-        _refuse_unusable(values.get(column), column)
-        if labelled and is_missing(values.get(column)) and column not in class_names:
-            raise DataError(f'the label, column "{column}", is missing')
-    if len(columns.labels) > 1:
-        return {column: values.get(column) for column in columns.labels}
-    if not columns.labels:
-        return None
-    label = values.get(columns.labels[0])
-    secret = columns.labels[0] in class_names and integer_spelled(str(label)) == NO_CLASS
-    return None if secret else label
-
-
 def read_column(source: str, column: str, *, split: str, reading: Reading = AS_NAMED) -> list[str]:
     """Return one column of a source as text, for every row; a source is as in `read_rows`.
 
@@ -200,7 +85,7 @@ def read_column(source: str, column: str, *, split: str, reading: Reading = AS_N
         raise DataError(f'{name} is read once, for the texts; give a file to read its column "{column}" too')
     values = []
     opened = open_source(source, split, reading)
-    with _closing(opened):
+    with closing_source(opened):
         for record in opened.records:
             if record.values is None:
                 raise DataError(f"{record.location}: {record.error}")
@@ -244,8 +129,8 @@ def read_examples(
         (435, 12)
     """
     opened = _open_for(task, source, split, reading)
-    with _closing(opened):
-        columns, opened = _chosen(opened, columns, labelled=True)
+    with closing_source(opened):
+        columns, opened = with_columns(opened, columns, labelled=True)
         rows = list(rows_of(opened, columns))
     return _examples(rows, columns, opened, task, label_names)
 
@@ -264,8 +149,8 @@ def read_data(
     The arguments and errors are those of `read_examples`. Where some rows have labels, a warning is logged.
     """
     opened = _open_for(task, source, split, reading)
-    with _closing(opened):
-        columns, opened = _chosen(opened, columns, labelled=False)
+    with closing_source(opened):
+        columns, opened = with_columns(opened, columns, labelled=False)
         rows = list(rows_of(opened, columns, labelled=False))
     missing = sum(_lacks_label(row.label) for row in rows)
     if task != "regression" and NO_CLASS not in (label_names or ()) and all(_is_no_class(row.label) for row in rows):
@@ -313,22 +198,3 @@ def _examples(
         return Examples(texts, ids, classes.names, "single_label_classification", left)
     tags = [[float(number in row) for number in range(len(classes.names))] for row in classes.ids]  # (N, K)
     return Examples(texts, tags, classes.names, "multi_label_classification", left)
-
-
-def _text(record: Mapping[str, Any], column: str) -> str:
-    text = record.get(column)
-    if text is None:
-        raise DataError(f'there is no "{column}"')
-    _refuse_unusable(text, column)
-    if not isinstance(text, str):
-        raise DataError(f'"{column}" must be a text, found {reprlib.repr(text)}')
-    if not text.strip():
-        raise DataError(f'"{column}" is blank')
-    return text
-
-
-def _refuse_unusable(value: object, column: str) -> None:
-    if isinstance(value, Unusable):
-        raise DataError(f'"{column}": {value.reason}')
-    if isinstance(value, str) and (half := surrogate(value)):
-        raise DataError(f'"{column}" holds half a character, the lone surrogate {half!a}; no encoding has it')

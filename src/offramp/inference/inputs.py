@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from offramp.data.batching import Tokens, encode
-from offramp.data.examples import Text
+from offramp.data.rows import Text
 from offramp.errors import InvalidInput, OfframpError
 
 Result = TypeVar("Result")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from offramp.data.batching import Cuts, collate, length_sorted, token_limit
-from offramp.data.examples import Text
+from offramp.data.rows import Text
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.engine import Engine
 from offramp.inference.inputs import encode_each, in_halves, read_texts

@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.columns import GUESSED, Columns
-from offramp.data.examples import Examples, Text, read_data, read_examples
+from offramp.data.examples import Examples, read_data, read_examples
 from offramp.data.label_names import described
 from offramp.data.records import AS_NAMED, Reading
+from offramp.data.rows import Text
 from offramp.errors import DataError, InvalidInput
 from offramp.inference.engine import Engine
 from offramp.inference.load_engine import AUTO, check_name, load_engine
