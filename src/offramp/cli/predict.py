@@ -61,10 +61,12 @@ def predict(
     """Answer texts from a file or standard input: one JSON object a line, in the order of the input.
 
     A row that has no answer (a blank text, a line that cannot be read) gets {"error": ..., "line": ...} in its place;
-    how many there are is printed at the end. Texts that come through a pipe are answered as soon as it pauses.
+    how many there are is printed at the end, to standard error. Texts that come through a pipe are answered as soon as
+    it pauses.
 
-    In int8 (--engine onnx-int8, or a point that was measured with it) answers depend on the batch: between batches of
-    1 and of 32, 3.5 % of the labels and 11.5 % of the exit layers differed on the demo's model. In float32 they do not.
+    In int8 (--engine onnx-int8, or a point that was measured with it) answers depend on the batch, and so on when a
+    pipe's texts come: between batches of 1 and of 32, 3.5 % of the labels and 11.5 % of the exit layers differed on the
+    demo's model. In float32 they do not.
 
     \b
     offramp predict model texts.txt > answers.jsonl

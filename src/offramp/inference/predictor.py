@@ -128,7 +128,8 @@ class Predictor:
         no text, comes after the answers to the texts before it.
 
         A source without a length, such as a generator, is read in a thread of its own, at most a window ahead: what it
-        uses must allow that (for sqlite3: `check_same_thread=False`).
+        uses must allow that (for sqlite3: `check_same_thread=False`). Which of its texts are answered together depends
+        on when they come; in int8 so do the answers.
         """
         self._check(batch_size, top_k)
         windows = full_windows if isinstance(texts, Sized) else live_windows
