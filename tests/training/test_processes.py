@@ -50,6 +50,9 @@ for name, certainty in json.loads(sys.argv[1]):
                           data_collator=partial(collate, pad_token_id=0))
     for _ in range(2):  # once more, with what is left of the first time
         trainer.train()
+    for entry in trainer.state.log_history:  # both are means over the processes
+        if name == "joint" and not certainty and "loss" in entry:
+            assert abs(entry["loss"] - sum(entry[f"loss_exit_{layer}"] for layer in range(1, 5))) < 1e-3, entry
     moved = [name for name, value in model.state_dict().items() if not torch.equal(value, start[name])]
     torch.save((model.state_dict(), moved), f"{folder}/weights-{trainer.args.process_index}.pt")
 """

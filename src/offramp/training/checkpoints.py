@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import has_length
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_SAFE_WEIGHTS_NAME,
@@ -104,6 +107,27 @@ class RunFiles:
             difference = f"{changed[0].replace('_', ' ')}: {was} there, {is_now} here"
         if difference:
             raise InvalidInput(f"{checkpoint} is of another run ({difference}); resume with the same data and options")
+
+
+def run_facts(
+    args: TrainingArguments, objective: Objective, rows: Any, class_weights: Tensor | None
+) -> dict[str, int | str | list[float] | None]:
+    """Return the facts by which a checkpoint is known as one of a run.
+
+    Args:
+        args: of the run.
+        objective: before its own modules are built.
+        rows: the training rows.
+        class_weights: (C,) or None.
+    """
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {
+        "objective": describe(objective),
+        "training rows": len(rows) if has_length(rows) else None,
+        "rows a step": None if args.auto_find_batch_size else batch,
+        "class weights": None if class_weights is None else class_weights.tolist(),
+        "processes": args.world_size,
+    }
 
 
 def describe(objective: Objective) -> str:

@@ -51,9 +51,15 @@ class LossSum:
         self.total = losses if self.total is None else self.total + losses
         self.batches += 1
 
-    def take(self, layers: Sequence[int], prefix: str) -> dict[str, float]:
-        """Return the means by name, `loss_exit_<layer>`, and start again from zero."""
-        means = [] if self.total is None else (self.total / self.batches).tolist()
+    def take(self, layers: Sequence[int], prefix: str, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return the means by name, `loss_exit_<layer>`, and start again from zero.
+
+        Args:
+            layers: of the exits.
+            prefix: of the names.
+            average: the mean over processes.
+        """
+        means = [] if self.total is None else average(self.total / self.batches).tolist()
         self.total, self.batches = None, 0
         return {f"{prefix}loss_exit_{layer}": round(mean, 4) for layer, mean in zip(layers, means, strict=False)}
 

@@ -7,13 +7,13 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Trainer, enable_full_determinism, set_seed
-from transformers.trainer_utils import has_length
 
 from offramp.errors import InvalidInput
 from offramp.model.card import add_to_card
@@ -21,7 +21,7 @@ from offramp.model.losses import problem_losses
 from offramp.model.modeling import MultiExitModel
 from offramp.model.wrappers import unwrap
 from offramp.training.arguments import check_arguments, check_model
-from offramp.training.checkpoints import RunFiles, describe
+from offramp.training.checkpoints import RunFiles, run_facts
 from offramp.training.class_weights import resolve_class_weights, weights_text
 from offramp.training.exit_losses import LossSum, by_exit, default_score
 from offramp.training.freezing import freeze_batch_norm, frozen
@@ -176,19 +176,10 @@ class ExitTrainer(Trainer):
 
     def run_files(self, trial: Any = None) -> RunFiles:
         """Return the checkpoints of this run, and what they say of it."""
-        args = self.args
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows = self.train_dataset
-        facts = {
-            "objective": describe(self._new_objective),
-            "training rows": len(rows) if has_length(rows) else None,
-            "rows a step": None if args.auto_find_batch_size else batch,
-            "class weights": None if self.class_weights is None else self.class_weights.tolist(),
-            "processes": args.world_size,
-        }
+        facts = run_facts(self.args, self._new_objective, self.train_dataset, self.class_weights)
         stages = self.exit_objective.stages
         names = [stage.name for stage in stages] if len(stages) > 1 else []
-        return RunFiles(Path(super()._get_output_dir(trial)), names, facts, args.save_only_model)
+        return RunFiles(Path(super()._get_output_dir(trial)), names, facts, self.args.save_only_model)
 
     def newest_checkpoint(self, trial: Any = None) -> Path | None:
         """Return the newest whole checkpoint of this run, and log which, and what is wrong with newer ones."""
@@ -282,10 +273,13 @@ class ExitTrainer(Trainer):
             model = unwrap(self.model)
             add_to_card(Path(self.args.output_dir), model.operating_points, model.config)
 
+    def _take_exit_losses(self, prefix: str) -> dict[str, float]:
+        return self._exit_losses.take(self.model.layers, prefix, partial(self.accelerator.reduce, reduction="mean"))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean loss of every exit since the last log, beside what `transformers.Trainer.log` gets."""
         if "loss" in logs:
-            logs.update(self._exit_losses.take(self.model.layers, ""))
+            logs.update(self._take_exit_losses(""))
         super().log(logs, start_time)
 
     def evaluation_loop(
@@ -299,6 +293,6 @@ class ExitTrainer(Trainer):
         """Evaluate as `transformers.Trainer.evaluation_loop` does, and add the loss of every exit to the metrics."""
         training_losses, self._exit_losses = self._exit_losses, LossSum()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        output.metrics.update(self._exit_losses.take(self.model.layers, f"{metric_key_prefix}_"))
+        output.metrics.update(self._take_exit_losses(f"{metric_key_prefix}_"))
         self._exit_losses = training_losses
         return output
