@@ -16,7 +16,6 @@ from offramp.types.operating_point import POINTS_FILE
 from support.command_line import offramp
 from support.models import encoder_config, texts, tiny_tokenizer
 
-WHOLE = {"config.json", "model.safetensors", "README.md", POINTS_FILE, "tokenizer.json", "tokenizer_config.json"}
 KILL = """
 import os, shutil
 import offramp.cli.train, offramp.training.fit, transformers
@@ -51,6 +50,10 @@ def options(folder: Path, output: str, *more: Any) -> list[str]:
     files = ("--train", folder / "train.jsonl", "--validation", folder / "validation.jsonl")
     all_of_them = (*files, "--backbone", folder / "encoder", "-o", folder / output, "--epochs", 2, *more)
     return [str(option) for option in all_of_them]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def train(folder: Path, output: str, *more: Any) -> Result:
@@ -90,7 +93,7 @@ def test_a_killed_run_is_finished_with_resume_and_ends_like_one_that_was_not(
         ]
     result = train(place, output, "--resume")
     assert result.exit_code == 0, result.output
-    assert {path.name for path in (place / output).iterdir()} == WHOLE
+    assert names(place / output) == names(place / "model")
     for file in ("model.safetensors", POINTS_FILE):
         assert (place / output / file).read_bytes() == (place / "model" / file).read_bytes()
 
@@ -105,7 +108,7 @@ def test_a_run_that_ends_before_its_operating_point_is_saved_gets_one_with_resum
     assert train(place, "pointless").exit_code == 1
     monkeypatch.undo()
     assert train(place, "pointless", "--resume").exit_code == 0
-    assert {path.name for path in (place / "pointless").iterdir()} == WHOLE
+    assert names(place / "pointless") == names(place / "model")
     assert (place / "pointless" / POINTS_FILE).read_bytes() == (place / "model" / POINTS_FILE).read_bytes()
 
 
