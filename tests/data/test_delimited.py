@@ -188,6 +188,13 @@ def test_columns_that_nobody_asks_for_do_not_matter(tmp_path: Path) -> None:
             next(read_rows(str(path), Columns("x"), lenient=lenient))
 
 
+def test_a_first_text_that_is_taken_for_a_header_is_logged(tmp_path: Path, caplog: Log) -> None:
+    caplog.set_level(logging.INFO, logger="offramp")
+    (tmp_path / "a.csv").write_text("where is it\ncancel\n")
+    assert [row.text for row in read_rows(str(tmp_path / "a.csv"), labelled=False)] == ["cancel"]
+    assert caplog.messages == [f'{tmp_path / "a.csv"}: text from "where is it"']
+
+
 def test_how_quotes_are_read_is_logged_once(caplog: Log) -> None:
     caplog.set_level(logging.INFO, logger="offramp")
     records('a\tb\n1\t"c"\n1\t"d"\n2\t"e\n2\t"f\n\n\n', tsv=True)

@@ -69,7 +69,7 @@ def choose_columns(columns: Columns, record: Mapping[str, Any], name: str, label
     if text is None:
         raise DataError(f"{name}: no column looks like the text, choose it with --text-column; {have}")
     chosen = replace(columns, text=text, pair=pair, label=columns.label or next(iter(labels), None))
-    if len(record) > 1 and chosen != columns:  # a lone column is no guess
+    if chosen != columns and (len(record) > 1 or str(text).lower() not in TEXT_NAMES):  # one column "text" is no guess
         parts = {"text": text, "pair": pair, "label": '", "'.join(labels)}.items()
         log.info("%s: %s", name, ", ".join(f'{part} from "{column}"' for part, column in parts if column))
     return chosen
