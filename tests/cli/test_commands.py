@@ -424,7 +424,7 @@ def test_evaluate_works_without_labels_and_says_what_a_trace_has_not(place: Path
         assert said in refused.stderr.splitlines()[-1]
     whole.take(torch.tensor([0])).save(tmp_path / "one")
     assert "no policies to compare" in offramp("evaluate", place / "model", "--trace", tmp_path / "one").stdout
-    save_folder(tmp_path / "model", tiny_model())
+    save_folder(tmp_path / "model", tiny_model(num_labels=2))
     refused = offramp("evaluate", tmp_path / "model", "--trace", tmp_path / "t", "--slice-by", "length")
     assert "no operating point 'default' to slice" in refused.stderr.splitlines()[-1]
     missing = ("--data", place / "validation.jsonl", "--slice-by", "site")
