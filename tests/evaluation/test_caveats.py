@@ -48,6 +48,11 @@ def test_enough_rows_need_no_words() -> None:
     assert caveats(random_trace("regression", samples=60, outputs=1), early(max_drop=0.01)) == []
 
 
+def test_a_point_at_full_depth_loses_nothing() -> None:
+    never = OperatingPoint({"name": "fixed"}, (float("inf"),), {"max_drop": 0.01})
+    assert caveats(right_at_the_end([0, 1] * 10), {"full": never}) == []
+
+
 def test_a_certificate_has_its_own_number_of_rows() -> None:
     certificate = Certificate("drop", 0.05, 0.05, 0.05, 0.0, 20, "binomial", None, "data", None)
     point = OperatingPoint({"name": "fixed"}, (1.0,), {"level": 0.05}, certificate=certificate)

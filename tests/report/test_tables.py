@@ -30,7 +30,9 @@ def test_scores_are_the_same_as_text_and_as_data() -> None:
     assert "accuracy of every exit, on 2 rows; average 0.7500, best 1.0000, deviation 0.2500\n" in text
     assert " ".join(text.splitlines()[-1].split()) == "never 0.5000 2.00 of 2 0% 0.000 to 0.000"
     assert data["points"]["never"]["measured"]["loss_interval"] == (0.0, 0.0)
-    assert data["points"]["never"]["measured"]["agreement_interval"] == pytest.approx((0.158, 1), abs=1e-3)
+    assert data["points"]["never"]["measured"]["agreement_interval"] == (1.0, 1.0)  # it is the full model
+    first = scores_data(trace, {"first": OperatingPoint({"name": "fixed"}, (1.0,))})["points"]["first"]["measured"]
+    assert first["agreement_interval"] == pytest.approx((0.0126, 0.9874), abs=1e-4)
 
 
 def test_without_labels_a_point_has_the_interval_of_its_agreement() -> None:

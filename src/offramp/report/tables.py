@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -90,10 +91,17 @@ def _point_data(trace: Trace, point: OperatingPoint, measured: Measured) -> dict
     """Return a point as in its file, with these measurements and their 95% intervals."""
     data = replace(point, measured=measured).to_json()
     loss = None if trace.labels is None else point_loss_interval(trace, point, measured.metric)
-    intervals = {"loss_interval": loss, "agreement_interval": agreement_interval(measured)}
+    intervals = {"loss_interval": loss, "agreement_interval": _agreement_interval(point, measured)}
     leaving = histogram(trace, as_policy(point.policy), point.thresholds)
     data["measured"] |= {"speedup": measured.speedup, "saving": measured.saving, **intervals, "leaving": leaving}
     return data
+
+
+def _agreement_interval(point: OperatingPoint, measured: Measured) -> tuple[float, float] | None:
+    """Return the 95% interval of the agreement; (1, 1) where the point is the full model."""
+    if min(point.thresholds) == math.inf and measured.agreement == 1:
+        return 1.0, 1.0
+    return agreement_interval(measured)
 
 
 def _interval_text(trace: Trace, point: OperatingPoint, metric: str | None) -> str:
@@ -101,7 +109,7 @@ def _interval_text(trace: Trace, point: OperatingPoint, metric: str | None) -> s
     if trace.labels is not None:
         interval = point_loss_interval(trace, point, metric)
     else:
-        interval = agreement_interval(measure_point(trace, point))
+        interval = _agreement_interval(point, measure_point(trace, point))
     return "" if interval is None else "{:.3f} to {:.3f}".format(*interval)
 
 
