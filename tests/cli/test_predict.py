@@ -172,7 +172,7 @@ def test_a_pipe_is_answered_when_it_pauses_and_ctrl_c_ends_it_quietly(folder: Pa
             delays.append(time.perf_counter() - began)
             assert answer.endswith(b"}\n")
             assert set(json.loads(answer.decode("utf-8"))["scores"]) == set(NAMES.values())
-        assert min(delays) < 0.05  # after the first, which waits for the model; another process may hold one up
+        assert min(delays) < 0.5  # after the first, which waits for the model; another process may hold one up
         process.send_signal(signal.SIGINT)  # the reading thread waits for the next line meanwhile
         assert process.wait(60) == 130
         assert process.stderr.read() == b""

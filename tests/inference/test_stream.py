@@ -74,18 +74,20 @@ def test_texts_are_answered_when_the_source_pauses(predictor: Predictor) -> None
         delays.append(time.perf_counter() - began)
     source.put(END)
     assert list(answers) == []
-    assert min(delays) < 0.05  # the least: another process may hold the machine up
+    assert min(delays) < 0.5  # 0.01 and the model; other processes may hold the machine up
 
 
 def test_texts_that_come_slowly_do_not_wait_for_each_other() -> None:
-    def source() -> Iterator[float]:
-        for _ in range(12):
-            time.sleep(0.004)  # never as long as a window lingers
-            yield time.perf_counter()
+    taken = threading.Event()
 
-    waits = [time.perf_counter() - born for window in live_windows(source(), 1024) for born in window]
-    assert len(waits) == 12
-    assert sorted(waits)[6] < 0.05
+    def source() -> Iterator[int]:
+        while not taken.wait(0.004):  # never as long as a window lingers
+            yield 0
+
+    windows = live_windows(source(), 1024)
+    assert len(next(windows)) < 500
+    taken.set()
+    list(windows)
 
 
 def test_a_closed_stream_lets_its_thread_end(predictor: Predictor) -> None:
