@@ -176,6 +176,6 @@ def test_the_command_saves_a_threshold_for_each_exit(tmp_path: Path) -> None:
     wanted = calibrate(trace, load_policy("margin", **fit_lines("margin", trace)), Target(speedup=1.5))
     assert point == wanted
     assert len(set(point.thresholds)) == LAYERS - 1
-    assert "both put the exits on one scale; choose one" in calibrated("--temperature")
+    assert "both change what a probability means; choose one" in calibrated("--temperature")
     assert "has a scale of its own" in calibrated("--policy", "gain")
     assert offramp.fit_lines is fit_lines
