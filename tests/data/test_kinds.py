@@ -118,6 +118,14 @@ def test_a_reading_is_checked(reading: dict[str, str], message: str | None) -> N
     assert str(caught.value).startswith(message)
 
 
+def test_utf_16_without_its_mark_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text\na\n".encode("utf-16-be"))
+    with pytest.raises(DataError, match=r"a\.csv: no byte order mark; say --encoding utf-16-le or utf-16-be"):
+        values(tmp_path / "a.csv", encoding="utf-16")
+    (tmp_path / "a.csv").write_bytes(b"")
+    assert values(tmp_path / "a.csv", encoding="utf-16") == []
+
+
 def test_pipes_are_read_once(tmp_path: Path) -> None:
     end, start = os.pipe()
     os.write(start, b"where is it\n")

@@ -191,6 +191,7 @@ def test_the_reading_that_was_taken_is_logged(
     ("content", "names"),
     [
         ("a, b,c", ["a", "b", "c"]),
+        ('a, b, "c, d", e "f"', ["a", "b", "c, d", 'e "f"']),
         ('["a", "b, c"]', ["a", "b, c"]),
         ('\ufeff{"1": "a", "2": "b"}', {"1": "a", "2": "b"}),
         ('{"a": 0, "b": 1}', {"0": "a", "1": "b"}),

@@ -1,5 +1,8 @@
+import bz2
 import gzip
 import io
+import json
+import lzma
 import re
 import tracemalloc
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ import pytest
 
 from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE, SPLITS, open_source
+from offramp.data.records import Reading
 from offramp.errors import DataError
 
 Patch = pytest.MonkeyPatch
@@ -144,7 +148,16 @@ def test_the_sample_is_found_by_name(split: str) -> None:
         ("a.jsonl", '\n["a", 1]\n', "a.jsonl, line 2: not a JSON object; expected one object a line"),
         ("a.jsonl", "text".encode("utf-16-le"), "a.jsonl: not text; if it is UTF-16, say --encoding utf-16-le or"),
         ("a.parquet", b"PAR1 nothing", "a.parquet: cannot be read as parquet: "),
-        ("a.xlsx", b"PK\3\4\0\0", "a.xlsx: not text"),
+        ("a.xlsx", b"PK\3\4\0\0", "a.xlsx: a zip archive or a workbook; unpack it, or save the sheet as csv"),
+        ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1", "a.csv: an old workbook; save the sheet as csv"),
+        ("a.csv.bz2", bz2.compress(b"text\n"), "a.csv.bz2: packed by bzip2; unpack it"),
+        ("a.csv.xz", lzma.compress(b"text\n"), "a.csv.xz: packed by xz; unpack it"),
+        ("a.csv.zst", b"\x28\xb5\x2f\xfd\x24", "a.csv.zst: packed by zstd; unpack it"),
+        ("a.part", b"PAR1\x15\x04", "a.part: parquet; say --format parquet"),
+        ("a.jsonl", '\n{\n  "text": "a"\n}\n', "a.jsonl, line 2: an object over several lines; write an array"),
+        ("a.json", '{"data": [\n{"text": "a"},\n', "a.json, line 1: an object over several lines; write an array"),
+        ("a", '{\n  "text": "a"\n}\n', "a, line 1: an object over several lines; write an array"),
+        (" ", None, "the name of the source is blank"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_place(
@@ -226,4 +239,28 @@ def test_a_local_folder_is_a_data_set(write: Write, tmp_path: Path, monkeypatch:
     assert list(records("set", "train")) == [("set, row 1", GOOD)]
     assert list(records("set", "test")) == [("set, row 1", BAD)]
     assert list(records("set:test", "train")) == [("set:test, row 1", BAD)]
-    assert "validation" in error_of("set:validation")
+    assert error_of("set:validation").endswith("Should be one of ['train', 'test']; set:SPLIT chooses another")
+
+
+def test_a_folder_of_csv_is_read_as_its_files_are(write: Write, tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    Path("set/train").mkdir(parents=True)
+    write("set/train/a.csv", "text,label\nNone,01\n")
+    write("set/train/b.tsv", "label\ttext\nNA\t007\n1.10\n")
+    rows = [("set:train, row 1", {"text": "None", "label": "01"}), ("set:train, row 2", {"text": "007", "label": "NA"})]
+    opened = open_source("set:train", "test")
+    assert [(one.location, one.values) for one in opened.records][:2] == rows
+    assert error_of("set").startswith("set, row 3: 1 fields, where the header has 2 (")
+    write("set/train/a.csv", "text;label\na;b\n")
+    assert [one.values for one in open_source("set", "train", Reading(delimiter=";", format="csv")).records][:1] == [
+        {"text": "a", "label": "b"}
+    ]
+    write("set/labels.json", '["x", "y"]')
+    assert open_source("set:train", "test").class_names == open_source("set", "train").class_names == {"": ("x", "y")}
+    assert error_of(str(Path("set/train/a.csv:train"))).endswith("a.csv is a file, which has no splits")
+    # a card says how to read the files
+    features = [{"name": "text", "dtype": "string"}, {"name": "label", "dtype": "int64"}]
+    write("set/train/a.csv", "text,label\na,01\n")
+    Path("set/train/b.tsv").unlink()
+    write("set/README.md", f"---\ndataset_info:\n  features: {json.dumps(features)}\n---\n")
+    assert [one.values for one in open_source("set", "train").records] == [{"text": "a", "label": 1}]

@@ -91,6 +91,20 @@ def test_a_dict_of_a_text_and_a_pair_is_the_pair(predictor: Predictor) -> None:
     assert predictor([pair]) == predictor([("the cat", "a dog")]) != predictor(["the cat"])
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        next(pd.DataFrame({"text": ["the cat"], "label": ["a dog"]}).itertuples(index=False)),
+        {"text": ["the cat", "a dog"]},
+        {"text": ["the cat", "a dog"], "text_pair": None},
+        {"text": "the cat", "label": "a dog"},
+    ],
+)
+def test_a_row_or_columns_of_a_table_are_no_pair(item: Any, predictor: Predictor) -> None:
+    with pytest.raises(InvalidInput, match=r"^item 0 must be a text or a pair of texts"):
+        predictor([item])
+
+
 # One text's fault.
 
 

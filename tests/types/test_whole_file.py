@@ -150,6 +150,10 @@ class TestRefuseOutput:
         with pytest.raises(InvalidInput, match="a folder; give the name of a file"):
             refuse_output(tmp_path)
 
+    def test_a_dash(self) -> None:
+        with pytest.raises(InvalidInput, match="-: not a file; /dev/stdout is standard output"):
+            refuse_output("-")
+
     def test_a_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=r"no/out: there is no folder .*/no; make it first"):
             refuse_output(tmp_path / "no" / "out")

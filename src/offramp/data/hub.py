@@ -29,6 +29,23 @@ def open_data_set(source: str, name: str, split: str) -> Source:
     return Source(source, _records(source, data), {column: names for column, names in named if names})
 
 
+def csv_files(folder: str, split: str) -> list[str]:
+    """Return the files of a split of a folder where all are csv or tsv and no card describes them; else [].
+
+    `datasets` reads such files as pandas guesses: it loses the classes "NA" and "None", and turns "01" into 1.
+    """
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(folder)
+        files = {str(name): files for name, files in (builder.config.data_files or {}).items()}.get(split, ())
+    except Exception:  # loading it says what is wrong
+        return []
+    named = all(file.lower().removesuffix(".gz").endswith((".csv", ".tsv")) for file in files)
+    described = datasets.info.DatasetInfosDict.from_directory(folder)
+    return [] if described or not named else [str(file) for file in files]
+
+
 def _records(source: str, data: Any) -> Iterator[Record]:
     number = 0
     try:
@@ -72,7 +89,8 @@ def _load(source: str, name: str, split: str) -> Any:
         except Exception as error:  # a data set can fail in any way
             reasons.append(one_line(error))
             break
-    raise DataError(f"{source}: cannot load this data set: {'; '.join(reasons)}")
+    ways = f"; {name}:SPLIT chooses another" if reasons[-1].startswith("Unknown split") else ""
+    raise DataError(f"{source}: cannot load this data set: {'; '.join(reasons).rstrip('.')}{ways}")
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from offramp.data.lines import LONGEST, Lines
 from offramp.data.records import Record
+from offramp.errors import DataError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -23,13 +24,23 @@ def json_records(lines: Lines) -> Iterator[Record]:
 
 
 def json_lines(lines: Lines) -> Iterator[Record]:
-    """Yield an object a line; blank lines are no records."""
-    blank = 0
+    """Yield an object a line; blank lines are no records.
+
+    Raises:
+        DataError: the first object goes over several lines.
+    """
+    blank, first = 0, True
     for line in lines:
         if not line.strip():
             blank += 1
             continue
         number = lines.number
+        if first and _is_spread(line, lines):
+            raise DataError(
+                f"{lines.name}, line {number}: an object over several lines; write an array of objects, or an object a"
+                f" line (jq -c does); --format txt takes lines as texts"
+            )
+        first = False
         error = lines.undecoded(line)
         values: Any = None
         if error is None:
@@ -37,6 +48,19 @@ def json_lines(lines: Lines) -> Iterator[Record]:
         yield Record(f"{lines.name}, line {number}", number, values, error)
     if blank:
         log.info("%s: %d blank lines are no rows", lines.name, blank)
+
+
+def _is_spread(line: str, lines: Lines) -> bool:
+    """Return whether a line begins an object that goes on in the next line, itself no object of its own."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        cut = line.lstrip().startswith("{") and error.pos >= len(line.rstrip())
+        following = lines.head() if cut else []
+        return bool(following) and (line.rstrip().endswith("[") or not following[-1].lstrip().startswith("{"))
+    except (ValueError, RecursionError):
+        pass
+    return False
 
 
 def _parse(line: str) -> tuple[dict[str, Any] | None, str | None]:

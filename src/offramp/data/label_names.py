@@ -3,6 +3,7 @@
 A source may name its classes itself (a ClassLabel, a `labels.json`); `--label-names` overrules it.
 """
 
+import csv
 import json
 import os
 from collections import Counter
@@ -119,8 +120,8 @@ def naming_of(
 def read_label_names(text: str) -> LabelNames:
     """Read names from an option: "a,b,c", or a file with a JSON list, a JSON mapping or one name a line.
 
-    A mapping is from number to name, from any spelling to name, or from name to number (`label2id`); of a model's
-    config.json its `id2label` is read.
+    Names that hold commas are quoted as in csv. A mapping is from number to name, from any spelling to name, or from
+    name to number (`label2id`); of a model's config.json its `id2label` is read.
 
     Raises:
         DataError: there is no such file, or it holds something else.
@@ -129,7 +130,7 @@ def read_label_names(text: str) -> LabelNames:
         return _names_in(Path(text))
     if "," not in text and Path(text).suffix.lower() in (".json", ".txt", ".csv", ".tsv"):
         raise DataError(f"{text}: no such file; {OPTION} takes a,b,c or a file of names")
-    return [name.strip() for name in text.split(",")]
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [""])]
 
 
 def described(names: Iterable[str]) -> str:

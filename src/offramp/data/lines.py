@@ -23,6 +23,17 @@ LONGEST = 2**26
 """The most characters of a line or of a quoted cell: what bounds the memory where a file is not what it seems."""
 GZIP, MARKS = b"\x1f\x8b", {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # after those of UTF-32, which begin alike
+PACKED = {
+    b"PK\x03\x04": "a zip archive or a workbook; unpack it, or save the sheet as csv",
+    b"\xd0\xcf\x11\xe0": "an old workbook; save the sheet as csv",
+    b"BZh91AY&SY": "packed by bzip2; unpack it, or pack it by gzip",
+    b"\xfd7zXZ\x00": "packed by xz; unpack it, or pack it by gzip",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it, or pack it by gzip",
+    b"PAR1\x15": "parquet; say --format parquet",
+    b"ARROW1\x00": "an Arrow file; save it as parquet",
+    b"%PDF-": "a PDF; save its text",
+}
+"""First bytes of files that are no text, and what to do."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 log = logging.getLogger("offramp")
@@ -143,13 +154,21 @@ class Lines:
 
     def _decoded(self, file: io.BufferedReader, encoding: str | None) -> io.TextIOWrapper:
         """Return a file as text: its encoding by its mark, its line ends by its first block."""
-        start = file.peek(4)
+        start = file.peek(10)
+        for first, what in PACKED.items():
+            if start.startswith(first):
+                raise DataError(f"{self.name}: {what}")
         mark = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
         if encoding is None and mark is not None:
             log.info("%s: read as %s, by its byte order mark", self.name, mark)
             self.encoding = mark
         elif encoding is None and start.count(0) > len(start) // 4:
             raise DataError(f"{self.name}: not text; if it is UTF-16, say --encoding utf-16-le or utf-16-be")
+        elif start and mark is None and codecs.lookup(self.encoding).name in ("utf-16", "utf-32"):
+            own = self.encoding
+            raise DataError(
+                f"{self.name}: no byte order mark; say --encoding {own}-le or {own}-be if it is {own} at all"
+            )
         block = codecs.getincrementaldecoder(self.encoding)("offramp.mark_bytes").decode(start)
         end = "\r" if "\r" in block[:-1] and "\n" not in block else "\n"
         text = io.TextIOWrapper(file, self.encoding, "offramp.mark_bytes", newline=end)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
 from offramp.data.delimited import delimited_records
@@ -23,7 +24,7 @@ from offramp.errors import DataError
 
 SAMPLE = "helpdesk"
 SPLITS = ("train", "validation", "test")
-OBJECT = re.compile(r'\s*\{\s*("(\\.|[^"\\])*"\s*:|\}\s*$)')  # the start of a JSON object in a line
+OBJECT = re.compile(r'\s*\{\s*("(\\.|[^"\\])*"\s*:|\}?\s*$)')  # the start of a JSON object in a line
 ARRAY = re.compile(r"\s*\[\s*(\{\s*(\"|\}|$)|$)")  # of an array of objects
 
 log = logging.getLogger("offramp")
@@ -40,18 +41,21 @@ def open_source(source: str, split: str, reading: Reading = AS_NAMED) -> Source:
     Raises:
         DataError: there is no such source, or it cannot be read; from a file, possibly after some records.
     """
+    if not source.strip():
+        raise DataError("the name of the source is blank")
     name, _, named_split = source.partition(":")
     path = Path(source)
     if path.is_dir():
-        opened = _data_set(source, source, split)
-        return Source(opened.name, opened.records, _listed_names(path) | dict(opened.class_names))
+        return _data_set(source, source, split, reading)
     if source == "-" or path.exists() or _suffix(source) in FORMATS:
         return _file(source, reading)
+    if Path(name).is_file():
+        raise DataError(f"{source}: {name} is a file, which has no splits")
     if name == SAMPLE:
         return Source(source, _sample(named_split or split))
     if reading.format is not None or (name.startswith(("/", ".", "~")) and not Path(name).is_dir()):
         raise DataError(f"{source}: no such file or folder")
-    return _data_set(source, name, named_split or split)
+    return _data_set(source, name, named_split or split, reading)
 
 
 def name_of(source: str) -> str:
@@ -64,10 +68,21 @@ def is_read_once(source: str) -> bool:
     return source == "-" or (Path(source).exists() and not Path(source).is_dir() and not Path(source).is_file())
 
 
-def _data_set(source: str, name: str, split: str) -> Source:
-    from offramp.data.hub import open_data_set
+def _data_set(source: str, name: str, split: str, reading: Reading) -> Source:
+    from offramp.data.hub import csv_files, open_data_set
 
-    return open_data_set(source, name, split)
+    if Path(name).is_dir() and (files := csv_files(name, split)):
+        return Source(source, _rows_of_files(source, files, reading), _listed_names(Path(name)))
+    opened = open_data_set(source, name, split)
+    return Source(opened.name, opened.records, _listed_names(Path(name)) | dict(opened.class_names))
+
+
+def _rows_of_files(source: str, files: Sequence[str], reading: Reading) -> Iterator[Record]:
+    """Yield the records of several files, numbered through."""
+    opened = (_file_records(file, reading.format or _suffix(file), reading) for file in files)
+    for number, record in enumerate(chain.from_iterable(opened), start=1):
+        error = None if record.error is None else f"{record.error} ({record.location})"
+        yield Record(f"{source}, row {number}", number, record.values, error)
 
 
 def _suffix(source: str) -> str:

@@ -67,9 +67,17 @@ def _to_text(item: object, index: int) -> Text:
     parts = item
     if isinstance(item, Mapping) and "text" in item and all(key in PAIR_KEYS for key in item):
         parts = item["text"] if item.get("text_pair") is None else (item["text"], item["text_pair"])
+        named = not isinstance(item["text"], str)  # a list of texts is no pair here
+    else:
+        named = getattr(item, "_fields", PAIR_KEYS) != PAIR_KEYS  # a row of a table, such as (text, label)
     if isinstance(parts, str):
         return parts
-    if isinstance(parts, (tuple, list)) and len(parts) == 2 and all(isinstance(part, str) for part in parts):
+    if (
+        not named
+        and isinstance(parts, (tuple, list))
+        and len(parts) == 2
+        and all(isinstance(part, str) for part in parts)
+    ):
         return (parts[0], parts[1])
     raise InvalidInput(
         f"item {index} must be a text or a pair of texts, got {reprlib.repr(item)} ({type(item).__name__})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -136,9 +137,9 @@ class Predictor:
         return self._answer_windows(windows(read_texts(texts), WINDOW), batch_size, top_k)
 
     def _check(self, batch_size: int, top_k: int | None) -> None:
-        if batch_size < 1:
-            raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise InvalidInput(f"batch_size must be a number of at least 1, got {batch_size!r}")
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 0):
             raise InvalidInput(f"top_k must be a number of labels, or None for all, got {top_k!r}")
         if top_k != 0 and self.engine.config.problem_type == REGRESSION:
             raise NotApplicable("a regression answers with values; it has no labels and no probabilities")

@@ -101,6 +101,8 @@ def refuse_output(path: str | os.PathLike[str], *inputs: str | os.PathLike[str] 
             itself, a file of a model's folder that is read from there, or any file of another folder.
     """
     path = Path(path)
+    if str(path) == "-":
+        raise InvalidInput("-: not a file; /dev/stdout is standard output")
     if path.is_dir():
         raise InvalidInput(f"{path}: a folder; give the name of a file")
     if not _is_stream(path):
