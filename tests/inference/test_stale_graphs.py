@@ -65,7 +65,11 @@ def other_class_names(folder: Path) -> None:
 
 
 def other_exits(folder: Path) -> None:
-    change_config(folder, exit_layers=[1, 2, 4])
+    other = tiny_model(id2label=NAMES, pooling="mean", certainty=True, exit_layers=[1, 2, 4])
+    other.save_pretrained(folder.parent / "other")
+    for name in ("model.safetensors", "config.json"):
+        shutil.copyfile(folder.parent / "other" / name, folder / name)
+    (folder / "operating_points.json").unlink()
 
 
 def other_tokenizer(folder: Path) -> None:
@@ -90,6 +94,11 @@ def older_data(folder: Path) -> None:
     path.write_bytes(content)
 
 
+def int8_by_the_name_of_float32(folder: Path) -> None:
+    for ending in ("", ".data"):
+        shutil.copyfile(folder / f"model.int8.onnx{ending}", folder / f"model.onnx{ending}")
+
+
 def pointer(folder: Path) -> None:
     (folder / "model.onnx.data").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
 
@@ -109,6 +118,7 @@ STALE: dict[Callable[[Path], None], str] = {
     zeros: "model.onnx.data: not the weights that the graph beside it was written with",
     cut: "model.onnx.data: cut: ",
     older_data: "model.onnx.data: not the weights that the graph beside it was written with",
+    int8_by_the_name_of_float32: "model.onnx: made in int8, and its name is that of float32",
     pointer: "model.onnx.data: a pointer of Git LFS; `git lfs pull` loads the file itself",
 }
 

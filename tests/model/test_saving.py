@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
+from offramp.cli.main import main
 from offramp.errors import InvalidInput
 from offramp.inference.predictor import Predictor
 from offramp.model.card import save_points
@@ -217,6 +219,25 @@ def test_other_shards_are_the_same_weights(folder: Path, lines: list[str]) -> No
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     assert load_points(folder) == POINTS
     assert lines == []
+
+
+def test_shards_replace_the_one_file_of_the_weights_before(folder: Path, lines: list[str]) -> None:
+    other = tiny_model(seed=5)
+    other.save_pretrained(folder, max_shard_size="20KB")
+    weights = MultiExitModel.from_pretrained(folder).state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in other.state_dict().items())
+    assert load_points(folder) == {}
+
+
+def test_a_card_that_is_not_utf_8_stays_and_hinders_nothing(folder: Path) -> None:
+    card = "Mod\xe8le".encode("latin-1")
+    (folder / "README.md").write_bytes(card)
+    MultiExitModel.from_pretrained(folder).save_pretrained(folder)
+    save_points(POINTS, folder)
+    result = CliRunner().invoke(main, ["info", str(folder), "--verify"])
+    assert result.exit_code == 0
+    assert "somebody's own card" in result.output
+    assert (folder / "README.md").read_bytes() == card
 
 
 def test_only_the_main_process_writes(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offramp.errors import InvalidInput
-from offramp.model.card import HEADING, true_card
+from offramp.model.card import HEADING, read_card, true_card
 from offramp.model.config import MultiExitConfig
 from offramp.types.graph_file import GRAPHS, WEIGHTS, stale
 from offramp.types.model_content import ModelContent, spans
@@ -106,8 +106,8 @@ def _graph(path: Path, content: ModelContent) -> Iterator[Finding]:
 def _card(path: Path, points: dict[str, OperatingPoint], config: MultiExitConfig) -> Iterator[Finding]:
     if not path.exists():
         return
-    text = path.read_text(encoding="utf-8")
-    if HEADING not in text:
+    text = read_card(path)
+    if text is None or HEADING not in text:
         yield Finding(path.name, UNKNOWN, "somebody's own card")
     elif true_card(text, points, config) == text:
         yield Finding(path.name, OK, "lists these exits, outputs and points")

@@ -81,6 +81,14 @@ def _tied(point: OperatingPoint, content: ModelContent) -> OperatingPoint:
     return replace(point, fingerprint=content.fingerprint(None if before is None else before.exit_layers))
 
 
+def read_card(card: Path) -> str | None:
+    """Return the text of a card; None if there is none, or one that is not UTF-8, which is somebody's own."""
+    try:
+        return card.read_text(encoding="utf-8") if card.exists() else None
+    except UnicodeDecodeError:
+        return None
+
+
 def write_card(folder: Path, points: Mapping[str, OperatingPoint], config: PreTrainedConfig | None = None) -> None:
     """Make a folder's card true: its operating points, and with `config` its exits and outputs.
 
@@ -88,10 +96,10 @@ def write_card(folder: Path, points: Mapping[str, OperatingPoint], config: PreTr
     card is written.
     """
     card = folder / "README.md"
-    text, new = (card.read_text(encoding="utf-8") if card.exists() else None), None
+    text, new = read_card(card), None
     if text is not None:
         new = true_card(text, points, config)
-    elif config is not None:
+    elif config is not None and not card.exists():
         new = model_card(config, points)
     if new not in (None, text):
         with whole_file(card) as file:

@@ -251,9 +251,10 @@ def from_pretrained_or_raise(kind: Any, folder: str | os.PathLike[str], **option
     """
     try:
         return kind.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of transformers and of its parsers of files; they have no common root
         content = {"AutoTokenizer": "tokenizer"}.get(kind.__name__, "model")
-        raise InvalidInput(f"{folder}: no {content} can be loaded from there ({one_line(error)})") from None
+        reason = one_line(error if isinstance(error, (OSError, ValueError, RuntimeError)) else repr(error))
+        raise InvalidInput(f"{folder}: no {content} can be loaded from there ({reason})") from None
 
 
 def is_classifier(names: Sequence[str] | None) -> bool:

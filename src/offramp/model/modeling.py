@@ -33,7 +33,15 @@ from offramp.model.in_memory import refuse_changed_weights, weights_in_memory
 from offramp.model.inputs import inputs_for, refuse_arguments
 from offramp.model.layers import build_bypasses, build_token_exit, run_layers
 from offramp.model.output import MultiExitOutput, full_depth_output
-from offramp.model.saving import card_text, finish_folder, points_beside, ready_for_upload, undo_empty_card
+from offramp.model.saving import (
+    card_text,
+    finish_folder,
+    index_time,
+    points_beside,
+    ready_for_upload,
+    remove_replaced_weights,
+    undo_empty_card,
+)
 from offramp.model.token_exit.config import TokenExit
 from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.registry import load_policy
@@ -80,6 +88,7 @@ class MultiExitModel(PreTrainedModel):
         self.operating_points: dict[str, OperatingPoint] = {}
         self._operating_point: OperatingPoint | None = None
         self._card_before: str | None = None  # of the folder that is being saved
+        self._index_before: int | None = None  # likewise
         self._loaded_weights: tuple[str, str] | None = None  # those that the operating points were loaded with
         self.post_init()
 
@@ -300,7 +309,7 @@ class MultiExitModel(PreTrainedModel):
         """
         if not self.operating_points and self.should_save_on_this_rank(is_main_process):
             self.operating_points = points_beside(Path(save_directory))
-        self._card_before = card_text(Path(save_directory))
+        self._card_before, self._index_before = card_text(Path(save_directory)), index_time(Path(save_directory))
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if self.should_save_on_this_rank(is_main_process) and not kwargs.get("push_to_hub"):
             self._finish(Path(save_directory))
@@ -315,6 +324,7 @@ class MultiExitModel(PreTrainedModel):
 
     def _finish(self, folder: Path) -> None:
         if (folder / CONFIG_NAME).exists():  # nothing was written where `save_directory` is a file
+            remove_replaced_weights(folder, self._index_before)
             self.operating_points = finish_folder(folder, self.config, self.operating_points)
 
 

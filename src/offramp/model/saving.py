@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, logging
 
 from offramp.errors import InvalidInput
-from offramp.model.card import save_points, write_card
+from offramp.model.card import read_card, save_points, write_card
 from offramp.model.hub import load_points
 from offramp.types.graph_file import GRAPHS, WEIGHTS, stale
-from offramp.types.model_content import ModelContent
+from offramp.types.model_content import WEIGHTS_FILE, WEIGHTS_INDEX, ModelContent
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points, write_points
 from offramp.types.whole_file import whole_file
 
@@ -73,8 +73,24 @@ def points_beside(folder: Path) -> dict[str, OperatingPoint]:
 
 def card_text(folder: Path) -> str | None:
     """Return the card of a folder; None if there is none."""
-    card = folder / "README.md"
-    return card.read_text(encoding="utf-8") if card.exists() else None
+    return read_card(folder / "README.md")
+
+
+def index_time(folder: Path) -> int | None:
+    """Return when the index of a folder's shards was written, in nanoseconds; None if there is none."""
+    index = folder / WEIGHTS_INDEX
+    return index.stat().st_mtime_ns if index.exists() else None
+
+
+def remove_replaced_weights(folder: Path, index_before: int | None) -> None:
+    """Remove the one file of weights where shards were written now: transformers leaves it, and loads it first.
+
+    Args:
+        folder: to which a model was saved.
+        index_before: its `index_time` before.
+    """
+    if index_time(folder) != index_before:
+        (folder / WEIGHTS_FILE).unlink(missing_ok=True)
 
 
 def undo_empty_card(folder: Path, before: str | None) -> list[str]:

@@ -138,6 +138,9 @@ def stale(path: Path, content: ModelContent, whole: bool = False) -> str | None:
     layers = content.config.get("exit_layers")
     if about["layers"] != layers:
         return f"{path}: made for exits after layers {about['layers']}, config.json has {layers}"
+    precision = "int8" if path.name == GRAPHS["onnx-int8"] else "float32"
+    if about["precision"] != precision:
+        return f"{path}: made in {about['precision']}, and its name is that of {precision}"
     if source is None:  # a file of an earlier version names the digest of the files alone
         if about["model"] in (None, content.file_digest) or not content.weight_files:
             return None

@@ -68,13 +68,15 @@ class ModelContent:
         """Return the data of config.json.
 
         Raises:
-            InvalidInput: there is none, or it is not JSON.
+            InvalidInput: there is none, or it is not JSON with a list of layers.
         """
         path = self.folder / CONFIG_FILE
         try:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise InvalidInput(f"{path}: not a readable configuration ({error})") from None
+        if not isinstance(data, dict) or not isinstance(data.get("exit_layers", []), list):
+            raise InvalidInput(f"{path}: not the configuration of a model (exit_layers must be a list of layers)")
         return data
 
     @cached_property
