@@ -349,6 +349,14 @@ def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     assert offramp(*arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("target", [("--max-drop", 0), ("--max-drop", 1), ("--agreement", 1)])
+def test_a_certificate_is_of_a_target_that_rows_can_show(place: Path, target: tuple[str, float]) -> None:
+    data = ("--data", place / "validation.jsonl", "--confidence", 0.9)
+    result = offramp("calibrate", place / "model", *target, *data)
+    assert result.exit_code == 2
+    assert "--confidence takes targets above 0 and below 1" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["info", "predict", "evaluate", "record"])
 def test_a_folder_without_a_model_is_one_line(command: str, tmp_path: Path) -> None:
     labelled(tmp_path / "x.jsonl", 3)

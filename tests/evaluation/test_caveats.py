@@ -86,6 +86,12 @@ def test_a_model_that_is_no_better_than_the_majority_is_named() -> None:
     ]
 
 
+def test_a_target_that_nobody_asked_for_is_not_the_target() -> None:
+    for points in ({}, early(speedup=2)):
+        (sentence,) = caveats(right_at_the_end(RARE), points, None, ["no", "yes"])
+        assert "(0.9900 of 1.0000), enough for a target of 99.0%: rare classes may be lost unseen" in sentence
+
+
 def test_rows_of_which_none_is_right_lose_none() -> None:
     wrong = Trace(torch.tensor([1.0, 0.0]).expand(2, 3, 2), torch.tensor([1, 1, 1]))
     (few, *_) = caveats(wrong, early(max_drop=0.01))

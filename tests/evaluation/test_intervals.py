@@ -8,12 +8,14 @@ from scipy.stats import binomtest
 
 from offramp.evaluation.bootstrap import bootstrap_curve, loss_interval, point_loss_interval
 from offramp.evaluation.intervals import rows_needed, share_interval, upper_share
+from offramp.evaluation.metrics import layerwise
 from offramp.evaluation.slices import by_groups
 from offramp.policies.fixed import Fixed
 from offramp.policies.replay import replay
 from offramp.types.operating_point import OperatingPoint
-from offramp.types.problem_types import MULTI_LABEL
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace
+from support.traces import random_trace
 
 FIRST = OperatingPoint({"name": "fixed"}, (1.0,))
 
@@ -75,6 +77,59 @@ def test_a_score_that_the_rows_do_not_define_may_be_anything() -> None:
     without_yes = two_exits([0] * 40, [0] * 40, [0] * 40)
     band = bootstrap_curve(without_yes, Fixed(), "f1", resamples=20)
     assert (band.low.tolist(), band.high.tolist()) == ([0, 0], [1, 1])
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+def test_a_correlation_of_few_rows_has_no_interval(metric: str) -> None:
+    """Resampled, three rows have the true difference of two correlations in 4 of 10 draws."""
+    for rows in (2, 3, 9):
+        trace = random_trace(REGRESSION, depth=2, samples=rows, outputs=1)
+        band = bootstrap_curve(trace, Fixed(), metric)
+        assert (band.low.tolist(), band.high.tolist()) == ([-1, -1], [1, 1])
+        assert loss_interval(trace, replay(trace, "fixed", 1), metric) is None
+    enough = random_trace(REGRESSION, depth=2, samples=10, outputs=1)
+    assert loss_interval(enough, replay(enough, "fixed", 1), metric) is not None
+
+
+def test_a_score_that_is_not_defined_has_no_interval_of_its_loss() -> None:
+    answers = [[int(number % divisor == 0) for number in range(60)] for divisor in (3, 2)]
+    one_class = two_exits(*answers, [0] * 60)
+    for metric in ("matthews", "f1"):
+        assert point_loss_interval(one_class, FIRST, metric) in (None, (0.0, 1.0))
+
+
+def test_macro_f1_of_many_classes_holds_what_it_promises() -> None:
+    """A resample lacks some classes, so its macro-F1 is lower than the sample's; percentiles hold two of three."""
+    random, classes, draws = torch.Generator().manual_seed(0), 100, 30
+
+    def draw(rows: int) -> Trace:
+        labels = torch.randint(classes, (rows,), generator=random)
+        wrong = torch.rand(2, rows, generator=random) < torch.tensor([[0.25], [0.1]])
+        answers = torch.where(wrong, torch.randint(classes, (2, rows), generator=random), labels)
+        return Trace(torch.nn.functional.one_hot(answers, classes).float(), labels)
+
+    first, last = layerwise(draw(50_000), "macro-f1")
+    holds = [0, 0]
+    for _ in range(draws):
+        trace = draw(600)
+        band = bootstrap_curve(trace, Fixed(), "macro-f1")
+        low, high = loss_interval(trace, replay(trace, "fixed", 1), "macro-f1")
+        holds[0] += int(low <= last - first <= high)
+        holds[1] += int(band.low[0] <= last <= band.high[0])
+    assert min(holds) >= 0.85 * draws
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro-f1", "matthews"])
+def test_an_interval_holds_the_score_itself(metric: str) -> None:
+    labels = torch.arange(200).repeat(2)
+    answers = torch.stack((torch.where(labels % 7 < 2, 0, labels), torch.where(labels % 11 == 3, 5, labels)))
+    trace = Trace(torch.nn.functional.one_hot(answers, 200).float(), labels)
+    band = bootstrap_curve(trace, Fixed(), metric)
+    assert (band.low <= band.scores).all()
+    assert (band.scores <= band.high).all()
+    low, high = loss_interval(trace, replay(trace, "fixed", 1), metric)
+    first, last = layerwise(trace, metric)
+    assert low <= last - first <= high
 
 
 @pytest.mark.parametrize("rows", [1, 2, 40, 300])

@@ -153,6 +153,25 @@ def test_a_certificate_reads_in_plain_words() -> None:
     assert "nobody leaves early: too few rows" in certificate_text(replace(CERTIFICATE, note="too few rows"))
 
 
+def test_no_share_reads_as_all_or_nothing_that_is_not() -> None:
+    assert [percent(share) for share in (0.995, 0.9996, 0.999999, 0.0004, 1 - 1e-12)] == [
+        "99.5%",
+        "99.96%",
+        "99.9999%",
+        "0.04%",
+        "100%",
+    ]
+    text = replace(CERTIFICATE, delta=1e-6).describe()
+    assert text.startswith("certified with 0.999999 confidence: ")
+    assert certificate_text(replace(CERTIFICATE, delta=1e-6)).startswith("With 99.9999% confidence")
+
+
+def test_a_point_at_full_depth_loses_nothing_on_other_rows_either() -> None:
+    facts = dict(decide(assessment(0.8, mean_exit=6, loss=(0.0, 0.0), in_sample=True)).facts)
+    assert facts["What is guaranteed"] == "Nothing is lost, because nobody leaves early."
+    assert "very rows" not in facts["What it loses"]
+
+
 def test_shares_have_two_digits_and_no_empty_decimal() -> None:
     assert [percent(share) for share in (0.64, 0.05, 0.0512, 0.0995, 1, 0)] == [
         "64%",

@@ -6,7 +6,7 @@ import torch
 from offramp.bench.timer import median, time_interleaved
 from offramp.calibration.calibrate import calibrate
 from offramp.report.plots import draw_curves, usual_curves
-from offramp.report.tables import point_text, scores_data, scores_text, table
+from offramp.report.tables import interval_text, point_text, scores_data, scores_text, table
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
@@ -64,3 +64,9 @@ def test_baselines_run_in_turn_and_the_first_round_does_not_count() -> None:
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 2, "b": 2}
     assert median([3.0, 1.0, 2.0, 10.0]) == 2.5
+
+
+def test_an_interval_has_no_minus_before_a_zero() -> None:
+    assert interval_text((-0.0002, 0.01)) == "0.000 to 0.010"
+    assert interval_text((-0.0102, -0.0001)) == "-0.010 to 0.000"
+    assert interval_text(None) == ""

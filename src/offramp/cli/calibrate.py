@@ -180,6 +180,8 @@ def _targets(ladder: bool, confidence: float | None, name: str | None, options: 
     certifiable = ladder or not {"speedup", "latency_ms"} & set(targets)
     if confidence is not None and not (certifiable and options["metric"] in (None, "accuracy")):
         raise click.UsageError("--confidence goes with --max-drop and --ladder of accuracy, or with --agreement")
+    if confidence is not None and {0.0, 1.0} & set(targets.values()):
+        raise click.UsageError("--confidence takes targets above 0 and below 1: no rows show that nothing is ever lost")
     if "latency_ms" in targets and options["data"] is None:
         raise click.UsageError("--latency-ms times the texts of --data; a trace has none")
     if "latency_ms" not in targets and options["batch_size"] is not None:
@@ -226,11 +228,13 @@ def _warn_if_not_exported(folder: Path, engine: str, point: OperatingPoint) -> N
 
 def _print_certificates(points: Mapping[str, OperatingPoint], confidence: float | None) -> None:
     """Print the certificates, with the points' names where there are several points."""
+    from offramp.types.operating_point import confidence_text
+
     lines = {name: point.certificate.describe() for name, point in points.items() if point.certificate is not None}
     for name, line in lines.items():
         click.echo(f"\n{line}" if len(points) == 1 else f"\n{name}: {line}")
-    if len(lines) > 1:
-        click.echo(f"\nall of these at once with {confidence:.4g} confidence")
+    if len(lines) > 1 and confidence is not None:
+        click.echo(f"\nall of these at once with {confidence_text(1 - confidence)} confidence")
 
 
 def _parse_offsets(folder: Path, text: str) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offramp.evaluation.intervals import FEW, TAIL, unseen_number, unseen_rows
 from offramp.evaluation.measure import replay_point
-from offramp.evaluation.metrics import METRICS, Metric, metric_for
+from offramp.evaluation.metrics import METRICS, Metric, metric_for, score
 from offramp.evaluation.sweep import per_exit_constant, sweep
 from offramp.policies.base import Policy
 from offramp.policies.decision import continues
@@ -68,7 +68,8 @@ def bootstrap_curve(
 
     Where fewer than FEW samples are right, or wrong, the interval is widened by the scores that
     `offramp.evaluation.intervals.unseen_rows` do not exclude: for accuracy by Clopper and Pearson's bound. A score that
-    the samples do not define (a correlation with a constant, an F1 without its class) has the whole range.
+    the samples do not define (a correlation with a constant or of fewer than FEW samples, an F1 without its class) has
+    the whole range.
 
     Args:
         trace: with labels.
@@ -85,14 +86,14 @@ def bootstrap_curve(
     """
     _, rule = metric_for(trace, metric)
     labels = labels_of(trace)
-    score, logits = finite_outputs(trace, policy)
-    swept = sweep(score, per_exit_constant(trace, trace.layer_numbers))
+    exit_scores, logits = finite_outputs(trace, policy)
+    swept = sweep(exit_scores, per_exit_constant(trace, trace.layer_numbers))
     mean_exits = swept.statistics[:, 0] / len(trace)
     # 1) thresholds, and every sample's exit at each of them
     even = torch.linspace(mean_exits[0].item(), mean_exits[-1].item(), points, dtype=torch.float64)
     chosen = torch.unique(torch.searchsorted(-mean_exits, -even).clamp(max=len(mean_exits) - 1))
     thresholds = swept.thresholds[chosen]
-    reached = score[:-1].cummax(dim=0).values  # (L-1, N)
+    reached = exit_scores[:-1].cummax(dim=0).values  # (L-1, N)
     exits = torch.stack([continues(reached, threshold).sum(dim=0) for threshold in thresholds])  # (K, N)
     # 2) the score of every resample at each of them
     counts = _counts(len(trace), resamples, seed)
@@ -103,15 +104,28 @@ def bootstrap_curve(
         rows, summed = torch.arange(len(trace)), rule.resampled(labels, counts)
         sums = [summed(ExitOutput(logits[at, rows], problem_type=trace.problem_type)) for at in exits]
     scores = torch.stack([rule.value(total, len(trace)) for total in sums])  # (K, 1 + R)
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    low, high = scores[:, 1:].quantile(tails, dim=-1)
+    tail = (1 - confidence) / 2
+    low, high = (end.clamp(rule.least, 1.0) for end in _percentiles(scores[:, 0], scores[:, 1:], tail))
     # 3) what resampling cannot reveal
     if trace.problem_type != REGRESSION:
         right = _right_rows(trace, logits).gather(0, exits).sum(dim=-1)  # (K,)
-        _widen(trace, rule, torch.stack([total[0] for total in sums]), right.tolist(), low, high, tails[0].item())
+        _widen(trace, rule, torch.stack([total[0] for total in sums]), right.tolist(), low, high, tail)
     unknown = (low == high) & (scores[:, 0].abs() < 1 - 1e-9)
+    if trace.problem_type == REGRESSION and len(trace) < FEW:
+        unknown[:] = True
     low[unknown], high[unknown] = rule.least, 1.0
     return BootstrapCurve(thresholds, mean_exits[chosen], scores[:, 0], low, high)
+
+
+def _percentiles(whole: Tensor, resampled: Tensor, tail: float) -> tuple[Tensor, Tensor]:
+    """Return percentiles of resampled scores (..., R), moved out until their median may be the sample's score (...).
+
+    A resample has fewer of the rare classes than the sample. So its macro-F1 is lower, and the percentiles alone may
+    not even hold the sample's own score.
+    """
+    tails = torch.tensor([tail, 0.5, 1 - tail], dtype=torch.float64)
+    low, middle, high = resampled.quantile(tails, dim=-1)
+    return low + (whole - middle).clamp(max=0), high + (whole - middle).clamp(min=0)
 
 
 def _right_rows(trace: Trace, logits: Tensor) -> Tensor:
@@ -163,12 +177,15 @@ def loss_interval(trace: Trace, answers: Answers, metric: str | None = None) -> 
         metric: a name of `offramp.evaluation.metrics.METRICS`; None = the default one.
 
     Returns:
-        None where these rows show no interval: the correlation of one row, or with a constant.
+        None where these rows show no interval: a correlation of fewer than FEW rows or with a constant, a score that
+        is not defined where all rows have one class.
     """
     _, rule = metric_for(trace, metric)
+    if trace.problem_type == REGRESSION and len(trace) < FEW:
+        return None
     low, high = _resampled_loss(trace, answers.logits, rule)
     if trace.problem_type != REGRESSION:
-        return _widened_loss(trace, answers.logits, rule, (low, high))
+        low, high = _widened_loss(trace, answers.logits, rule, (low, high))
     return None if low == high else (low, high)
 
 
@@ -200,8 +217,10 @@ def _resampled_loss(trace: Trace, early: Tensor, rule: Metric) -> Interval:
         else:
             full_sums, early_sums = map(rule.resampled(labels, counts.T), both)
         losses.append(rule.value(full_sums, rows) - rule.value(early_sums, rows))
-    low, high = torch.cat(losses).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+    full, other = (score(rule, out, labels) for out in both)
+    most = 1 - rule.least
+    low, high = _percentiles(full - other, torch.cat(losses), TAIL / 2)
+    return low.clamp(-most, most).item(), high.clamp(-most, most).item()
 
 
 def _widened_loss(trace: Trace, early: Tensor, rule: Metric, interval: Interval) -> Interval:

@@ -164,8 +164,9 @@ def majority(
     kept = f"keep {constant / full:.1%} of the full model's {name} ({constant:.4f} of {full:.4f})"
     if constant >= full:
         kept = f"have {name} {constant:.4f}, and the full model has {full:.4f}"
+    asked = "and the target is" if levels else "enough for a target of"
     return (
-        f"answering {_answer(answer, trace, names)} always would {kept}, and the target is {1 - level:.1%}: rare "
+        f"answering {_answer(answer, trace, names)} always would {kept}, {asked} {1 - level:.1%}: rare "
         f"classes may be lost unseen{_advice(trace, points, answer, level, names)}"
     )
 

@@ -16,7 +16,7 @@ from offramp.evaluation.curves import area, area_above, score_at
 from offramp.evaluation.slices import Slice
 from offramp.evaluation.sweep import Curve
 from offramp.policies.registry import policy_to_dict, summarize
-from offramp.report.tables import table
+from offramp.report.tables import interval_text, table
 from offramp.types.operating_point import rows_text
 
 MAX_CLASSES = 12
@@ -87,8 +87,11 @@ def _area_above(band: BootstrapCurve, other: BootstrapCurve) -> float | None:
 def _cell(budget: dict[str, float | None]) -> str:
     if budget["score"] is None:
         return "-"
-    interval = f" ({budget['low']:.3f}-{budget['high']:.3f})" if "low" in budget else ""
-    return f"{budget['score']:.4f}{interval}"
+    low, high = budget.get("low"), budget.get("high")
+    if low is None or high is None:
+        return f"{budget['score']:.4f}"
+    interval = interval_text((low, high))
+    return f"{budget['score']:.4f} ({interval.replace(' to ', '-') if low >= 0 else interval})"
 
 
 def _numbers(values: Tensor) -> list[float | str]:
@@ -102,8 +105,8 @@ def slices_text(slices: Sequence[Slice], by: str, metric: str) -> str:
     for group in slices:
         loss = None if group.score is None or group.full_score is None else group.full_score - group.score
         values = (group.score, group.full_score, loss, group.agreement)
-        *scores, agreement = ("" if value is None else f"{value:.4f}" for value in values)
-        interval = "" if group.loss_interval is None else "{:.3f} to {:.3f}".format(*group.loss_interval)
+        *scores, agreement = ("" if value is None else f"{round(value, 4) + 0.0:.4f}" for value in values)
+        interval = interval_text(group.loss_interval)
         rows.append([group.name, str(group.rows), *scores, interval, f"{group.mean_exit:.2f}", agreement])
     filled = [number for number in range(len(head)) if any(row[number] for row in rows)]
     return table([head[number] for number in filled], [[row[number] for number in filled] for row in rows])

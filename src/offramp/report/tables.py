@@ -110,7 +110,12 @@ def _interval_text(trace: Trace, point: OperatingPoint, metric: str | None) -> s
         interval = point_loss_interval(trace, point, metric)
     else:
         interval = _agreement_interval(point, measure_point(trace, point))
-    return "" if interval is None else "{:.3f} to {:.3f}".format(*interval)
+    return interval_text(interval)
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """Return an interval such as "-0.010 to 0.020"; "" for None."""
+    return "" if interval is None else " to ".join(f"{round(end, 3) + 0.0:.3f}" for end in interval)  # no -0.000
 
 
 def point_text(point: OperatingPoint) -> str:

@@ -135,6 +135,11 @@ RISKS = {
 """Risks that a certificate may bound: the share of ..."""
 
 
+def confidence_text(delta: float) -> str:
+    """Return 1 - delta with four digits, or as many as it takes not to read as 1."""
+    return f"{1 - delta:.{max(4, math.ceil(-math.log10(max(delta, 1e-15))))}g}"
+
+
 @dataclass(frozen=True)
 class Certificate:
     """A bound on an operating point's risk, for rows drawn like the ones that it was certified on.
@@ -176,7 +181,9 @@ class Certificate:
         basis = f"{self.method}, {rows_text(self.rows)}, {self.observed:.2%} seen"
         if self.note:
             return f"full depth: {self.note} ({self.risk} {self.level:g}, {basis})"
-        confidence = "on average over draws of rows" if self.delta is None else f"with {1 - self.delta:.4g} confidence"
+        confidence = (
+            "on average over draws of rows" if self.delta is None else f"with {confidence_text(self.delta)} confidence"
+        )
         return f"certified {confidence}: at most {100 * self.bound:.4g}% of {RISKS[self.risk]} ({basis})"
 
 

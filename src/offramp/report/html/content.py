@@ -26,7 +26,7 @@ from offramp.report.html.examples import Group, groups
 from offramp.report.html.exits import ExitRow, exit_rows
 from offramp.report.html.verdict import Decision, PointAssessment, certificate_text, decide
 from offramp.types.cost_table import CostTable
-from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target
+from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target, rows_text
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace, trace_digest
 
@@ -192,7 +192,7 @@ def best_alternative(comparison: Comparison, policy: str, measured: Measured) ->
     word = "Yes" if low > own else "Not clearly" if score > own else "No"
     return (
         f"{word}: at this mean exit the best of the others, {best}, has {comparison.metric} {score:.4f} "
-        f"({low:.3f} to {high:.3f}) where {policy} has {own:.4f}, on {len(comparison.trace)} rows."
+        f"({low:.3f} to {high:.3f}) where {policy} has {own:.4f}, on {rows_text(len(comparison.trace))}."
     )
 
 

@@ -25,6 +25,8 @@ from offramp.types.operating_point import (
 
 MAX_COUNTED = 100
 """A percentage of fewer rows than this is shown with its count."""
+MAX_DIGITS = 6
+"""Decimals of a percentage that is near 0 or 100, at most."""
 
 
 class Verdict(str, Enum):
@@ -90,6 +92,11 @@ class PointAssessment:
         return Verdict.UNCERTAIN if least <= allowed else Verdict.MISSES_TARGET
 
     @property
+    def loses_nothing(self) -> bool:
+        """Return True where the point is the full model, on any rows (`point_loss_interval`)."""
+        return self.loss == (0.0, 0.0)
+
+    @property
     def few_rows(self) -> bool:
         """Return True where these rows could not show the target, even if nothing was lost, nor does a certificate."""
         certificate = self.point.certificate
@@ -102,6 +109,8 @@ def decide(assessment: PointAssessment, caveats: Sequence[str] = ()) -> Decision
     """Return the verdict on a point with its headline and facts; caveats: what the rows cannot show."""
     unknown = ". ".join(caveat[0].upper() + caveat[1:] for caveat in caveats) + "."
     certificate = certificate_text(assessment.point.certificate, assessment.certificate_mismatch)
+    if assessment.point.certificate is None and assessment.loses_nothing:
+        certificate = "Nothing is lost, because nobody leaves early."
     facts = (
         ("Operating point", _point_fact(assessment)),
         ("What it saves", _savings_fact(assessment.measured, assessment.full_ms)),
@@ -150,8 +159,10 @@ def certificate_text(certificate: Certificate | None, mismatch: str = "") -> str
 
 
 def percent(share: float) -> str:
-    """Format a share: "64%", "0.8%" or "5%"."""
+    """Format a share: "64%", "0.8%" or "5%"; "0%" and "100%" are exact."""
     digits = 0 if abs(share) >= 0.0995 else 1
+    while digits < MAX_DIGITS and round(100 * share, digits) in (0, 100) and abs(share - round(share)) > 1e-9:
+        digits += 1
     return f"{100 * share:.{digits}f}".removesuffix(".0") + "%"
 
 
@@ -204,7 +215,7 @@ def _few_rows(assessment: PointAssessment) -> str:
     little = f" {rows_text(rows)} {'promises' if rows == 1 else 'promise'} little"
     if assessment.loss is None:
         return f"{little}: no interval of {assessment.measured.metric} can be given from them."
-    return f"{little}: up to {_points(assessment.loss[1])} points of {assessment.measured.metric} may be lost (95%)."
+    return f"{little}: up to {points(assessment.loss[1])} points of {assessment.measured.metric} may be lost (95%)."
 
 
 def _score_change(measured: Measured) -> str:
@@ -238,17 +249,18 @@ def _loss_fact(assessment: PointAssessment) -> str:
     measured, interval = assessment.measured, "no interval can be given from them"
     if assessment.loss is not None:
         low, high = assessment.loss
-        interval = f"a loss of {_points(low)} to {_points(high)} points (95% interval)"
+        interval = f"a loss of {points(low)} to {points(high)} points (95% interval)"
     scores = f"{measured.metric} {measured.score:.4f} against {measured.full_score:.4f} of the full model"
     sentences = [f"{scores} on {rows_text(measured.rows)}, {interval}."]
     if measured.agreement is not None:
         same = round(measured.agreement * measured.rows)
         count = f" ({same} of {measured.rows})" if measured.rows < MAX_COUNTED else ""
         sentences.append(f"{percent(measured.agreement)} of the rows{count} get the full model's answer.")
-    if assessment.in_sample:
+    if assessment.in_sample and not assessment.loses_nothing:
         sentences.append("The point was chosen on these very rows: expect somewhat more to be lost on others.")
     return " ".join(sentences)
 
 
-def _points(share: float) -> str:
+def points(share: float) -> str:
+    """Format a difference of scores in points: "1.5"."""
     return f"{round(100 * share, 1) + 0.0:.1f}"  # no -0.0
