@@ -105,13 +105,40 @@ def test_a_source_that_breaks_off_loses_nothing_that_was_read(to_file: bool, fol
     (tmp_path / "x.txt.gz").write_bytes(content[: len(content) // 2])
     options = ("-o", tmp_path / "out.jsonl") if to_file else ()
     result = offramp("predict", folder, tmp_path / "x.txt.gz", *options)
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     answers = lines((tmp_path / "out.jsonl").read_text() if to_file else result.stdout)
     assert len(answers) > 500
     assert all("label" in answer for answer in answers[:-1])
     assert set(answers[-1]) == {"error", "line"}
     assert f"1 of {len(answers):,} rows have no answer" in result.stderr
+    end = f"; the source breaks off at {tmp_path / 'x.txt.gz'}, line {len(answers)}"
+    assert result.stderr.splitlines()[-1].endswith(end)
     assert offramp("predict", folder, tmp_path / "x.txt.gz", "--strict").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "code", "rows"),
+    [
+        ("txt", " \n\n", 1, 2),
+        ("txt", "the cat\n\n", 0, 2),
+        ("json", '["the cat", "a dog", ', 1, 3),
+        ("json", '["the cat"] 7', 1, 2),
+        ("json", '["the cat"]', 0, 1),
+    ],
+)
+def test_the_exit_code_is_1_without_any_answer_and_where_the_source_breaks_off(
+    kind: str, given: str, code: int, rows: int, folder: Path
+) -> None:
+    result = offramp("predict", folder, "--format", kind, given=given)
+    assert (result.exit_code, len(lines(result.stdout))) == (code, rows)
+
+
+@pytest.mark.parametrize(("closing", "message"), [("<&-", "standard input is closed"), (">&-", "standard output is")])
+def test_a_standard_stream_that_is_closed_is_an_error(closing: str, message: str, folder: Path) -> None:
+    command = ["bash", "-c", f'echo the cat | "$@" {closing}', "-", *COMMAND, "predict", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {message}")
 
 
 # What an answer holds.

@@ -8,6 +8,7 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -61,8 +62,8 @@ def predict(
     """Answer texts from a file or standard input: one JSON object a line, in the order of the input.
 
     A row that has no answer (a blank text, a line that cannot be read) gets {"error": ..., "line": ...} in its place;
-    how many there are is printed at the end, to standard error. Texts that come through a pipe are answered as soon as
-    it pauses.
+    how many there are is printed at the end, to standard error. The exit code is 1 where no row has an answer, or where
+    the source breaks off. Texts that come through a pipe are answered as soon as it pauses.
 
     In int8 (--engine onnx-int8, or a point that was measured with it) answers depend on the batch, and so on when a
     pipe's texts come: between batches of 1 and of 32, 3.5 % of the labels and 11.5 % of the exit layers differed on the
@@ -92,7 +93,9 @@ def predict(
     with finished_only(output) as out, cuts.counted():
         faults = _write(answered, out, strict, progress=output is not None)
     cuts.log()
-    if faults is not None:
+    if faults.broken or faults.count == faults.rows:
+        raise DataError(str(faults))
+    if faults.count:
         click.echo(faults, err=True)
 
 
@@ -103,31 +106,57 @@ def _answer(predictor: Predictor, rows: list[Row], batch_size: int, scores: bool
     return [(row, next(answers) if row.error is None else {"error": row.error}) for row in rows]
 
 
-def _write(answered: Iterable[list[tuple[Row, Answer]]], out: IO[str], strict: bool, progress: bool) -> str | None:
-    """Write all answers, window by window, and return how many rows have none; None = all have one.
+@dataclass
+class _Faults:
+    """Counts the rows without an answer.
+
+    Attributes:
+        rows: all rows.
+        count: of rows without an answer.
+        first: the first of them, and its error.
+        broken: where the source broke off, for the message; "" where it did not.
+    """
+
+    rows: int = 0
+    count: int = 0
+    first: str = ""
+    broken: str = ""
+
+    def add(self, row: Row, error: str | None) -> None:
+        """Count a row; an error is None where it has an answer."""
+        self.rows += 1
+        if error is not None:
+            self.count += 1
+            self.first = self.first or f"{row.location}: {error}"
+        if row.broken:
+            self.broken = f"; the source breaks off at {row.location}"
+
+    def __str__(self) -> str:
+        have = "row has" if self.rows == 1 else "rows have"
+        return f"{self.count:,} of {self.rows:,} {have} no answer; the first is {self.first}{self.broken}"
+
+
+def _write(answered: Iterable[list[tuple[Row, Answer]]], out: IO[str], strict: bool, progress: bool) -> _Faults:
+    """Write all answers, window by window, and return the count of the rows that have none.
 
     Raises:
         DataError: strict, at the first row without an answer.
     """
     from tqdm import tqdm
 
-    total, failed, first = 0, 0, ""
+    faults = _Faults()
     with tqdm(desc="predict", unit="text", disable=None if progress else True) as bar:
         for window in answered:
             for row, answer in window:
+                faults.add(row, answer.get("error"))
                 if "error" in answer:
-                    failed += 1
-                    first = first or f"{row.location}: {answer['error']}"
                     if strict:
-                        raise DataError(first)
+                        raise DataError(faults.first)
                     answer["line"] = row.line
                 out.write(json.dumps(answer, ensure_ascii=False) + "\n")
             out.flush()
-            total += len(window)
             bar.update(len(window))
-    if not failed:
-        return None
-    return f"{failed:,} of {total:,} {'row has' if total == 1 else 'rows have'} no answer; the first is {first}"
+    return faults
 
 
 def _may_pause(source: str) -> bool:

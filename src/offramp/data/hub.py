@@ -52,7 +52,7 @@ def _records(source: str, data: Any) -> Iterator[Record]:
         for number, values in enumerate(data, start=1):
             yield Record(f"{source}, row {number}", number, values)
     except Exception as error:  # decoding a row can fail in any way
-        yield Record(f"{source}, row {number + 1}", number + 1, None, f"cannot be read: {one_line(error)}")
+        yield Record(f"{source}, row {number + 1}", number + 1, None, f"cannot be read: {one_line(error)}", broken=True)
 
 
 def _saved(source: str, folder: str, split: str) -> Any:

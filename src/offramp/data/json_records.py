@@ -86,7 +86,7 @@ def json_array(lines: Lines) -> Iterator[Record]:
             value = array.value()
         except (ValueError, RecursionError) as error:
             words = f"not JSON ({getattr(error, 'msg', error)}, near line {lines.number})"
-            yield Record(location, number, None, f"{words}; what follows is not read")
+            yield Record(location, number, None, f"{words}; what follows is not read", broken=True)
             return
         value = {"text": value} if isinstance(value, str) else value
         right = isinstance(value, dict)
@@ -96,7 +96,7 @@ def json_array(lines: Lines) -> Iterator[Record]:
         return
     if not character or array.next_character():
         problem = "something follows the array" if character else "the array is not closed"
-        yield Record(f"{lines.name}, line {lines.number}", number + 1, None, f"not JSON: {problem}")
+        yield Record(f"{lines.name}, line {lines.number}", number + 1, None, f"not JSON: {problem}", broken=True)
 
 
 class _Array:

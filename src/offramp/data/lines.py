@@ -56,6 +56,8 @@ def open_bytes(source: str) -> Iterator[io.BufferedReader]:
         OSError, EOFError, zlib.error: it cannot be read.
     """
     if source == "-":
+        if sys.stdin is None:
+            raise DataError("standard input is closed; name a file")
         stdin = sys.stdin.buffer
         yield _unpacked(source, stdin if hasattr(stdin, "peek") else io.BufferedReader(stdin))  # type: ignore[arg-type]
     else:

@@ -58,7 +58,9 @@ def _records(name: str, file: Any, stack: ExitStack) -> Iterator[Record]:
                     number += 1
                     yield Record(f"{name}, row {number}", number, values_of(cells))
         except Exception as error:  # pyarrow's own, OSError, and others of damaged pages
-            yield Record(f"{name}, row {number + 1}", number + 1, None, f"cannot be read: {one_line(error)}")
+            yield Record(
+                f"{name}, row {number + 1}", number + 1, None, f"cannot be read: {one_line(error)}", broken=True
+            )
 
 
 def _cells(column: Any) -> list[Any]:

@@ -82,7 +82,7 @@ def _rows_of_files(source: str, files: Sequence[str], reading: Reading) -> Itera
     opened = (_file_records(file, reading.format or _suffix(file), reading) for file in files)
     for number, record in enumerate(chain.from_iterable(opened), start=1):
         error = None if record.error is None else f"{record.error} ({record.location})"
-        yield Record(f"{source}, row {number}", number, record.values, error)
+        yield Record(f"{source}, row {number}", number, record.values, error, record.broken)
 
 
 def _suffix(source: str) -> str:
@@ -124,7 +124,7 @@ def _file_records(source: str, kind: str | None, reading: Reading) -> Iterator[R
         with open_bytes(source) as file, closing(Lines(name, file, reading.encoding)) as lines:
             yield from _text_records(lines, kind or _guess(lines), reading.delimiter)
             if lines.broken:
-                yield Record(f"{name}, line {lines.number + 1}", lines.number + 1, None, lines.broken)
+                yield Record(f"{name}, line {lines.number + 1}", lines.number + 1, None, lines.broken, broken=True)
     except UNREADABLE as error:
         raise DataError(f"{name}: cannot be read: {one_line(error)}") from error
 

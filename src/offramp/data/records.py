@@ -87,12 +87,14 @@ class Record:
         line: the number in `location`: of a line, a row or an element, from 1.
         values: the value of every column; None where the record cannot be read.
         error: why it cannot be read, without the location; None where it can.
+        broken: the source breaks off here; what follows is not read.
     """
 
     location: str
     line: int
     values: dict[str, Any] | None
     error: str | None = None
+    broken: bool = False
 
 
 @dataclass(frozen=True)

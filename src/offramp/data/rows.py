@@ -32,6 +32,7 @@ class Row:
         location: such as "reviews.csv, line 12".
         line: the number in `location`.
         error: why the row cannot be used, without the location; its text is "" then. None for a good row.
+        broken: the source breaks off here; what follows is not read.
     """
 
     text: Text
@@ -39,6 +40,7 @@ class Row:
     location: str
     line: int
     error: str | None = None
+    broken: bool = False
 
 
 def rows_of(
@@ -102,7 +104,7 @@ def with_columns(source: Source, columns: Columns, labelled: bool, lenient: bool
 def _row(record: Record, columns: Columns, class_names: Mapping[str, Sequence[str]], labelled: bool) -> Row:
     """Return a record as a row; one that cannot be used as a row with an error."""
     if record.values is None:
-        return Row("", None, record.location, record.line, record.error)
+        return Row("", None, record.location, record.line, record.error, record.broken)
     try:
         texts = [_text(record.values, column) for column in (columns.text, columns.pair) if column]
         label = _label(record.values, columns, class_names, labelled)
