@@ -474,7 +474,7 @@ def test_one_half_of_the_rows_fits_and_the_other_chooses(folder: Path, more: tup
 
 def test_the_default_policy_of_a_regression_says_which_rows_fitted_it(tmp_path: Path) -> None:
     save_folder(tmp_path / "model", tiny_model("bert", 1, problem_type=REGRESSION))
-    random_trace(REGRESSION, depth=LAYERS, samples=200).save(tmp_path / "trace.safetensors")
+    random_trace(REGRESSION, depth=LAYERS, samples=200, outputs=1).save(tmp_path / "trace.safetensors")
     assert "consistency fitted on 100 rows, the threshold chosen on the other 100" in calibrated(tmp_path)[0]
 
 

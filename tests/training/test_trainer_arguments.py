@@ -264,8 +264,11 @@ HONOURED: dict[str, Callable[[Path], None]] = {
 ELSEWHERE = {"args", "model", "train_dataset"}  # every test passes them
 
 
+FAST = ("callbacks", "compute_loss_func", "data_collator", "model_init", "optimizers", "processing_class", "args.optim")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "args.torch_compile" else []) for name in HONOURED]
+    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in HONOURED]
 )
 def test_the_trainers_argument_is_honoured(name: str, tmp_path: Path) -> None:
     HONOURED[name](tmp_path)
@@ -337,7 +340,13 @@ def test_a_loss_function_that_returns_no_number_is_one_line(value: Any, tmp_path
 # --- more of loss functions, new models and searches ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param(name, marks=[] if name in ("weighted", "two-stage") else pytest.mark.slow)
+        for name in sorted(OBJECTIVES)
+    ],
+)
 def test_a_loss_function_takes_the_place_of_each_exits_own_loss(objective: str, tmp_path: Path) -> None:
     """Cross-entropy as a function trains what cross-entropy trains, in every objective, with accumulated gradients."""
     accumulated = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 2, "optim": "sgd"}
@@ -366,6 +375,7 @@ def test_a_loss_function_is_logged_and_evaluated_for_each_exit(tmp_path: Path) -
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["two-stage", "ensemble-distillation"])
 def test_new_models_go_through_all_stages_and_each_training_starts_alike(objective: str, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, objective=objective, model_init=new_model)
@@ -399,6 +409,7 @@ class Search(HyperParamSearchBackendBase):
         return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["two-stage", "ensemble-distillation"])
 def test_a_search_trains_a_new_model_for_each_trial(
     objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
