@@ -475,6 +475,16 @@ def test_columns_that_are_no_labels_are_refused(columns: tuple[str, ...], task: 
     assert message in refusal([], "csv", columns=wanted, task=task, label_names=known)
 
 
+def test_columns_in_which_1_means_no_are_refused() -> None:
+    names = {"toxic": ["no", "yes"], "threat": ["Yes", "No"]}
+    features = {name: datasets.ClassLabel(names=pair) for name, pair in names.items()} | {"t": datasets.Value("string")}
+    rows = {"t": ["a", "b"], "toxic": [1, 0], "threat": [0, 1]}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet("a.parquet")
+    wanted = Columns("t", label=("toxic", "threat"))
+    message = "a.parquet: in \"threat\" 0 is 'Yes' and 1 is 'No'; write 1 for what is there"
+    assert refusal([], "parquet", columns=wanted, task="multi-label") == message
+
+
 def test_several_columns_are_several_values_of_a_regression() -> None:
     Path("jig.csv").write_text(JIGSAW)
     examples = read_examples("jig.csv", Columns("comment_text", label=("toxic", "id")), split="train", task=NUMBER)

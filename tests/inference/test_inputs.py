@@ -115,6 +115,8 @@ def test_a_row_or_columns_of_a_table_are_no_pair(item: Any, predictor: Predictor
         (" \t\n\u3000", "the text is blank"),
         ("the \ud83d cat", r"not a Unicode text: half of a character (a lone surrogate) at position 4"),
         (("the cat", ""), "one text of the pair is blank"),
+        ("\0\u200b\ufeff", "the text has no tokens"),
+        (("\u200b", "\0"), "the text has no tokens"),
         (("\udc80", "a dog"), r"not a Unicode text: half of a character (a lone surrogate) at position 0"),
     ],
 )
@@ -168,7 +170,7 @@ def test_a_row_on_which_the_engine_fails_leaves_the_others_theirs(
 
 
 def test_a_text_without_any_tokens_is_an_error_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = lambda tokenizer, texts, max_length: [{"input_ids": [5] * (text != "nothing")} for text in texts]  # noqa: E731
+    bare = lambda tokenizer, texts, max_length: [{"input_ids": [5] * 3 * (text != "nothing")} for text in texts]  # noqa: E731
     monkeypatch.setattr("offramp.inference.inputs.encode", bare)
     answers = Predictor(TorchEngine(tiny_model()), tiny_tokenizer())(["nothing", "the cat"])
     assert answers[0] == {"error": "the text has no tokens"}

@@ -18,6 +18,8 @@ from offramp.errors import DataError
 
 log = logging.getLogger("offramp")
 
+ABSENT = ("0", "false", "no", "none", "absent", "negative")
+"""Names of 0 in a column that says whether a label is there."""
 BITS = (0, 1)  # True, False, 1.0 and 0.0 equal them
 HOW = 'lists such as ["a", "b"], "a|b" in a cell, vectors of 0 and 1, or a --label-column for each label'
 
@@ -57,6 +59,20 @@ def classes_of_each(
         spelled = [[spelling_of(item, location) for item in row] for row, location in pairs]
     names, ids = class_numbers(list(zip(spelled, locations, strict=True)), known, naming, source, columns)
     return Classes(names, rows, ids)
+
+
+def refuse_reversed(columns: Sequence[str], class_names: Mapping[str, Sequence[str]], source: str) -> None:
+    """Refuse label columns in which the source's own name of 1 says that the label is not there.
+
+    Raises:
+        DataError: such a column.
+    """
+    for column in columns:
+        names = class_names.get(column, ())
+        if len(names) > 1 and names[1].lower() in ABSENT:
+            raise DataError(
+                f'{source}: in "{column}" 0 is {names[0]!r} and 1 is {names[1]!r}; write 1 for what is there'
+            )
 
 
 def _positions(vectors: Sequence[Sequence[Any]]) -> list[str]:

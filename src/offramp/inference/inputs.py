@@ -112,14 +112,20 @@ def encode_each(
     encoded, failed = in_halves(
         lambda numbers: encode(tokenizer, [texts[number] for number in numbers], max_length), readable
     )
-    unusable = {n: fault for n, tokens in encoded.items() if (fault := _ids_fault(tokens, vocabulary)) is not None}
+    special = {kind: tokenizer.num_special_tokens_to_add(pair=kind is tuple) for kind in (str, tuple)}
+    unusable = {}
+    for number, tokens in encoded.items():
+        alone = special[str if isinstance(texts[number], str) else tuple]
+        if (fault := _ids_fault(tokens, vocabulary, alone)) is not None:
+            unusable[number] = fault
     rows = {number: tokens for number, tokens in encoded.items() if number not in unusable}
     return rows, faults | failed | unusable
 
 
-def _ids_fault(tokens: Tokens, vocabulary: int) -> str | None:
+def _ids_fault(tokens: Tokens, vocabulary: int, special: int) -> str | None:
+    """Return why a model cannot answer tokens, of which `special` are around every text; None where it can."""
     ids = tokens["input_ids"]
-    if not ids:
+    if len(ids) <= special:
         return "the text has no tokens"
     if max(ids) >= vocabulary:
         return f"the tokenizer's token {max(ids)} is none of the model's {vocabulary}"
