@@ -67,6 +67,7 @@ def test_with_saved_lines_all_rows_certify(policy: Any) -> None:
         (None, ROWS, "margin", ""),
         (replace(SAVED, weights="other"), ROWS, "margin", " (lines.json is of other weights)"),
         (replace(SAVED, lines={}), ROWS, "margin", " (lines.json has no lines for margin)"),
+        (replace(SAVED, lines={"margin": ((0.0, 1.0),) * 2}), ROWS, "margin", " (lines.json is of 2 exits)"),
         (SAVED, TRAINED_ON, "margin", " (lines.json was fitted on 80 of these rows)"),
         (SAVED, random_trace(SINGLE_LABEL, samples=80, seed=3), "margin", " (lines.json is of other weights)"),
     ],
@@ -130,6 +131,8 @@ def test_lines_are_kept_in_a_file(tmp_path: Path) -> None:
         ('{"format": 1, "weights": "ab", "fitted_on": []}', r"no 'lines'\); remove it"),
         ('{"format": 1, "weights": "ab", "fitted_on": [], "lines": {"margin": [[1]]}}', "remove it"),
         ('{"format": 1, "weights": "ab", "fitted_on": [], "lines": {"margin": 3}}', "remove it"),
+        ('{"format": 1, "weights": "ab", "fitted_on": [], "lines": {"margin": [[NaN, 1]]}}', "finite constant.*remove"),
+        ('{"format": 1, "weights": "ab", "fitted_on": [], "lines": {"margin": [[0, -1]]}}', "slope above 0.*remove"),
         ('{"format": 2}', "format 2; this version of offramp reads up to 1"),
     ],
 )

@@ -433,6 +433,8 @@ def test_evaluate_works_without_labels_and_says_what_a_trace_has_not(place: Path
     whole.take(torch.tensor([0])).save(tmp_path / "one")
     assert "no policies to compare" in offramp("evaluate", place / "model", "--trace", tmp_path / "one").stdout
     save_folder(tmp_path / "model", tiny_model(num_labels=2))
+    other = offramp("evaluate", tmp_path / "model", "--trace", tmp_path / "t")
+    assert f"note: the trace was recorded with other weights than those in {tmp_path / 'model'}: no fi" in other.stderr
     refused = offramp("evaluate", tmp_path / "model", "--trace", tmp_path / "t", "--slice-by", "length")
     assert "no operating point 'default' to slice" in refused.stderr.splitlines()[-1]
     missing = ("--data", place / "validation.jsonl", "--slice-by", "site")
@@ -492,7 +494,23 @@ def test_calibrate_refuses_another_models_trace(place: Path) -> None:
     Trace(torch.randn(3, 20, 2)).save(place / "other.safetensors")
     result = offramp("calibrate", place / "model", "--trace", place / "other.safetensors", "--speedup", 1)
     assert result.exit_code == 1
-    assert "has 4 exits, but the trace has 3" in result.stderr
+    assert "other.safetensors has exits after layers 1, 2, 3, the model after layers 1, 2, 3, 4" in result.stderr
+
+
+def test_a_trace_of_another_kind_of_model_is_refused(place: Path, tmp_path: Path) -> None:
+    refusals = {
+        "labels": (Trace(torch.randn(4, 20, 2), torch.ones(20, 2)), "is of a multi_label_classification, the model of"),
+        "values": (Trace(torch.randn(4, 20, 2), problem_type="regression"), "is of a regression, the model of"),
+        "layers": (Trace(torch.randn(4, 20, 2), layers=torch.tensor([2, 4, 6, 8])), "has exits after layers 2, 4, 6"),
+    }
+    before = (place / "model" / POINTS_FILE).read_text()
+    for name, (trace, said) in refusals.items():
+        trace.save(tmp_path / name)
+        for command in (("evaluate",), ("calibrate", "--speedup", 1)):
+            refused = offramp(command[0], place / "model", "--trace", tmp_path / name, *command[1:])
+            assert refused.exit_code == 1
+            assert said in refused.stderr.splitlines()[-1]
+    assert (place / "model" / POINTS_FILE).read_text() == before
 
 
 def test_calibrate_saves_nothing_beside_a_model_without_exits(place: Path) -> None:

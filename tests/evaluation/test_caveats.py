@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from offramp.calibration.calibrate import calibrate
+from offramp.errors import CannotReach
 from offramp.evaluation.caveats import caveats, needed_rows
-from offramp.types.operating_point import Certificate, OperatingPoint
+from offramp.types.operating_point import Certificate, OperatingPoint, Target
 from offramp.types.problem_types import MULTI_LABEL
 from offramp.types.trace import Trace
 from support.traces import random_trace
@@ -129,6 +131,16 @@ def test_several_labels_of_which_few_are_true() -> None:
     assert "answering no label always would keep 99.0%" in sentence
     assert sentence.endswith("choose --metric macro-f1 or f1")
     assert missing == "no row has the label 'threat', 'insult': nothing is known of it"
+
+
+def test_a_score_of_rows_without_its_class_is_named() -> None:
+    alike = Trace(torch.randn(2, 400, 3), torch.ones(400, dtype=torch.long))
+    assert "all rows have one label: matthews is not defined and counts as 0" in caveats(alike, {}, "matthews")
+    nothing = Trace(torch.randn(2, 400, 3), torch.zeros(400, 3))
+    for metric in ("f1", "macro-f1"):
+        assert f"no row has a label: {metric} counts as 0" in caveats(nothing, {}, metric)
+        with pytest.raises(CannotReach, match="no row has a label"):
+            calibrate(nothing, "margin", Target(max_drop=0.01), metric)
 
 
 def test_labels_that_are_all_alike_have_no_correlation() -> None:

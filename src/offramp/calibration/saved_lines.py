@@ -8,6 +8,7 @@ rows fits them and only the other half certifies. A certificate holds for any li
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -51,6 +52,8 @@ class SavedLines:
             return f"{LINES_FILE} is of other weights"
         if policy not in self.lines:
             return f"{LINES_FILE} has no lines for {policy}"
+        if len(self.lines[policy]) != trace.depth:
+            return f"{LINES_FILE} is of {len(self.lines[policy])} exits"
         fitted_on = set(self.fitted_on)
         shared = sum(row in fitted_on for row in row_hashes(trace))
         return f"{LINES_FILE} was fitted on {shared} of these rows" if shared > MOST_SHARED * len(trace) else ""
@@ -100,6 +103,8 @@ def read_saved_lines(folder: str | os.PathLike[str]) -> SavedLines | None:
         if data["format"] > LINES_FORMAT:
             raise newer_format(path, data["format"], LINES_FORMAT)
         lines = {name: tuple((float(a), float(b)) for a, b in pairs) for name, pairs in data["lines"].items()}
+        if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for pairs in lines.values() for a, b in pairs):
+            raise ValueError("a line is a finite constant and a slope above 0")
         return SavedLines(str(data["weights"]), lines, tuple(map(str, data["fitted_on"])))
     except InvalidInput:
         raise

@@ -23,7 +23,7 @@ from offramp.cli.options import (
     scored_options,
     silence_transformers,
 )
-from offramp.cli.points import finite_only, metric_of, print_notes, saved_points
+from offramp.cli.points import finite_only, metric_of, other_weights, print_notes, saved_points
 from offramp.errors import InvalidInput
 from offramp.types.whole_file import refuse_output
 
@@ -76,7 +76,7 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     slices = None if slice_by is None else _slices(folder, trace, points, slice_by, groups, metric)
     recalls = _recalls(trace, points, names)
     comparison = compare(trace, metric) if trace.depth > 1 and len(trace) > 1 else None
-    notes = caveats(trace, points, metric, names)
+    notes = other_weights(folder, trace) + caveats(trace, points, metric, names)
     if picture is not None:
         _draw(comparison, points, picture, metric)
     print_notes(notes)

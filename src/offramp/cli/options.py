@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from offramp.data.examples import Examples
     from offramp.data.records import Reading
     from offramp.data.rows import Text
+    from offramp.model.config import MultiExitConfig
     from offramp.types.trace import Trace
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -206,7 +207,7 @@ def read_trace(folder: Path, options: Mapping[str, Any], data: Examples | list[T
     Raises:
         UsageError: both options or neither.
         NotApplicable: a metric without a meaning for this model.
-        InvalidInput: a trace of another number of outputs.
+        InvalidInput: a trace of another number of outputs, kind of problem or other exits than the model's.
     """
     from offramp.inference.record import data_name, record
     from offramp.model.hub import load_config
@@ -216,12 +217,22 @@ def read_trace(folder: Path, options: Mapping[str, Any], data: Examples | list[T
     check_metric_of(folder, options["metric"])
     if options["trace"] is not None:
         trace = Trace.load(options["trace"])
-        if trace.logits.shape[-1] != (outputs := load_config(folder).num_labels):
-            raise InvalidInput(f"{options['trace']} has {trace.logits.shape[-1]} outputs, the model {outputs}")
+        _refuse_other_model(trace, options["trace"], load_config(folder))
         return trace
     data = read_data(folder, options, labelled=True) if data is None else data
     trace = record(folder, data, options["engine"])
     return replace(trace, provenance={**trace.provenance, "data": data_name(options["data"], options["split"])})
+
+
+def _refuse_other_model(trace: Trace, path: Path, config: MultiExitConfig) -> None:
+    outputs, layers = trace.logits.shape[-1], trace.layer_numbers
+    if outputs != config.num_labels:
+        raise InvalidInput(f"{path} has {outputs} outputs, the model {config.num_labels}")
+    if trace.problem_type != config.problem_type:
+        raise InvalidInput(f"{path} is of a {trace.problem_type}, the model of a {config.problem_type}")
+    if layers != config.exit_layers:
+        after = (", ".join(map(str, numbers)) for numbers in (layers, config.exit_layers))
+        raise InvalidInput("{} has exits after layers {}, the model after layers {}".format(path, *after))
 
 
 def check_data_or_trace(options: Mapping[str, Any]) -> None:

@@ -30,6 +30,14 @@ def refuse_other_weights(folder: Path, trace: Trace) -> None:
         )
 
 
+def other_weights(folder: Path, trace: Trace) -> list[str]:
+    """Return a sentence where a trace is of other weights than a folder's; none where it names no weights."""
+    weights = trace.provenance.get("weights")
+    if weights is None or not folder.is_dir() or weights == weights_digest(folder):
+        return []
+    return [f"the trace was recorded with other weights than those in {folder}: no figure here is of this model"]
+
+
 def saved_points(folder: Path) -> dict[str, OperatingPoint]:
     """Read the operating points of a folder, by name; those of other weights are left out with a warning."""
     from offramp.model.hub import load_points

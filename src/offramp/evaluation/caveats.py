@@ -230,6 +230,11 @@ def undefined(trace: Trace, metric: str | None, names: Sequence[str] = ()) -> st
             return f"one row has no {name}; it counts as 0"
         if not (columns != columns[:1]).any():
             return f"the labels of all {len(trace)} rows are alike: {name} is not defined and counts as 0"
+    elif trace.problem_type == MULTI_LABEL:
+        if name != "accuracy" and not (labels > 0).any():
+            return f"no row has a label: {name} counts as 0"
+    elif name == "matthews" and not (labels != labels[:1]).any():
+        return f"all rows have one label: {name} is not defined and counts as 0"
     elif _one_class(trace, name) and not (labels == 1).any():
         return f"no row has the label {repr(names[1]) if names else 1}, whose f1 this is: it counts as 0"
     return None
