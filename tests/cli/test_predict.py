@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from offramp.cli.options import silence_transformers
 from offramp.inference.predictor import Predictor
 from support.command_line import offramp
 from support.models import balanced, save_folder, tiny_model
@@ -139,6 +140,17 @@ def test_a_standard_stream_that_is_closed_is_an_error(closing: str, message: str
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(f"Error: {message}")
+
+
+@pytest.mark.parametrize(("terminal", "expected"), [(False, "1"), (True, None)])
+def test_a_log_gets_no_progress_of_data_sets(
+    terminal: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "")  # so that it is restored
+    monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    silence_transformers()
+    assert os.environ.get("HF_DATASETS_DISABLE_PROGRESS_BARS") == expected
 
 
 # What an answer holds.

@@ -214,6 +214,7 @@ A_CLASS = "a class is a name or an integer, found"
         (TAGS, None, [[], []], ": no row has a label"),
         (TAGS, None, [[None]], f", line 1: {A_CLASS} None"),
         (NUMBER, None, [1.0, "high"], ", line 2: the label must be a finite number, found 'high'"),
+        (NUMBER, None, [1.0, "0,0"], ", line 2: the label must be a finite number, found '0,0'; write a decimal point"),
         (NUMBER, None, [1.0, True], ", line 2: the label must be a finite number, found True"),
         (NUMBER, None, [1.0, float("inf")], ", line 2: the label must be a finite number, found inf"),
         (NUMBER, None, [1.0, [1.0]], ", line 2: the label must be a finite number, found [1.0]"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +142,9 @@ def policy_options(command: Command) -> Command:
 
 
 def silence_transformers() -> None:
-    """Turn off the progress bars and warnings of transformers."""
+    """Turn off the progress bars and warnings of transformers, and in logs the progress bars of datasets."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

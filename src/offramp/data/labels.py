@@ -87,7 +87,9 @@ def _vector(label: Any) -> Any:
 def _number(label: object, location: str) -> float:
     number = _finite(label)
     if number is None:
-        raise DataError(f"{location}: the label must be a finite number, found {reprlib.repr(label)}")
+        comma = isinstance(label, str) and _finite(label.replace(",", ".")) is not None
+        point = "; write a decimal point" if comma else ""
+        raise DataError(f"{location}: the label must be a finite number, found {reprlib.repr(label)}{point}")
     return number
 
 
