@@ -91,6 +91,13 @@ PIXELS = torch.zeros(1, 3, 8, 8)
         ("bert", {"input_ids": IDS, "head_mask": torch.ones(4, 2)}, "does not take head_mask; its encoder"),
         ("bert", {"input_ids": IDS, "output_attentions": True}, "does not take output_attentions"),
         ("bert", {"input_ids": IDS, "inputs_embeds": torch.zeros(1, 3, 16)}, "got input_ids and inputs_embeds"),
+        (
+            "bert",
+            {"input_ids": IDS, "attention_mask": torch.ones(1, 2)},
+            r"must be \(1, 3\), as input_ids",
+        ),
+        ("bert", {"input_ids": IDS, "labels": torch.tensor([3])}, "a label is 3, and the classes are 0 to 2"),
+        ("bert", {"input_ids": IDS, "labels": torch.tensor([-1])}, "a label is -1, and the classes are 0 to 2"),
         ("bert", {}, "takes input_ids or inputs_embeds; got neither"),
         ("bert", {"pixel_values": PIXELS}, "takes input_ids or inputs_embeds; got pixel_values"),
         ("vit", {"input_ids": IDS}, "takes pixel_values; got input_ids"),

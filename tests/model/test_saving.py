@@ -19,6 +19,8 @@ from offramp.model.card import save_points
 from offramp.model.hub import load_points
 from offramp.model.modeling import MultiExitModel
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points, write_points
+from offramp.types.trace import Trace
+from support.files import file_limit
 from support.models import LAYERS, save_folder, texts, tiny_model
 
 POINT = OperatingPoint({"name": "entropy"}, (-math.inf, 0.5, math.inf))
@@ -227,6 +229,17 @@ def test_shards_replace_the_one_file_of_the_weights_before(folder: Path, lines: 
     weights = MultiExitModel.from_pretrained(folder).state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in other.state_dict().items())
     assert load_points(folder) == {}
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    model = tiny_model()
+    with file_limit(10_000), pytest.raises(InvalidInput) as error:
+        model.save_pretrained(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}: the weights cannot be written (")
+    trace = Trace(torch.zeros(4, 1000, 3))
+    with file_limit(10_000), pytest.raises(InvalidInput, match="it cannot be written"):
+        trace.save(tmp_path / "trace.safetensors")
+    assert not list(tmp_path.glob("*trace*"))
 
 
 def test_a_card_that_is_not_utf_8_stays_and_hinders_nothing(folder: Path) -> None:

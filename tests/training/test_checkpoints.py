@@ -18,6 +18,7 @@ from offramp.training.checkpoints import fault_of
 from offramp.training.fit import checkpoints_of, fit, remove_checkpoints
 from offramp.training.objectives.registry import load_objective
 from offramp.types.problem_types import SINGLE_LABEL
+from support.files import file_limit
 from support.models import encoder_config, texts, tiny_tokenizer
 
 NAMES = ("cat", "dog")
@@ -199,6 +200,8 @@ def test_where_no_checkpoint_is_whole_training_starts_anew_and_says_so(
         ({"objective": "two-stage"}, "its objective has other stages than TwoStage(freeze=False)"),
         ({"count": 24}, "training rows: 16 there, 24 here"),
         ({"per_device_train_batch_size": 4}, "rows a step: 8 there, 4 here"),
+        ({"learning_rate": 1e-3}, "learning rate: 0.005 there, 0.001 here"),
+        ({"seed": 7}, "seed: 42 there, 7 here"),
         ({"class_weights": "balanced"}, "class weights: None there, [1.0, 1.0] here"),
     ],
 )
@@ -249,6 +252,14 @@ def test_the_checkpoint_before_is_kept_until_the_new_one_is_whole(
         run(tmp_path, save_total_limit=1)
     faults = {path.name: fault_of(path) for path in checkpoints_of(tmp_path).iterdir()}
     assert faults == {"checkpoint-2": None, "checkpoint-4": "optimizer.pt is missing"}
+
+
+@pytest.mark.parametrize("size", [10_000, 60_000], ids=["weights", "optimiser"])
+def test_a_full_disk_is_one_line(size: int, tmp_path: Path) -> None:
+    with file_limit(size), pytest.raises(InvalidInput) as error:
+        run(tmp_path / "run")
+    assert "cannot be written" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_checkpoints_go_at_once_so_that_a_kill_meanwhile_does_not_leave_half_of_them(

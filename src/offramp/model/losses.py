@@ -50,7 +50,7 @@ def problem_losses(exits: ExitOutput, labels: Tensor, class_weights: Tensor | No
             labels the positives of each count so many times (`weight` and `pos_weight` of torch's losses).
 
     Raises:
-        InvalidInput: labels of another shape; none are broadcast.
+        InvalidInput: labels of another shape; none are broadcast. On a CPU, a label that is no class.
     """
     logits = exits.logits.float()
     depth, batch, outputs = logits.shape
@@ -62,10 +62,18 @@ def problem_losses(exits: ExitOutput, labels: Tensor, class_weights: Tensor | No
         targets = labels.float().expand(depth, batch, outputs)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=class_weights)
         return losses.mean(dim=(1, 2))
+    if labels.device.type == "cpu":  # elsewhere the check would wait for the device
+        _check_classes(labels, outputs)
     if class_weights is not None:
         return torch.stack([F.cross_entropy(exit, labels.long(), class_weights) for exit in logits])
     losses = F.cross_entropy(logits.reshape(-1, outputs), labels.long().repeat(depth), reduction="none")
     return losses.view(depth, batch).mean(dim=1)
+
+
+def _check_classes(labels: Tensor, outputs: int) -> None:
+    wrong = labels[((labels < 0) | (labels >= outputs)) & (labels != -100)]  # torch's number for "no label"
+    if len(wrong):
+        raise InvalidInput(f"a label is {wrong[0].item()}, and the classes are 0 to {outputs - 1}")
 
 
 def _check_shape(labels: Tensor, exits: ExitOutput) -> None:

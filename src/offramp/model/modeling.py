@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -20,7 +21,7 @@ from transformers.utils import CONFIG_NAME
 
 from offramp.data.batching import check_token_ids
 from offramp.early_exit.loop import run
-from offramp.errors import InvalidInput
+from offramp.errors import InvalidInput, one_line
 from offramp.model.backbones.base import Backbone
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.bypass import Bypass, ZeroLinear
@@ -310,7 +311,10 @@ class MultiExitModel(PreTrainedModel):
         if not self.operating_points and self.should_save_on_this_rank(is_main_process):
             self.operating_points = points_beside(Path(save_directory))
         self._card_before, self._index_before = card_text(Path(save_directory)), index_time(Path(save_directory))
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        try:
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        except SafetensorError as error:
+            raise InvalidInput(f"{save_directory}: the weights cannot be written ({one_line(error)})") from None
         if self.should_save_on_this_rank(is_main_process) and not kwargs.get("push_to_hub"):
             self._finish(Path(save_directory))
 

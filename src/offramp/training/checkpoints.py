@@ -110,8 +110,8 @@ class RunFiles:
 
 
 def run_facts(
-    args: TrainingArguments, objective: Objective, rows: Any, class_weights: Tensor | None
-) -> dict[str, int | str | list[float] | None]:
+    args: TrainingArguments, objective: Objective, rows: Any, class_weights: Tensor | None, trial: Any = None
+) -> dict[str, float | str | list[float] | None]:
     """Return the facts by which a checkpoint is known as one of a run.
 
     Args:
@@ -119,6 +119,7 @@ def run_facts(
         objective: before its own modules are built.
         rows: the training rows.
         class_weights: (C,) or None.
+        trial: of a hyperparameter search, which may change a run's learning rate; None = there is no search.
     """
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
@@ -127,6 +128,7 @@ def run_facts(
         "rows a step": None if args.auto_find_batch_size else batch,
         "class weights": None if class_weights is None else class_weights.tolist(),
         "processes": args.world_size,
+        **({"learning rate": args.learning_rate, "seed": args.seed} if trial is None else {}),
     }
 
 

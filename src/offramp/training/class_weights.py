@@ -36,9 +36,12 @@ def resolve_class_weights(weights: str | Sequence[float], rows: Any, config: Mul
         if weights != BALANCED:
             raise InvalidInput(f"class_weights must be {BALANCED!r} or a number for each class, got {weights!r}")
         return balanced(_labels_of(rows), names, problem_type)
-    values = torch.tensor([float(weight) for weight in weights])
+    try:
+        values = torch.tensor([float(weight) for weight in ([] if isinstance(weights, Mapping) else weights)])
+    except (TypeError, ValueError):
+        raise InvalidInput(f"class_weights must be {BALANCED!r} or a number for each class, got {weights!r}") from None
     if len(values) != len(names) or not (values.isfinite() & (values > 0)).all():
-        raise InvalidInput(f"class_weights must be {len(names)} numbers above 0, one a class, got {list(weights)}")
+        raise InvalidInput(f"class_weights must be {len(names)} numbers above 0, one a class, got {weights}")
     return values
 
 

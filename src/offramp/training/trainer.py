@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, enable_full_determinism, set_seed
 
-from offramp.errors import InvalidInput
+from offramp.errors import InvalidInput, one_line
 from offramp.model.card import add_to_card
 from offramp.model.losses import problem_losses
 from offramp.model.modeling import MultiExitModel
@@ -176,7 +176,7 @@ class ExitTrainer(Trainer):
 
     def run_files(self, trial: Any = None) -> RunFiles:
         """Return the checkpoints of this run, and what they say of it."""
-        facts = run_facts(self.args, self._new_objective, self.train_dataset, self.class_weights)
+        facts = run_facts(self.args, self._new_objective, self.train_dataset, self.class_weights, trial)
         stages = self.exit_objective.stages
         names = [stage.name for stage in stages] if len(stages) > 1 else []
         return RunFiles(Path(super()._get_output_dir(trial)), names, facts, self.args.save_only_model)
@@ -210,7 +210,11 @@ class ExitTrainer(Trainer):
             self.run_files(trial).write_facts(
                 Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             )
-        super()._save_checkpoint(model, trial)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch
+            folder = self._get_output_dir(trial)
+            raise InvalidInput(f"{folder}: the checkpoint cannot be written ({one_line(error)})") from None
 
     def compute_loss(
         self,

@@ -106,7 +106,11 @@ class Trace:
         return Trace(self.logits[:, rows], labels, certainty, self.layers, self.problem_type, self.provenance, tokens)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file."""
+        """Write one safetensors file.
+
+        Raises:
+            InvalidInput: it cannot be written.
+        """
         tensors = {
             "logits": self.logits,
             "labels": self.labels,
@@ -115,10 +119,12 @@ class Trace:
             "tokens": self.tokens,
         }
         words = {"problem_type": str(self.problem_type), "about": json.dumps(dict(self.provenance))}
-        with whole_path(path) as unfinished:
-            save_file(
-                {name: value.contiguous() for name, value in tensors.items() if value is not None}, unfinished, words
-            )
+        kept = {name: value.contiguous() for name, value in tensors.items() if value is not None}
+        try:
+            with whole_path(path) as unfinished:
+                save_file(kept, unfinished, words)
+        except SafetensorError as error:
+            raise InvalidInput(f"{os.fspath(path)}: it cannot be written ({error})") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
