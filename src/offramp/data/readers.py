@@ -36,7 +36,7 @@ def open_source(source: str, split: str, reading: Reading = AS_NAMED) -> Source:
     Args:
         source: a file or a pipe, "-" for standard input, a folder, "helpdesk", or the name of a data set.
         split: train, validation or test, where the source holds several and does not name one itself.
-        reading: how to read a file; other sources need none.
+        reading: how to read a file, or the csv files of a folder; other sources need none.
 
     Raises:
         DataError: there is no such source, or it cannot be read; from a file, possibly after some records.
