@@ -10,7 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from offramp.errors import InvalidInput
+from offramp.model.card import save_points
 from offramp.model.loading import load_folder
+from offramp.types.operating_point import OperatingPoint
 from support.models import WIDTH, save_folder, tiny_model
 
 
@@ -53,7 +55,21 @@ def index_without_metadata(folder: Path) -> None:
     content("model.safetensors.index.json", '{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')(folder)
 
 
+def without(name: str) -> Callable[[Path], None]:
+    """Return a change that leaves out a key of the configuration, in a folder with a point."""
+
+    def change(folder: Path) -> None:
+        save_points({"default": OperatingPoint({"name": "entropy"}, (0.5, 0.5, 0.5))}, folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        del config[name]
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    return change
+
+
 DAMAGES = {
+    "no encoder": (without("backbone"), "config.json has no backbone"),
+    "no exits": (without("exit_layers"), "config.json: no exit_layers"),
     "exit": (one_exit_missing, "its weights have no heads.classifiers.1.bias and 1 more"),
     "fewer exits": (fewer_exits, "its weights have heads.classifiers.3.bias, and config.json means a model without it"),
     "width": (encoder(intermediate_size=8), f"has the shape [{2 * WIDTH}], and config.json means [8]"),

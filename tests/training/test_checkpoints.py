@@ -18,6 +18,7 @@ from offramp.training.checkpoints import fault_of
 from offramp.training.fit import checkpoints_of, fit, remove_checkpoints
 from offramp.training.objectives.registry import load_objective
 from offramp.types.problem_types import SINGLE_LABEL
+from offramp.types.whole_file import alone_in
 from support.files import file_limit
 from support.models import encoder_config, texts, tiny_tokenizer
 
@@ -252,6 +253,15 @@ def test_the_checkpoint_before_is_kept_until_the_new_one_is_whole(
         run(tmp_path, save_total_limit=1)
     faults = {path.name: fault_of(path) for path in checkpoints_of(tmp_path).iterdir()}
     assert faults == {"checkpoint-2": None, "checkpoint-4": "optimizer.pt is missing"}
+
+
+def test_of_two_runs_into_one_folder_the_second_is_refused(stopped: Callable[..., Path]) -> None:
+    folder = stopped()
+    before = sorted(folder.rglob("*"))
+    with alone_in(folder), pytest.raises(InvalidInput, match="another process is writing there"):
+        run(folder)
+    assert sorted(folder.rglob("*")) == before
+    run(folder)
 
 
 @pytest.mark.parametrize("size", [10_000, 60_000], ids=["weights", "optimiser"])

@@ -89,6 +89,8 @@ def load_config(folder: str | os.PathLike[str]) -> MultiExitConfig:
         )
     import_module("offramp.model.modeling")  # registers the configurations with transformers
     config = from_pretrained_or_raise(transformers.AutoConfig, folder)
+    if isinstance(config, MultiExitConfig) and config.backbone is None:
+        raise InvalidInput(f"{folder}: config.json has no backbone, the configuration of the encoder")
     if not isinstance(config, MultiExitConfig):
         raise InvalidInput(f"{folder}: a {config.model_type} model without exits; `offramp train` puts exits on it")
     return config

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.training.objectives.base import Objective
 from offramp.training.trainer import ExitTrainer
 from offramp.types.problem_types import REGRESSION
-from offramp.types.whole_file import give_name, unfinished_folder
+from offramp.types.whole_file import alone_in, give_name, unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,8 @@ def fit(
         The Trainer's log: the losses of every exit by epoch.
 
     Raises:
-        InvalidInput: class weights that do not fit, or with `resume` a checkpoint of another run.
+        InvalidInput: class weights that do not fit, with `resume` a checkpoint of another run, or another process is
+            training into the folder.
     """
     check_vocabulary(tokenizer, model.config.backbone)
     if train.problem_type == REGRESSION:
@@ -143,7 +145,8 @@ def fit(
         callbacks=[Progress()],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_start(trainer, resume))
+    with alone_in(folder) if trainer.is_world_process_zero() else nullcontext():
+        trainer.train(resume_from_checkpoint=_start(trainer, resume))
     trainer.accelerator.wait_for_everyone()  # the last checkpoint has files of all processes
     model.eval()
     if trainer.is_world_process_zero():

@@ -106,6 +106,8 @@ class ModelContent:
         """Return the fingerprint of the encoder and of some exits (None = all); None where there are no weights."""
         if not self.weight_files:
             return None
+        if "exit_layers" not in self.config:
+            raise InvalidInput(f"{self.folder / CONFIG_FILE}: no exit_layers; not the configuration of these weights")
         return weights_fingerprint(self.bytes if whole else self.samples, self.config, exit_layers)
 
     @property

@@ -158,6 +158,28 @@ def _locked(unfinished: Path, path: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a folder for this process, which writes its files one after the other.
+
+    Raises:
+        InvalidInput: another process holds it.
+    """
+    if sys.platform == "win32":  # which cannot open a folder
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no locks of folders
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InvalidInput(f"{os.fspath(folder)}: another process is writing there") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def give_name(unfinished: Path, path: str | os.PathLike[str]) -> None:
     """Give a complete file its name, with the mode and the owner of the file before it; a link is written through."""
     target = Path(os.path.realpath(path))
