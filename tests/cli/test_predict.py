@@ -120,14 +120,14 @@ def test_a_source_that_breaks_off_loses_nothing_that_was_read(to_file: bool, fol
 @pytest.mark.parametrize(
     ("kind", "given", "code", "rows"),
     [
-        ("txt", " \n\n", 1, 2),
+        ("txt", " \n\n", 0, 2),
         ("txt", "the cat\n\n", 0, 2),
         ("json", '["the cat", "a dog", ', 1, 3),
         ("json", '["the cat"] 7', 1, 2),
         ("json", '["the cat"]', 0, 1),
     ],
 )
-def test_the_exit_code_is_1_without_any_answer_and_where_the_source_breaks_off(
+def test_the_exit_code_is_1_where_the_source_breaks_off(
     kind: str, given: str, code: int, rows: int, folder: Path
 ) -> None:
     result = offramp("predict", folder, "--format", kind, given=given)
