@@ -92,6 +92,21 @@ def test_early_exit_pays_where_layers_are_saved_and_the_target_is_met(
     assert words in decision.headline
 
 
+def test_an_f1_is_of_the_rows_of_its_class() -> None:
+    few = replace(assessment(0.8, rows=4000, loss=(-0.3, 0.4)), counted=40)
+    assert few.verdict is Verdict.UNCERTAIN
+    assert "40 rows of the class promise little: up to 40.0 points" in decide(few).headline
+    assert replace(few, counted=400).verdict is Verdict.PAYS
+    trace = random_trace(SINGLE_LABEL, outputs=2, samples=40)
+    point = {"default": OperatingPoint({"name": "fixed"}, (1.0,) * 5, {"speedup": 2.0})}
+    for metric, words in (
+        ("f1", f"{int(trace.labels.sum())} rows of the class promise"),
+        ("accuracy", "40 rows promi"),
+    ):
+        shown = page("", trace, Texts(["a"] * 40, ["no", "yes"]), point, metric=metric, environment={})
+        assert words in shown.decision.headline
+
+
 def test_a_certificate_that_applies_needs_no_more_rows() -> None:
     few = assessment(0.8, rows=20)
     certified = replace(few, point=replace(few.point, certificate=CERTIFICATE))

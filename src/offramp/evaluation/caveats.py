@@ -51,7 +51,7 @@ def caveats(
 
 def one_class(trace: Trace, metric: str | None, names: Sequence[str]) -> str | None:
     """Say which class an F1 is of."""
-    return f"f1 is that of class {names[1]!r}, the second of the two" if _one_class(trace, metric) else None
+    return f"f1 is that of class {names[1]!r}, the second of the two" if is_of_one_class(trace, metric) else None
 
 
 # --- few rows -------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def few_rows(
 
 def _little(trace: Trace, metric: str | None, names: Sequence[str]) -> str:
     """Return "n rows promise little", for f1 the rows of the class whose F1 it is."""
-    one_class = _one_class(trace, metric)
+    one_class = is_of_one_class(trace, metric)
     rows = int((labels_of(trace) == 1).sum()) if one_class else len(trace)
     of_class = f" of class {names[1]!r}" if one_class else ""
     return f"{rows_text(rows)}{of_class} {'promises' if rows == 1 else 'promise'} little"
@@ -119,10 +119,10 @@ def _lost(trace: Trace, point: OperatingPoint, metric: str | None) -> tuple[Tens
     if trace.labels is None:
         return torch.ones_like(changed), changed
     counted = (full == labels_of(trace).long().view(len(trace), -1)).all(dim=-1)
-    return counted & (labels_of(trace) == 1) if _one_class(trace, metric) else counted, changed
+    return counted & (labels_of(trace) == 1) if is_of_one_class(trace, metric) else counted, changed
 
 
-def _one_class(trace: Trace, metric: str | None) -> bool:
+def is_of_one_class(trace: Trace, metric: str | None) -> bool:
     """Return whether the metric is the F1 of the second of two classes."""
     return metric == "f1" and trace.problem_type == SINGLE_LABEL and trace.labels is not None
 
@@ -235,7 +235,7 @@ def undefined(trace: Trace, metric: str | None, names: Sequence[str] = ()) -> st
             return f"no row has a label: {name} counts as 0"
     elif name == "matthews" and not (labels != labels[:1]).any():
         return f"all rows have one label: {name} is not defined and counts as 0"
-    elif _one_class(trace, name) and not (labels == 1).any():
+    elif is_of_one_class(trace, name) and not (labels == 1).any():
         return f"no row has the label {repr(names[1]) if names else 1}, whose f1 this is: it counts as 0"
     return None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from offramp.calibration.calibrate import calibrate
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluation.bootstrap import point_loss_interval
-from offramp.evaluation.caveats import caveats
+from offramp.evaluation.caveats import caveats, is_of_one_class
 from offramp.evaluation.compare import Comparison, compare
 from offramp.evaluation.curves import score_at
 from offramp.evaluation.measure import measure_all, measure_point, replay_point
@@ -28,7 +28,7 @@ from offramp.report.html.verdict import Decision, PointAssessment, certificate_t
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target, rows_text
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
-from offramp.types.trace import Trace, trace_digest
+from offramp.types.trace import Trace, labels_of, trace_digest
 
 DEFAULT_DROP = 0.01
 """Target `max_drop` of the point that the page shows where none is saved."""
@@ -165,6 +165,7 @@ def _assess(
         loss=point_loss_interval(trace, point, metric),
         in_sample=name is None or _is_in_sample(trace, point),
         certificate_mismatch=_certificate_mismatch(trace, point),
+        counted=int((labels_of(trace) == 1).sum()) if is_of_one_class(trace, metric) else None,
     )
 
 

@@ -67,6 +67,7 @@ class PointAssessment:
         loss: 95% interval of the full model's score minus the point's; None where these rows show none.
         in_sample: True where the point was chosen on these rows.
         certificate_mismatch: what its certificate is of instead, such as "other weights"; empty where it applies.
+        counted: rows of the class whose F1 the score is; None = the score is of all rows.
     """
 
     name: str | None
@@ -77,6 +78,7 @@ class PointAssessment:
     loss: tuple[float, float] | None
     in_sample: bool = False
     certificate_mismatch: str = ""
+    counted: int | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -102,7 +104,8 @@ class PointAssessment:
         certificate = self.point.certificate
         if certificate is not None and not certificate.note and not self.certificate_mismatch:
             return False
-        return self.measured.rows < needed_rows(self.point.target)
+        rows = self.measured.rows if self.counted is None else self.counted
+        return rows < needed_rows(self.point.target)
 
 
 def decide(assessment: PointAssessment, caveats: Sequence[str] = ()) -> Decision:
@@ -211,8 +214,9 @@ def _few_rows(assessment: PointAssessment) -> str:
     """Return a sentence on what so few rows can promise; "" where they are enough."""
     if not assessment.few_rows:
         return ""
-    rows = assessment.measured.rows
-    little = f" {rows_text(rows)} {'promises' if rows == 1 else 'promise'} little"
+    counted = assessment.counted
+    rows, of_class = (assessment.measured.rows, "") if counted is None else (counted, " of the class")
+    little = f" {rows_text(rows)}{of_class} {'promises' if rows == 1 else 'promise'} little"
     if assessment.loss is None:
         return f"{little}: no interval of {assessment.measured.metric} can be given from them."
     return f"{little}: up to {points(assessment.loss[1])} points of {assessment.measured.metric} may be lost (95%)."
