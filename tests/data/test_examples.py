@@ -235,3 +235,16 @@ def test_a_label_that_does_not_fit_is_named_with_its_place(
 def test_a_task_that_does_not_exist_is_named() -> None:
     with pytest.raises(UnknownName, match="unknown task 'ranking'; expected one of classification, "):
         read_examples("none.csv", split="train", task="ranking")
+
+
+def test_a_pair_after_a_single_text_is_not_answered_without_its_second_text(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(
+        '{"text": "a"}\n{"text": "b", "text_pair": null}\n{"text": "c", "text_pair": "d"}\n{"text": "e"}\n'
+    )
+    rows = list(read_rows(str(tmp_path / "x.jsonl"), labelled=False, lenient=True))
+    assert [row.text for row in rows] == ["a", "b", "", "e"]
+    assert rows[2].error.startswith('it has a second text, "text_pair", and the first record has none')
+    with pytest.raises(DataError, match=r"x.jsonl, line 3: it has a second text"):
+        list(read_rows(str(tmp_path / "x.jsonl"), labelled=False))
+    named = Columns(text="text")
+    assert [row.text for row in read_rows(str(tmp_path / "x.jsonl"), named, labelled=False)] == ["a", "b", "c", "e"]

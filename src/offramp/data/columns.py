@@ -63,7 +63,7 @@ def choose_columns(columns: Columns, record: Mapping[str, Any], name: str, label
     free = [column for column in free if column not in labels]
     text, pair = columns.text, columns.pair
     if text is None and pair is None:
-        text, pair = _first_pair(free)
+        text, pair = first_pair(free)
     strings = [column for column in free if isinstance(record[column], str)]
     text = text or _first(TEXT_NAMES, free) or (strings[0] if len(strings) == 1 else None)
     if text is None:
@@ -86,7 +86,7 @@ def _first(names: Sequence[str], columns: Iterable[str]) -> str | None:
     return next((lower[name] for name in names if name in lower), None)
 
 
-def _first_pair(columns: Sequence[str]) -> tuple[str | None, str | None]:
+def first_pair(columns: Sequence[str]) -> tuple[str | None, str | None]:
     """Return the first of the pairs in `PAIR_NAMES` of which both columns exist."""
     pairs = ((_first([text], columns), _first([pair], columns)) for text, pair in PAIR_NAMES)
     return next((pair for pair in pairs if all(pair)), (None, None))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from offramp.data.classes import NO_CLASS
-from offramp.data.columns import GUESSED, Columns, choose_columns
+from offramp.data.columns import GUESSED, Columns, choose_columns, first_pair
 from offramp.data.labels import integer_spelled, is_missing
 from offramp.data.lines import surrogate
 from offramp.data.records import Record, Source, Unusable
@@ -78,7 +78,7 @@ def with_columns(source: Source, columns: Columns, labelled: bool, lenient: bool
     Raises:
         DataError: no record has these columns, or one of them cannot be used in any record.
     """
-    first, problem = [], None
+    guessed, first, problem = columns.text is None and columns.pair is None, [], None
     for record in itertools.islice(source.records, FIRST if lenient else 1):
         first.append(record)
         if record.values is None:
@@ -98,7 +98,21 @@ def with_columns(source: Source, columns: Columns, labelled: bool, lenient: bool
             raise problem
     finally:
         del problem  # its traceback holds this frame, and with it the open file
-    return columns, replace(source, records=itertools.chain(first, source.records))
+    records: Iterator[Record] = itertools.chain(first, source.records)
+    if guessed and columns.pair is None and first and first[-1].values is not None:
+        records = _of_one_text(records, first[-1].values)
+    return columns, replace(source, records=records)
+
+
+def _of_one_text(records: Iterator[Record], chooser: Mapping[str, Any]) -> Iterator[Record]:
+    """Yield records; one that is a pair, where the record that chose the columns had a single text, as an error."""
+    for record in records:
+        if record.values is not None and record.values.keys() != chooser.keys():
+            second = first_pair(list(record.values))[1]
+            if second is not None and record.values[second] is not None:
+                reason = f'it has a second text, "{second}", and the first record has none'
+                record = replace(record, values=None, error=f"{reason}; say --text-column and --pair-column")
+        yield record
 
 
 def _row(record: Record, columns: Columns, class_names: Mapping[str, Sequence[str]], labelled: bool) -> Row:
