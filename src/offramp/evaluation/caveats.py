@@ -167,14 +167,14 @@ def majority(
     asked = "and the target is" if levels else "enough for a target of"
     return (
         f"answering {_answer(answer, trace, names)} always would {kept}, {asked} {1 - level:.1%}: rare "
-        f"classes may be lost unseen{_advice(trace, points, answer, level, names)}"
+        f"classes may be lost unseen{_advice(trace, points, answer, level, names, name)}"
     )
 
 
 def _advice(
-    trace: Trace, points: Mapping[str, OperatingPoint], answer: Tensor, level: float, names: Sequence[str]
+    trace: Trace, points: Mapping[str, OperatingPoint], answer: Tensor, level: float, names: Sequence[str], metric: str
 ) -> str:
-    """Return which metrics one answer for all rows would not pass; what helps where a certificate counts rows."""
+    """Return which other metrics one answer for all rows would not pass; what helps where a certificate counts rows."""
     if any(point.certificate is not None for point in points.values()):
         if trace.problem_type == MULTI_LABEL:
             return ""
@@ -186,7 +186,7 @@ def _advice(
             check_metric(other, str(trace.problem_type), trace.logits.shape[-1])
         except NotApplicable:
             continue
-        if _constant_score(trace, answer, other) < 1 - level:
+        if other != metric and _constant_score(trace, answer, other) < (1 - level) * layerwise(trace, other)[-1]:
             safer.append(other)
     return f"; choose --metric {' or '.join(safer[:2])}" if safer else ""
 
