@@ -35,7 +35,7 @@ class Classes:
     ids: list[list[int]]
 
 
-def one_class_each(
+def single_classes(
     labels: Sequence[Located], known: Sequence[str] | None, naming: Naming | None, source: str
 ) -> Classes:
     """Return the class of every row that has a label.
@@ -254,10 +254,10 @@ def _index(
         codes = {spelling: naming.number_of(one) if naming else one for spelling, one in plain.items()}
         by_code = {spelling: unnamed.get(str(code)) for spelling, code in codes.items()}
         numbers = numbers if None in by_code.values() else by_code
-    for spelling, place in numbers.items():
-        if place is None:
+    for spelling, output in numbers.items():
+        if output is None:
             raise DataError(f"{locations[spelling]}: {_unknown(spelling, named.get(plain[spelling]), known)}")
-    return {spelling: place for spelling, place in numbers.items() if place is not None}
+    return {spelling: output for spelling, output in numbers.items() if output is not None}
 
 
 def _number_in(name: str) -> str | None:

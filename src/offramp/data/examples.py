@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from offramp.data.classes import NO_CLASS, one_class_each
+from offramp.data.classes import NO_CLASS, single_classes
 from offramp.data.columns import GUESSED, Columns, columns_in
 from offramp.data.label_names import OPTION, naming_of
 from offramp.data.labels import integer_spelled, is_missing, numbers
-from offramp.data.multi_label import classes_of_each, refuse_reversed
+from offramp.data.multi_label import label_sets, refuse_reversed
 from offramp.data.readers import is_read_once, name_of, open_source
 from offramp.data.records import AS_NAMED, Reading, Source, Unusable
 from offramp.data.rows import Row, Text, closing_source, rows_of, with_columns
@@ -191,7 +191,7 @@ def _examples(
     naming = naming_of(columns.label_names, source.class_names, column)
     if task == "multi-label":
         refuse_reversed(columns.labels if column is None else (), source.class_names, source.name)
-    read = one_class_each if task == "classification" else classes_of_each
+    read = single_classes if task == "classification" else label_sets
     classes = read(labels, label_names, naming, source.name)
     left = None if len(classes.rows) == len(rows) else tuple(classes.rows)
     texts = [texts[row] for row in classes.rows]

@@ -24,9 +24,7 @@ BITS = (0, 1)  # True, False, 1.0 and 0.0 equal them
 HOW = 'lists such as ["a", "b"], "a|b" in a cell, vectors of 0 and 1, or a --label-column for each label'
 
 
-def classes_of_each(
-    labels: Sequence[Located], known: Sequence[str] | None, naming: Naming | None, source: str
-) -> Classes:
+def label_sets(labels: Sequence[Located], known: Sequence[str] | None, naming: Naming | None, source: str) -> Classes:
     """Return all classes of every row.
 
     Args:

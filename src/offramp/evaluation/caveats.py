@@ -133,12 +133,12 @@ def _few_values(trace: Trace, metric: str | None) -> str | None:
     if trace.labels is None or rows >= needed or (rows > 1 and undefined(trace, metric)):
         return None
     little = _little(trace, metric, ())
-    name, found = metric_for(trace, metric)[0], layerwise(trace, metric)[-1]
-    if rows <= 3 or abs(found) >= 1:
+    name, correlation = metric_for(trace, metric)[0], layerwise(trace, metric)[-1]
+    if rows <= 3 or abs(correlation) >= 1:
         return f"{little}: no interval of {name} can be given from them"
-    middle, spread = math.atanh(found), 1.96 / math.sqrt(rows - 3)
+    middle, spread = math.atanh(correlation), 1.96 / math.sqrt(rows - 3)
     low, high = math.tanh(middle - spread), math.tanh(middle + spread)
-    return f"{little}: the full model's {name} of {found:.3f} may be {low:.3f} to {high:.3f} (95%)"
+    return f"{little}: the full model's {name} of {correlation:.3f} may be {low:.3f} to {high:.3f} (95%)"
 
 
 # --- classes out of balance -----------------------------------------------------------------------------------------

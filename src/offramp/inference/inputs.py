@@ -96,7 +96,7 @@ def text_fault(text: Text) -> str | None:
     return None
 
 
-def encode_each(
+def encode_texts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int, vocabulary: int
 ) -> tuple[dict[int, Tokens], dict[int, str]]:
     """Tokenize the texts that can be; return tokens and faults, both by the text's number.

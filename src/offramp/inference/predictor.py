@@ -16,7 +16,7 @@ from offramp.data.batching import Cuts, collate, length_sorted, token_limit
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.engine import Engine
-from offramp.inference.inputs import encode_each, in_halves, read_texts
+from offramp.inference.inputs import encode_texts, in_halves, read_texts
 from offramp.inference.load_engine import AUTO, load_engine
 from offramp.inference.stream import WINDOW, full_windows, live_windows
 from offramp.model.config import MultiExitConfig
@@ -157,7 +157,7 @@ class Predictor:
     def _answer_all(self, texts: Sequence[Text], batch_size: int, top_k: int | None) -> list[Answer]:
         config = self.engine.config
         limit = token_limit(self.tokenizer, config.backbone)
-        tokens, faults = encode_each(self.tokenizer, texts, limit, config.vocab_size)
+        tokens, faults = encode_texts(self.tokenizer, texts, limit, config.vocab_size)
         answers = {number: Answer(error=fault) for number, fault in faults.items()}
 
         def answer_batch(numbers: Sequence[int]) -> list[Answer]:

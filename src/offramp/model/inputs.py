@@ -1,4 +1,4 @@
-"""Checks of what a forward pass is given."""
+"""Checks of the arguments of a forward pass."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def inputs_for(main_input: str, **optional: Tensor | None) -> dict[str, Tensor]:
     """
     inputs = {name: value for name, value in optional.items() if value is not None}
     wanted = ("input_ids", "inputs_embeds") if main_input == "input_ids" else (main_input,)
-    given = [name for name in ("input_ids", "inputs_embeds", "pixel_values") if name in inputs]
-    if len(given) != 1 or given[0] not in wanted:
-        raise InvalidInput(f"this model takes {' or '.join(wanted)}; got {' and '.join(given) or 'neither'}")
-    shape, mask = inputs[given[0]].shape[:2], inputs.get("attention_mask")
+    names = [name for name in ("input_ids", "inputs_embeds", "pixel_values") if name in inputs]
+    if len(names) != 1 or names[0] not in wanted:
+        raise InvalidInput(f"this model takes {' or '.join(wanted)}; got {' and '.join(names) or 'neither'}")
+    shape, mask = inputs[names[0]].shape[:2], inputs.get("attention_mask")
     if mask is not None and mask.shape != shape:  # transformers would fill a mask that is too short
-        raise InvalidInput(f"attention_mask must be {tuple(shape)}, as {given[0]}; got {tuple(mask.shape)}")
+        raise InvalidInput(f"attention_mask must be {tuple(shape)}, as {names[0]}; got {tuple(mask.shape)}")
     return inputs
 
 

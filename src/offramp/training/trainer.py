@@ -239,7 +239,7 @@ class ExitTrainer(Trainer):
             outputs.exit_certainty,
             problem_type=self.model.config.problem_type,
             # the losses of the model's own exits are computed once
-            task_loss=lambda given, labels: losses if given is logits else task_loss(given, labels),
+            task_loss=lambda values, labels: losses if values is logits else task_loss(values, labels),
         )
         loss = self.exit_objective.loss(self.stage, self.state.global_step, exits, labels)
         self._exit_losses.add(losses.detach())
