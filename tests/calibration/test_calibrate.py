@@ -348,7 +348,7 @@ def test_of_a_full_score_of_0_or_less_there_is_no_share_to_keep(
 ) -> None:
     logits = torch.nn.functional.one_hot(torch.tensor(answers), 2).float()
     trace = Trace(logits.expand(3, 4, 2), torch.tensor(labels))
-    with pytest.raises(CannotReach, match="not above 0"):
+    with pytest.raises(CannotReach, match=r"not above 0: .*; train longer, or choose another --metric"):
         calibrate(trace, Entropy(), Target(max_drop=0.1), metric)
 
 

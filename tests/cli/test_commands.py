@@ -357,6 +357,17 @@ def test_a_certificate_is_of_a_target_that_rows_can_show(place: Path, target: tu
     assert "--confidence takes targets above 0 and below 1" in result.stderr
 
 
+def test_a_name_that_is_no_folder_is_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = offramp("info", "no-such-model")
+    assert result.exit_code == 1
+    first, last = result.stderr.strip().splitlines()
+    assert first == "no-such-model: there is no such folder, so it is looked up on the hub"
+    assert last.startswith("Error: no-such-model: no model can be loaded from there (")
+    assert last.endswith("; there is no folder of that name either")
+
+
 @pytest.mark.parametrize("command", ["info", "predict", "evaluate", "record"])
 def test_a_folder_without_a_model_is_one_line(command: str, tmp_path: Path) -> None:
     labelled(tmp_path / "x.jsonl", 3)

@@ -119,7 +119,12 @@ def test_without_need_of_labels_a_label_is_still_read(write: Write) -> None:
         (["text", "label"], Columns(pair="no"), 'no column "no"'),
         (["text", "label"], Columns(label="no"), 'no column "no"'),
         (["tweet", "reply", "label"], GUESSED, "no column looks like the text, choose it with --text-column"),
-        (["text", "mood"], GUESSED, "no column looks like the label, choose it with --label-column"),
+        (
+            ["text", "mood"],
+            GUESSED,
+            "no column looks like the label, choose it with --label-column (several times for columns of 0 and 1, "
+            "one a label)",
+        ),
     ],
 )
 def test_columns_that_cannot_be_told_are_listed(write: Write, names: list[str], asked: Columns, message: str) -> None:
@@ -190,7 +195,7 @@ def test_labels_become_numbers(
 
 KNOWN = "expected one of 'a', 'b'"
 TEN = ", ".join(map(repr, "abcdefghij"))
-NUMBERED = "the label {} is a number, the classes have names; say which by --label-names"
+NUMBERED = "the label {} is a number, the classes have names; say which by --label-names, in the order 0, 1, ..."
 NO_CLASS = "is a number, not a class; numbers mean regression only with --task regression"
 A_CLASS = "a class is a name or an integer, found"
 

@@ -170,7 +170,7 @@ def test_parquet_is_read_from_a_pipe_and_packed(tmp_path: Path, monkeypatch: pyt
         ('[{"text": "a"}]\n{"text": "b"}\n', [{"text": "a"}, "not JSON: something follows the array"]),
         ('[{"text": ' + '["' * 100_000, ["not JSON ("]),
         ('{"text": "a"}\n["b"]\n{"text": "c"}', [{"text": "a"}, "not a JSON object; expected one", {"text": "c"}]),
-        ('{"text": "a"}\n{"text": "b"\n', [{"text": "a"}, "not JSON (Expecting ',' delimiter"]),
+        ('{"text": "a"}\n{"text": "b"\n', [{"text": "a"}, "not JSON (Expecting ',' delimiter); expected one object"]),
         ('{"text": ' + "[" * 100_000 + "\n", ["not JSON (maximum recursion depth exceeded"]),
     ],
 )

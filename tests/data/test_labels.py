@@ -99,7 +99,7 @@ def test_a_number_means_the_class_that_the_source_or_the_user_names(
             None,
             NLI,
             [0, 1],
-            "line 1: the label 0 is a number, the classes have names; say which by --label-names",
+            "line 1: the label 0 is a number, the classes have names; say which by --label-names, in the order 0, 1",
         ),
         (None, None, ["no", "yes"], ["yes", 1], "line 2: the label 1 is a number"),
         (

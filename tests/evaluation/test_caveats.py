@@ -33,7 +33,11 @@ RARE = [0] * 594 + [1] * 6  # 1 % positives
         ([0], {"max_drop": 0.01}, "1 row promises little: 0 of 1 right answers of the full model are lost here, but "),
         ([0], {"max_drop": 0.01}, "the share of lost answers may be as high as 95.0% (95%); 'default' allows 1.00%, "),
         ([0], {"speedup": 2}, "may be as high as 95.0% (95%)"),
-        ([0] * 40, {"agreement": 0.98}, "as high as 7.2% (95%); 'default' allows 2.00%, which 149 without a loss"),
+        (
+            [0] * 40,
+            {"agreement": 0.98},
+            "as high as 7.2% (95%); 'default' allows 2.00%, which 149 right answers without a loss",
+        ),
         ([0, 1] * 20, {"max_drop": 0.05}, "20 of 40 right answers of the full model are lost here, but the share of l"),
     ],
 )

@@ -66,7 +66,7 @@ def test_targets_of_a_score_are_refused_without_labels(folder: Path, tmp_path: P
     source = write(tmp_path / "a.jsonl")
     result = offramp("calibrate", folder, "--data", source, *target)
     assert result.exit_code == 1
-    assert "no column looks like the label, choose it with --label-column" in result.stderr
+    assert "no column looks like the label, choose it with --label-column (several times for" in result.stderr
 
 
 def test_a_column_of_nothing_but_minus_one_holds_no_labels(folder: Path, tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def _full_score(trace: Trace, metric: str | None) -> float:
     if full <= 0:
         if reason := undefined(trace, metric):
             raise CannotReach(f"{reason}, so there is no share of it to keep")
-        raise CannotReach(f"the full model scores {full:.4g}: not above 0, so there is no share of it to keep")
+        remedy = "train longer, or choose another --metric"
+        raise CannotReach(f"the full model scores {full:.4g}, not above 0: there is no share of it to keep; {remedy}")
     return full
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 METRICS = ("accuracy", "f1", "macro-f1", "matthews", "pearson", "spearman")  # offramp.evaluation.metrics: with torch
 POLICY_PARAMETERS = ("measure", "patience", "divergence", "window", "ensemble")
-SOURCE = "a csv, tsv, jsonl or parquet file, or a data set's name"
+SOURCE = "a csv, tsv, jsonl, json or parquet file, or a data set's name"
 UNTRAINED = "Labelled data that the model was not trained on"
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -106,7 +107,10 @@ def metric_option(text: str) -> Callable[[Command], Command]:
     return click.option("--metric", type=click.Choice(METRICS), help=text)
 
 
-SCORE = "The score; f1 is that of the second of two classes, or of all labels together."
+SCORE = (
+    "The score; f1 is that of the second of two classes, or of all labels together; with several labels accuracy "
+    "counts the rows whose labels are all right."
+)
 
 
 def scored_options(split: str, score: str) -> Callable[[Command], Command]:
@@ -142,11 +146,12 @@ def policy_options(command: Command) -> Command:
 
 
 def silence_transformers() -> None:
-    """Turn off the progress bars and warnings of transformers, and in logs the progress bars of datasets."""
+    """Turn off the progress bars and warnings of transformers, the hub client's retries, and in logs datasets' bars."""
     if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging as transformers_logging  # imports huggingface_hub, which sets its own level
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 

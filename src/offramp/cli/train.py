@@ -121,7 +121,8 @@ def train(
     offramp train --train train.csv --validation validation.csv -o model
     offramp train --train glue/sst2 --validation glue/sst2 --backbone bert-base-uncased -o model
     offramp train --train helpdesk --validation helpdesk --label-column urgency --task regression -o model
-    offramp train --train train.csv --validation dev.csv --metric f1 -o model
+    offramp train --train train.csv --validation dev.csv --metric f1 --class-weights balanced -o model
+    offramp train --train a.csv --validation b.csv --task multi-label --label-column rude --label-column threat -o model
     offramp train --train train.csv --validation dev.csv --backbone FINE_TUNED --objective two-stage --freeze -o model
     """
     if _is_finished(output, resume):

@@ -274,4 +274,5 @@ def _unknown(spelling: str, name: str | None, known: Sequence[str]) -> str:
         return f"unknown label {spelling!r}, the model has {alike[0]!r}; {hint}"
     if integer_spelled(spelling) is None or all(integer_spelled(one) is not None for one in known):
         return f"unknown label {spelling!r}; expected one of {classes}"
-    return f"the label {spelling} is a number, the classes have names; say which by {OPTION}; expected one of {classes}"
+    remedy = f"say which by {OPTION}, in the order 0, 1, ..."
+    return f"the label {spelling} is a number, the classes have names; {remedy}; expected one of {classes}"

@@ -59,7 +59,8 @@ def choose_columns(columns: Columns, record: Mapping[str, Any], name: str, label
     free = [column for column in record if column not in (columns.text, columns.pair)]
     labels = columns.labels or tuple(filter(None, [_first(LABEL_NAMES, free)]))
     if labelled and not labels:
-        raise DataError(f"{name}: no column looks like the label, choose it with --label-column; {have}")
+        several = "several times for columns of 0 and 1, one a label"
+        raise DataError(f"{name}: no column looks like the label, choose it with --label-column ({several}); {have}")
     free = [column for column in free if column not in labels]
     text, pair = columns.text, columns.pair
     if text is None and pair is None:

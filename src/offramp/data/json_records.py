@@ -69,7 +69,7 @@ def _parse(line: str) -> tuple[dict[str, Any] | None, str | None]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return None, f"not JSON ({error}); {expected}"
+        return None, f"not JSON ({getattr(error, 'msg', error)}); {expected}"
     return (value, None) if isinstance(value, dict) else (None, f"not a JSON object; {expected}")
 
 

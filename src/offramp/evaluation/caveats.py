@@ -95,7 +95,7 @@ def few_rows(
     asked = ""
     if {"max_drop", "agreement"} & set(points[name].target):
         allowed, needed = tolerance(points[name].target), needed_rows(points[name].target)
-        asked = f"; {name!r} allows {allowed:.2%}, which {needed} without a loss would show"
+        asked = f"; {name!r} allows {allowed:.2%}, which {needed} {what} without a loss would show"
     return (
         f"{_little(trace, metric, names)}: {losses} of {rows} {what} of the full model "
         f"{'is' if losses == 1 else 'are'} lost here, but the share of lost answers may be as high as {bound:.1%} "

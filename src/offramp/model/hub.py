@@ -204,9 +204,17 @@ def named_point(points: Mapping[str, OperatingPoint], name: str) -> OperatingPoi
 
 def find_file(folder: str | os.PathLike[str], name: str, **options: Any) -> str | None:
     """Return the path of a file in a model's folder or hub repository; None if there is no such file."""
+    if not os.path.exists(folder) and not os.path.isabs(folder):
+        _log_hub_name(os.fspath(folder))
     optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path: str | None = cached_file(folder, name, **options, **optional)
     return path
+
+
+@cache
+def _log_hub_name(name: str) -> None:
+    """Log, once for a name, that the hub is asked for it: without a network that takes about a minute."""
+    logger.info("%s: there is no such folder, so it is looked up on the hub", name)
 
 
 def hub_digest(name: str, file: str, revision: str) -> str | None:
@@ -256,7 +264,8 @@ def from_pretrained_or_raise(kind: Any, folder: str | os.PathLike[str], **option
     except Exception as error:  # of transformers and of its parsers of files; they have no common root
         content = {"AutoTokenizer": "tokenizer"}.get(kind.__name__, "model")
         reason = one_line(error if isinstance(error, (OSError, ValueError, RuntimeError)) else repr(error))
-        raise InvalidInput(f"{folder}: no {content} can be loaded from there ({reason})") from None
+        absent = "" if os.path.exists(folder) else "; there is no folder of that name either"
+        raise InvalidInput(f"{folder}: no {content} can be loaded from there ({reason}){absent}") from None
 
 
 def is_classifier(names: Sequence[str] | None) -> bool:
