@@ -42,6 +42,15 @@ def test_a_whole_folder_is_ok(folder: Path) -> None:
     assert [line.split()[0] for line in lines] == ["model.safetensors", f"{POINTS_FILE}:", "README.md"]
 
 
+@pytest.mark.parametrize(("name", "file"), [("tokenizer.json", "tokenizer"), ("lines.json", "lines.json")])
+def test_a_file_cut_on_the_way_is_stale(folder: Path, name: str, file: str) -> None:
+    (folder / name).write_text('{"cut')
+    code, states = verified(folder)
+    assert code == 1
+    assert states[file][0] == "stale"
+    assert states["model.safetensors"][0] == "ok"
+
+
 def test_graphs_are_verified_with_their_data(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SAVED, tmp_path / "model"))
     (folder / "README.md").unlink()  # it lists no points, and there are some

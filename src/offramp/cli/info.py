@@ -30,7 +30,7 @@ def info(folder: Path, verifying: bool, as_json: bool) -> None:
     """Print a model's encoder, exits, exported graphs and operating points.
 
     --verify reads the weights, the graphs with their .data, the operating points and the card, and prints for each
-    whether it is of this model.
+    whether it is of this model. A tokenizer or a lines.json that cannot be read is printed too.
 
     \b
     offramp info model

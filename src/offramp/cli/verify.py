@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from offramp.calibration.saved_lines import LINES_FILE, read_saved_lines
 from offramp.errors import InvalidInput
 from offramp.model.card import HEADING, read_card, true_card
 from offramp.model.config import MultiExitConfig
+from offramp.model.hub import TOKENIZER_FILES, load_tokenizer
 from offramp.types.graph_file import GRAPHS, WEIGHTS, stale
 from offramp.types.model_content import ModelContent, spans
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
@@ -37,6 +39,7 @@ def verify(folder: Path, config: MultiExitConfig) -> list[Finding]:
     findings = list(_weights(content))
     if any(finding.state == STALE for finding in findings):
         return findings  # nothing can be compared with broken weights
+    findings += [*_unreadable_tokenizer(folder, config), *_unreadable_lines(folder)]
     try:
         points = read_points(folder / POINTS_FILE) if (folder / POINTS_FILE).exists() else {}
     except InvalidInput as error:
@@ -62,6 +65,22 @@ def _weights(content: ModelContent) -> Iterator[Finding]:
             yield Finding(path.name, OK, f"whole, {len(tensors)} tensors, {path.stat().st_size:,} bytes")
         except InvalidInput as error:
             yield Finding(path.name, STALE, str(error))
+
+
+def _unreadable_tokenizer(folder: Path, config: MultiExitConfig) -> Iterator[Finding]:
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        return
+    try:
+        load_tokenizer(folder, config.backbone)
+    except InvalidInput as error:
+        yield Finding("tokenizer", STALE, str(error))
+
+
+def _unreadable_lines(folder: Path) -> Iterator[Finding]:
+    try:
+        read_saved_lines(folder)
+    except InvalidInput as error:
+        yield Finding(LINES_FILE, STALE, str(error))
 
 
 def _point(name: str, point: OperatingPoint, content: ModelContent) -> Finding:
