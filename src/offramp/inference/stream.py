@@ -15,6 +15,9 @@ WINDOW = 1024
 LINGER_S = 0.01
 """How long a window that is not full waits for more rows, after its first."""
 
+SIGNAL_S = 0.5
+"""How long to wait for rows without a look at signals: Ctrl-C just before a wait is noticed only at its end."""
+
 
 def full_windows(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Yield lists of `size` items, the last one shorter; an error of the source comes after the items before it."""
@@ -88,7 +91,8 @@ class _ReadAhead(Generic[Item]):
     def take(self) -> list[Item]:
         """Return what has come, at least one item; an empty list once the source has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._ended)
+            while not self._changed.wait_for(lambda: self._items or self._ended, SIGNAL_S):
+                pass
             self._changed.wait_for(lambda: len(self._items) >= self._size or self._ended, LINGER_S)
             window, self._items = self._items, []
             self._changed.notify_all()
