@@ -70,7 +70,7 @@ def killed_everywhere(name: str, start: Path, folder: Path, count: int) -> None:
         assert not [path for path in folder.rglob("*") if unfinished(path) or path.name == "checkpoints"], kill
 
 
-@pytest.mark.parametrize("name", ["calibrate", "predict"])
+@pytest.mark.parametrize("name", [pytest.param("calibrate", marks=pytest.mark.slow), "predict"])
 def test_killed_at_a_few_moments(name: str, start: Path, tmp_path: Path) -> None:
     killed_everywhere(name, start, tmp_path / "run", 2)
 

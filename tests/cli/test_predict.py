@@ -134,7 +134,10 @@ def test_the_exit_code_is_1_where_the_source_breaks_off(
     assert (result.exit_code, len(lines(result.stdout))) == (code, rows)
 
 
-@pytest.mark.parametrize(("closing", "message"), [("<&-", "standard input is closed"), (">&-", "standard output is")])
+@pytest.mark.parametrize(
+    ("closing", "message"),
+    [("<&-", "standard input is closed"), pytest.param(">&-", "standard output is", marks=pytest.mark.slow)],
+)
 def test_a_standard_stream_that_is_closed_is_an_error(closing: str, message: str, folder: Path) -> None:
     command = ["bash", "-c", f'echo the cat | "$@" {closing}', "-", *COMMAND, "predict", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -226,7 +229,10 @@ def test_a_closed_pipe_ends_the_answers_quietly(folder: Path, tmp_path: Path) ->
         assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "--help"], ["info", "MODEL"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["predict", "--help"], pytest.param(["info", "MODEL"], marks=pytest.mark.slow)],
+)
 def test_a_closed_pipe_ends_every_command_quietly(arguments: list[str], folder: Path) -> None:
     reads, writes = os.pipe()
     os.close(reads)
