@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,8 @@ def started(folder: Path, **options: Any) -> Any:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     command = [*COMMAND, "predict", str(folder), "--scores", "--format", "txt"]
-    return subprocess.Popen(command, bufsize=0, env=environment, **pipes)
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C
+    return subprocess.Popen(command, bufsize=0, env=environment, preexec_fn=hears, **pipes)
 
 
 def test_a_pipe_is_answered_when_it_pauses_and_ctrl_c_ends_it_quietly(folder: Path) -> None:

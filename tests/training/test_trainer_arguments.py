@@ -264,7 +264,7 @@ HONOURED: dict[str, Callable[[Path], None]] = {
 ELSEWHERE = {"args", "model", "train_dataset"}  # every test passes them
 
 
-FAST = ("callbacks", "compute_loss_func", "data_collator", "model_init", "optimizers", "processing_class", "args.optim")
+FAST = ("callbacks", "compute_loss_func", "data_collator", "optimizers", "processing_class", "args.optim")
 
 
 @pytest.mark.parametrize(
@@ -342,10 +342,7 @@ def test_a_loss_function_that_returns_no_number_is_one_line(value: Any, tmp_path
 
 @pytest.mark.parametrize(
     "objective",
-    [
-        pytest.param(name, marks=[] if name in ("weighted", "two-stage") else pytest.mark.slow)
-        for name in sorted(OBJECTIVES)
-    ],
+    [pytest.param(name, marks=[] if name == "weighted" else pytest.mark.slow) for name in sorted(OBJECTIVES)],
 )
 def test_a_loss_function_takes_the_place_of_each_exits_own_loss(objective: str, tmp_path: Path) -> None:
     """Cross-entropy as a function trains what cross-entropy trains, in every objective, with accumulated gradients."""
@@ -433,6 +430,7 @@ def test_a_search_trains_a_new_model_for_each_trial(
     assert scores[0][1e-2] == pytest.approx(alone.evaluate()["eval_loss"])
 
 
+@pytest.mark.slow
 def test_a_second_training_goes_through_the_stages_from_the_first(tmp_path: Path) -> None:
     """No optimiser of the stage before is left, which would train other parameters."""
     trainer = trainer_of(tmp_path, objective="two-stage")
