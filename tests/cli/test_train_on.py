@@ -37,6 +37,7 @@ def test_the_same_labels_go_on_in_the_models_order(place: Path) -> None:
     assert MultiExitModel.from_pretrained(place / "more").config.id2label == IN_OTHER_ORDER
 
 
+@pytest.mark.slow
 def test_other_labels_keep_the_encoder(place: Path) -> None:
     start = save_folder(place / "start", tiny_model(id2label={0: "x", 1: "y"}, pooling="mean"))
     for more in ((), ("--layers", 2)):
