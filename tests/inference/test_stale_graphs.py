@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from offramp.errors import InvalidInput
@@ -54,6 +55,15 @@ def one_number_of_one_exit(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+
+
+def two_matrices_swapped(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    query, key = (
+        next(name for name in tensors if f"layer.0.attention.self.{part}.weight" in name) for part in ("query", "key")
+    )
+    tensors[query], tensors[key] = tensors[key], tensors[query]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def other_config(folder: Path) -> None:
@@ -111,6 +121,7 @@ def change_config(folder: Path, **changes: object) -> None:
 STALE: dict[Callable[[Path], None], str] = {
     other_weights: "model.onnx: made of other weights than those beside it",
     one_number_of_one_exit: "model.onnx: made of other weights than those beside it",
+    two_matrices_swapped: "model.onnx: made of other weights than those beside it",
     other_config: "model.onnx: made for another configuration than the config.json beside it",
     other_class_names: "model.onnx: made for other class names than those in the config.json beside it",
     other_exits: "model.onnx: made for exits after layers [1, 2, 3, 4], config.json has [1, 2, 4]",

@@ -3,9 +3,9 @@
 A tensor's digest is the SHA-256 of its type, its shape and its bytes: all of them up to `WHOLE_BYTES`, else `PIECES`
 pieces at even distances, together `SAMPLED_BYTES`. So weights are compared in milliseconds when a model is loaded; with
 `whole=True` every byte is read. The fingerprint of the weights is a digest of the tensors' digests. Names of tensors
-count as far as the numbers of layers and exits in them, so neither shards nor the names that a version of transformers
-gives them change it. Exits bear their layer's number there: a fingerprint of some exits stays what it is where others
-are added.
+count by their order and by the numbers of layers and exits in them, so neither shards nor a version of transformers
+that renames a part of the model change it. Exits bear their layer's number there: a fingerprint of some exits stays
+what it is where others are added.
 """
 
 from __future__ import annotations
@@ -93,17 +93,17 @@ def weights_fingerprint(
     """
     layers: Sequence[int] = config["exit_layers"]
     read = set(layers if exit_layers is None or config.get("memory") is not None else exit_layers)
-    lines = []
-    for name, digest in digests.items():
+    shared, of_exits = [], []
+    for name, digest in sorted(digests.items()):
         exit = _exit_of(name, config)
         if exit is None:
             numbers = [part for part in name.split(".") if part.isdigit()]
-            lines.append(f"{'.'.join(numbers)} {digest}")
+            shared.append(f"{'.'.join(numbers)} {digest}")
             continue
         layer = layers[exit[1]] if exit[1] < len(layers) else -1
         if layer in read:
-            lines.append(f"{exit[0]} after layer {layer} {exit[2]} {digest}")
-    return digest_of_lines(sorted(lines))
+            of_exits.append(f"{exit[0]} after layer {layer} {exit[2]} {digest}")
+    return digest_of_lines([*shared, *sorted(of_exits)])
 
 
 def _exit_of(name: str, config: Mapping[str, Any]) -> tuple[str, int, str] | None:
