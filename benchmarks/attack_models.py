@@ -15,7 +15,7 @@ import torch
 from transformers import set_seed
 
 from offramp.data.columns import Columns
-from offramp.data.examples import Examples, read_examples
+from offramp.data.examples import Examples, read_examples, subsample
 from offramp.evaluation.metrics import layerwise
 from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine
@@ -25,7 +25,6 @@ from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
 from offramp.training.fit import fit, token_rows
 from offramp.types.trace import Trace
-from training import subsample
 
 
 @dataclass(frozen=True)

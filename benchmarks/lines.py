@@ -25,7 +25,8 @@ from transformers import set_seed
 from machine import as_lines, provenance
 from offramp.calibration.certify import certify, losses
 from offramp.calibration.saved_lines import FIT_ROWS
-from offramp.data.examples import Columns, Examples, read_examples
+from offramp.data.columns import Columns
+from offramp.data.examples import Examples, read_examples
 from offramp.inference.record import record
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_tokenizer

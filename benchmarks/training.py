@@ -30,13 +30,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import offramp
 import training_report
 from offramp.data.columns import Columns
-from offramp.data.examples import Examples, read_examples
+from offramp.data.examples import Examples, read_examples, subsample
 from offramp.evaluation.metrics import layerwise
 from offramp.model.backbones.restack import restack
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_encoder, load_tokenizer
 from offramp.model.modeling import MultiExitModel
-from offramp.studies.training_runs import subsample, train_and_record
+from offramp.studies.training_runs import train_and_record
 from offramp.training.objectives.base import Objective
 from offramp.training.objectives.registry import load_objective
 from offramp.types.trace import Trace

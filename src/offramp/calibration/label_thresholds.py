@@ -25,7 +25,7 @@ from offramp.types.problem_types import MULTI_LABEL
 from offramp.types.trace import Trace, labels_of, row_hashes
 
 FEWEST_POSITIVES = 20
-"""Positive rows below which a label keeps 0.5: where that is right already, fewer rows lose 0.02 of F1 and more."""
+"""Positive rows below which a label keeps 0.5 (`benchmarks/label_thresholds.py`)."""
 GAP = 1e-5
 """Of log-odds, between a threshold and a row's: nearer, float noise decides."""
 
@@ -71,12 +71,12 @@ def choose_label_thresholds(trace: Trace) -> LabelThresholds:
     refuse_broken((~logits.isfinite()).any(dim=-1), "logits that are not finite")
     columns = [(odds, positive) for odds, positive in zip(logits.T, labels.T, strict=True)]
     few = [int(positive.sum()) < FEWEST_POSITIVES for _, positive in columns]
-    values = tuple(0.5 if rare else _best(*column) for rare, column in zip(few, columns, strict=True))
+    values = tuple(0.5 if rare else best_threshold(*column) for rare, column in zip(few, columns, strict=True))
     return LabelThresholds(values, tuple(sorted(set(row_hashes(trace)))), sum(few))
 
 
-def _best(log_odds: Tensor, positive: Tensor) -> float:
-    """Return the threshold with the best F1 of one label; its log-odds (N,), the rows that have it (N,) bool."""
+def best_threshold(log_odds: Tensor, positive: Tensor) -> float:
+    """Return the threshold with the best F1 of one label: its log-odds (N,), the rows that have it (N,) bool."""
     ordered, order = log_odds.sort(descending=True)
     hits = torch.cat((torch.zeros(1), positive[order].cumsum(dim=0)))  # of 0..N rows taken
     f1 = 2 * hits.double() / (torch.arange(len(hits)) + positive.sum())
