@@ -94,9 +94,9 @@ def study(name: str, output: Path, seeds: int, metrics: tuple[str, ...], as_json
 
 def _config(options: Mapping[str, Any]) -> ExperimentConfig:
     """Read the data and return the configuration that all runs share."""
-    from offramp.data.examples import read_examples
+    from offramp.data.examples import read_examples, subsample
     from offramp.model.default_encoder import default_encoder
-    from offramp.studies.training_runs import ExperimentConfig, subsample
+    from offramp.studies.training_runs import ExperimentConfig
 
     sources = {
         "train": options["train_source"],

@@ -179,8 +179,8 @@ def train(
 def _save_lines(folder: Path, data: Examples) -> None:
     """Fit lines on some rows that were trained on, and save them with the model; print why there are none."""
     from offramp.calibration.saved_lines import FIT_ROWS, fit_saved_lines, write_saved_lines
+    from offramp.data.examples import subsample
     from offramp.inference.record import record as record_trace
-    from offramp.studies.training_runs import subsample
     from offramp.types.problem_types import REGRESSION
 
     if data.problem_type == REGRESSION:

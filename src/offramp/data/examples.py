@@ -5,8 +5,10 @@ Errors begin with the location.
 
 import logging
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from offramp.data.classes import NO_CLASS, single_classes
 from offramp.data.columns import GUESSED, Columns, columns_in
@@ -47,6 +49,15 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+def subsample(examples: Examples, count: int) -> Examples:
+    """Draw rows at random, the same ones on every call; all of them, in order, where there are no more."""
+    if count >= len(examples):
+        return examples
+    rows = random.Random(0).sample(range(len(examples)), count)
+    labels: Any = [examples.labels[row] for row in rows]
+    return replace(examples, texts=[examples.texts[row] for row in rows], labels=labels, rows=None)
 
 
 def read_rows(

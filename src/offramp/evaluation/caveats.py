@@ -92,14 +92,14 @@ def few_rows(
     if not rows:
         return f"{_little(trace, metric, names)}: no answer of the full model is right here, so none can be lost"
     what = "answers" if trace.labels is None else "right answers"
-    asked = ""
+    allowance = ""
     if {"max_drop", "agreement"} & set(points[name].target):
         allowed, needed = tolerance(points[name].target), needed_rows(points[name].target)
-        asked = f"; {name!r} allows {allowed:.2%}, which {needed} {what} without a loss would show"
+        allowance = f"; {name!r} allows {allowed:.2%}, which {needed} {what} without a loss would show"
     return (
         f"{_little(trace, metric, names)}: {losses} of {rows} {what} of the full model "
         f"{'is' if losses == 1 else 'are'} lost here, but the share of lost answers may be as high as {bound:.1%} "
-        f"(95%){asked}"
+        f"(95%){allowance}"
     )
 
 
@@ -161,12 +161,12 @@ def majority(
     constant, full = _constant_score(trace, answer, name), layerwise(trace, name)[-1]
     if not 0 < (1 - level) * full <= constant + 1e-12:
         return None
-    kept = f"keep {constant / full:.1%} of the full model's {name} ({constant:.4f} of {full:.4f})"
+    outcome = f"keep {constant / full:.1%} of the full model's {name} ({constant:.4f} of {full:.4f})"
     if constant >= full:
-        kept = f"have {name} {constant:.4f}, and the full model has {full:.4f}"
-    asked = "and the target is" if levels else "enough for a target of"
+        outcome = f"have {name} {constant:.4f}, and the full model has {full:.4f}"
+    target = "and the target is" if levels else "enough for a target of"
     return (
-        f"answering {_answer(answer, trace, names)} always would {kept}, {asked} {1 - level:.1%}: rare "
+        f"answering {_answer(answer, trace, names)} always would {outcome}, {target} {1 - level:.1%}: rare "
         f"classes may be lost unseen{_advice(trace, points, answer, level, names, name)}"
     )
 
@@ -193,17 +193,17 @@ def _advice(
 
 def majority_agreement(trace: Trace, points: Mapping[str, OperatingPoint], names: Sequence[str]) -> str | None:
     """Say where one answer for all rows would pass a target of agreement with the full model."""
-    asked = max((point.target["agreement"] for point in points.values() if "agreement" in point.target), default=None)
-    if asked is None or trace.problem_type == REGRESSION:
+    target = max((point.target["agreement"] for point in points.values() if "agreement" in point.target), default=None)
+    if target is None or trace.problem_type == REGRESSION:
         return None
     distinct, counts = _distinct(labels_of(against_full(trace)))
     share, answer = (counts.max() / len(trace)).item(), distinct[counts.argmax()]
-    if share < asked or len(distinct) == 1:
+    if share < target or len(distinct) == 1:
         return None
     advice = "" if trace.problem_type == MULTI_LABEL else f", or --hold-back {names[int(answer)]}:0.2"
     return (
         f"answering {_answer(answer, trace, names)} always would agree with the full model on {share:.1%} of the "
-        f"rows, and the target is {asked:.1%}: rare classes may be lost unseen; choose --max-drop with --metric "
+        f"rows, and the target is {target:.1%}: rare classes may be lost unseen; choose --max-drop with --metric "
         f"macro-f1{advice}"
     )
 

@@ -56,7 +56,7 @@ def load_engine(
         InvalidInput: nothing can be loaded from there; no such graph, or one of other weights; fewer than one thread.
     """
     check_name(engine)
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and (type(threads) is not int or threads < 1):
         raise InvalidInput(f"threads must be at least 1, got {threads!r}")
     if engine == AUTO:
         return _best(folder, point, threads)

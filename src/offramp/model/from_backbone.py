@@ -19,7 +19,7 @@ from offramp.model.backbones.base import Backbone, OwnHead
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.heads import PLAIN, Heads
 from offramp.model.hub import is_classifier, load_encoder
-from offramp.model.reuse import copy_exits, has_exits, kept_outputs
+from offramp.model.reuse import copy_exits, has_exits, matching_outputs
 
 logger = logging.get_logger(__name__)
 
@@ -109,9 +109,9 @@ def resolve_source(
     model = backbone if isinstance(backbone, PreTrainedModel) else None
     config = copy.deepcopy(model.base_model.config if model is not None else backbone)
     if model is not None and has_exits(model):
-        kept = kept_outputs(model.config, num_labels, id2label, problem_type)
-        if kept is not None:
-            return Source(config, model, None, kept, keeps_exits=True)
+        own_outputs = matching_outputs(model.config, num_labels, id2label, problem_type)
+        if own_outputs is not None:
+            return Source(config, model, None, own_outputs, keeps_exits=True)
     outputs = _label_arguments(num_labels, id2label) | {"problem_type": problem_type}
     head = _own_head(model, num_labels, outputs.get("id2label"), problem_type)
     if head is not None and model is not None:

@@ -22,7 +22,7 @@ def has_exits(model: PreTrainedModel | None) -> bool:
     return model is not None and isinstance(model.config, MultiExitConfig)
 
 
-def kept_outputs(
+def matching_outputs(
     config: MultiExitConfig, num_labels: int | None, id2label: Mapping[int, str] | None, problem_type: str | None
 ) -> dict[str, Any] | None:
     """Return a model's outputs if they are the requested ones, as arguments of a configuration; else None.
@@ -36,8 +36,8 @@ def kept_outputs(
     same = num_labels in (None, config.num_labels) and id2label in (None, config.id2label)
     if not same or problem_type not in (None, config.problem_type):
         return None
-    kept = {name: getattr(config, name) for name in ("id2label", "problem_type", "exit_dropout")}
-    return kept | {"format": config.format if config.head == "attention" else CONFIG_FORMAT}
+    outputs = {name: getattr(config, name) for name in ("id2label", "problem_type", "exit_dropout")}
+    return outputs | {"format": config.format if config.head == "attention" else CONFIG_FORMAT}
 
 
 def same_classifiers(one: MultiExitConfig, other: MultiExitConfig) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -253,15 +252,6 @@ def of_depth(encoder: Any, layers: int) -> Any:
     depth: int = encoder.base_model.config.num_hidden_layers
     indices = range(layers) if layers <= depth else [index * depth // layers for index in range(layers)]
     return restack(encoder, indices)
-
-
-def subsample(examples: Examples, count: int) -> Examples:
-    """Draw rows at random, the same ones on every call; all of them, in order, where there are no more."""
-    if count >= len(examples):
-        return examples
-    rows = random.Random(0).sample(range(len(examples)), count)
-    labels: Any = [examples.labels[row] for row in rows]
-    return replace(examples, texts=[examples.texts[row] for row in rows], labels=labels, rows=None)
 
 
 def _store(trained: Trained, folder: Path) -> None:

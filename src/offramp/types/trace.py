@@ -119,10 +119,10 @@ class Trace:
             "tokens": self.tokens,
         }
         words = {"problem_type": str(self.problem_type), "about": json.dumps(dict(self.provenance))}
-        kept = {name: value.contiguous() for name, value in tensors.items() if value is not None}
+        present = {name: value.contiguous() for name, value in tensors.items() if value is not None}
         try:
             with whole_path(path) as unfinished:
-                save_file(kept, unfinished, words)
+                save_file(present, unfinished, words)
         except SafetensorError as error:
             raise InvalidInput(f"{os.fspath(path)}: it cannot be written ({error})") from None
 
