@@ -11,8 +11,8 @@ OfframpError
 
 
 def one_line(error: object) -> str:
-    """Return the whole text of an error in one line."""
-    return " ".join(str(error).split())
+    """Return the whole text of an error in one line; of an exception without a text its name."""
+    return " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, BaseException) else "")
 
 
 class OfframpError(Exception):

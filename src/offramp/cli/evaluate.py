@@ -69,8 +69,8 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
         refuse_output(picture, options["data"], options["trace"], folder)
     groups = _groups(folder, slice_by, options)  # before the model runs, so that a wrong name fails at once
     recorded = read_trace(folder, options)
-    trace, kept = finite_only(recorded)
-    groups = [groups[row] for row in kept] if len(groups) == len(recorded) else groups
+    trace, rows = finite_only(recorded)
+    groups = [groups[row] for row in rows] if len(groups) == len(recorded) else groups
     points, names = saved_points(folder), class_names(folder)
     metric = options["metric"] or metric_of(points.get(DEFAULT))
     slices = None if slice_by is None else _slices(folder, trace, points, slice_by, groups, metric)

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from offramp.data.lines import one_line
 from offramp.data.records import Record, Source
-from offramp.errors import DataError
+from offramp.errors import DataError, one_line
 
 
 def open_data_set(source: str, name: str, split: str) -> Source:

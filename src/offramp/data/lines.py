@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from offramp.errors import DataError
+from offramp.errors import DataError, one_line
 
 LONGEST = 2**26
 """The most characters of a line or of a quoted cell: what bounds the memory where a file is not what it seems."""
@@ -74,11 +74,6 @@ def surrogate(text: str) -> str | None:
     """Return the first lone surrogate of a text: half a character, or a byte that could not be decoded."""
     match = None if text.isascii() else SURROGATE.search(text)
     return None if match is None else match[0]
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of an error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Lines:

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from offramp.data.lines import UNREADABLE, one_line, open_bytes
+from offramp.data.lines import UNREADABLE, open_bytes
 from offramp.data.records import Record, Source, Unusable, by_name
-from offramp.errors import DataError
+from offramp.errors import DataError, one_line
 
 BATCH = 1024  # rows in memory
 

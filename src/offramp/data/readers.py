@@ -18,9 +18,9 @@ from pathlib import Path
 from offramp.data.delimited import delimited_records
 from offramp.data.json_records import json_array, json_lines, json_records
 from offramp.data.label_names import names_in_order
-from offramp.data.lines import UNREADABLE, Lines, one_line, open_bytes
+from offramp.data.lines import UNREADABLE, Lines, open_bytes
 from offramp.data.records import AS_NAMED, FORMATS, Reading, Record, Source
-from offramp.errors import DataError
+from offramp.errors import DataError, one_line
 
 SAMPLE = "helpdesk"
 SPLITS = ("train", "validation", "test")

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from offramp.data.batching import Tokens, encode
 from offramp.data.rows import Text
-from offramp.errors import InvalidInput, OfframpError
+from offramp.errors import InvalidInput, OfframpError, one_line
 
 Result = TypeVar("Result")
 
@@ -153,7 +153,7 @@ def in_halves(
         if not _of_a_row(error):
             raise
         if len(numbers) == 1:
-            return {}, {numbers[0]: f"{type(error).__name__}: {' '.join(str(error).split())}"}
+            return {}, {numbers[0]: f"{type(error).__name__}: {one_line(error)}"}
     results: dict[int, Result] = {}
     faults: dict[int, str] = {}
     for half in (numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]):

@@ -114,8 +114,7 @@ def _merge(model: Any) -> PreTrainedModel:
         merged: PreTrainedModel = model.merge_and_unload()
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         kind = type(model.base_model).__name__
-        reason = one_line(error) or type(error).__name__
-        raise InvalidInput(f"PEFT cannot merge this adapter ({kind}) into the weights: {reason}") from None
+        raise InvalidInput(f"PEFT cannot merge this adapter ({kind}) into the weights: {one_line(error)}") from None
     return merged.eval()
 
 
