@@ -79,7 +79,8 @@ def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
 def train(folder: Path, seed: int, epochs: float) -> MultiExitModel:
     """Train the default encoder on the sample's train split."""
     set_seed(seed)
-    data, held_out = (read_examples(SAMPLE, COLUMNS, split=split) for split in ("train", "validation"))
+    data = read_examples(SAMPLE, COLUMNS, split="train")
+    held_out = read_examples(SAMPLE, COLUMNS, split="validation", label_names=data.label_names)
     names = dict(enumerate(data.label_names))
     model = MultiExitModel.from_backbone(default_encoder(), id2label=names, pooling="mean")
     tokenizer = load_tokenizer(default_encoder())
