@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from offramp.inference.record import record as record
     from offramp.model.bypass import Bypass as Bypass
     from offramp.model.config import MultiExitConfig as MultiExitConfig
+    from offramp.model.lexical.config import LexicalExit as LexicalExit
     from offramp.model.modeling import MultiExitModel as MultiExitModel
     from offramp.model.token_exit.config import TokenExit as TokenExit
     from offramp.policies.base import Policy as Policy
@@ -58,6 +59,7 @@ _HOMES = {
     "inference.record": ("record",),
     "model.bypass": ("Bypass",),
     "model.config": ("MultiExitConfig",),
+    "model.lexical.config": ("LexicalExit",),
     "model.modeling": ("MultiExitModel",),
     "model.token_exit.config": ("TokenExit",),
     "policies.base": ("Policy", "Step"),

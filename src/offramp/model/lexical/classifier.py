@@ -1,0 +1,124 @@
+"""The lexical exit: a linear classifier on hashed n-grams of token ids.
+
+It is TF-IDF with a linear classifier: logits = (sum over the n-grams of idf x weights) / (norm of the idf) + bias, with
+the hashing of Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009 (without their sign).
+
+All numbers are integers with a common scale that is a power of two, as in fixed point. Their sums are exact in float32
+up to 1,024 n-grams of a row, in any order of addition, so that logits do not depend on batch, padding or engine, to the
+last bit; and a change of the model's dtype leaves them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from offramp.model.lexical.config import MAX_RANK, LexicalExit
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION
+
+MULTIPLIER = 4093  # of the hash; a prime; times a bucket it stays below 2^31
+BOUNDARY = 0  # stands for special tokens, padding, and what lies before the first token
+SPECIAL_TOKENS = ("sep_token", "cls_token", "bos_token", "eos_token", "pad_token", "mask_token")
+LARGEST = 2**14 - 1  # of the table's entries: 1,024 of them add up to less than 2^24
+SQUARE_UNIT = 64  # of the squared idf
+LARGEST_PROJECTED = 2**11 - 1  # LARGEST_PROJECTED x LARGEST_FACTOR x MAX_RANK is below 2^24
+LARGEST_FACTOR = 2**7 - 1
+
+
+@final
+class LexicalClassifier(nn.Module):
+    """Logits from token ids alone; zeros until it is fitted (`offramp.training.lexical`).
+
+    Args:
+        setting: with numbers for buckets and rank, see `LexicalExit.resolved`.
+        num_labels: C of the logits.
+        problem_type: as transformers names it.
+
+    Buffers, none of which is trained by an optimiser:
+        table: (buckets, rank + 1) int16; the weights times the idf, and in the last column the squared idf.
+        factors: (rank, C) int8, where the rank is below C.
+        bias: (C,) int32.
+        scales: (3,) powers of two, exact in any float: of the table, of the factors and of the bias.
+        special_ids: (6,) int64, token ids of SPECIAL_TOKENS, -1 where the tokenizer has none.
+        fitted_rows: (F,) int64, sorted hashes of the token ids of the rows that fitted it.
+    """
+
+    table: Tensor
+    factors: Tensor | None
+    bias: Tensor
+    scales: Tensor
+    special_ids: Tensor
+    fitted_rows: Tensor
+
+    def __init__(self, setting: LexicalExit, num_labels: int, problem_type: str) -> None:
+        super().__init__()
+        if setting.buckets is None or setting.rank is None:
+            raise ValueError(f"the sizes of a lexical exit must be numbers, see LexicalExit.resolved; got {setting}")
+        self.setting, self.problem_type = setting, problem_type
+        self.ngrams, self.buckets, self.rank = setting.ngrams, setting.buckets, setting.rank
+        assert self.rank == num_labels or self.rank <= MAX_RANK
+        self.register_buffer("table", torch.zeros(self.buckets, self.rank + 1, dtype=torch.int16))
+        factors = None if self.rank == num_labels else torch.zeros(self.rank, num_labels, dtype=torch.int8)
+        self.register_buffer("factors", factors)
+        self.register_buffer("bias", torch.zeros(num_labels, dtype=torch.int32))
+        self.register_buffer("scales", torch.ones(3))
+        self.register_buffer("special_ids", torch.full((len(SPECIAL_TOKENS),), -1))
+        self.register_buffer("fitted_rows", torch.zeros(setting.fitted_rows, dtype=torch.long))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return logits (B, C) in float32.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), 0 for padding, of any dtype; None = all tokens are real.
+        """
+        buckets, weights = self.features(input_ids, attention_mask)  # (B, n T)
+        rows = F.embedding(buckets, self.table).float()  # (B, n T, R + 1)
+        sums = torch.bmm(weights.unsqueeze(1), rows).squeeze(1)  # (B, R + 1)
+        norm = (sums[:, -1:] / SQUARE_UNIT).clamp(min=1).sqrt()  # a squared idf is at least 1
+        scales = self.scales.float()
+        logits = sums[:, :-1] * scales[0] / norm
+        if self.factors is not None:
+            projected = logits.round().clamp(-LARGEST_PROJECTED, LARGEST_PROJECTED)
+            logits = projected @ self.factors.float() * scales[1]
+        return logits + self.bias.float() * scales[2]
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the bucket of each n-gram and its weight, 1 or 0, both (B, n T): first all tokens, then all pairs.
+
+        An n-gram counts if its last token is real and not all its tokens are special; before the first token lies a
+        boundary. N-grams that end in the second text of a pair have buckets of their own.
+        """
+        input_ids = input_ids.long()
+        special = (input_ids.unsqueeze(-1) == self.special_ids).any(dim=-1)  # (B, T)
+        real = torch.ones_like(special) if attention_mask is None else attention_mask != 0
+        separators = (real & (input_ids == self.special_ids[0])).long()
+        second = (separators.cumsum(dim=1, dtype=separators.dtype) - separators).clamp(
+            max=1
+        )  # 1 after the first separator
+        words = torch.where(real & ~special, input_ids + 1, BOUNDARY)
+        buckets, counted = [], []
+        for length in range(1, self.ngrams + 1):
+            hashed, word = second + (2 * length - 1), torch.zeros_like(special)
+            for back in range(length - 1, -1, -1):
+                token = F.pad(words, (back, 0), value=BOUNDARY)[:, : words.shape[1]]
+                hashed = (hashed * MULTIPLIER + token) % self.buckets
+                word = word | (token != BOUNDARY)
+            buckets.append(hashed)
+            counted.append(word & real)
+        return torch.cat(buckets, dim=1), torch.cat(counted, dim=1).float()
+
+    def certainty(self, logits: Tensor) -> Tensor:
+        """Return (B,) the largest probability; of several labels the least sure one's, of a regression 0.
+
+        The logits are at the temperature that was fitted on rows that the fit had not seen.
+        """
+        logits = logits.float()
+        if self.problem_type == REGRESSION:
+            return torch.zeros_like(logits[:, 0])
+        if self.problem_type == MULTI_LABEL:
+            return logits.abs().amin(dim=-1).sigmoid()
+        return logits.softmax(dim=-1).amax(dim=-1)

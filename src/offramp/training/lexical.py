@@ -1,0 +1,198 @@
+"""Fit the lexical exit: TF-IDF of token n-grams and a linear classifier on them.
+
+The penalty of the weights and the temperature of the logits are chosen on rows that are held out inside the fit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from offramp.data.batching import collate, encode, length_sorted, token_limit
+from offramp.data.examples import Examples
+from offramp.errors import InvalidInput
+from offramp.model.lexical.classifier import (
+    LARGEST,
+    LARGEST_FACTOR,
+    LARGEST_PROJECTED,
+    SPECIAL_TOKENS,
+    SQUARE_UNIT,
+    LexicalClassifier,
+)
+from offramp.model.lexical.fitted_rows import token_hashes
+from offramp.model.modeling import MultiExitModel
+from offramp.training.sparse_linear import SparseRows, bags, loss_of, solve
+from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
+
+PENALTIES = (1.0, 0.25, 0.0625)  # over the number of rows, from the strongest; one is chosen
+HELD_OUT = 5  # one row in so many chooses it
+TEMPERATURES = (0.05, 20.0)
+BATCH = 1024  # rows whose n-grams are hashed at once
+
+log = logging.getLogger("offramp")
+
+
+@torch.no_grad()
+def fit_lexical(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, examples: Examples) -> None:
+    """Fit a model's lexical exit on labelled texts, in place; the configuration gets the number of rows.
+
+    Args:
+        model: with a lexical exit.
+        tokenizer: the encoder's.
+        examples: rows that neither choose nor certify a threshold, and on which nothing is reported.
+
+    Raises:
+        InvalidInput: the model has no lexical exit, or there are no rows.
+    """
+    classifier = model.lexical_exit
+    if classifier is None:
+        raise InvalidInput("the model has no lexical exit: build it with lexical=LexicalExit()")
+    if not len(examples):
+        raise InvalidInput("there are no rows to fit the lexical exit on")
+    set_special_ids(classifier, tokenizer)
+    rows = encode(tokenizer, examples.texts, token_limit(tokenizer, model.config.backbone))
+    ids = [row["input_ids"] for row in rows]
+    buckets, lengths = hashed(classifier, ids)
+    targets = targets_of(examples, len(classifier.bias))
+    _fit(classifier, buckets, lengths, targets)
+    classifier.fitted_rows = torch.unique(token_hashes(ids))
+    classifier.setting = replace(classifier.setting, fitted_rows=len(classifier.fitted_rows))
+    model.config.lexical = classifier.setting.to_data()
+
+
+def set_special_ids(classifier: LexicalClassifier, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a classifier know the tokens that are no words.
+
+    Special tokens that users added are words, and so is the unknown token.
+    """
+    ids = [getattr(tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
+    ids = [-1 if id is None or id == tokenizer.unk_token_id else id for id in ids]
+    classifier.special_ids.copy_(torch.tensor(ids))
+
+
+def hashed(classifier: LexicalClassifier, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return the buckets of all n-grams of all rows, (Z,), row by row, and their number in each row, (N,)."""
+    gathered: list[Tensor] = [torch.empty(0)] * len(ids)
+    for numbers in length_sorted([{"input_ids": row} for row in ids], BATCH):
+        batch = collate([{"input_ids": ids[number]} for number in numbers], 0)
+        buckets, weights = classifier.features(batch["input_ids"], batch["attention_mask"])
+        for number, row, counted in zip(numbers, buckets, weights > 0, strict=True):
+            gathered[number] = row[counted]
+    return torch.cat(gathered), torch.tensor([len(row) for row in gathered])
+
+
+def targets_of(examples: Examples, outputs: int) -> Tensor:
+    """Return the labels as targets (N, C): one-hot for a single label."""
+    labels = torch.tensor(examples.labels)
+    if examples.problem_type == SINGLE_LABEL:
+        return F.one_hot(labels.long(), outputs).float()
+    return labels.float().view(len(labels), outputs)
+
+
+def _fit(classifier: LexicalClassifier, buckets: Tensor, lengths: Tensor, targets: Tensor) -> None:
+    """Fill a classifier's buffers from the n-grams of rows and their targets (N, C)."""
+    problem_type = classifier.problem_type
+    used, columns = torch.unique(buckets, return_inverse=True)
+    squares = _squared_idf(columns, lengths, len(used))
+    rows = _tfidf(columns, lengths, squares)
+    center, spread = torch.zeros(targets.shape[1]), torch.ones(targets.shape[1])
+    if problem_type == REGRESSION:
+        center, spread = targets.mean(dim=0), targets.std(dim=0, correction=0).clamp(min=1e-6)
+        targets = (targets - center) / spread
+    with tqdm(desc="fit the lexical exit", unit="step", disable=None, leave=False) as bar:
+        penalty, temperature = _choose(rows, targets, problem_type, bar)
+        weights, bias = solve(rows, targets, problem_type, penalty / len(rows), on_step=bar.update)
+    weights, bias = weights * spread / temperature, bias * spread / temperature + center
+    _store_weights(classifier, used, squares, weights, rows.times(weights))
+    classifier.scales[2] = _scale(bias, 2**24 - 1)
+    classifier.bias.copy_((bias / classifier.scales[2]).round())
+
+
+def _squared_idf(columns: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Return the squared idf of each column in the classifier's unit, (F,) whole numbers.
+
+    The idf is scikit-learn's: 1 + log((1 + N) / (1 + rows with the n-gram)).
+    """
+    row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    distinct = torch.unique(columns * len(lengths) + row)
+    frequency = (distinct // len(lengths)).bincount(minlength=width)
+    idf = 1 + torch.log((1 + len(lengths)) / (1 + frequency))
+    return (idf.square() * SQUARE_UNIT).round().clamp(SQUARE_UNIT, LARGEST)
+
+
+def _tfidf(columns: Tensor, lengths: Tensor, squares: Tensor) -> SparseRows:
+    """Return each n-gram's idf over its row's norm, as the classifier computes them."""
+    values = squares[columns] / SQUARE_UNIT
+    row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    norms = torch.zeros(len(lengths)).index_add_(0, row, values).sqrt()
+    return bags(columns, values.sqrt() / norms[row], lengths, len(squares))
+
+
+def _choose(rows: SparseRows, targets: Tensor, problem_type: str, bar: tqdm[Any]) -> tuple[float, float]:
+    """Return the penalty with the least loss on rows that are held out, and the temperature of its logits there."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    held_out, others = order[::HELD_OUT], order[torch.arange(len(order)) % HELD_OUT != 0]
+    if not len(others):
+        return PENALTIES[0], 1.0
+    fit, check, answers = rows.select(others), rows.select(held_out), targets[held_out]
+    start: Tensor | None = None
+    best = (math.inf, PENALTIES[0], 1.0)
+    for penalty in PENALTIES:
+        weights, bias = solve(fit, targets[others], problem_type, penalty / len(fit), start, on_step=bar.update)
+        start = torch.cat([weights, bias.unsqueeze(0)])
+        logits = check.times(weights) + bias
+        temperature = 1.0 if problem_type == REGRESSION else fit_temperature(logits, answers, problem_type)
+        best = min(best, (loss_of(logits / temperature, answers, problem_type), penalty, temperature))
+    log.debug("lexical exit: penalty %g, temperature %.3g", best[1], best[2])
+    return best[1:]
+
+
+def fit_temperature(logits: Tensor, targets: Tensor, problem_type: str) -> float:
+    """Return the temperature with the least loss of logits (N, C), from 0.05 to 20, by ternary search."""
+    low, high = map(math.log, TEMPERATURES)
+    for _ in range(30):  # each round keeps two thirds of the interval
+        third = (high - low) / 3
+        lower, upper = (
+            loss_of(logits / math.exp(value), targets, problem_type) for value in (low + third, high - third)
+        )
+        low, high = (low, high - third) if lower < upper else (low + third, high)
+    return math.exp((low + high) / 2)
+
+
+def _store_weights(
+    classifier: LexicalClassifier, used: Tensor, squares: Tensor, weights: Tensor, logits: Tensor
+) -> None:
+    """Round weights (F, C) of the buckets `used` to the classifier's integers.
+
+    Where the table is narrower than the outputs, it holds the weights' projections on the directions in which the
+    logits (N, C) of the rows vary most.
+    """
+    projected_scale = 1.0
+    if classifier.factors is not None:
+        _, directions = torch.linalg.eigh(logits.double().T @ logits.double())  # from the least variance
+        directions = directions[:, -classifier.rank :].float()  # (C, R)
+        factor_scale = _scale(directions, LARGEST_FACTOR)
+        classifier.factors.copy_((directions / factor_scale).round().T)
+        weights, logits = weights @ directions, logits @ directions
+        projected_scale = _scale(2 * logits, LARGEST_PROJECTED)  # other rows may have logits twice as large
+        classifier.scales[1] = factor_scale * projected_scale
+    entries = weights * (squares / SQUARE_UNIT).sqrt().unsqueeze(1)
+    table_scale = _scale(entries, LARGEST)
+    classifier.scales[0] = table_scale / projected_scale
+    classifier.table.zero_()
+    classifier.table[used, :-1] = (entries / table_scale).round().to(torch.int16)
+    classifier.table[used, -1] = squares.to(torch.int16)
+
+
+def _scale(values: Tensor, largest: int) -> float:
+    """Return the least power of two that brings all values to at most `largest` when they are divided by it."""
+    peak = float(values.abs().max()) if values.numel() else 0.0
+    return 2.0 ** math.ceil(math.log2(peak / largest)) if peak > 0 else 1.0
