@@ -1,6 +1,6 @@
 """Merged == alone: rows of several requests, each with thresholds of its own, leave where they leave by themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from offramp.early_exit.in_flight import ExitedRows, InFlight, Segments, start
+from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput
 from offramp.model.bypass import Bypass
 from offramp.policies.base import Policy
@@ -18,7 +19,7 @@ from offramp.policies.fixed import Fixed
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, scores
 from offramp.types.carry import Carry
-from offramp.types.outputs import Answers
+from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.problem_types import SINGLE_LABEL
 from offramp.types.trace import Trace
 from support.contracts import LEAVING, ROWS, Case, build, clear_of_noise, midpoint_near
@@ -143,6 +144,42 @@ def test_without_a_sync_nobody_is_returned_and_the_first_answer_stays() -> None:
     assert onward is None
 
 
+@torch.no_grad()
+def test_the_embedding_runs_on_the_rows_that_stay_without_their_padding() -> None:
+    model, inputs = Prefixed(), {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 0], [8, 0, 0]])}
+    inputs["attention_mask"] = (inputs["input_ids"] > 0).long()
+    answers = run(model, MaxProb(), (0.9, 2.0, 2.0, 2.0), inputs)
+    assert answers.exit_layers.tolist() == [0, 4, 4]
+    assert model.embedded == [[[8, 9], [8, 0]]]
+    full = tiny_model()(**{name: value[1:, :2] for name, value in inputs.items()}).logits
+    assert torch.allclose(answers.logits[1:], full, atol=1e-6)
+    assert run(model, MaxProb(), 0.0, inputs).exit_layers.tolist() == [0, 0, 0]
+    assert len(model.embedded) == 1
+
+
+class Prefixed:
+    """A tiny model behind an exit that is sure of longer rows."""
+
+    layers = (0, 1, 2, 3, 4)
+
+    def __init__(self) -> None:
+        self.model, self.embedded = tiny_model(), list[Any]()
+
+    def lexical(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+        length = inputs["attention_mask"].sum(dim=1, keepdim=True)
+        return ExitOutput(torch.where(length > 2, torch.tensor([9.0, 0, 0]), torch.tensor([0.0, 0, 0])), layer=0)
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
+        self.embedded.append(inputs["input_ids"].tolist())
+        return self.model.embed(inputs)
+
+    def block(self, exit: int, carry: Carry) -> Carry:
+        return self.model.block(exit - 1, carry)
+
+    def exit(self, exit: int, carry: Carry) -> ExitOutput:
+        return self.model.exit(exit - 1, carry)
+
+
 def test_what_makes_no_batch_is_refused() -> None:
     model, thresholds = tiny_model(), torch.full((LAYERS - 1,), 0.99)
     one = start(MaxProb(), thresholds, padded(model, token_rows(2)))
@@ -155,6 +192,8 @@ def test_what_makes_no_batch_is_refused() -> None:
     assert unsynced is not None
     with pytest.raises(InvalidInput, match="before exit 1"):
         start(Fixed(), thresholds, padded(model, token_rows(2))).merge(onward)
+    with pytest.raises(InvalidInput, match=r"read the same exits, got None, \(2, 4\)"):
+        one.merge(start(MaxProb(), thresholds[:1], padded(model, token_rows(2)), exit_layers=[2, 4]))
     with pytest.raises(InvalidInput, match="right after a sync"):
         onward.merge(unsynced)
     with pytest.raises(InvalidInput, match="make no batch"):

@@ -163,6 +163,9 @@ def test_a_look_is_worth_what_it_costs() -> None:
     costs = {1: 1.0, 8: 8.0}  # 4 rows: 4 s
     assert cheapest_sync_exits(SyncCosts(11.9, costs), half, layers, 8) == {0}
     assert cheapest_sync_exits(SyncCosts(12.1, costs), half, layers, 8) == set()
+    before = [layer - 1 for layer in layers]  # no block comes before the first exit: after it, 3 are saved as well
+    assert cheapest_sync_exits(SyncCosts(11.9, costs), half - 1, before, 8) == {0}
+    assert cheapest_sync_exits(SyncCosts(12.1, costs), half - 1, before, 8) == set()
 
 
 def test_layers_without_an_exit_count_by_their_number() -> None:

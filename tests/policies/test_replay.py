@@ -21,6 +21,7 @@ from offramp.policies.patience import Patience
 from offramp.policies.pcee import PatientConfidence
 from offramp.policies.registry import FITTED, POLICIES, load_policy, policy_to_dict
 from offramp.policies.replay import replay, scores
+from offramp.types.carry import Carry
 from offramp.types.operating_point import Measured, OperatingPoint, read_points, write_points
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -256,6 +257,38 @@ def test_the_loop_leaves_where_the_replay_does_in_any_batch(data: dict[str, Any]
                 assert_same(found, wanted, rows, f"threshold {threshold}, rows {rows.tolist()}")
 
 
+@EVERY_CASE
+def test_exits_that_are_not_read_run_neither_in_the_loop_nor_in_a_replay(
+    data: dict[str, Any], problem_type: str
+) -> None:
+    whole, policy = random_trace(problem_type, depth=9, layers=range(9)), load_policy(data)
+    read = [0, 2, 3, 5, 6, 8]
+    trace = whole.select(read)
+    seen = scores(policy, trace)[:-1]
+    for quantile, layers in ((0.5, set()), (0.8, {1, 4, 7})):
+        wanted = replay(trace, policy, threshold_between(seen, quantile))
+        segments, rows = Unread(whole, layers), torch.arange(50)
+        found = run(segments, policy, threshold_between(seen, quantile), {"rows": rows}, exit_layers=read)
+        assert_same(found, wanted)
+        assert segments.blocks == [*range(1, 1 + int(wanted.exit_layers.max()))]
+
+
+class Unread(Recorded):
+    """Segments whose exits at some layers must not run."""
+
+    def __init__(self, trace: Trace, layers: set[int]) -> None:
+        super().__init__(trace)
+        self.unread, self.blocks = layers, list[int]()
+
+    def block(self, exit: int, carry: Carry) -> Carry:
+        self.blocks.append(self.layers[exit])
+        return carry
+
+    def exit(self, exit: int, carry: Carry) -> ExitOutput:
+        assert self.layers[exit] not in self.unread
+        return super().exit(exit, carry)
+
+
 def test_the_settings_of_these_tests_spread_samples_over_exits() -> None:
     for data, problem_type in CASES:
         trace, policy = random_trace(problem_type), load_policy(data)
@@ -391,7 +424,9 @@ def test_replaying_100_000_samples_for_100_thresholds_takes_seconds(name: str) -
         ({"layers": torch.tensor([1])}, r"2 exits needs 2 increasing layer numbers, got \[1\]"),
         ({"layers": [3, 3]}, r"increasing layer numbers, got \[3, 3\]"),
         ({"layers": [4, 2]}, r"increasing layer numbers, got \[4, 2\]"),
-        ({"layers": [0, 1]}, r"increasing layer numbers, got \[0, 1\]"),
+        ({"layers": [-1, 1]}, r"increasing layer numbers, got \[-1, 1\]"),
+        ({"macs": torch.ones(2, 3)}, r"macs must be \(2, 4\), got \(2, 3\)"),
+        ({"fit_rows": torch.ones(2)}, r"fit_rows must be \(4,\), got \(2,\)"),
         ({"tokens": torch.ones(3)}, r"tokens must be \(4,\), got \(3,\)"),
         ({"problem_type": "ranking"}, "problem_type must be one of .*; got 'ranking'"),
     ],
@@ -419,10 +454,12 @@ def test_a_trace_counts_exits_and_samples() -> None:
 
 def test_taking_rows_keeps_everything_else() -> None:
     trace = replace(random_trace(MULTI_LABEL, layers=torch.tensor([1, 2, 3, 4, 5, 9])), provenance={"engine": "torch"})
-    trace = replace(trace, tokens=torch.arange(50))
+    trace = replace(trace, tokens=torch.arange(50), macs=torch.arange(300.0).view(6, 50), fit_rows=torch.arange(50) < 5)
     rows = torch.tensor([7, 2, 7])
     taken = trace.take(rows)
     assert taken.tokens.tolist() == [7, 2, 7]
+    assert taken.macs[1].tolist() == [57, 52, 57]
+    assert taken.fit_rows.tolist() == [False, True, False]
     assert torch.equal(taken.logits, trace.logits[:, [7, 2, 7]])
     assert torch.equal(taken.labels, trace.labels[[7, 2, 7]])
     assert torch.equal(taken.certainty, trace.certainty[:, [7, 2, 7]])
@@ -430,14 +467,28 @@ def test_taking_rows_keeps_everything_else() -> None:
     assert taken.provenance == trace.provenance
 
 
+def test_a_trace_of_some_exits_keeps_their_outputs() -> None:
+    trace = replace(random_trace(MULTI_LABEL, layers=[0, 1, 2, 3, 4, 9]), macs=torch.arange(300.0).view(6, 50))
+    some = trace.select([0, 3, 9])
+    assert some.layer_numbers == [0, 3, 9]
+    assert torch.equal(some.logits, trace.logits[[0, 3, 5]])
+    assert torch.equal(some.certainty, trace.certainty[[0, 3, 5]])
+    assert torch.equal(some.macs, trace.macs[[0, 3, 5]])
+    assert some.labels is trace.labels
+    for layers in ([], [5], [3, 0], [3, 3]):
+        with pytest.raises(InvalidInput, match=r"exits at layers|increasing layer numbers"):
+            trace.select(layers)
+
+
 @pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
 def test_a_trace_is_saved_and_loaded_whole(tmp_path: Path, problem_type: str) -> None:
-    trace = random_trace(problem_type, layers=torch.tensor([2, 4, 6, 8, 10, 12]))
+    trace = random_trace(problem_type, layers=torch.tensor([0, 4, 6, 8, 10, 12]))
+    trace = replace(trace, macs=torch.rand(6, 50), fit_rows=torch.arange(50) < 5)
     trace = replace(trace, logits=trace.logits.transpose(1, 2).contiguous().transpose(1, 2))  # not in one piece
     trace = replace(trace, provenance={"data": "dév 2.csv", "engine": "torch-float32"}, tokens=torch.arange(50))
     trace.save(tmp_path / "a.safetensors")
     loaded = Trace.load(tmp_path / "a.safetensors")
-    for name in ("logits", "labels", "certainty", "layers", "tokens"):
+    for name in ("logits", "labels", "certainty", "layers", "tokens", "macs", "fit_rows"):
         assert torch.equal(getattr(loaded, name), getattr(trace, name))
     assert (loaded.problem_type, loaded.provenance) == (problem_type, trace.provenance)
 
@@ -521,6 +572,23 @@ def test_an_operating_point_set_by_hand_goes_through_json_and_back() -> None:
     point = OperatingPoint({"name": "patience"}, (2, 3))
     assert point.thresholds == (2.0, 3.0)
     assert OperatingPoint.from_json(json.loads(json.dumps(point.to_json()))) == point
+
+
+def test_a_point_names_the_exits_that_it_reads() -> None:
+    point = OperatingPoint({"name": "margin"}, (1.0, 2.0), exit_layers=[0, 3, 6])
+    assert OperatingPoint.from_json(json.loads(json.dumps(point.to_json()))) == point
+    assert point.layers_read(range(7)) == (0, 3, 6)
+    older = replace(point, exit_layers=None)
+    assert "exit_layers" not in older.to_json()
+    assert older.layers_read([2, 4, 6]) == (2, 4, 6)
+    assert older.layers_read([0, 2, 4, 6]) == (2, 4, 6)  # the exit before the first layer was added later
+    refused = ([0, 3, 4, 6, 7], point), ([1, 3, 6], point), ([1, 2, 3, 4], older), ([0, 2, 4, 6, 8], older)
+    for layers, reader in refused:
+        with pytest.raises(InvalidInput, match=r"the last one must be read|exits take"):
+            reader.layers_read(layers)
+    for layers in ([0, 3], [3, 0, 6], [0, 0, 6], [-1, 3, 6], [0, 3.0, 6]):
+        with pytest.raises(InvalidInput, match="3 increasing layer numbers"):
+            replace(point, exit_layers=layers)
 
 
 def test_operating_points_are_written_and_read_by_name(tmp_path: Path) -> None:

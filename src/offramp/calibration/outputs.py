@@ -69,7 +69,8 @@ class PolicyOutputs:
         answers = answers_at(self.trace, self.deployed_scores, self.logits, thresholds)
         measured = measure_answers(self.answers, answers, metric, cost)
         policy = policy_to_dict(self.deployed)
-        return OperatingPoint(policy, thresholds, target, measured, certificate, self.label_thresholds)
+        layers = tuple(self.trace.layer_numbers)
+        return OperatingPoint(policy, thresholds, target, measured, certificate, self.label_thresholds, layers)
 
 
 def policy_outputs(

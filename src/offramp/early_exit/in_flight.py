@@ -20,29 +20,34 @@ from torch import Tensor
 from offramp.errors import InvalidInput
 from offramp.policies.base import Memory, Policy
 from offramp.policies.decision import continues, nan_where_invalid
-from offramp.types.carry import Carry
+from offramp.types.carry import Carry, take_inputs
 from offramp.types.outputs import ExitOutput
 
 
 class Segments(Protocol):
-    """A model cut at its exits; any object with these four names can exit early.
+    """A model cut at its exits; any object with these names can exit early.
+
+    An exit's number, 0-based, is its place among `layers`.
 
     Relations: `MultiExitModel` is one (eager torch), `offramp.inference.torch_compile.Compiled` another; a policy reads
-    what `exit` returns. A graph runs the same loop unrolled and has the same contract test.
+    what `lexical` and `exit` return. A graph runs the same loop unrolled and has the same contract test.
     """
 
     @property
     def layers(self) -> Sequence[int]:
-        """Return the layer number of each exit, increasing; 1 = after the first layer."""
+        """Return the layer number of each exit, increasing; 1 = after the first layer, 0 = before it (`lexical`)."""
+
+    def lexical(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+        """Classify the inputs before `embed`; called only where `layers` begins with 0."""
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """Return the input of the first block."""
 
     def block(self, exit: int, carry: Carry) -> Carry:
-        """Run the layers that lead to exit `exit` (0-based) from the one before."""
+        """Run the layers that lead to exit `exit` from the one before."""
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
-        """Classify at exit `exit` (0-based)."""
+        """Classify at exit `exit`."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,11 @@ class InFlight:
 
     Attributes:
         rows: (B,) int64 numbers by which the caller knows the rows.
-        exit: the exit that comes next, 0-based.
+        exit: the exit that comes next, 0-based among those that are read.
         policy: scores the exits.
         thresholds: (B, L-1) float32, a row's own; inf = never.
         inputs: what `Segments.embed` takes, batch first; None once it has run.
+        exit_layers: the layers whose exits are read; None = all of the model's.
         carry: what the next block takes; None before `Segments.embed`.
         memory: what the policy remembers of each row.
         since_sync: the rows that have exited since the host last asked the device and are not cut out yet; None = none.
@@ -91,6 +97,7 @@ class InFlight:
     policy: Policy
     thresholds: Tensor
     inputs: Mapping[str, Tensor] | None
+    exit_layers: tuple[int, ...] | None = None
     carry: Carry | None = None
     memory: Memory = ()
     since_sync: ExitedRows | None = None
@@ -99,7 +106,7 @@ class InFlight:
         return len(self.rows)
 
     def advance(self, segments: Segments, *, sync: bool = True) -> tuple[ExitedRows | None, InFlight | None]:
-        """Run one block and one exit.
+        """Run one block and one exit; where exits are not read, the blocks that lead to the next one that is.
 
         Args:
             segments: the model.
@@ -111,17 +118,19 @@ class InFlight:
             None where there are none.
         """
         # 1) the block and the exit
-        carry = segments.block(self.exit, self._embedded(segments))
-        last = self.exit == len(segments.layers) - 1
-        out = replace(segments.exit(self.exit, carry), last=last)
+        layers = segments.layers if self.exit_layers is None else self.exit_layers
+        carry, out = self._next_exit(segments, layers)
+        last = self.exit == len(layers) - 1
+        out = replace(out, last=last)
         # 2) the decision
         step = self.policy.step(self.exit, out, self.memory)
         score = nan_where_invalid(step.score, step.logits)  # (B,)
         exited = torch.ones_like(score, dtype=torch.bool) if last else ~continues(score, self.thresholds[:, self.exit])
-        layers = torch.full_like(self.rows, segments.layers[self.exit])
-        now = ExitedRows(self.rows, exited, step.logits, score.isnan(), layers)
+        layer = torch.full_like(self.rows, layers[self.exit])
+        now = ExitedRows(self.rows, exited, step.logits, score.isnan(), layer)
         now = now if self.since_sync is None else self.since_sync.then(now)
-        onward = replace(self, exit=self.exit + 1, inputs=None, carry=carry, memory=step.memory, since_sync=now)
+        inputs = self.inputs if carry is None else None
+        onward = replace(self, exit=self.exit + 1, inputs=inputs, carry=carry, memory=step.memory, since_sync=now)
         if not (last or sync):
             return None, onward
         # 3) the cut
@@ -143,7 +152,7 @@ class InFlight:
             self,
             rows=self.rows[index],
             thresholds=self.thresholds[index],
-            inputs=None if self.inputs is None else {name: value[index] for name, value in self.inputs.items()},
+            inputs=None if self.inputs is None else take_inputs(self.inputs, index),
             carry=None if self.carry is None else self.carry.take(index),
             memory=tuple(tensor[index] for tensor in self.memory),
         )
@@ -159,6 +168,8 @@ class InFlight:
                 f"batches merge before the same exit under the same policy, got {self.policy} before exit {self.exit} "
                 f"and {other.policy} before exit {other.exit}"
             )
+        if self.exit_layers != other.exit_layers:
+            raise InvalidInput(f"batches that merge read the same exits, got {self.exit_layers}, {other.exit_layers}")
         if self.since_sync is not None or other.since_sync is not None:
             raise InvalidInput("batches merge right after a sync: advance(sync=True)")
         if (self.carry is None) != (other.carry is None):
@@ -175,6 +186,18 @@ class InFlight:
         assert other.inputs is not None
         return replace(merged, inputs=_concat_inputs(self.inputs, other.inputs))
 
+    def _next_exit(self, segments: Segments, layers: Sequence[int]) -> tuple[Carry | None, ExitOutput]:
+        """Run what leads to the next exit, and the exit; `layers` are those whose exits are read."""
+        if layers[self.exit] == 0:
+            assert self.inputs is not None  # nothing comes before this exit
+            return None, segments.lexical(self.inputs)
+        numbers = list(segments.layers)
+        first = numbers.index(layers[self.exit - 1]) + 1 if self.exit else int(numbers[0] == 0)
+        number, carry = numbers.index(layers[self.exit]), self._embedded(segments)
+        for block in range(first, number + 1):
+            carry = segments.block(block, carry)
+        return carry, segments.exit(number, carry)
+
     def _embedded(self, segments: Segments) -> Carry:
         if self.carry is not None:
             return self.carry
@@ -182,7 +205,14 @@ class InFlight:
         return segments.embed(self.inputs)
 
 
-def start(policy: Policy, thresholds: Tensor, inputs: Mapping[str, Tensor], *, rows: Tensor | None = None) -> InFlight:
+def start(
+    policy: Policy,
+    thresholds: Tensor,
+    inputs: Mapping[str, Tensor],
+    *,
+    rows: Tensor | None = None,
+    exit_layers: Sequence[int] | None = None,
+) -> InFlight:
     """Return a batch that stands before its first exit.
 
     Args:
@@ -190,11 +220,13 @@ def start(policy: Policy, thresholds: Tensor, inputs: Mapping[str, Tensor], *, r
         thresholds: (L-1,) of all rows, or (B, L-1); see `offramp.policies.decision.thresholds_per_exit`.
         inputs: what `Segments.embed` takes, batch first.
         rows: (B,) int64 numbers by which the caller knows the rows; None = 0 to B-1.
+        exit_layers: the layers whose exits are read, L of them; None = all of the model's.
     """
     first = next(iter(inputs.values()))
     numbers = torch.arange(len(first), device=first.device) if rows is None else rows
     own = thresholds.to(device=first.device, dtype=torch.float32).expand(len(first), -1)  # (B, L-1)
-    return InFlight(numbers, 0, policy, own, inputs)
+    read = None if exit_layers is None else tuple(exit_layers)
+    return InFlight(numbers, 0, policy, own, inputs, read)
 
 
 def _concat_inputs(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:

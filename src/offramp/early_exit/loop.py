@@ -19,6 +19,7 @@ def run(
     thresholds: float | Sequence[float] | Tensor,
     inputs: Mapping[str, Tensor],
     *,
+    exit_layers: Sequence[int] | None = None,
     sync_exits: Collection[int] | None = None,
 ) -> Answers:
     """Answer a batch; each row leaves at the first exit where its score reaches the threshold.
@@ -29,17 +30,20 @@ def run(
     Args:
         segments: the model.
         policy: scores each exit.
-        thresholds: one number, or one for each exit but the last; inf = never.
+        thresholds: one number, or one for each exit that is read but the last; inf = never.
         inputs: what `segments.embed` takes, batch first.
-        sync_exits: exits (0-based) after which the host asks the device which rows have left, and cuts them out;
-            None = all. Between them, rows that have left still run through the blocks. Asking makes the host wait for
-            the device, so on a GPU it may cost more than it saves (see `offramp.early_exit.sync`).
+        exit_layers: the layers whose exits are read, the last layer among them; None = all of the model's. The others
+            do not run, and the policy does not count them.
+        sync_exits: exits (0-based among those that are read) after which the host asks the device which rows have left,
+            and cuts them out; None = all. Between them, rows that have left still run through the blocks. Asking makes
+            the host wait for the device, so on a GPU it may cost more than it saves (see `offramp.early_exit.sync`).
 
     Raises:
         InvalidInput: the wrong number of thresholds, or a NaN.
     """
-    *limits, _ = thresholds_per_exit(thresholds, len(segments.layers))  # the last exit answers all rows that are left
-    batch: InFlight | None = start(policy, torch.tensor(limits), inputs)
+    exits = len(segments.layers if exit_layers is None else exit_layers)
+    *limits, _ = thresholds_per_exit(thresholds, exits)  # the last exit answers all rows that are left
+    batch: InFlight | None = start(policy, torch.tensor(limits), inputs, exit_layers=exit_layers)
     exited: list[ExitedRows] = []
     while batch is not None:
         leaving, batch = batch.advance(segments, sync=sync_exits is None or batch.exit in sync_exits)

@@ -50,7 +50,8 @@ def cheapest_sync_exits(
         costs: of blocks up to `batch_size` rows.
         exit_layers: (N,) layers at which held-out samples leave (`Answers.exit_layers` of a replay); a batch is drawn
             from them.
-        layers: the layer number of each exit (`Trace.layer_numbers`); all blocks are taken to cost the same.
+        layers: the layer number of each exit that is read; all blocks are taken to cost the same, and an exit before
+            the first layer nothing.
         batch_size: rows of a batch.
 
     Raises:
@@ -75,10 +76,11 @@ def cheapest_sync_exits(
         counts = row_counts(exit)
         mean_block_s, any_left = (counts @ block_s).item(), 1 - counts[0].item()
         last = len(layers) - 1
-        plans: list[tuple[float, tuple[int, ...]]] = [((last - exit) * mean_block_s, ())]
+        free = exit + int(exit < 0 and layers[0] == 0)  # the exit from which on there are blocks
+        plans: list[tuple[float, tuple[int, ...]]] = [((last - free) * mean_block_s, ())]
         for sync in range(exit + 1, last):
             seconds, later = cheapest_from(sync)
-            plans.append(((sync - exit) * mean_block_s + any_left * costs.sync_s + seconds, (sync, *later)))
+            plans.append(((sync - free) * mean_block_s + any_left * costs.sync_s + seconds, (sync, *later)))
         return min(plans)
 
     return frozenset(cheapest_from(-1)[1])

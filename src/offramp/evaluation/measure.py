@@ -86,8 +86,11 @@ def measure_point(
 
 
 def replay_point(trace: Trace, point: OperatingPoint) -> tuple[Trace, Answers]:
-    """Return a trace and a point's answers on it, both with logits less the log-odds of the label thresholds."""
-    answers = replay(trace, point.policy, point.thresholds)
+    """Return a trace and a point's answers on it, both with logits less the log-odds of the label thresholds.
+
+    The point reads its own exits, the trace keeps all.
+    """
+    answers = replay(trace.select(point.layers_read(trace.layer_numbers)), point.policy, point.thresholds)
     shifted = at_label_thresholds(answers.logits, point.label_thresholds)
     return answers_at_label_thresholds(trace, point.label_thresholds), replace(answers, logits=shifted)
 

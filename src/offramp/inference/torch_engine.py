@@ -12,7 +12,6 @@ from torch import Tensor
 from offramp.early_exit.loop import run
 from offramp.model.config import MultiExitConfig
 from offramp.model.modeling import MultiExitModel
-from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.fixed import Fixed
 from offramp.policies.registry import load_policy
 from offramp.types.operating_point import OperatingPoint
@@ -58,14 +57,16 @@ class TorchEngine:
         """Refuse a point that this engine cannot run."""
         if point is not None:
             load_policy(point.policy)
-            thresholds_per_exit(point.thresholds, len(self.model.layers))
+            point.layers_read(self.model.layers)
 
     @torch.inference_mode()
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
         """Answer a batch at a point; None = full depth."""
+        layers = self.model.layers
         policy = load_policy(point.policy) if point else Fixed()
-        thresholds = point.thresholds if point else float(self.model.layers[-1])
-        answers = run(self.model, policy, thresholds, self._to_device(inputs))
+        thresholds = point.thresholds if point else float(layers[-1])
+        read = point.layers_read(layers) if point else [layer for layer in layers if layer]  # full depth: no exit 0
+        answers = run(self.model, policy, thresholds, self._to_device(inputs), exit_layers=read)
         return Answers(answers.logits.cpu(), answers.exit_layers.cpu(), answers.failed.cpu())
 
     @torch.inference_mode()

@@ -44,7 +44,6 @@ from offramp.model.saving import (
     undo_empty_card,
 )
 from offramp.model.token_exit.config import TokenExit
-from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.registry import load_policy
 from offramp.types.carry import Carry
 from offramp.types.operating_point import OperatingPoint
@@ -268,7 +267,8 @@ class MultiExitModel(PreTrainedModel):
         if point is not None:
             if with_states:
                 raise InvalidInput("hidden states are those of full depth: set_operating_point(None) comes first")
-            answers = run(self, load_policy(point.policy), point.thresholds, inputs)
+            read = point.layers_read(self.layers)
+            answers = run(self, load_policy(point.policy), point.thresholds, inputs, exit_layers=read)
             out = MultiExitOutput(logits=answers.logits, exit_layers=answers.exit_layers)
         else:
             states: list[Tensor] | None = [] if with_states else None
@@ -296,7 +296,7 @@ class MultiExitModel(PreTrainedModel):
             refuse_changed_weights(self, self._loaded_weights, point)
         if chosen is not None:
             load_policy(chosen.policy)
-            thresholds_per_exit(chosen.thresholds, len(self.layers))
+            chosen.layers_read(self.layers)
         self._operating_point = chosen
 
     def save_pretrained(

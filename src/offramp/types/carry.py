@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,6 +153,21 @@ class Carry:
             return self.hidden.new_zeros(rows, 1, 1, length)  # what scaled dot products and eager attention both take
         allowed = 0 if like.is_floating_point() else 1
         return like.new_full((rows, length) if like.dim() == 2 else (rows, 1, 1, length), allowed)
+
+
+def take_inputs(inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Return the inputs of the given rows, (K,), cut to the columns that some of them use; without a mask to none.
+
+    Args:
+        inputs: of an encoder, batch first; all that goes with `attention_mask` (B, T) has its T columns.
+        rows: numbers of rows.
+    """
+    taken = {name: value.index_select(0, rows) for name, value in inputs.items()}
+    mask = taken.get("attention_mask")
+    if mask is None:
+        return taken
+    length = _count_used_columns(mask != 0)
+    return {name: value[:, :length] for name, value in taken.items()}
 
 
 def _take_rows(tensor: Tensor | None, rows: Tensor) -> Tensor | None:

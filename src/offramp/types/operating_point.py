@@ -199,6 +199,7 @@ class OperatingPoint:
         certificate: the bound on its risk; None for a point that `offramp.certify` did not make.
         label_thresholds: for several labels, the probability above which each is part of an answer, at every exit;
             above 0, below 1. None = 0.5 for all. They change no exit.
+        exit_layers: the layer numbers of the exits that it reads, one more than thresholds; None = see `layers_read`.
         fingerprint: of the part of the model that it was chosen for, written where it is saved with the model; None =
             not known. Equal points may have different ones.
 
@@ -217,6 +218,7 @@ class OperatingPoint:
     measured: Measured | None = None
     certificate: Certificate | None = None
     label_thresholds: tuple[float, ...] | None = None
+    exit_layers: tuple[int, ...] | None = None
     fingerprint: Fingerprint | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -229,15 +231,44 @@ class OperatingPoint:
             raise InvalidInput(f"an operating point's policy is data with a name, got {dict(self.policy)}")
         if any(math.isnan(value) for value in self.thresholds):
             raise InvalidInput(f"a threshold must be a number, got {self.thresholds}")
+        if self.exit_layers is not None:
+            object.__setattr__(self, "exit_layers", checked_layers(self.exit_layers, len(self.thresholds) + 1))
+
+    def layers_read(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """Return the layer numbers of the exits that the point reads.
+
+        Where it does not name them, they are all, or all but one before the first layer: that one was added later.
+
+        Args:
+            layers: of the exits of a model or a trace.
+
+        Raises:
+            InvalidInput: it reads exits that are not there, or not the last one, or has another number of thresholds.
+        """
+        exits, count = tuple(layers), len(self.thresholds) + 1
+        if self.exit_layers is not None:
+            if not set(self.exit_layers) <= set(exits) or self.exit_layers[-1] != exits[-1]:
+                raise InvalidInput(
+                    f"the point reads the exits at layers {list(self.exit_layers)}; there are {list(exits)}, and the"
+                    " last one must be read"
+                )
+            return self.exit_layers
+        if exits[0] == 0 and count == len(exits) - 1:
+            return exits[1:]
+        if count != len(exits):
+            raise InvalidInput(
+                f"{len(exits)} exits take 1 or {len(exits) - 1} thresholds (all exits but the last), got {count - 1}"
+            )
+        return exits
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; the thresholds inf and -inf are the words "never" and "always".
 
-        Without label thresholds or fingerprint there is no key for them.
+        Without label thresholds, exit layers or fingerprint there is no key for them.
         """
         words = {value: word for word, value in WORDS.items()}
         data = asdict(self)
-        for name in ("label_thresholds", "fingerprint"):
+        for name in ("label_thresholds", "exit_layers", "fingerprint"):
             if data[name] is None:
                 del data[name]
         return {
@@ -260,7 +291,8 @@ class OperatingPoint:
         certificate = Certificate(**data["certificate"]) if data.get("certificate") else None
         labels, target = data.get("label_thresholds"), data.get("target") or {}
         fingerprint = Fingerprint.from_json(data["fingerprint"]) if data.get("fingerprint") else None
-        return cls(data["policy"], thresholds, target, measured, certificate, labels, fingerprint)
+        layers = data.get("exit_layers")
+        return cls(data["policy"], thresholds, target, measured, certificate, labels, layers, fingerprint)
 
 
 def checked_label_thresholds(values: Sequence[float]) -> tuple[float, ...]:
@@ -273,6 +305,18 @@ def checked_label_thresholds(values: Sequence[float]) -> tuple[float, ...]:
     if not numbers or not values:
         raise InvalidInput(f"label_thresholds are probabilities above 0 and below 1, one for each label; got {values}")
     return tuple(float(value) for value in values)
+
+
+def checked_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
+    """Return the layer numbers of `count` exits as a tuple.
+
+    Raises:
+        InvalidInput: another number of them, or numbers that do not increase from 0 or more.
+    """
+    rises = all(type(layer) is int for layer in layers) and list(layers) == sorted({*layers})
+    if not rises or len(layers) != count or layers[0] < 0:
+        raise InvalidInput(f"exit_layers are {count} increasing layer numbers, one more than thresholds; got {layers}")
+    return tuple(layers)
 
 
 def threshold_words(thresholds: Sequence[float]) -> list[str]:
@@ -305,4 +349,5 @@ def write_points(points: Mapping[str, OperatingPoint], path: str | os.PathLike[s
 
 def fixed_depth_point(layer: int, layers: Sequence[int]) -> OperatingPoint:
     """Return the point at which all rows leave at one layer: the threshold is inf before it and -inf from it on."""
-    return OperatingPoint({"name": "fixed"}, tuple(-math.inf if exit >= layer else math.inf for exit in layers[:-1]))
+    thresholds = tuple(-math.inf if exit >= layer else math.inf for exit in layers[:-1])
+    return OperatingPoint({"name": "fixed"}, thresholds, exit_layers=tuple(layers))

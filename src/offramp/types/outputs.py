@@ -19,7 +19,7 @@ class ExitOutput:
     Attributes:
         logits: (B, C), or (L, B, C).
         certainty: (B,), or (L, B), in 0..1: a learned gate's output; None where the model has no gate.
-        layer: number of layers that ran before this exit; None = one layer an exit.
+        layer: number of layers that ran before this exit, 0 = before the first one; None = one layer an exit.
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, else single label.
         last: no exit comes after this one, so all rows leave here at any score.
         task_loss: in training, maps logits (L, B, C) and labels to the loss L_i of every exit, (L,); None = the loss
@@ -49,7 +49,7 @@ class Answers:
 
     Attributes:
         logits: (N, C) float32, of the exit at which each sample left.
-        exit_layers: (N,) int64 layer numbers, 1 = after the first layer.
+        exit_layers: (N,) int64 layer numbers, 1 = after the first layer, 0 = before it.
         failed: (N,) bool, True where the score was NaN or the logits were not finite: no answer, an error.
 
     Example:

@@ -229,5 +229,6 @@ POINT: dict[str, Rule] = {
             _expect(lambda value: _is_finite(value) and 0 < value < 1, "a number above 0 and below 1"),
         )
     ),
+    "exit_layers": _optional(_layers),
     "fingerprint": _optional(_object(FINGERPRINT)),
 }

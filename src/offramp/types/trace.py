@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,12 +28,15 @@ class Trace:
         logits: (L, N, C), stored as float32.
         labels: (N,) class numbers or values, (N, C) for several labels or values; None if unknown.
         certainty: (L, N) in 0..1; None where the model has no gate.
-        layers: (L,) the layer number of each exit, increasing; None = 1..L.
+        layers: (L,) the layer number of each exit, increasing from 0 (before the first layer) or more; None = 1..L.
         problem_type: one of PROBLEM_TYPES; None = regression where C is 1, several labels where the labels are
             (N, C), else single label.
         provenance: where it is from, in words: {"engine": ..., "data": ..., "weights": their SHA-256}. In the file its
             key is "about".
         tokens: (N,) real tokens of each sample, for `offramp.model.flops`; None where that is not known.
+        macs: (L, N) multiply-accumulates of a sample that leaves at each exit, with all exits before it; None where
+            they are not known.
+        fit_rows: (N,) bool, True for samples that fitted the lexical exit; None where there is none.
 
     Raises:
         InvalidInput: shapes that do not fit together.
@@ -51,13 +55,15 @@ class Trace:
     problem_type: str | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     tokens: Tensor | None = None
+    macs: Tensor | None = None
+    fit_rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.logits.dim() != 3 or 0 in self.logits.shape:
             raise InvalidInput(f"a trace's logits are (exits, samples, outputs), got {tuple(self.logits.shape)}")
         depth, samples, _ = self.logits.shape
         layers = torch.arange(1, depth + 1) if self.layers is None else torch.as_tensor(self.layers, dtype=torch.int64)
-        if layers.shape != (depth,) or layers[0] < 1 or (layers.diff() < 1).any():
+        if layers.shape != (depth,) or layers[0] < 0 or (layers.diff() < 1).any():
             raise InvalidInput(
                 f"a trace of {depth} exits needs {depth} increasing layer numbers, got {layers.tolist()}"
             )
@@ -66,6 +72,10 @@ class Trace:
         tokens = None if self.tokens is None else torch.as_tensor(self.tokens, dtype=torch.int64)
         if tokens is not None and tokens.shape != (samples,):
             raise InvalidInput(f"tokens must be {(samples,)}, got {tuple(tokens.shape)}")
+        if self.macs is not None and self.macs.shape != (depth, samples):
+            raise InvalidInput(f"macs must be {(depth, samples)}, got {tuple(self.macs.shape)}")
+        if self.fit_rows is not None and self.fit_rows.shape != (samples,):
+            raise InvalidInput(f"fit_rows must be {(samples,)}, got {tuple(self.fit_rows.shape)}")
         problem_type = self.problem_type or infer_problem_type(self.logits, self.labels)
         if problem_type not in PROBLEM_TYPES:
             raise InvalidInput(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {problem_type!r}")
@@ -100,10 +110,36 @@ class Trace:
 
     def take(self, rows: Tensor) -> Trace:
         """Return the trace of some samples; rows: (K,) their indices."""
-        labels = None if self.labels is None else self.labels[rows]
-        certainty = None if self.certainty is None else self.certainty[:, rows]
-        tokens = None if self.tokens is None else self.tokens[rows]
-        return Trace(self.logits[:, rows], labels, certainty, self.layers, self.problem_type, self.provenance, tokens)
+        return self._indexed(
+            ((slice(None), rows), ("logits", "certainty", "macs")), (rows, ("labels", "tokens", "fit_rows"))
+        )
+
+    def select(self, layers: Sequence[int]) -> Trace:
+        """Return the trace of some exits: the one that a policy reads which skips the others.
+
+        `macs` stay those with all exits.
+
+        Args:
+            layers: their layer numbers, increasing.
+
+        Raises:
+            InvalidInput: no layers, a layer without an exit, or numbers that do not increase.
+
+        Example:
+            >>> trace.select([2, 4]).layer_numbers
+            [2, 4]
+        """
+        numbers = self.layer_numbers
+        if not layers or any(layer not in numbers for layer in layers):
+            raise InvalidInput(f"the trace has exits at layers {numbers}, got {list(layers)}")
+        exits = torch.tensor([numbers.index(layer) for layer in layers])
+        return self._indexed((exits, ("logits", "certainty", "layers", "macs")))
+
+    def _indexed(self, *choices: tuple[Any, tuple[str, ...]]) -> Trace:
+        """Return the trace with an index applied to each of some fields that are not None."""
+        fields = {name: getattr(self, name) for _, names in choices for name in names}
+        chosen = {name: fields[name][index] for index, names in choices for name in names if fields[name] is not None}
+        return replace(self, **chosen)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file.
@@ -117,6 +153,8 @@ class Trace:
             "certainty": self.certainty,
             "layers": self.layers,
             "tokens": self.tokens,
+            "macs": self.macs,
+            "fit_rows": self.fit_rows,
         }
         words = {"problem_type": str(self.problem_type), "about": json.dumps(dict(self.provenance))}
         present = {name: value.contiguous() for name, value in tensors.items() if value is not None}
