@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,24 @@ def tiny_model(family: str = "bert", num_labels: int | None = None, *, seed: int
     if num_labels is None and "id2label" not in exits:
         num_labels = 3
     torch.manual_seed(seed)
-    return MultiExitModel.from_backbone(encoder_config(family), num_labels, **exits).eval()
+    model = MultiExitModel.from_backbone(encoder_config(family), num_labels, **exits).eval()
+    return fill_lexical(model, seed) if exits.get("lexical") else model
+
+
+def fill_lexical(model: MultiExitModel, seed: int = 0) -> MultiExitModel:
+    """Give a model's lexical exit random numbers, as if rows had fitted it; its logits spread like the other exits'."""
+    classifier, generator = model.lexical_exit, torch.Generator().manual_seed(seed)
+    for name, low, high in (("table", -500, 500), ("factors", -100, 100), ("bias", -300, 300)):
+        values = getattr(classifier, name)
+        if values is not None:
+            values.random_(low, high, generator=generator)
+    classifier.table[:, -1] = classifier.table[:, -1].abs() + 64  # squares, at least 1 in units of 1/64
+    classifier.scales.copy_(torch.tensor([2**-7, 2**-7 if classifier.factors is not None else 1, 2**-8]))
+    classifier.special_ids.copy_(torch.tensor([3, 2, -1, -1, 0, 4]))  # of `SPECIAL`
+    classifier.fitted_rows = torch.tensor([-7, 5, 11])
+    classifier.setting = replace(classifier.setting, fitted_rows=3)
+    model.config.lexical = classifier.setting.to_data()
+    return model
 
 
 def token_rows(count: int, *, longest: int = 12, seed: int = 0) -> list[dict[str, list[int]]]:

@@ -32,6 +32,7 @@ import json, sys
 from functools import partial
 import torch
 from offramp.data.batching import collate
+from offramp.model.lexical.config import LexicalExit
 from offramp.training.fit import default_arguments
 from offramp.training.objectives.registry import load_objective
 from offramp.training.trainer import ExitTrainer
@@ -43,7 +44,7 @@ settings = {"max_steps": 3, "per_device_train_batch_size": 4, "save_steps": 3, "
             "learning_rate": 1e-2, "gradient_accumulation_steps": 2}
 for name, certainty in json.loads(sys.argv[1]):
     folder = f"run/{name}-{certainty}"
-    model = tiny_model(num_labels=2, certainty=certainty)
+    model = tiny_model(num_labels=2, certainty=certainty, lexical=LexicalExit(buckets=61))  # no process exchanges int16
     start = {name: value.clone() for name, value in model.state_dict().items()}
     trainer = ExitTrainer(model, default_arguments(folder, **settings), objective=load_objective(name),
                           train_dataset=rows, eval_dataset=rows[:7], class_weights=[1.0, 2.0],

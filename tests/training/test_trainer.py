@@ -12,6 +12,8 @@ from offramp.data.batching import collate
 from offramp.data.examples import Examples
 from offramp.errors import InvalidInput
 from offramp.inference.predictor import Predictor
+from offramp.model.bypass import Bypass
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.losses import exit_losses
 from offramp.model.modeling import MultiExitModel
 from offramp.training.fit import default_arguments, fit, token_rows
@@ -130,6 +132,34 @@ def test_every_objective_lowers_the_last_exits_loss(objective: str, train: Calla
     before = mean_losses(model, toy())
     train(model, objective, max_steps=30)
     assert mean_losses(model, toy())[-1] < 0.2 * before[-1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "exits"),
+    [
+        ("joint", {"certainty": True, "memory": 0.5}),
+        ("two-stage", {"bypass": Bypass(rank=2)}),
+        ("gradient-equilibrium", {"exit_layers": [2, 4]}),
+        ("ensemble-distillation", {}),
+    ],
+)
+def test_training_is_the_same_with_an_exit_before_the_first_layer(
+    objective: str, exits: dict[str, Any], tmp_path: Path
+) -> None:
+    ends, logs = [], []
+    for lexical in (None, LexicalExit(buckets=61)):
+        model = toy_model(dropout=0.1, lexical=lexical, **exits)
+        settings = arguments(tmp_path, max_steps=2, logging_strategy="steps", logging_steps=1)
+        trainer = exit_trainer(model, settings, toy(), toy(8), load_objective(objective))
+        trainer.train()
+        logs.append([{**entry, "train_runtime": 0} for entry in trainer.state.log_history if "loss" in entry])
+        logs[-1].append({name: value for name, value in trainer.evaluate().items() if "loss" in name})
+        ends.append({name: value for name, value in weights(model).items() if not name.startswith("lexical_exit.")})
+    assert logs[0] == logs[1]
+    assert [name for name in logs[0][-1] if "exit" in name] == [
+        f"eval_loss_exit_{layer}" for layer in exits.get("exit_layers", range(1, LAYERS + 1))
+    ]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 @pytest.mark.parametrize("objective", ["joint", "weighted"])

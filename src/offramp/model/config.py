@@ -15,6 +15,7 @@ from offramp.data.batching import COUNTED_FROM_PAD
 from offramp.data.label_names import text_names
 from offramp.errors import InvalidInput
 from offramp.model.bypass import Bypass
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.token_exit.config import TokenExit
 from offramp.types.file_format import newer_format
 from offramp.types.problem_types import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
@@ -44,10 +45,12 @@ class MultiExitConfig(PreTrainedConfig):
             its own (Kong et al., "Accelerating Inference for Pretrained Language Models by Unified Multi-Perspective
             Early Exiting", COLING 2022, section 3.2); None = no mixing.
         token_exit: a `TokenExit` or its data form; None = all tokens stay.
+        lexical: a `LexicalExit` or its data form, with numbers for None; None = no exit before the first layer.
         own_head: set if the last exit is the head of a fine-tuned model (see `offramp.model.heads`).
 
     Raises:
-        InvalidInput: a value out of its range, two classes of one name, or a file of a later format.
+        InvalidInput: a value out of its range, two classes of one name, a file of a later format, or an exit before the
+            first layer of an encoder that reads no tokens.
 
     Example:
         >>> config = offramp.MultiExitConfig.from_pretrained(folder)
@@ -75,6 +78,7 @@ class MultiExitConfig(PreTrainedConfig):
         certainty: bool = False,
         memory: float | None = None,
         token_exit: TokenExit | Mapping[str, Any] | None = None,
+        lexical: LexicalExit | Mapping[str, Any] | None = None,
         own_head: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -104,6 +108,24 @@ class MultiExitConfig(PreTrainedConfig):
             if removal is not None:
                 removal.check_depth(depth)
         super().__init__(**_with_text_names(kwargs))
+        self.lexical: dict[str, Any] | None = None
+        self.set_lexical(LexicalExit(**lexical) if isinstance(lexical, Mapping) else lexical)
+
+    def set_lexical(self, setting: LexicalExit | None) -> None:
+        """Set the exit before the first layer, with numbers for None; None = there is none.
+
+        Raises:
+            InvalidInput: the encoder reads no tokens.
+        """
+        if setting is not None and getattr(self.backbone, "vocab_size", None) is None:
+            raise InvalidInput(f"a lexical exit reads tokens, and a {self.backbone.model_type} encoder has none")
+        self.lexical = None if setting is None else setting.resolved(self.num_labels, self.vocab_size).to_data()
+
+    @property
+    def layers(self) -> list[int]:
+        """Return the layer number of each exit; 0 = before the first layer."""
+        layers: list[int] = self.exit_layers if self.lexical is None else [0, *self.exit_layers]
+        return layers
 
     @property
     def vocab_size(self) -> int:

@@ -9,11 +9,15 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from offramp.data.batching import check_token_ids
+from offramp.errors import InvalidInput
 from offramp.model.backbones.base import Backbone
 from offramp.model.config import MultiExitConfig
 from offramp.model.gate import Gate
 from offramp.model.heads import Heads, pooling_weights_of
 from offramp.model.layers import scale_gradient
+from offramp.model.lexical.classifier import LexicalClassifier
+from offramp.model.lexical.config import LexicalExit
 from offramp.types.carry import Carry
 from offramp.types.outputs import ExitOutput
 
@@ -86,10 +90,13 @@ def build_heads(config: MultiExitConfig, widths: Sequence[int]) -> Heads:
     )
 
 
-def all_exits(
-    model: Any, inputs: Mapping[str, Tensor], branch_scales: Sequence[float] | None, states: list[Tensor] | None
+def encoder_exits(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    branch_scales: Sequence[float] | None = None,
+    states: list[Tensor] | None = None,
 ) -> ExitOutput:
-    """Run a model at full depth and return the outputs of every exit, (L, B, C).
+    """Run a model at full depth and return the outputs of its encoder's exits, (L, B, C): all but the lexical one.
 
     Args:
         model: a `MultiExitModel`.
@@ -101,13 +108,50 @@ def all_exits(
     if states is not None:
         states.append(carry.hidden)
     outputs: list[ExitOutput] = []
-    for number in range(len(model.layers)):
-        carry = branch = model.block(number, carry, states)
+    first = len(model.layers) - len(model.config.exit_layers)  # behind the lexical exit, where there is one
+    for number, exit in enumerate(range(first, len(model.layers))):
+        carry = branch = model.block(exit, carry, states)
         if branch_scales is not None:
             share = branch_scales[number]
             branch, carry = scale_gradient(carry, share), scale_gradient(carry, 1 - share)
-        outputs.append(model.exit(number, branch))
+        outputs.append(model.exit(exit, branch))
+    if states is not None:
+        states[-1] = model._encoder_view.last_of_states(states[-1])
     logits = torch.stack([out.logits for out in outputs])
     certainty = [out.certainty for out in outputs if out.certainty is not None]
     problem_type = model.config.problem_type
     return ExitOutput(logits, torch.stack(certainty) if certainty else None, problem_type=problem_type)
+
+
+def build_lexical(config: MultiExitConfig) -> LexicalClassifier | None:
+    """Return a new classifier for the exit before the first layer, not fitted yet; None where there is no such exit."""
+    if config.lexical is None:
+        return None
+    return LexicalClassifier(LexicalExit(**config.lexical), config.num_labels, config.problem_type)
+
+
+def lexical_output(model: Any, inputs: Mapping[str, Tensor]) -> ExitOutput:
+    """Return the output of a model's exit before the first layer; zeros as long as it is not fitted.
+
+    Raises:
+        InvalidInput: there is no such exit, or there are no `input_ids`.
+    """
+    classifier: LexicalClassifier | None = model.lexical_exit
+    if classifier is None:
+        raise InvalidInput("this model has no exit before the first layer")
+    if "input_ids" not in inputs:
+        raise InvalidInput(f"the exit before the first layer reads input_ids; got {' and '.join(inputs)}")
+    check_token_ids(inputs["input_ids"], model.config.vocab_size)
+    logits = classifier(inputs["input_ids"], inputs.get("attention_mask"))  # (B, C)
+    certainty = None if model.gate is None else classifier.certainty(logits)
+    return ExitOutput(logits, certainty, layer=0, problem_type=model.config.problem_type)
+
+
+def in_front(lexical: ExitOutput | None, exits: ExitOutput) -> ExitOutput:
+    """Return the outputs of all exits, (L + 1, B, C): the one before the first layer, then the encoder's (L, B, C)."""
+    if lexical is None:
+        return exits
+    certainty = exits.certainty
+    if certainty is not None and lexical.certainty is not None:
+        certainty = torch.cat((lexical.certainty.unsqueeze(0), certainty))
+    return replace(exits, logits=torch.cat((lexical.logits.unsqueeze(0), exits.logits)), certainty=certainty)

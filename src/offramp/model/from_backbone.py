@@ -77,7 +77,7 @@ class Source:
         if path and f"{path}.weight" in weights:
             for pooler in heads.poolers:
                 pooler.load_state_dict({name: weights[f"{path}.{name}"] for name in ("weight", "bias")})
-        for layer, branch in zip(target.layers, target.bypasses, strict=False):
+        for layer, branch in zip(target.config.exit_layers, target.bypasses, strict=False):
             branch.get_submodule("norm").load_state_dict(encoder.final_norm(layer - 1).state_dict())
         # 3) exits go on; or the fine-tuned head becomes the last exit's; poolers of early exits start from its pooler
         if self.keeps_exits:

@@ -26,13 +26,14 @@ from offramp.model.backbones.base import Backbone
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.bypass import Bypass, ZeroLinear
 from offramp.model.config import MultiExitConfig, resolve_problem_type
-from offramp.model.exits import Exits, all_exits, build_heads
+from offramp.model.exits import Exits, build_heads, build_lexical, encoder_exits, in_front, lexical_output
 from offramp.model.from_backbone import resolve_source
 from offramp.model.gate import Gate
 from offramp.model.hub import load_points, named_point
 from offramp.model.in_memory import refuse_changed_weights, weights_in_memory
 from offramp.model.inputs import inputs_for, refuse_arguments
 from offramp.model.layers import build_bypasses, build_token_exit, run_layers
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.output import MultiExitOutput, full_depth_output
 from offramp.model.saving import (
     card_text,
@@ -55,9 +56,9 @@ class MultiExitModel(PreTrainedModel):
 
     `operating_points` holds the points that came with the weights, by name; save_pretrained writes them again.
 
-    Relations: it implements `Segments` for the adaptive loop (`layers`, `embed`, `block`, `exit`). In training, and as
-    long as no operating point is set, forward runs every layer and returns every exit; with a point set, samples exit
-    early.
+    Relations: it implements `Segments` for the adaptive loop (`layers`, `lexical`, `embed`, `block`, `exit`). In
+    training, and as long as no operating point is set, forward runs every layer and returns every exit; with a point
+    set, samples exit early. An exit before the first layer takes no part in training: it is fitted afterwards.
 
     Example:
         >>> from transformers import BertConfig
@@ -84,6 +85,7 @@ class MultiExitModel(PreTrainedModel):
         self.heads = build_heads(config, self._family.widths(config.backbone))
         self.bypasses = nn.ModuleList(build_bypasses(self._encoder_view, config))
         self.gate = Gate(self.heads.widths) if config.certainty else None
+        self.lexical_exit = build_lexical(config)
         self.objective_modules = nn.ModuleList()  # modules of the objective; empty outside training
         self.operating_points: dict[str, OperatingPoint] = {}
         self._operating_point: OperatingPoint | None = None
@@ -100,6 +102,12 @@ class MultiExitModel(PreTrainedModel):
     @property
     def _exits(self) -> Exits:
         return Exits(self._encoder_view, self.heads, self.gate, self.config)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Return the names, also those under PEFT, of what data-parallel training leaves alone: it has no int16."""
+        names = [] if self.lexical_exit is None else [name for name, _ in self.lexical_exit.named_buffers()]
+        return [f"{wrapper}lexical_exit.{name}" for wrapper in ("", "base_model.model.") for name in names]
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, ZeroLinear):
@@ -133,6 +141,7 @@ class MultiExitModel(PreTrainedModel):
         memory: float | None = None,
         token_exit: TokenExit | None = None,
         exit_layers: Sequence[int] | None = None,
+        lexical: LexicalExit | None = None,
     ) -> MultiExitModel:
         """Put exits on an encoder.
 
@@ -154,6 +163,7 @@ class MultiExitModel(PreTrainedModel):
             memory: mixes each exit's logits with those of earlier exits (see `MultiExitConfig`).
             token_exit: removes tokens between layers (see `offramp.model.token_exit.selection`).
             exit_layers: None = after every layer, or increasing layer numbers that end with the last layer.
+            lexical: adds an exit before the first layer, which `offramp.training.lexical.fit_lexical` fits.
 
         Raises:
             UnsupportedBackbone: an encoder that offramp cannot run layer by layer, or not with these arguments.
@@ -161,18 +171,29 @@ class MultiExitModel(PreTrainedModel):
         """
         source = resolve_source(backbone, num_labels, id2label, problem_type)
         exits: dict[str, Any] = {"bypass": bypass, "certainty": certainty, "memory": memory, "token_exit": token_exit}
-        config = MultiExitConfig(
-            source.config, head, pooling, exit_layers, own_head=source.own_head, **exits, **source.outputs
-        )
+        exits |= {"lexical": lexical, "own_head": source.own_head}
+        config = MultiExitConfig(source.config, head, pooling, exit_layers, **exits, **source.outputs)
         model = cls(config)
         source.copy_weights(model._encoder_view, model)
         return model if source.model is None else model.to(source.model.dtype)
 
     @property
     def layers(self) -> list[int]:
-        """Return the layer number of each exit, 1 = after the first layer."""
-        layers: list[int] = self.config.exit_layers
+        """Return the layer number of each exit; 0 = before the first layer, 1 = after it."""
+        layers: list[int] = self.config.layers
         return layers
+
+    def lexical(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+        """Return the output of the exit before the first layer; see `Segments`.
+
+        Raises:
+            InvalidInput: there is no such exit, it is not fitted, or there are no `input_ids`.
+        """
+        if self.lexical_exit is not None and not len(self.lexical_exit.fitted_rows):
+            raise InvalidInput(
+                "the exit before the first layer is not fitted; offramp.training.lexical.fit_lexical does so"
+            )
+        return lexical_output(self, inputs)
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """Return the input of the first layer; see `Segments`."""
@@ -181,39 +202,38 @@ class MultiExitModel(PreTrainedModel):
         return self._exits.prepare(self._encoder_view.embed(inputs))
 
     def block(self, exit: int, carry: Carry, states: list[Tensor] | None = None) -> Carry:
-        """Run the layers that lead to exit `exit` (0-based); see `Segments`. `states` is that of `all_exits`."""
+        """Run the layers that lead to exit `exit` (0-based); see `Segments`. `states` is that of `encoder_exits`."""
+        number, layers = self._behind_layer(exit), self.config.exit_layers
         carry = run_layers(
             self._encoder_view,
-            range(self.layers[exit - 1] if exit else 0, self.layers[exit]),
+            range(layers[number - 1] if number else 0, layers[number]),
             carry.for_next_block(),
             token_exit=self._token_exit,
-            bypass=self.bypasses[exit] if self.bypasses else None,
-            first_token_only=self.heads.reads_first_token(exit),
+            bypass=self.bypasses[number] if self.bypasses else None,
+            first_token_only=self.heads.reads_first_token(number),
             states=states,
         )
-        return carry if self.config.memory is None else self._exits.remember(exit, carry)
+        return carry if self.config.memory is None else self._exits.remember(number, carry)
 
     def exit(self, exit: int, carry: Carry) -> ExitOutput:
         """Return the output of exit `exit` (0-based); see `Segments`."""
-        return self._exits.output(exit, carry)
+        return self._exits.output(self._behind_layer(exit), carry)
 
-    def all_exits(
-        self,
-        inputs: Mapping[str, Tensor],
-        branch_scales: Sequence[float] | None = None,
-        states: list[Tensor] | None = None,
-    ) -> ExitOutput:
+    def _behind_layer(self, exit: int) -> int:
+        """Return the number of an exit among those behind layers, 0-based, as heads and bypasses are counted."""
+        number = exit - (self.lexical_exit is not None)
+        if number < 0:
+            raise InvalidInput(f"exit {exit} lies before the first layer: there is no block before it")
+        return number
+
+    def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """Run full depth, whatever operating point is set, and return every exit's logits (L, B, C).
 
-        Args:
-            inputs: see `forward`.
-            branch_scales: see `forward`.
-            states: takes the input of the first layer and the states after each layer; None = they are not kept.
+        Raises:
+            InvalidInput: see `lexical`.
         """
-        out = all_exits(self, inputs, branch_scales, states)
-        if states is not None:
-            states[-1] = self._encoder_view.last_of_states(states[-1])
-        return out
+        lexical = None if self.lexical_exit is None else self.lexical(inputs)
+        return in_front(lexical, encoder_exits(self, inputs))
 
     def forward(
         self,
@@ -231,6 +251,8 @@ class MultiExitModel(PreTrainedModel):
         head_mask: Tensor | None = None,
     ) -> MultiExitOutput | tuple[Any, ...]:
         """Return every exit at full depth; in eval mode with an operating point set, each sample's own exit.
+
+        An exit before the first layer has no loss, and in training no output.
 
         Args:
             input_ids: (B, T).
@@ -272,7 +294,8 @@ class MultiExitModel(PreTrainedModel):
             out = MultiExitOutput(logits=answers.logits, exit_layers=answers.exit_layers)
         else:
             states: list[Tensor] | None = [] if with_states else None
-            out = full_depth_output(self.all_exits(inputs, branch_scales, states), labels, states)
+            lexical = None if self.training or self.lexical_exit is None else lexical_output(self, inputs)
+            out = full_depth_output(lexical, encoder_exits(self, inputs, branch_scales, states), labels, states)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return out if as_dict else out.to_tuple()
 

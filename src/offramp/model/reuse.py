@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,11 @@ def copy_exits(source: PreTrainedModel, target: PreTrainedModel) -> None:
         for name in SETTINGS
         if getattr(old, name) != getattr(new, name)
     ]
+    # 4) the exit before the first layer, which reads nothing of the others
+    if old.lexical is not None and new.lexical == {**old.lexical, "fitted_rows": 0}:
+        target.lexical_exit, new.lexical = copy.deepcopy(source.lexical_exit), dict(old.lexical)
+    elif old.lexical != new.lexical:
+        changes.append("the exit before the first layer is " + ("left out" if new.lexical is None else "not fitted"))
     if same:
         logger.warning("the exits go on from their weights%s", f"; but {', '.join(changes)}" if changes else "")
     else:
@@ -84,5 +90,5 @@ def _copy_classifier(source: Any, old: int, target: Any, new: int) -> None:
         pairs.append((target.poolers[target.pooler_of[new]], source.poolers[source.pooler_of[old]]))
     if new < len(target.attentions) and old < len(source.attentions):
         pairs.append((target.attentions[new], source.attentions[old]))
-    for copy, original in pairs:
-        copy.load_state_dict(original.state_dict())
+    for taker, original in pairs:
+        taker.load_state_dict(original.state_dict())

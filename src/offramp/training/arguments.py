@@ -92,5 +92,5 @@ def check_model(model: nn.Module, objective: Objective) -> None:
     name = type(objective).__name__
     if any("final_exit" not in stage.learns for stage in objective.stages):
         raise InvalidInput(f"{name} freezes the last exit, and memory=... would let the early exits change it")
-    if objective.branch_scales(len(exits.layers)) is not None:
+    if objective.branch_scales(len(exits.config.exit_layers)) is not None:
         raise InvalidInput(f"{name} scales what each exit sends back, and memory=... mixes the exits")

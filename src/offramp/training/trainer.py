@@ -38,6 +38,8 @@ class ExitTrainer(Trainer):
     It reports the loss of every exit beside the objective's: `loss_exit_3` in training logs, `eval_loss_exit_3` in
     evaluation. For scores pass `compute_metrics`; its predictions are the last exit's logits.
 
+    An exit before the first layer is not trained here: `offramp.training.lexical.fit_lexical` fits it afterwards.
+
     An objective of several stages is trained stage by stage, each with the whole schedule and an optimiser of its own;
     checkpoints lie in a folder for each stage. `resume_from_checkpoint=True` takes the newest whole checkpoint.
 
@@ -136,7 +138,7 @@ class ExitTrainer(Trainer):
         self.model.operating_points.clear()
         if self.class_weights is not None and self.is_world_process_zero():
             logger.info("class weights: %s", weights_text(self.class_weights, self.model.config.id2label))
-        self.exit_objective.build(len(self.model.layers), self.model.config.num_labels)
+        self.exit_objective.build(len(self.model.config.exit_layers), self.model.config.num_labels)
         self._attach_objective_modules(self.exit_objective.modules())
         self.model_init = None  # all stages train one model
         try:
@@ -227,16 +229,17 @@ class ExitTrainer(Trainer):
         if inputs.get("labels") is None:
             raise InvalidInput(f"training needs labels: a batch has {', '.join(inputs)}, and no 'labels'")
         labels = inputs.pop("labels")
-        scales = self.exit_objective.branch_scales(len(self.model.layers)) if model.training else None
+        depth = len(self.model.config.exit_layers)  # an exit before the first layer, which is not trained, comes first
+        scales = self.exit_objective.branch_scales(depth) if model.training else None
         if model.training and "backbone" not in self.stage.learns:
             freeze_batch_norm(self.model.backbone)
         outputs = model(**inputs, branch_scales=scales)
         task_loss = self._task_loss(num_items_in_batch, model.training)
-        logits = outputs.exit_logits  # (L, B, C)
+        logits, certainty = outputs.exit_logits[-depth:], outputs.exit_certainty  # (L, B, C), (L, B)
         losses = task_loss(logits, labels)  # (L,)
         exits = ExitOutput(
             logits,
-            outputs.exit_certainty,
+            None if certainty is None else certainty[-depth:],
             problem_type=self.model.config.problem_type,
             # the losses of the model's own exits are computed once
             task_loss=lambda values, labels: losses if values is logits else task_loss(values, labels),
@@ -278,7 +281,8 @@ class ExitTrainer(Trainer):
             add_to_card(Path(self.args.output_dir), model.operating_points, model.config)
 
     def _take_exit_losses(self, prefix: str) -> dict[str, float]:
-        return self._exit_losses.take(self.model.layers, prefix, partial(self.accelerator.reduce, reduction="mean"))
+        average = partial(self.accelerator.reduce, reduction="mean")
+        return self._exit_losses.take(self.model.config.exit_layers, prefix, average)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean loss of every exit since the last log, beside what `transformers.Trainer.log` gets."""

@@ -1,0 +1,191 @@
+"""A model with an exit before the first layer: its encoder is trained, saved and answers as without it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, pipeline
+
+from offramp.errors import InvalidInput
+from offramp.inference.record import record
+from offramp.model.bypass import Bypass
+from offramp.model.lexical.config import LexicalExit
+from offramp.model.modeling import MultiExitModel
+from offramp.types.problem_types import MULTI_LABEL
+from support.models import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, token_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+LEXICAL = LexicalExit(buckets=61)
+EXITS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gate, memory, bypasses": {"certainty": True, "memory": 0.5, "bypass": Bypass(rank=2), "head": "pooler"},
+    "some layers, three labels": {"exit_layers": [2, 4], "problem_type": MULTI_LABEL},
+    "regression": {"num_labels": 1},
+}
+
+
+def with_and_without(**exits: Any) -> tuple[MultiExitModel, MultiExitModel]:
+    return tiny_model(lexical=LEXICAL, **exits), tiny_model(**exits)
+
+
+def encoder_of(model: MultiExitModel) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if not name.startswith("lexical_exit.")}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("exits", EXITS.values(), ids=EXITS)
+def test_it_comes_before_exits_that_answer_as_without_it(exits: dict[str, Any]) -> None:
+    model, plain = with_and_without(**exits)
+    inputs = padded(model, token_rows(6))
+    assert model.layers == [0, *plain.layers]
+    out, before = model(**inputs), plain(**inputs)
+    first = model.lexical_exit(inputs["input_ids"], inputs["attention_mask"])
+    assert torch.equal(out.exit_logits, torch.cat((first[None], before.exit_logits)))
+    assert torch.equal(out.logits, before.logits)
+    assert torch.equal(model.all_exits(inputs).logits, out.exit_logits)
+    assert torch.equal(model.lexical(inputs).logits, first)
+    assert model.lexical(inputs).layer == 0
+    if exits.get("certainty"):
+        own = model.lexical_exit.certainty(first)
+        assert torch.equal(out.exit_certainty, torch.cat((own[None], before.exit_certainty)))
+        assert torch.equal(model.lexical(inputs).certainty, own)
+    else:
+        assert out.exit_certainty is model.lexical(inputs).certainty is None
+
+
+@torch.no_grad()
+def test_blocks_and_exits_are_counted_behind_it() -> None:
+    model, plain = with_and_without(memory=0.5)
+    inputs = padded(model, token_rows(3))
+    carry, other = model.embed(inputs), plain.embed(inputs)
+    for number in range(LAYERS):
+        carry, other = model.block(number + 1, carry), plain.block(number, other)
+        out = model.exit(number + 1, carry)
+        assert torch.equal(out.logits, plain.exit(number, other).logits)
+        assert out.layer == number + 1
+    for run in (model.block, model.exit):
+        with pytest.raises(InvalidInput, match="exit 0 lies before the first layer"):
+            run(0, carry)
+    with pytest.raises(InvalidInput, match="no exit before the first layer"):
+        plain.lexical(inputs)
+
+
+@pytest.mark.parametrize("exits", EXITS.values(), ids=EXITS)
+def test_losses_and_gradients_are_those_without_it(exits: dict[str, Any]) -> None:
+    labels = torch.zeros(4, 3) if "problem_type" in exits else torch.tensor([0, 1, 2, 0])
+    gradients = []
+    for model in with_and_without(**exits):
+        model.train()
+        torch.manual_seed(3)
+        out = model(**padded(model, token_rows(4)), labels=labels, branch_scales=[0.5] * len(model.config.exit_layers))
+        assert out.logits_by_exit.shape[1] == len(model.config.exit_layers)
+        out.loss.backward()
+        gradients.append([out.loss, *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(one, two) if one is not None else two is None for one, two in zip(*gradients, strict=True))
+    evaluated = [
+        model.eval()(**padded(model, token_rows(4)), labels=labels).loss for model in with_and_without(**exits)
+    ]
+    assert torch.equal(*evaluated)
+
+
+def test_it_draws_no_random_numbers_and_has_no_parameters() -> None:
+    torch.manual_seed(0)
+    model = MultiExitModel.from_backbone(encoder_config(), lexical=LexicalExit())
+    after = torch.rand(3)
+    torch.manual_seed(0)
+    plain = MultiExitModel.from_backbone(encoder_config())
+    assert torch.equal(after, torch.rand(3))
+    assert all(torch.equal(value, encoder_of(model)[name]) for name, value in plain.state_dict().items())
+    assert [name for name, _ in model.named_parameters() if "lexical" in name] == []
+
+
+@torch.no_grad()
+def test_as_long_as_it_is_not_fitted_nothing_answers_with_it() -> None:
+    model = MultiExitModel.from_backbone(encoder_config(), 3, lexical=LEXICAL).eval()
+    inputs = padded(model, token_rows(2))
+    assert model(**inputs).exit_logits[0].eq(0).all()
+    for run in (lambda: model.lexical(inputs), lambda: model.all_exits(inputs), lambda: record(model, token_rows(2))):
+        with pytest.raises(InvalidInput, match="the exit before the first layer is not fitted; "):
+            run()
+
+
+@torch.no_grad()
+def test_it_reads_token_ids_alone() -> None:
+    model = tiny_model(lexical=LEXICAL)
+    embedded = {"inputs_embeds": torch.randn(2, 5, 16)}
+    with pytest.raises(InvalidInput, match="reads input_ids; got inputs_embeds"):
+        model(**embedded)
+    assert model.train()(**embedded).logits_by_exit.shape == (2, LAYERS, 3)
+    with pytest.raises(InvalidInput, match="a lexical exit reads tokens, and a vit encoder has none"):
+        tiny_model("vit", lexical=LEXICAL)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "20KB"}], ids=["one file", "shards"])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_it_is_saved_and_loaded_with_the_model(rank: int | None, shards: dict[str, str], tmp_path: Path) -> None:
+    model = tiny_model(lexical=LexicalExit(buckets=61, rank=rank))
+    inputs = padded(model, token_rows(5))
+    model.save_pretrained(tmp_path, **shards)
+    for kind in (MultiExitModel, AutoModelForSequenceClassification):
+        again = kind.from_pretrained(tmp_path)
+        assert torch.equal(again(**inputs).exit_logits, model(**inputs).exit_logits)
+        assert torch.equal(again.lexical_exit.fitted_rows, model.lexical_exit.fitted_rows)
+    exact = model.lexical(inputs).logits
+    for half in (MultiExitModel.from_pretrained(tmp_path, dtype=torch.bfloat16), again.to(torch.bfloat16)):
+        assert torch.equal(half.lexical(inputs).logits, exact)
+        half.save_pretrained(tmp_path / "half")
+        assert torch.equal(MultiExitModel.from_pretrained(tmp_path / "half").lexical(inputs).logits, exact)
+
+
+@torch.no_grad()
+def test_new_words_leave_it_as_it_is(tmp_path: Path) -> None:
+    model = tiny_model(lexical=LEXICAL)
+    inputs = padded(model, token_rows(4))
+    before = model.lexical(inputs).logits
+    model.resize_token_embeddings(45)
+    model.save_pretrained(tmp_path)
+    again = MultiExitModel.from_pretrained(tmp_path)
+    assert torch.equal(again.lexical(inputs).logits, before)
+    assert again.lexical({"input_ids": torch.tensor([[2, 44, 3]])}).logits.isfinite().all()
+    with pytest.raises(InvalidInput, match="45"):
+        again.lexical({"input_ids": torch.tensor([[2, 45, 3]])})
+
+
+@torch.no_grad()
+def test_a_pipeline_answers_at_full_depth_as_without_it(tmp_path: Path) -> None:
+    folders = [save_folder(tmp_path / str(number), model) for number, model in enumerate(with_and_without())]
+    answers, plain = (pipeline("text-classification", str(folder), device="cpu")(texts(3)) for folder in folders)
+    assert answers == plain
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_without_it() -> None:
+    model, plain = with_and_without()
+    inputs = padded(model, token_rows(3))
+    states, others = (each(**inputs, output_hidden_states=True).hidden_states for each in (model, plain))
+    assert all(torch.equal(one, two) for one, two in zip(states, others, strict=True))
+
+
+# Training on from a model with exits.
+
+
+@torch.no_grad()
+def test_a_fitted_one_goes_on_where_its_form_is_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model(lexical=LEXICAL)
+    inputs = padded(model, text_rows(4))
+    again = MultiExitModel.from_backbone(model, lexical=LEXICAL).eval()
+    assert torch.equal(again(**inputs).exit_logits, model(**inputs).exit_logits)
+    assert again.config.lexical == model.config.lexical
+    again.lexical_exit.table.zero_()
+    assert model.lexical_exit.table.any()
+    caplog.clear()
+    assert MultiExitModel.from_backbone(model).lexical_exit is None
+    other = MultiExitModel.from_backbone(model, lexical=LexicalExit(buckets=67))
+    assert len(other.lexical_exit.fitted_rows) == 0
+    assert caplog.messages == [
+        "the exits go on from their weights; but the exit before the first layer is left out",
+        "the exits go on from their weights; but the exit before the first layer is not fitted",
+    ]
