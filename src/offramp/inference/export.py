@@ -146,7 +146,7 @@ def export(
     with unfinished_folder(path) as unfinished:
         graph, weights = (unfinished / f"{path.name}{ending}" for ending in ("", WEIGHTS))
         parts = with_weights_beside(parts, weights)
-        source = GraphSource.of(ModelContent(folder), weights, data_spans(parts))
+        source = GraphSource.of(ModelContent(folder), weights, data_spans(parts), parts.metadata.layers)
         parts = replace(parts, metadata=replace(parts.metadata, source=source))
 
         def assembled(rule: Policy) -> OnnxEngine:

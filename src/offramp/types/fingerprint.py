@@ -29,6 +29,7 @@ OF_NO_ANSWER = {
 }
 """Keys of a configuration that no answer depends on; so do those with "dropout" in them and those that are empty."""
 CLASS_NAMES = {"id2label", "label2id"}
+LEXICAL = "lexical_exit."  # begins the names of the tensors of the exit before the first layer
 OF_AN_EXIT = re.compile(r"(heads\.(?:classifiers|attentions|poolers)|bypasses)\.(\d+)\.(.+)")
 
 
@@ -39,8 +40,9 @@ class Fingerprint:
     Attributes:
         weights: of the encoder and of the exits below, from a sample of each tensor.
         content: the same from every byte; None = not read yet.
-        config: of the configuration, but for its class names and its exits.
-        exit_layers: the layers whose exits the point reads.
+        config: of the configuration, but for its class names and the layers of its exits; the exit before the first
+            layer counts where the point reads it.
+        exit_layers: the layers whose exits the point reads, 0 = before the first layer.
     """
 
     weights: str
@@ -91,37 +93,46 @@ def weights_fingerprint(
         config: the data of the model's config.json.
         exit_layers: the layers whose exits count; None = all.
     """
-    layers: Sequence[int] = config["exit_layers"]
-    read = set(layers if exit_layers is None or config.get("memory") is not None else exit_layers)
+    layers = layers_of(config)
+    read = set(layers if exit_layers is None else exit_layers)
+    if config.get("memory") is not None:  # which mixes the exits behind layers
+        read.update(config["exit_layers"])
     shared, of_exits = [], []
     for name, digest in sorted(digests.items()):
         exit = _exit_of(name, config)
         if exit is None:
             numbers = [part for part in name.split(".") if part.isdigit()]
             shared.append(f"{'.'.join(numbers)} {digest}")
-            continue
-        layer = layers[exit[1]] if exit[1] < len(layers) else -1
-        if layer in read:
-            of_exits.append(f"{exit[0]} after layer {layer} {exit[2]} {digest}")
+        elif exit[1] in read:
+            of_exits.append(f"{exit[0]} after layer {exit[1]} {exit[2]} {digest}")
     return digest_of_lines([*shared, *sorted(of_exits)])
 
 
+def layers_of(config: Mapping[str, Any]) -> list[int]:
+    """Return the layer number of each exit, by the data of a model's config.json; 0 = before the first layer."""
+    return [*([] if config.get("lexical") is None else [0]), *config["exit_layers"]]
+
+
 def _exit_of(name: str, config: Mapping[str, Any]) -> tuple[str, int, str] | None:
-    """Return the part, the number of its exit and the name inside, of a tensor that belongs to one exit alone."""
+    """Return the part, the layer of its exit and the name inside, of a tensor that belongs to one exit alone."""
+    if name.startswith(LEXICAL):
+        return "lexical_exit", 0, name.removeprefix(LEXICAL)
     match = OF_AN_EXIT.fullmatch(name)
     if match is None or (match[1] == "heads.poolers" and config.get("head") != "pooler"):
         return None
-    return match[1], int(match[2]), match[3]
+    layers: Sequence[int] = config["exit_layers"]
+    return match[1], layers[int(match[2])] if int(match[2]) < len(layers) else -1, match[3]
 
 
-def config_digest(config: Mapping[str, Any], exits: bool = True) -> str:
+def config_digest(config: Mapping[str, Any], exits: bool = True, lexical: bool = True) -> str:
     """Return the digest of what answers depend on in a configuration, but for the names of its classes.
 
     Args:
         config: the data of config.json.
         exits: False leaves out the layers that have exits.
+        lexical: False leaves out the exit before the first layer.
     """
-    left_out = CLASS_NAMES | (set() if exits else {"exit_layers"})
+    left_out = CLASS_NAMES | (set() if exits else {"exit_layers"}) | (set() if lexical else {"lexical"})
     return hashlib.sha256(json.dumps(_acting(config, left_out), sort_keys=True).encode()).hexdigest()
 
 

@@ -37,7 +37,7 @@ _INSIDE = {
 
 @dataclass(frozen=True)
 class GraphSource:
-    """What a graph was made of.
+    """What a graph was made of. The exit before the first layer counts where the graph holds it.
 
     Attributes:
         weights: the fingerprint of the model's weights, from a sample of each tensor.
@@ -60,24 +60,27 @@ class GraphSource:
     data_content: str
 
     @classmethod
-    def of(cls, content: ModelContent, data: Path, spans: Sequence[Sequence[int]]) -> GraphSource:
+    def of(
+        cls, content: ModelContent, data: Path, spans: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> GraphSource:
         """Describe a graph of the model in a folder.
 
         Args:
             content: of the folder.
             data: the file with the graph's weights.
             spans: first byte and length of each tensor in it.
+            layers: of the exits that it holds.
 
         Raises:
             InvalidInput: there are no weights in the folder.
         """
-        sample, whole = content.weights(), content.weights(whole=True)
+        sample, whole = (content.weights(_compared(content, layers), whole) for whole in (False, True))
         if sample is None or whole is None:
             raise InvalidInput(f"{content.folder}: no weights as safetensors; save the model with save_pretrained")
         return cls(
             sample,
             whole,
-            config_digest(content.config),
+            config_digest(content.config, lexical=0 in layers),
             class_names_digest(content.config),
             content.tokenizer,
             spans,
@@ -94,14 +97,19 @@ class GraphSource:
         """Return the entry of a file's metadata."""
         return {SOURCE: json.dumps(asdict(self))}
 
-    def difference(self, content: ModelContent, whole: bool = False) -> str | None:
+    def difference(self, content: ModelContent, layers: Sequence[int], whole: bool = False) -> str | None:
         """Return what of a folder's model is not what the graph was made of; None if all of it is.
 
         Weights or a tokenizer that are not there are not compared.
+
+        Args:
+            content: of the folder.
+            layers: of the exits that the graph holds.
+            whole: compare every byte.
         """
-        if content.weights(whole=whole) not in (None, self.content if whole else self.weights):
+        if content.weights(_compared(content, layers), whole) not in (None, self.content if whole else self.weights):
             return "of other weights than those beside it"
-        if config_digest(content.config) != self.config:
+        if config_digest(content.config, lexical=0 in layers) != self.config:
             return "for another configuration than the config.json beside it"
         if class_names_digest(content.config) != self.classes:
             return "for other class names than those in the config.json beside it"
@@ -120,6 +128,11 @@ class GraphSource:
         if _data_digest(data, self.spans, whole) != (self.data_content if whole else self.data):
             return "not the weights that the graph beside it was written with"
         return None
+
+
+def _compared(content: ModelContent, layers: Sequence[int]) -> Sequence[int] | None:
+    """Return the layers whose exits a graph is compared with: all behind layers, the one before if it holds that."""
+    return None if 0 in layers else content.config.get("exit_layers")
 
 
 def stale(path: Path, content: ModelContent, whole: bool = False) -> str | None:
@@ -145,7 +158,7 @@ def stale(path: Path, content: ModelContent, whole: bool = False) -> str | None:
         if about["model"] in (None, content.file_digest) or not content.weight_files:
             return None
         return f"{path}: made of other weights than those beside it"
-    if difference := source.difference(content, whole):
+    if difference := source.difference(content, about["layers"], whole):
         return f"{path}: made {difference}"
     data = path.with_name(path.name + WEIGHTS)
     if data.exists() and (difference := source.data_difference(data, whole)):

@@ -13,10 +13,12 @@ from typing import Any
 
 from offramp.errors import InvalidInput
 from offramp.types.fingerprint import (
+    LEXICAL,
     SAMPLED_BYTES,
     Fingerprint,
     config_digest,
     digest_of_lines,
+    layers_of,
     pieces,
     tensor_digest,
     weights_fingerprint,
@@ -94,12 +96,16 @@ class ModelContent:
 
     @property
     def parameters(self) -> int:
-        """Return the number of parameters, from the heads of the files; running means and counts are none."""
+        """Return the number of parameters, from the heads of the files.
+
+        Running means and counts are none, nor are the integers of the exit before the first layer.
+        """
         shapes = {name: span.shape for path in self.weight_files for name, span in spans(path).items()}
         return sum(
             _product(shape)
             for name, shape in shapes.items()
             if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+            and not name.startswith(LEXICAL)
         )
 
     def weights(self, exit_layers: Sequence[int] | None = None, whole: bool = False) -> str | None:
@@ -146,16 +152,17 @@ class ModelContent:
         """
         if not self.weight_files or not (self.folder / CONFIG_FILE).exists() or "exit_layers" not in self.config:
             return None
-        layers = tuple(self.config["exit_layers"] if exit_layers is None else exit_layers)
+        layers = tuple(layers_of(self.config) if exit_layers is None else exit_layers)
         content = self.weights(layers, whole=True) if whole else None
-        return Fingerprint(str(self.weights(layers)), content, config_digest(self.config, exits=False), layers)
+        config = config_digest(self.config, exits=False, lexical=0 in layers)
+        return Fingerprint(str(self.weights(layers)), content, config, layers)
 
     def difference(self, recorded: Fingerprint, whole: bool = False) -> str | None:
         """Return what of the model is not what an operating point was chosen for; None if all of it is.
 
         Where the weights are not there, they are not compared.
         """
-        if config_digest(self.config, exits=False) != recorded.config:
+        if config_digest(self.config, exits=False, lexical=0 in recorded.exit_layers) != recorded.config:
             return "another configuration"
         if self.weights(recorded.exit_layers) not in (None, recorded.weights):
             return "other weights"
