@@ -19,6 +19,7 @@ from offramp.policies.confidence import Entropy, Margin
 from offramp.policies.fixed import Fixed
 from offramp.policies.patience import Stability
 from offramp.policies.registry import POLICIES, load_policy
+from offramp.types.operating_point import OperatingPoint, fixed_depth_point
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace, row_hashes
 from support.traces import CASES, PLAIN_CASES, first_classes, random_trace
@@ -207,8 +208,11 @@ def test_the_spread_over_the_exits() -> None:
 
 
 def test_the_histogram_counts_who_leaves_where() -> None:
-    trace = random_trace(SINGLE_LABEL, layers=LAYERS)
-    assert histogram(trace, Fixed(), 4) == {1: 0, 2: 0, 4: 50, 6: 0, 7: 0, 9: 0}
-    counts = histogram(trace, Entropy(), 0.6)
-    assert sum(counts.values()) == 50
-    assert sum(layer * count for layer, count in counts.items()) / 50 == measure(trace, Entropy(), 0.6).mean_exit
+    layers = (0, *LAYERS[1:].tolist())
+    trace = random_trace(SINGLE_LABEL, layers=layers)
+    assert histogram(trace, fixed_depth_point(4, layers)) == {0: 0, 2: 0, 4: 50, 6: 0, 7: 0, 9: 0}
+    assert histogram(trace, fixed_depth_point(0, layers))[0] == 50
+    counts = histogram(trace, OperatingPoint({"name": "entropy"}, (0.6,) * 4, exit_layers=(0, *layers[2:])))
+    assert (sum(counts.values()), counts[2]) == (50, 0)
+    read = trace.select([0, *layers[2:]])
+    assert sum(layer * count for layer, count in counts.items()) / 50 == measure(read, Entropy(), 0.6).mean_exit

@@ -63,11 +63,14 @@ def test_recalls_show_the_classes_that_lose_most() -> None:
     assert recalls_text("fast", many[:2]).splitlines()[0] == "recall by class at 'fast', worst loss first"
 
 
-def test_slices_have_a_column_for_the_loss_and_no_empty_columns() -> None:
+def test_slices_have_columns_for_the_loss_and_for_the_lexical_exit_and_no_empty_columns() -> None:
     slices = (Slice("a", 3, 0.5, 0.75, 1.5, 0.6, (-0.1, 0.6)), Slice("b", 12, 1.0, 1.0, 2.0, 1.0))
     first = slices_text(slices, "site", "accuracy").splitlines()
     assert " ".join(first[0].split()) == "site rows accuracy full model lost lost, 95% mean exit agreement"
     assert " ".join(first[2].split()) == "a 3 0.5000 0.7500 0.2500 -0.100 to 0.600 1.50 0.6000"
+    lexical = slices_text((Slice("a", 3, 0.5, 0.75, 1.5, 0.6, None, 2 / 3), slices[1]), "site", "accuracy").splitlines()
+    assert " ".join(lexical[0].split()) == "site rows accuracy full model lost mean exit before layer 1 agreement"
+    assert " ".join(lexical[2].split()) == "a 3 0.5000 0.7500 0.2500 1.50 67% 0.6000"
     bare = slices_text((Slice("a", 3, None, None, 1.5, 0.6),), "site", "accuracy").splitlines()
     assert bare[0].split() == ["site", "rows", "mean", "exit", "agreement"]
     assert slices_data(slices[:1], "site", "default") == {

@@ -26,6 +26,7 @@ from offramp.policies.replay import replay
 from offramp.report.html.content import Page, Texts, best_alternative, mean_times, page
 from offramp.report.html.examples import MAX_CHARACTERS, groups, shortened
 from offramp.report.html.exits import exit_rows
+from offramp.report.html.lexical import lexical_fact
 from offramp.report.html.render import code, render, script_json, worst
 from offramp.report.html.verdict import PointAssessment, Verdict, certificate_text, decide, percent
 from offramp.types.cost_table import CostTable
@@ -196,6 +197,72 @@ def test_shares_have_two_digits_and_no_empty_decimal() -> None:
         "100%",
         "0%",
     ]
+
+
+# --- the lexical exit -----------------------------------------------------------------------------------------------
+
+
+def lexical_trace() -> Trace:
+    """`three_exits` at layers 0, 1 and 2: at a margin of .9 rows 0, 1 and 3 are sure before layer 1."""
+    return replace(three_exits(), layers=torch.tensor([0, 1, 2]))
+
+
+ALONE = "Alone the lexical exit has accuracy 0.5000, the next exit 0.5000, the full model 0.7500."
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "layers", "fact"),
+    [
+        (
+            (0.9, 0.9),
+            (0, 1, 2),
+            "75% of the rows are answered before layer 1, by the lexical exit; 67% of these answers are right, of the "
+            "full model's 67%. With that exit closed, and the other thresholds as they are, accuracy is 0.7500 and a "
+            "row leaves after layer 1.50 of 2 on average.",  # rows 0 and 3 after layer 1, 1 and 2 after layer 2
+        ),
+        ((0.99, 0.9), (0, 1, 2), f"No row. No score of the lexical exit reaches its threshold on these rows. {ALONE}"),
+        (
+            (math.inf, 0.9),
+            (0, 1, 2),
+            "No row. The threshold of the lexical exit is never: on the rows that chose it, no score was high enough. "
+            + ALONE,
+        ),
+        (
+            (0.9,),
+            (1, 2),
+            "No row. The point does not read the lexical exit: it was not there when the point was chosen, or did not "
+            f"pay. {ALONE}",
+        ),
+    ],
+)
+def test_the_page_says_what_the_lexical_exit_answers_or_why_it_answers_nothing(
+    thresholds: tuple[float, ...], layers: tuple[int, ...], fact: str
+) -> None:
+    point = OperatingPoint({"name": "margin"}, thresholds, exit_layers=layers)
+    assert lexical_fact(lexical_trace(), point) == fact
+    assert lexical_fact(three_exits(), replace(point, exit_layers=None, thresholds=(0.9, 0.9))) == ""
+
+
+def test_a_page_with_a_lexical_exit_begins_at_layer_0() -> None:
+    trace = random_trace(SINGLE_LABEL, layers=torch.arange(6))
+    point = OperatingPoint({"name": "margin"}, (0.3,) * 5, exit_layers=(0, 1, 2, 3, 4, 5))
+    content = page("", trace, Texts(["a text"] * 50, ["a", "b", "c"]), {"default": point}, environment={})
+    left = int((replay(trace, "margin", 0.3).exit_layers == 0).sum())
+    assert content.groups[0].title == "Left first, before layer 1"
+    assert (content.groups[0].count, content.exits[0].leaving) == (left, left)
+    assert sum(group.lexical_share * group.rows for group in content.slices["label"]) == pytest.approx(left)
+    assert (
+        f"{percent(left / 50)} of the rows are answered" in dict(content.decision.facts)["What leaves before layer 1"]
+    )
+    html = render(content)
+    assert '<th scope="row">0 <small>(lexical)</small></th>' in html
+    assert "Layer 0 is the lexical exit: a linear classifier" in html
+    assert '<th scope="col">before layer 1</th>' in html
+    curves = charts.curves(content)
+    assert '"domain": [0, 5]' in json.dumps(curves)
+    assert "mean exit layer (of 5; 0 = before layer 1)" in json.dumps(curves)
+    assert "everybody leaves before layer 1" in json.dumps(curves)
+    assert "lexical" not in html_of()
 
 
 # --- exits and texts ------------------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,37 @@ def test_scores_are_the_same_as_text_and_as_data() -> None:
     assert first["agreement_interval"] == pytest.approx((0.0126, 0.9874), abs=1e-4)
 
 
+def lexical_trace() -> Trace:
+    """Two classes and four rows of class 0; row 0 is sure before layer 1, row 1 after it, row 2 after layer 3."""
+    sure, unsure, wrong = [4.0, 0.0], [0.1, 0.0], [0.0, 0.1]
+    logits = [[sure, wrong, wrong, wrong], [sure, sure, wrong, wrong], [sure, sure, sure, unsure]]
+    return Trace(torch.tensor(logits), torch.zeros(4, dtype=torch.long), layers=torch.tensor([0, 1, 3]))
+
+
+def test_the_lexical_exit_is_named_and_its_rows_are_counted() -> None:
+    points = {
+        "all": OperatingPoint({"name": "margin"}, (0.5, 0.5), exit_layers=(0, 1, 3)),
+        "ends": OperatingPoint({"name": "margin"}, (0.5,), exit_layers=(0, 3)),
+        "before": OperatingPoint({"name": "margin"}, (0.5,)),  # of the model without the lexical exit
+    }
+    lines = [" ".join(line.split()) for line in scores_text(lexical_trace(), points).splitlines()]
+    assert lines[1:4:2] == ["before layer 1 (lexical) layer 1 layer 3", "0.2500 0.5000 1.0000"]
+    assert lines[5].startswith("operating point accuracy mean exit layers saved before layer 1 lost, 95%")
+    assert [line[: line.index("%", line.index("%") + 1) + 1] for line in lines[7:10]] == [
+        "all 1.0000 1.75 of 3 42% 25%",  # layers 0, 1, 3, 3
+        "ends 1.0000 2.25 of 3 25% 25%",
+        "before 1.0000 2.00 of 3 33% 0%",
+    ]
+    assert lines[10:] == [
+        "ends reads the exits at layers 0 (lexical), 3 and skips 1",
+        "before reads the exits at layers 1, 3 and skips 0 (lexical)",
+    ]
+    data = scores_data(lexical_trace(), points)
+    assert data["layers"] == [0, 1, 3]
+    assert data["points"]["ends"]["measured"]["leaving"] == {0: 1, 1: 0, 3: 3}
+    assert "before layer 1" not in scores_text(lexical_trace().select([1, 3]), {"before": points["before"]})
+
+
 def test_without_labels_a_point_has_the_interval_of_its_agreement() -> None:
     trace = Trace(torch.tensor([[[2.0, 0], [0, 1]], [[2.0, 0], [3, 0]]]))
     text = scores_text(trace, {"first": OperatingPoint({"name": "fixed"}, (1.0,))})
@@ -47,6 +79,13 @@ def test_without_labels_a_point_has_the_interval_of_its_agreement() -> None:
 def test_a_point_reads_with_its_parameters_and_never_as_a_word() -> None:
     point = OperatingPoint({"name": "pcee", "patience": 2}, (-float("inf"), 0.25, float("inf")), {"max_drop": 0.01})
     assert point_text(point) == "pcee patience=2, thresholds always, 0.25, never (max_drop 0.01)"
+    named = replace(point, exit_layers=(0, 2, 3, 6))
+    assert point_text(named) == (
+        "pcee patience=2, thresholds layer 0: always, layer 2: 0.25, layer 3: never (max_drop 0.01)"
+    )
+    assert point_text(named, [0, 2, 3, 6]) == point_text(named)
+    last = point_text(named, [0, 1, 2, 3, 6]).splitlines()[-1]
+    assert last == "  it reads the exits at layers 0 (lexical), 2, 3, 6 and skips 1"
 
 
 @pytest.mark.parametrize("problem_type", [SINGLE_LABEL, REGRESSION])

@@ -28,6 +28,7 @@ from offramp.cli.options import (
 from offramp.cli.points import add_ladder, add_points, print_scores, refuse_other_weights
 from offramp.errors import InvalidInput
 from offramp.policies.registry import FITTED
+from offramp.types.exit_names import exit_time
 from offramp.types.graph_file import GRAPHS
 from offramp.types.operating_point import DEFAULT
 
@@ -45,7 +46,7 @@ HOLD_BACK = "Lower this class's score by AMOUNT, so that it leaves later, e.g. s
 @click.argument("folder", type=FOLDER)
 @scored_options("validation", f"{SCORE}  [default: accuracy, or pearson]")
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="Keep at least (1 - this) of the full model's score.")
-@click.option("--speedup", type=click.FloatRange(min=1), help="Layers of the full model over mean exit layer.")
+@click.option("--speedup", type=click.FloatRange(min=1), help="Mean cost of the full model over mean cost at the point.")
 @click.option("--agreement", type=click.FloatRange(0, 1), help="Share of rows with the full model's answer.")
 @click.option(
     "--latency-ms", type=click.FloatRange(0, min_open=True), help="Mean time of a row in milliseconds, on this machine."
@@ -88,8 +89,8 @@ def calibrate(
     --latency-ms times every exit with the engine, on the texts of --data and on this machine. In batches a run takes
     longer, because the rows that stay make small batches.
 
-    --ladder saves the points full, keep-99.5, keep-99, keep-98 (percent of the full model's score), 2x and 4x (fewer
-    layers), from slow to fast, without those that are no faster than another. With --confidence all keep-... points
+    --ladder saves the points full, keep-99.5, keep-99, keep-98 (percent of the full model's score), 2x and 4x
+    (cheaper), from slow to fast, without those that are no faster than another. With --confidence all keep-... points
     hold at once.
 
     Without options for the policy and without --confidence, classes get a threshold for each exit (--per-exit), and a
@@ -211,8 +212,8 @@ def _measure_costs(folder: Path, data: Examples | list[Text], options: Mapping[s
     texts = data if isinstance(data, list) else data.texts
     cost = measure_costs(folder, texts, options["engine"], batch_size=options["batch_size"] or 1)
     click.echo(f"timed: {cost.describe()}", err=True)
-    times = ", ".join(f"{layer}: {ms:.2f}" for layer, ms in zip(cost.layers, cost.ms, strict=True))
-    click.echo(f"ms a sample that leaves after layer {times}", err=True)
+    times = ", ".join(f"{exit_time(layer)}: {ms:.3g}" for layer, ms in zip(cost.layers, cost.ms, strict=True))
+    click.echo(f"ms a sample that leaves {times}", err=True)
     return cost
 
 

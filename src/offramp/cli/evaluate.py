@@ -23,7 +23,7 @@ from offramp.cli.options import (
     scored_options,
     silence_transformers,
 )
-from offramp.cli.points import finite_only, metric_of, other_weights, print_notes, saved_points
+from offramp.cli.points import finite_only, metric_of, other_weights, print_notes, readable_points, saved_points
 from offramp.errors import InvalidInput
 from offramp.types.whole_file import refuse_output
 
@@ -71,7 +71,7 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     recorded = read_trace(folder, options)
     trace, rows = finite_only(recorded)
     groups = [groups[row] for row in rows] if len(groups) == len(recorded) else groups
-    points, names = saved_points(folder), class_names(folder)
+    points, names = readable_points(trace, saved_points(folder)), class_names(folder)
     metric = options["metric"] or metric_of(points.get(DEFAULT))
     slices = None if slice_by is None else _slices(folder, trace, points, slice_by, groups, metric)
     recalls = _recalls(trace, points, names)

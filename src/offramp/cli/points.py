@@ -87,6 +87,18 @@ def add_ladder(folder: Path, points: Mapping[str, OperatingPoint]) -> None:
     add_points(folder, points, LADDER_NAMES)
 
 
+def readable_points(trace: Trace, points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:
+    """Return the points whose exits a trace has, by name; print which others are left out."""
+    readable = {}
+    for name, point in points.items():
+        try:
+            point.layers_read(trace.layer_numbers)
+            readable[name] = point
+        except InvalidInput as error:
+            print_notes([f"the operating point {name!r} is left out: {error}"])
+    return readable
+
+
 def finite_only(trace: Trace) -> tuple[Trace, list[int]]:
     """Return a trace without the rows that have no finite answer, and the rows kept; print how many those are.
 

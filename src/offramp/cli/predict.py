@@ -61,6 +61,8 @@ def predict(
 ) -> None:
     """Answer texts from a file or standard input: one JSON object a line, in the order of the input.
 
+    "exit_layer" is the layer after which a row left; 0 is the lexical exit, before the first layer.
+
     A row that has no answer (a blank text, a line that cannot be read) gets {"error": ..., "line": ...} in its place;
     how many there are is printed at the end, to standard error. The exit code is 1 where the source breaks off. Texts
     that come through a pipe are answered as soon as it pauses.

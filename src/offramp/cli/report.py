@@ -28,7 +28,7 @@ from offramp.cli.options import (
     reading_options,
     silence_transformers,
 )
-from offramp.cli.points import finite_only, metric_of, saved_points
+from offramp.cli.points import finite_only, metric_of, readable_points, saved_points
 from offramp.types.operating_point import DEFAULT
 from offramp.types.whole_file import refuse_output, whole_file
 
@@ -84,6 +84,7 @@ def report(
     metric = metric or metric_of(points.get(operating_point or DEFAULT))
     examples = read_for(load_config(folder), data, columns_of(options), split, reading_of(options))
     trace, kept = finite_only(record(folder, examples, engine))
+    points = readable_points(trace, points)
     texts = [examples.texts[row] for row in kept]
     source = data_name(data, split)
     trace = replace(trace, provenance={**trace.provenance, "data": source})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluation.bootstrap import is_full_model, loss_interval, point_loss_interval
-from offramp.evaluation.measure import measure_answers, measure_point, replay_point
+from offramp.evaluation.measure import measure_answers, replay_point
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
@@ -33,6 +33,7 @@ class Slice:
         agreement: share of rows with the full model's answer; None for regression.
         loss_interval: 95% interval of the full model's score minus the point's (`offramp.evaluation.bootstrap`); None
             where there are no labels, or the rows show none.
+        lexical_share: share of the rows that leave before layer 1; None where the trace has no exit there.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Slice:
     mean_exit: float
     agreement: float | None
     loss_interval: tuple[float, float] | None = None
+    lexical_share: float | None = None
 
 
 def by_label(
@@ -99,9 +101,8 @@ def recall_by_class(trace: Trace, point: OperatingPoint, label_names: Sequence[s
         own_labels = labels[rows][:, columns] if several else labels[rows]
         group = replace(answered.take(rows), logits=answered.logits[:, rows][..., columns], labels=own_labels)
         own = Answers(answers.logits[rows][:, columns], answers.exit_layers[rows], answers.failed[rows])
-        m = measure_answers(group, own, "accuracy")
         interval = (0.0, 0.0) if full_depth else loss_interval(group, own, "accuracy")
-        slices.append(Slice(name, m.rows, m.score, m.full_score, m.mean_exit, m.agreement, interval))
+        slices.append(_slice(name, group, own, "accuracy", interval))
     return tuple(sorted(slices, key=lambda group: ((group.score or 0) - (group.full_score or 0), group.score or 0)))
 
 
@@ -151,10 +152,19 @@ def _slices(trace: Trace, point: OperatingPoint, metric: str | None, members: di
     for name, rows in members.items():
         if rows.any():
             group = trace.take(rows.nonzero().squeeze(-1))
-            m = measure_point(group, point, metric)
             interval = None if group.labels is None else point_loss_interval(group, point, metric)
-            slices.append(Slice(name, m.rows, m.score, m.full_score, m.mean_exit, m.agreement, interval))
+            slices.append(_slice(name, *replay_point(group, point), metric, interval))
     return tuple(slices)
+
+
+def _slice(
+    name: str, group: Trace, answers: Answers, metric: str | None, interval: tuple[float, float] | None
+) -> Slice:
+    """Return a slice from the answers to its rows."""
+    m = measure_answers(group, answers, metric)
+    has_lexical = group.layer_numbers[0] == 0
+    share = (answers.exit_layers == 0).double().mean().item() if has_lexical else None
+    return Slice(name, m.rows, m.score, m.full_score, m.mean_exit, m.agreement, interval, share)
 
 
 def _span(tokens: Tensor) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from offramp.evaluation.measure import replay_point
 from offramp.evaluation.metrics import layerwise
-from offramp.policies.base import Policy
-from offramp.policies.replay import replay
+from offramp.types.operating_point import OperatingPoint
 from offramp.types.trace import Trace
 
 
@@ -39,7 +37,7 @@ def exit_score_summary(trace: Trace, metric: str | None = None) -> ExitScoreSumm
     return ExitScoreSummary(scores.mean().item(), scores.max().item(), scores.std(correction=0).item())
 
 
-def histogram(trace: Trace, policy: Policy, thresholds: float | Sequence[float] | Tensor) -> dict[int, int]:
-    """Count the samples that leave at each layer with an exit."""
-    exit_layers = replay(trace, policy, thresholds).exit_layers
-    return {layer: int((exit_layers == layer).sum()) for layer in trace.layer_numbers}
+def histogram(trace: Trace, point: OperatingPoint) -> dict[int, int]:
+    """Count the samples that leave at each layer with an exit; at those that the point does not read none do."""
+    _, answers = replay_point(trace, point)
+    return {layer: int((answers.exit_layers == layer).sum()) for layer in trace.layer_numbers}

@@ -100,14 +100,15 @@ def _numbers(values: Tensor) -> list[float | str]:
 
 def slices_text(slices: Sequence[Slice], by: str, metric: str) -> str:
     """Return a line for each slice; columns without any value are left out."""
-    head = [by, "rows", metric, "full model", "lost", "lost, 95%", "mean exit", "agreement"]
+    head = [by, "rows", metric, "full model", "lost", "lost, 95%", "mean exit", "before layer 1", "agreement"]
     rows = []
     for group in slices:
         loss = None if group.score is None or group.full_score is None else group.full_score - group.score
         values = (group.score, group.full_score, loss, group.agreement)
         *scores, agreement = ("" if value is None else f"{round(value, 4) + 0.0:.4f}" for value in values)
         interval = interval_text(group.loss_interval)
-        rows.append([group.name, str(group.rows), *scores, interval, f"{group.mean_exit:.2f}", agreement])
+        share = "" if group.lexical_share is None else f"{group.lexical_share:.0%}"
+        rows.append([group.name, str(group.rows), *scores, interval, f"{group.mean_exit:.2f}", share, agreement])
     filled = [number for number in range(len(head)) if any(row[number] for row in rows)]
     return table([head[number] for number in filled], [[row[number] for number in filled] for row in rows])
 

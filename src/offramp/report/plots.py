@@ -12,6 +12,7 @@ from offramp.evaluation.measure import measure_all
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.sweep import Curve, curve
 from offramp.policies.registry import load_policy
+from offramp.types.exit_names import mean_exit_title
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
@@ -64,7 +65,7 @@ def draw_curves(
         axes.plot(*position, "*", color="black", markersize=11)
         axes.annotate(name, position, textcoords="offset points", xytext=(6, -13))
     axes.margins(x=0.08)  # room for the names
-    axes.set_xlabel(f"mean exit layer (of {trace.layer_numbers[-1]})")
+    axes.set_xlabel(mean_exit_title(trace.layer_numbers))
     axes.set_ylabel(score_name or metric_for(trace, metric)[0])
     axes.set_title(title)
     axes.grid(alpha=0.25)

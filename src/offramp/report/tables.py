@@ -12,8 +12,9 @@ from offramp.evaluation.intervals import agreement_interval
 from offramp.evaluation.measure import measure_all, measure_point
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.summary import exit_score_summary, histogram
-from offramp.policies.registry import as_policy, summarize
+from offramp.policies.registry import summarize
 from offramp.types.cost_table import CostTable
+from offramp.types.exit_names import exit_title, layers_text
 from offramp.types.operating_point import Measured, OperatingPoint, label_thresholds_text, rows_text, threshold_words
 from offramp.types.trace import Trace
 
@@ -59,7 +60,7 @@ def scores_text(
     tables = []
     if trace.labels is not None:
         row = [f"{score:.4f}" for score in layerwise(trace, metric)]
-        head = [f"layer {layer}" for layer in trace.layer_numbers]
+        head = [exit_title(layer) for layer in trace.layer_numbers]
         labels = ", labels above 0.5" if any(point.label_thresholds for point in points.values()) else ""
         title = f"{metric_for(trace, metric)[0]} of every exit, on {rows_text(len(trace))}{labels}"
         summary = exit_score_summary(trace, metric)
@@ -68,9 +69,35 @@ def scores_text(
     if points:
         title = "agreement, 95%" if trace.labels is None else "lost, 95%"
         intervals = {name: _interval_text(trace, point, metric) for name, point in points.items()}
-        more = {title: intervals} if any(intervals.values()) else {}
-        tables.append(point_table(measure_all(trace, points, metric, cost), more))
+        more = before_first_layer(trace, points)
+        if any(intervals.values()):
+            more[title] = intervals
+        tables.append(
+            "\n".join([point_table(measure_all(trace, points, metric, cost), more), *_skipped(trace, points)])
+        )
     return "\n\n".join(tables)
+
+
+def before_first_layer(trace: Trace, points: Mapping[str, OperatingPoint]) -> dict[str, dict[str, str]]:
+    """Return a column for `point_table`, the share of the rows that leave at layer 0; {} where no point reads it."""
+    layers = trace.layer_numbers
+    if not any(0 in point.layers_read(layers) for point in points.values()):
+        return {}
+    shares = {name: histogram(trace, point)[0] / len(trace) for name, point in points.items()}
+    return {"before layer 1": {name: f"{share:.0%}" for name, share in shares.items()}}
+
+
+def _skipped(trace: Trace, points: Mapping[str, OperatingPoint]) -> list[str]:
+    """Return a line for each point that does not read all exits of a trace."""
+    layers = tuple(trace.layer_numbers)
+    read = {name: point.layers_read(layers) for name, point in points.items()}
+    return [skipped_text(name, read[name], layers) for name in points if read[name] != layers]
+
+
+def skipped_text(subject: str, read: Sequence[int], layers: Sequence[int]) -> str:
+    """Return which exits a point reads: "fast reads the exits at layers 1, 4 and skips 0 (lexical), 2"."""
+    skipped = layers_text(sorted({*layers} - {*read}))
+    return f"{subject} reads the exits at layers {layers_text(read)} and skips {skipped}"
 
 
 def scores_data(
@@ -92,7 +119,7 @@ def _point_data(trace: Trace, point: OperatingPoint, measured: Measured) -> dict
     data = replace(point, measured=measured).to_json()
     loss = None if trace.labels is None else point_loss_interval(trace, point, measured.metric)
     intervals = {"loss_interval": loss, "agreement_interval": _agreement_interval(point, measured)}
-    leaving = histogram(trace, as_policy(point.policy), point.thresholds)
+    leaving = histogram(trace, point)
     data["measured"] |= {"speedup": measured.speedup, "saving": measured.saving, **intervals, "leaving": leaving}
     return data
 
@@ -118,12 +145,28 @@ def interval_text(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else " to ".join(f"{round(end, 3) + 0.0:.3f}" for end in interval)  # no -0.000
 
 
-def point_text(point: OperatingPoint) -> str:
-    """Return an operating point in words: policy, thresholds, target, measurements and certificate."""
-    thresholds = ", ".join(threshold_words(point.thresholds))
+def thresholds_text(point: OperatingPoint) -> str:
+    """Return one number where all exits share their threshold, else one for each: "layer 1: 0.25, layer 2: never"."""
+    words = threshold_words(point.thresholds)
+    if len(set(words)) == 1:
+        return words[0]
+    if point.exit_layers is None:
+        return ", ".join(words)
+    return ", ".join(f"layer {layer}: {word}" for layer, word in zip(point.exit_layers, words, strict=False))
+
+
+def point_text(point: OperatingPoint, layers: Sequence[int] | None = None) -> str:
+    """Return an operating point in words: policy, thresholds, target, measurements and certificate.
+
+    Args:
+        point: of a model.
+        layers: of the model's exits; those that the point skips are named. None = not known.
+    """
     parameters = "".join(f" {key}={value}" for key, value in summarize(point.policy).items() if key != "name")
     target = ", ".join(f"{key} {value:g}" for key, value in point.target.items()) or "set by hand"
-    lines = [f"{point.policy['name']}{parameters}, thresholds {thresholds} ({target})"]
+    lines = [f"{point.policy['name']}{parameters}, thresholds {thresholds_text(point)} ({target})"]
+    if layers is not None and (read := point.layers_read(layers)) != tuple(layers):
+        lines.append(f"  {skipped_text('it', read, layers)}")
     if point.label_thresholds is not None:
         lines.append(f"  {label_thresholds_text(point.label_thresholds)}")
     if point.measured is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from offramp.evaluation.bootstrap import BootstrapCurve
 from offramp.report.html.content import Page
 from offramp.report.html.exits import ExitRow
+from offramp.types.exit_names import exit_time, mean_exit_title
 from offramp.types.operating_point import Measured
 
 MAX_CURVE_POINTS = 90
@@ -54,13 +55,12 @@ def curves(page: Page) -> dict[str, Any]:
     names = [name for name in comparison.bands if name != "fixed"]  # "fixed" is drawn as the single exits
     chosen = alt.selection_point(name="chosen", fields=["policy"], bind="legend", value=[{"policy": page.policy_name}])
     scale = alt.Scale(domain=[layers[0], layers[-1]], nice=False)
-    title = f"mean exit layer (of {layers[-1]})"
-    across = alt.X("mean_exit:Q", title=title, scale=scale, axis=alt.Axis(values=layers, format="d"))
+    across = alt.X("mean_exit:Q", title=mean_exit_title(layers), scale=scale, axis=alt.Axis(values=layers, format="d"))
     up = alt.Y("score:Q", title=comparison.metric, scale=alt.Scale(zero=False))
     rows = {name: curve_rows(name, comparison.bands[name], page.ms.get(name)) for name in names}
     lines = _lines(rows, across, up, chosen, comparison.metric)
     single = [
-        {"mean_exit": layer, "score": score, "what": f"everybody at exit {layer}"}
+        {"mean_exit": layer, "score": score, "what": f"everybody leaves {exit_time(layer)}"}
         for layer, score in zip(layers, page.layerwise, strict=True)
     ]
     marks = _marks(page.marks)

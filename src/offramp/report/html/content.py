@@ -24,6 +24,7 @@ from offramp.policies.registry import default_unfitted_policy, policy_text
 from offramp.policies.replay import scores
 from offramp.report.html.examples import Group, groups
 from offramp.report.html.exits import ExitRow, exit_rows
+from offramp.report.html.lexical import lexical_fact
 from offramp.report.html.verdict import Decision, PointAssessment, certificate_text, decide
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target, rows_text
@@ -166,6 +167,7 @@ def _assess(
         in_sample=name is None or _is_in_sample(trace, point),
         certificate_mismatch=_certificate_mismatch(trace, point),
         counted=int((labels_of(trace) == 1).sum()) if is_of_one_class(trace, metric) else None,
+        lexical=lexical_fact(trace, point, metric),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from offramp.report.html.exits import right_rows
+from offramp.types.exit_names import exit_time
 from offramp.types.outputs import Answers, ExitOutput, predictions
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace, labels_of
@@ -54,7 +55,7 @@ def groups(
     """
     layers = answers.exit_layers
     first, last = int(layers.min()), trace.layer_numbers[-1]
-    rows_by_title = {f"Left first, after layer {first}": layers == first} if first < last else {}
+    rows_by_title = {f"Left first, {exit_time(first)}": layers == first} if first < last else {}
     rows_by_title[f"Went to the end, layer {last}"] = layers == last
     if trace.problem_type != REGRESSION:
         lost = right_rows(trace, trace.logits[-1]) & ~right_rows(trace, answers.logits)

@@ -15,6 +15,7 @@ from offramp.evaluation.slices import Slice
 from offramp.report.comparison import MAX_CLASSES, comparison_data
 from offramp.report.html.content import Page
 from offramp.report.html.verdict import percent, points
+from offramp.types.exit_names import LEXICAL
 
 MIN_ROWS = 10
 """Rows that a slice needs to be marked as the worst."""
@@ -38,6 +39,7 @@ def render(page: Page) -> str:
         comparison=comparison_data(page.comparison),
         slices={by: worst_first(slices) if by == "label" else list(slices) for by, slices in page.slices.items()},
         worst={by: worst(slices) for by, slices in page.slices.items()},
+        lexical=LEXICAL,
         style=style,
         vega=script,
         charts=script_json({"config": CONFIG, "charts": charts(page)}),

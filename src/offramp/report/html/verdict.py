@@ -13,6 +13,7 @@ from enum import Enum
 
 from offramp.evaluation.caveats import needed_rows
 from offramp.policies.registry import policy_text
+from offramp.report.tables import thresholds_text
 from offramp.types.operating_point import (
     RISKS,
     Certificate,
@@ -20,7 +21,6 @@ from offramp.types.operating_point import (
     OperatingPoint,
     label_thresholds_text,
     rows_text,
-    threshold_words,
 )
 
 MAX_COUNTED = 100
@@ -68,6 +68,7 @@ class PointAssessment:
         in_sample: True where the point was chosen on these rows.
         certificate_mismatch: what its certificate is of instead, such as "other weights"; empty where it applies.
         counted: rows of the class whose F1 the score is; None = the score is of all rows.
+        lexical: a sentence on what leaves before layer 1; empty where there is no exit.
     """
 
     name: str | None
@@ -79,6 +80,7 @@ class PointAssessment:
     in_sample: bool = False
     certificate_mismatch: str = ""
     counted: int | None = None
+    lexical: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -117,6 +119,7 @@ def decide(assessment: PointAssessment, caveats: Sequence[str] = ()) -> Decision
     facts = (
         ("Operating point", _point_fact(assessment)),
         ("What it saves", _savings_fact(assessment.measured, assessment.full_ms)),
+        *([("What leaves before layer 1", assessment.lexical)] if assessment.lexical else []),
         ("What it loses", _loss_fact(assessment)),
         ("What is guaranteed", certificate),
         ("Would another policy do better?", assessment.best_alternative),
@@ -169,12 +172,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f}".removesuffix(".0") + "%"
 
 
-def thresholds_text(point: OperatingPoint) -> str:
-    """Return one number where all exits share their threshold, else one number for each."""
-    words = threshold_words(point.thresholds)
-    return words[0] if len(set(words)) == 1 else ", ".join(words)
-
-
 def target_text(point: OperatingPoint) -> str:
     """Return a point's target in words."""
     shares = {
@@ -182,7 +179,7 @@ def target_text(point: OperatingPoint) -> str:
         "agreement": "{} of the answers kept",
         "level": "at most {} lost, for sure",
     }
-    numbers = {"speedup": "{:g} times fewer layers", "latency_ms": "{:g} ms a row"}
+    numbers = {"speedup": "{:g} times cheaper", "latency_ms": "{:g} ms a row"}
     words = [shares[key].format(percent(value)) for key, value in point.target.items() if key in shares]
     words += [numbers[key].format(value) for key, value in point.target.items() if key in numbers]
     return ", ".join(words) or "nothing"
