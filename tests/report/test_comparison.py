@@ -80,6 +80,7 @@ def test_slices_have_columns_for_the_loss_and_for_the_lexical_exit_and_no_empty_
             {
                 **{"name": "a", "rows": 3, "score": 0.5, "full_score": 0.75, "mean_exit": 1.5, "agreement": 0.6},
                 "loss_interval": (-0.1, 0.6),
+                "lexical_share": None,
             },
         ],
     }
