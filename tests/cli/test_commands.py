@@ -505,14 +505,14 @@ def test_calibrate_refuses_another_models_trace(place: Path) -> None:
     Trace(torch.randn(3, 20, 2)).save(place / "other.safetensors")
     result = offramp("calibrate", place / "model", "--trace", place / "other.safetensors", "--speedup", 1)
     assert result.exit_code == 1
-    assert "other.safetensors has exits after layers 1, 2, 3, the model after layers 1, 2, 3, 4" in result.stderr
+    assert "other.safetensors has exits at layers 1, 2, 3, the model at layers 1, 2, 3, 4" in result.stderr
 
 
 def test_a_trace_of_another_kind_of_model_is_refused(place: Path, tmp_path: Path) -> None:
     refusals = {
         "labels": (Trace(torch.randn(4, 20, 2), torch.ones(20, 2)), "is of a multi_label_classification, the model of"),
         "values": (Trace(torch.randn(4, 20, 2), problem_type="regression"), "is of a regression, the model of"),
-        "layers": (Trace(torch.randn(4, 20, 2), layers=torch.tensor([2, 4, 6, 8])), "has exits after layers 2, 4, 6"),
+        "layers": (Trace(torch.randn(4, 20, 2), layers=torch.tensor([2, 4, 6, 8])), "has exits at layers 2, 4, 6"),
     }
     before = (place / "model" / POINTS_FILE).read_text()
     for name, (trace, said) in refusals.items():

@@ -132,7 +132,10 @@ def test_an_exit_that_is_added_later_leaves_a_point_valid_and_a_changed_one_does
         ({"policy": {"name": "entropie"}, "thresholds": [1, 1, 1]}, "policy: unknown name 'entropie'; did you mean"),
         ({"policy": {"name": "entropy", "patience": 2}, "thresholds": [1, 1, 1]}, "policy: "),
         ({"policy": {"name": "pcee", "patience": "two"}, "thresholds": [1, 1, 1]}, "policy: "),
-        ({"policy": {"name": "entropy"}, "thresholds": [1, 1]}, "thresholds: 3, one for each exit but the last; got 2"),
+        (
+            {"policy": {"name": "entropy"}, "thresholds": [1, 1]},
+            "thresholds: 4 exits take 1 or 3 thresholds",
+        ),
     ],
 )
 def test_a_point_that_the_model_cannot_run_is_refused_by_name(point: Any, line: str, folder: Path) -> None:

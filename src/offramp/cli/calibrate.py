@@ -46,7 +46,9 @@ HOLD_BACK = "Lower this class's score by AMOUNT, so that it leaves later, e.g. s
 @click.argument("folder", type=FOLDER)
 @scored_options("validation", f"{SCORE}  [default: accuracy, or pearson]")
 @click.option("--max-drop", type=click.FloatRange(0, 1), help="Keep at least (1 - this) of the full model's score.")
-@click.option("--speedup", type=click.FloatRange(min=1), help="Mean cost of the full model over mean cost at the point.")
+@click.option(
+    "--speedup", type=click.FloatRange(min=1), help="Mean cost of the full model over mean cost at the point."
+)
 @click.option("--agreement", type=click.FloatRange(0, 1), help="Share of rows with the full model's answer.")
 @click.option(
     "--latency-ms", type=click.FloatRange(0, min_open=True), help="Mean time of a row in milliseconds, on this machine."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import click
 
 from offramp.cli.options import FOLDER, json_option, silence_transformers
 from offramp.policies.registry import policy_text
+from offramp.types.exit_names import layers_text
 from offramp.types.graph_file import ABOUT, GRAPHS, read_metadata, stale
 from offramp.types.model_content import ModelContent
 
@@ -50,15 +51,16 @@ def info(folder: Path, verifying: bool, as_json: bool) -> None:
             for finding in findings:
                 click.echo(f"{finding.file:<{width}}  {finding.state:<7}  {finding.note}")
         raise SystemExit(1 if any(finding.state == STALE for finding in findings) else 0)
-    facts, points = _facts(config, content), examine_points(folder)
+    points = examine_points(folder)
+    facts = _facts(config, content, points)
     outdated = _outdated_certificates(content, points)
     if as_json:
         click.echo(json.dumps({**facts, "operating_points": _points_data(points, outdated)}))
     else:
-        _print(facts, points, outdated)
+        _print(facts, points, outdated, config.layers)
 
 
-def _facts(config: MultiExitConfig, content: ModelContent) -> dict[str, Any]:
+def _facts(config: MultiExitConfig, content: ModelContent, points: Examined) -> dict[str, Any]:
     """Return what a folder holds beside its operating points, from the heads of its files."""
     facts: dict[str, Any] = {
         "backbone": config.backbone.model_type,
@@ -73,17 +75,22 @@ def _facts(config: MultiExitConfig, content: ModelContent) -> dict[str, Any]:
     for name in ("own_head", "bypass", "certainty", "memory", "token_exit"):
         if value := getattr(config, name):
             facts[name] = value
+    if config.lexical is not None:
+        fresh = {name: point for name, (point, reason) in points.items() if reason is None}
+        read_by = [name for name, point in fresh.items() if 0 in point.layers_read(config.layers)]
+        facts["lexical"] = {**config.lexical, "read_by": read_by}
     paths = [content.folder / name for name in GRAPHS.values()]
-    if graphs := [_graph(path, content) for path in paths if path.exists()]:
+    if graphs := [_graph(path, content, config) for path in paths if path.exists()]:
         facts["graphs"] = graphs
     return facts
 
 
-def _graph(path: Path, content: ModelContent) -> str:
-    """Return an exported file with the policy that it runs, and the reason why it must not run."""
-    policy = json.loads(read_metadata(path)[ABOUT])["policy"]
+def _graph(path: Path, content: ModelContent, config: MultiExitConfig) -> str:
+    """Return an exported file with the policy that it runs, its exits if they are fewer, and why it must not run."""
+    about = json.loads(read_metadata(path)[ABOUT])
+    exits = "" if about["layers"] == config.layers else f", exits at layers {layers_text(about['layers'])}"
     reason = stale(path, content)
-    return f"{path.name} ({policy_text(policy)})" + (f", stale: {reason}" if reason else "")
+    return f"{path.name} ({policy_text(about['policy'])}{exits})" + (f", stale: {reason}" if reason else "")
 
 
 def _outdated_certificates(content: ModelContent, points: Examined) -> list[str]:
@@ -107,13 +114,22 @@ def _points_data(points: Examined, outdated: list[str]) -> dict[str, Any]:
     return data
 
 
-def _print(facts: Mapping[str, Any], points: Examined, outdated: list[str]) -> None:
+def _lexical_text(lexical: Mapping[str, Any]) -> str:
+    """Return the sizes of the lexical exit, the rows that fitted it, and the points that read it."""
+    grams = "tokens" if lexical["ngrams"] == 1 else f"1- to {lexical['ngrams']}-grams of tokens"
+    fitted = f"fitted on {lexical['fitted_rows']:,} different rows" if lexical["fitted_rows"] else "not fitted"
+    sizes = f"{grams}, {lexical['buckets']:,} buckets, rank {lexical['rank']}"
+    return f"exit at layer 0: {sizes}, {fitted}; read by {', '.join(lexical['read_by']) or 'no point'}"
+
+
+def _print(facts: Mapping[str, Any], points: Examined, outdated: list[str], layers: Sequence[int]) -> None:
     from offramp.report.tables import point_text
 
     for name, fact in facts.items():
-        click.echo(f"{name:<14}{', '.join(map(str, fact)) if isinstance(fact, list) else fact}")
+        words = _lexical_text(fact) if name == "lexical" else fact
+        click.echo(f"{name:<14}{', '.join(map(str, fact)) if isinstance(fact, list) else words}")
     for name, (point, reason) in points.items():
-        click.echo(f"\noperating point {name!r}: {point_text(point)}")
+        click.echo(f"\noperating point {name!r}: {point_text(point, layers if reason is None else None)}")
         if reason is not None:
             click.echo(f"  stale: chosen for {reason}; `offramp calibrate` chooses it anew")
         if name in outdated:

@@ -16,6 +16,7 @@ from offramp.data.records import FORMATS
 from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES
 from offramp.policies.registry import POLICIES
+from offramp.types.exit_names import layers_text
 
 if TYPE_CHECKING:
     from offramp.data.columns import Columns
@@ -235,13 +236,14 @@ def read_trace(folder: Path, options: Mapping[str, Any], data: Examples | list[T
 
 def _refuse_other_model(trace: Trace, path: Path, config: MultiExitConfig) -> None:
     outputs, layers = trace.logits.shape[-1], trace.layer_numbers
+    exits: list[int] = config.layers
     if outputs != config.num_labels:
         raise InvalidInput(f"{path} has {outputs} outputs, the model {config.num_labels}")
     if trace.problem_type != config.problem_type:
         raise InvalidInput(f"{path} is of a {trace.problem_type}, the model of a {config.problem_type}")
-    if layers != config.exit_layers:
-        after = (", ".join(map(str, numbers)) for numbers in (layers, config.exit_layers))
-        raise InvalidInput("{} has exits after layers {}, the model after layers {}".format(path, *after))
+    if not set(layers) <= set(exits) or layers[-1] != exits[-1]:  # a graph may have fewer than the model
+        at = (layers_text(numbers) for numbers in (layers, exits))
+        raise InvalidInput("{} has exits at layers {}, the model at layers {}".format(path, *at))
 
 
 def check_data_or_trace(options: Mapping[str, Any]) -> None:

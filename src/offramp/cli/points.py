@@ -56,17 +56,18 @@ def add_points(folder: Path, points: Mapping[str, OperatingPoint], instead_of: C
     """Save points with a folder's others, but for those of the names `instead_of`.
 
     Raises:
-        InvalidInput: the folder's model has no exits, or another number of them.
+        InvalidInput: the folder's model has no exits, or not those that a point reads.
     """
     from offramp.model.card import save_points
+    from offramp.model.hub import load_config
 
-    exits = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("exit_layers")
-    if exits is None:
-        raise InvalidInput(f"{folder}: a model without exits; `offramp train` puts exits on it")
+    layers = load_config(folder).layers
     for point in points.values():
         _refuse_other_trace(folder, point)
-        if len(point.thresholds) != len(exits) - 1:
-            raise InvalidInput(f"{folder} has {len(exits)} exits, but the trace has {len(point.thresholds) + 1}")
+        try:
+            point.layers_read(layers)
+        except InvalidInput as error:
+            raise InvalidInput(f"{folder} has other exits than the trace: {error}") from None
     others = {name: point for name, point in saved_points(folder).items() if name not in instead_of}
     save_points({**others, **points}, folder)
 

@@ -128,7 +128,7 @@ def _card(path: Path, points: dict[str, OperatingPoint], config: MultiExitConfig
     text = read_card(path)
     if text is None or HEADING not in text:
         yield Finding(path.name, UNKNOWN, "somebody's own card")
-    elif true_card(text, points, config) == text:
+    elif true_card(text, points, config.layers, config) == text:
         yield Finding(path.name, OK, "lists these exits, outputs and points")
     else:
         yield Finding(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from offramp.types.model_content import ModelContent
+from offramp.errors import InvalidInput
+from offramp.types.exit_names import LEXICAL, layers_text
+from offramp.types.fingerprint import layers_of
+from offramp.types.model_content import CONFIG_FILE, ModelContent
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, label_thresholds_text, write_points
 from offramp.types.whole_file import whole_file
 
@@ -23,7 +26,7 @@ tags:
 
 # A {family} encoder that answers early
 
-{depth} layers, a classifier after layers {layers} (head `{head}`, pooling `{pooling}`, {problem}).
+{depth} layers, {exits} (head `{head}`, pooling `{pooling}`, {problem}).{lexical}
 
 ```python
 import offramp
@@ -41,7 +44,7 @@ Outputs: {labels}
 HEADING = "## Operating points\n"
 FACTS = (
     r"^# An? .* encoder that answers early$",
-    r"^\d+ layers, a classifier after layers .*$",
+    r"^\d+ layers, (?:a classifier after layers|exits at layers) .*$",
     r"^Outputs: .*$",
 )
 """Lines of a card that are written anew with the model."""
@@ -54,13 +57,15 @@ def model_card(config: PreTrainedConfig, points: Mapping[str, OperatingPoint]) -
     card = CARD.format(
         family=config.backbone.model_type,
         depth=config.backbone.num_hidden_layers,
-        layers=", ".join(map(str, config.exit_layers)),
+        exits=("a classifier after layers " if config.lexical is None else "exits at layers ")
+        + layers_text(config.layers),
+        lexical="" if config.lexical is None else f" Layer 0 is the lexical exit: {LEXICAL}, which costs microseconds.",
         head=config.head,
         pooling=config.pooling,
         problem=config.problem_type.replace("_", " "),
         labels=", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else ""),
     )
-    return card + _section(points)
+    return card + _section(points, config.layers)
 
 
 def save_points(points: Mapping[str, OperatingPoint], folder: Path) -> None:
@@ -78,7 +83,8 @@ def _tied(point: OperatingPoint, content: ModelContent) -> OperatingPoint:
     before = point.fingerprint
     if before is not None and before.content is not None:
         return point
-    return replace(point, fingerprint=content.fingerprint(None if before is None else before.exit_layers))
+    read = before.exit_layers if before is not None else _layers_read(point, _layers(content))
+    return replace(point, fingerprint=content.fingerprint(read))
 
 
 def read_card(card: Path) -> str | None:
@@ -98,7 +104,7 @@ def write_card(folder: Path, points: Mapping[str, OperatingPoint], config: PreTr
     card = folder / "README.md"
     text, new = read_card(card), None
     if text is not None:
-        new = true_card(text, points, config)
+        new = true_card(text, points, _layers(ModelContent(folder)) if config is None else config.layers, config)
     elif config is not None and not card.exists():
         new = model_card(config, points)
     if new not in (None, text):
@@ -106,15 +112,23 @@ def write_card(folder: Path, points: Mapping[str, OperatingPoint], config: PreTr
             file.write(str(new))
 
 
-def true_card(text: str, points: Mapping[str, OperatingPoint], config: PreTrainedConfig | None = None) -> str:
-    """Return a card with these points and, with `config`, these exits and outputs; the other text stays."""
+def _layers(content: ModelContent) -> list[int]:
+    """Return the layer numbers of the exits of a folder's model; [] where there is none."""
+    has_exits = (content.folder / CONFIG_FILE).exists() and "exit_layers" in content.config
+    return layers_of(content.config) if has_exits else []
+
+
+def true_card(
+    text: str, points: Mapping[str, OperatingPoint], layers: Sequence[int], config: PreTrainedConfig | None = None
+) -> str:
+    """Return a card with these points of exits at `layers`, and with `config` its facts; the other text stays."""
     before, heading, after = text.partition(HEADING)
     if not heading:
         return text
     _, next_heading, remainder = after.partition("\n## ")
     for line in () if config is None else model_card(config, {}).splitlines():
         before = _with_fact(before, line)
-    return before + _section(points) + next_heading + remainder
+    return before + _section(points, layers) + next_heading + remainder
 
 
 def add_to_card(folder: Path, points: Mapping[str, OperatingPoint], config: PreTrainedConfig) -> None:
@@ -132,12 +146,20 @@ def _with_fact(text: str, line: str) -> str:
     return text if pattern is None else re.sub(pattern, lambda _: line, text, count=1, flags=re.MULTILINE)
 
 
-def _section(points: Mapping[str, OperatingPoint]) -> str:
-    content = _table(points) if points else "None yet; `offramp calibrate` makes them."
+def _section(points: Mapping[str, OperatingPoint], layers: Sequence[int]) -> str:
+    content = _table(points, layers) if points else "None yet; `offramp calibrate` makes them."
     return f"{HEADING}\n{content}\n"
 
 
-def _table(points: Mapping[str, OperatingPoint]) -> str:
+def _layers_read(point: OperatingPoint, layers: Sequence[int]) -> tuple[int, ...] | None:
+    """Return the layers of the exits that a point reads; None for a point or a folder without them."""
+    try:
+        return point.layers_read(layers) if layers else None
+    except InvalidInput:
+        return None
+
+
+def _table(points: Mapping[str, OperatingPoint], layers: Sequence[int]) -> str:
     rows = ["| name | policy | score | full model | mean exit | layers saved |", "|---|---|---|---|---|---|"]
     for name, point in points.items():
         measured = point.measured
@@ -150,7 +172,10 @@ def _table(points: Mapping[str, OperatingPoint]) -> str:
         )
         depth = f"{measured.mean_exit:.2f} of {measured.depth} | {measured.saving:.0%}"
         rows.append(f"| {name} | {point.policy['name']} | {score} | {full} | {depth} |")
-    facts = [f"- {name}: {point.certificate.describe()}" for name, point in points.items() if point.certificate]
+    read = {name: _layers_read(point, layers) for name, point in points.items()}
+    skipping = {name: exits for name, exits in read.items() if exits is not None and exits != tuple(layers)}
+    facts = [f"- {name}: reads the exits at layers {layers_text(exits)} alone" for name, exits in skipping.items()]
+    facts += [f"- {name}: {point.certificate.describe()}" for name, point in points.items() if point.certificate]
     for name, point in points.items():
         if point.label_thresholds:
             facts.append(f"- {name}: {label_thresholds_text(point.label_thresholds)} ({LABEL_NOTE})")

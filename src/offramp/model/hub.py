@@ -20,6 +20,7 @@ from offramp.errors import InvalidInput, UnknownName, one_line
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig, resolve_pad_token
 from offramp.policies.registry import load_policy
+from offramp.types.fingerprint import layers_of
 from offramp.types.model_content import ModelContent
 from offramp.types.operating_point import DEFAULT, POINTS_FILE, OperatingPoint, read_points
 
@@ -182,12 +183,27 @@ def _known_point(point: OperatingPoint, where: str, content: ModelContent) -> Op
         load_policy(point.policy)
     except (InvalidInput, TypeError, ValueError) as error:
         raise InvalidInput(f"{where}: policy: {one_line(error)}") from None
-    exits = content.config.get("exit_layers")
-    of_these = point.fingerprint is None or list(point.fingerprint.exit_layers) == exits
-    if exits is not None and of_these and len(point.thresholds) != len(exits) - 1:
-        count = len(point.thresholds)
-        raise InvalidInput(f"{where}: thresholds: {len(exits) - 1}, one for each exit but the last; got {count}")
-    return point if point.fingerprint is not None else replace(point, fingerprint=content.fingerprint(whole=False))
+    layers = layers_of(content.config) if "exit_layers" in content.config else []
+    if point.fingerprint is None:
+        read = _layers_read(point, where, layers) if layers else None
+        return replace(point, fingerprint=content.fingerprint(read, whole=False))
+    if point.exit_layers is None and list(point.fingerprint.exit_layers) != layers:
+        return replace(point, exit_layers=point.fingerprint.exit_layers)  # exits were added or removed since
+    if set(point.fingerprint.exit_layers) <= set(layers):
+        _layers_read(point, where, layers)
+    return point
+
+
+def _layers_read(point: OperatingPoint, where: str, layers: Sequence[int]) -> tuple[int, ...]:
+    """Return the layers of the exits that a point reads.
+
+    Raises:
+        InvalidInput: the model does not have them.
+    """
+    try:
+        return point.layers_read(layers)
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: thresholds: {error}") from None
 
 
 def named_point(points: Mapping[str, OperatingPoint], name: str) -> OperatingPoint:
