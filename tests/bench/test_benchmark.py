@@ -93,10 +93,19 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 def test_a_line_separates_the_embedding_from_the_blocks() -> None:
     line = LayerCostModel.through({1: 3.0, 2: 5.0, 6: 13.0})  # 1 + 2 k
     assert (line.embed, line.block) == pytest.approx((1, 2))
-    assert line.ideal(6, 6) == 1
-    assert line.ideal(6, 1.5) == pytest.approx(13 / 4)
+    assert line.ideal(6, torch.tensor([6, 6]), False) == 1
+    assert line.ideal(6, torch.tensor([1, 2]), False) == pytest.approx(13 / 4)
     noisy = LayerCostModel.through({1: 2.0, 2: 5.0, 3: 5.0})  # by hand: slope ((-1)(-2) + 0 + 1) / 2, mean 4
     assert (noisy.block, noisy.embed) == pytest.approx((1.5, 1))
+
+
+def test_rows_that_leave_before_the_first_layer_take_the_lexical_exit_alone() -> None:
+    line = LayerCostModel.through({0: 0.5, 1: 3.5, 2: 5.5, 6: 13.5})  # 0.5, then 1 + 2 k
+    assert (line.lexical, line.embed, line.block) == pytest.approx((0.5, 1, 2))
+    leaving = torch.tensor([0, 0, 0, 6])
+    assert line.ideal(6, leaving, True) == pytest.approx(13 / (0.5 + (1 + 12) / 4))
+    assert line.ideal(6, torch.tensor([6, 6]), False) == pytest.approx(1)
+    assert LayerCostModel.through({0: 0.5, 6: 12.5}) == LayerCostModel(0.0, 2.0, 0.5)  # one exit behind a layer
 
 
 def result(**changes: Any) -> Row:

@@ -16,7 +16,9 @@ from scipy.stats import beta, binom
 from torch import Tensor
 
 from offramp.calibration.bounds import betting, binomial, conformal, hoeffding_bentkus
+from offramp.calibration.calibrate import calibrate
 from offramp.calibration.certify import METHODS, Method, certify, losses, lost_at
+from offramp.calibration.ladder import ladder
 from offramp.cli.main import main
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
 from offramp.evaluation.sweep import all_splits
@@ -25,7 +27,7 @@ from offramp.policies import registry
 from offramp.policies.base import Memory, Policy, Step
 from offramp.policies.confidence import Entropy
 from offramp.policies.replay import scores
-from offramp.types.operating_point import Certificate, OperatingPoint, read_points, write_points
+from offramp.types.operating_point import Certificate, OperatingPoint, Target, read_points, write_points
 from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace, row_hashes, trace_digest
@@ -512,6 +514,25 @@ def test_rows_that_a_policy_was_fitted_on_are_refused(inside: bool, monkeypatch:
     with pytest.raises(InvalidInput, match="fitted on 5 of these rows"):
         certify(trace.take(torch.arange(20, 40)), policy, "agreement")
     assert certify(trace.take(torch.arange(25, 40)), policy, "agreement").certificate.rows == 15
+
+
+def test_rows_that_fitted_the_lexical_exit_certify_nothing_where_it_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    trace = random_trace(SINGLE_LABEL, samples=40)
+    few, many = (replace(trace, layers=torch.arange(trace.depth), fit_rows=torch.arange(40) < n) for n in (2, 3))
+    assert certify(few, "margin", "agreement").certificate.rows == 40  # 5 % recur by chance
+    calibrate(few, "margin", Target(agreement=0.9))
+    assert not caplog.messages
+    text = "3 of 40 rows fitted the exit before the first layer, which answers them better than others"
+    with pytest.raises(InvalidInput, match=f"^{text}; certify on rows that were not trained on$"):
+        certify(many, "margin", "agreement")
+    with pytest.raises(InvalidInput, match=text):
+        ladder(many, "margin", delta=0.1)
+    calibrate(many, "margin", Target(agreement=0.9))
+    ladder(many, "margin")
+    assert caplog.messages == [f"{text}: thresholds chosen on them lose more there"] * 2
+    behind = many.select(many.layer_numbers[1:])
+    assert certify(behind, "margin", "agreement").exit_layers == tuple(behind.layer_numbers)
+    assert row_hashes(behind) == row_hashes(many)  # a policy that was fitted with the exit or without is refused
 
 
 def test_a_row_is_known_again_without_labels_and_with_float_noise() -> None:

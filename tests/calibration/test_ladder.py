@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def test_a_ladder_by_hand(caplog: pytest.LogCaptureFixture) -> None:
     assert found["full"].thresholds == (math.inf,)
     assert [found[name].target for name in ("full", "keep-99", "2x")] == [{}, {"max_drop": 0.01}, {"speedup": 2.0}]
     assert caplog.messages == []
+
+
+def test_rungs_stand_by_cost_and_not_by_layers() -> None:
+    # k of 300 gone take 300 * 100 - 99 k: half of the full cost from k = 152 on, a quarter from 228
+    trace = replace(one_by_one([99, 199, 249, 259, 269, 279, 289]), macs=torch.tensor([[1.0], [100.0]]).expand(2, 300))
+    found = ladder(trace, "certainty")
+    gone = {"full": 0, "2x": 152, "keep-99.5": 199, "4x": 228, "keep-99": 259, "keep-98": 289}
+    assert {name: round(100 * (4 - point.measured.mean_exit)) for name, point in found.items()} == gone
+    assert list(found) == list(gone)
 
 
 def test_a_rung_that_is_no_faster_is_left_out_and_said_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluation.bootstrap import bootstrap_curve
 from offramp.evaluation.compare import against_full, compare, comparison
+from offramp.evaluation.curves import area, score_at
 from offramp.evaluation.measure import measure
 from offramp.evaluation.metrics import METRICS, layerwise
 from offramp.evaluation.oracle import oracle
@@ -199,6 +201,25 @@ def test_nobody_beats_the_oracle(problem_type: str) -> None:
 
 
 # --- exits in numbers ---------------------------------------------------------------------------------------
+
+
+def test_from_layer_0_every_figure_is_the_same_one_layer_earlier() -> None:
+    trace = random_trace(SINGLE_LABEL, depth=4, samples=60)
+    lexical = replace(trace, layers=torch.arange(4))
+    for policy in (Entropy(), Margin()):
+        later, earlier = (bootstrap_curve(rows, policy, resamples=10) for rows in (trace, lexical))
+        assert earlier.mean_exits[-1] == 0
+        torch.testing.assert_close(later.mean_exits - 1, earlier.mean_exits)
+        for name in ("thresholds", "scores", "low", "high"):
+            assert torch.equal(getattr(later, name), getattr(earlier, name))
+        assert area(later) == pytest.approx(area(earlier))
+        assert area(later, 1, 3) == pytest.approx(area(earlier, 0, 2))
+        assert score_at(earlier.mean_exits, earlier.scores, 0) == later.scores[-1]
+    limits = [compare(rows).limits for rows in (trace, lexical)]
+    assert limits[1] == pytest.approx([limit - 1 for limit in limits[0]])
+    later, earlier = oracle(trace), oracle(lexical)
+    torch.testing.assert_close(later.mean_exits - 1, earlier.mean_exits)
+    assert torch.equal(later.scores, earlier.scores)
 
 
 def test_the_spread_over_the_exits() -> None:

@@ -11,11 +11,11 @@ import torch
 
 from offramp.calibration.calibrate import calibrate
 from offramp.errors import CannotReach, InvalidInput
-from offramp.evaluation.measure import measure
+from offramp.evaluation.measure import measure, measure_point
 from offramp.policies.replay import replay
 from offramp.report.tables import point_text, scores_data, scores_text
 from offramp.types.cost_table import CostTable
-from offramp.types.operating_point import OperatingPoint, Target, read_points, write_points
+from offramp.types.operating_point import Measured, OperatingPoint, Target, read_points, write_points
 from offramp.types.trace import Trace
 
 TABLE = CostTable((1, 2, 3), (1.0, 4.0, 9.0), 0.5, "torch-float32", 8, 12.5, "a processor, 2 cores")
@@ -61,11 +61,55 @@ def test_layers_between_exits_are_paid_for() -> None:
         calibrate(trace, "certainty", Target(latency_ms=5), cost=TABLE)
 
 
-def test_a_latency_needs_a_table_and_nothing_else_takes_one() -> None:
+def test_a_latency_needs_a_table() -> None:
     with pytest.raises(InvalidInput, match=r"cost=offramp.measure_costs\(folder, texts\)"):
         calibrate(TRACE, "certainty", Target(latency_ms=5))
-    with pytest.raises(InvalidInput, match="for the target latency_ms alone"):
-        calibrate(TRACE, "certainty", Target(speedup=2), cost=TABLE)
+
+
+# As the threshold falls, the multiply-accumulates add up to 40, 31, 27, 22, 18, 13, 12, 11; the fourth sample is short
+MACS = torch.tensor([[3.0, 3, 4, 1], [8, 8, 9, 2], [12, 12, 13, 3]])
+BEFORE = CostTable((0, 1, 2), (1.0, 4.0, 9.0), 3.0, "torch-float32", 8, 12.5, "a processor, 2 cores")
+
+
+@pytest.mark.parametrize(
+    ("speedup", "first", "macs", "cost", "threshold", "reached", "unit"),
+    [
+        (3, 1, None, None, -0.4, 12 / 4, "layers"),
+        (3, 0, None, None, 0.25, 8 / 2, "layers"),
+        (3, 1, MACS, None, 0.25, 40 / 13, "multiply-accumulates"),
+        (1.5, 1, MACS, TABLE, 0.7, 36 / 23, "milliseconds"),
+        (1.5, 0, None, BEFORE, 0.7, 36 / 23, "milliseconds"),
+        (100, 0, None, None, -0.4, math.inf, "layers"),
+        (100, 0, MACS - MACS[:1], None, -0.4, math.inf, "multiply-accumulates"),
+    ],
+)
+def test_a_speedup_is_of_costs_where_they_are_known(
+    speedup: float,
+    first: int,
+    macs: torch.Tensor | None,
+    cost: CostTable | None,
+    threshold: float,
+    reached: float,
+    unit: str,
+) -> None:
+    trace = replace(TRACE, layers=torch.arange(first, first + 3), macs=macs)
+    point = calibrate(trace, "certainty", Target(speedup=speedup), cost=cost)
+    assert point.thresholds == pytest.approx((threshold, threshold))
+    assert (point.measured.speedup, point.measured.speedup_of) == (pytest.approx(reached), unit)
+    assert Measured.from_json(point.measured.to_json()) == point.measured
+    assert point.measured.saving == 1 - point.measured.mean_exit / point.measured.depth  # of layers, always
+
+
+def test_a_table_of_all_exits_serves_a_point_that_reads_some() -> None:
+    point = OperatingPoint({"name": "certainty"}, (0.7,), exit_layers=(1, 2))
+    trace = replace(TRACE, layers=torch.arange(3), macs=MACS)
+    measured = measure_point(trace, point, cost=BEFORE)  # two leave at layer 1, two at layer 2
+    assert (measured.expected_ms, measured.full_ms) == (6.5, 9)
+    assert (measured.macs, measured.full_macs) == ((8 + 8 + 13 + 3) / 4, 10)
+    assert BEFORE.select((1, 2)) == replace(BEFORE, layers=(1, 2), ms=(4, 9))
+    for layers in ((0, 1), (1, 2, 3)):
+        with pytest.raises(InvalidInput, match=r"table is of exits at layers \(0, 1, 2\), these lie at"):
+            BEFORE.select(layers)
 
 
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
@@ -120,7 +164,8 @@ def test_a_table_comes_back_as_it_was(tokens: float | None, tmp_path: Path) -> N
     "changes",
     [
         {"layers": []},
-        {"layers": [0, 1, 2]},
+        {"layers": [-1, 1, 2]},
+        {"layers": [0, 1, 2], "embed_ms": 3.1},
         {"layers": [1, 3, 2]},
         {"layers": [1, 2]},
         {"ms": [1, 4, 3]},

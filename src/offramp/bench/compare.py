@@ -2,9 +2,10 @@
 
 The upper limit of early exit is measured, too. A batch that leaves at layer k as a whole takes about embed + k block;
 a least-squares line through some depths gives both numbers, for any engine. With a mean exit of m of L layers the
-ideal speed-up is (embed + L block) / (embed + m block), and efficiency is the speed-up over the plain model, which has
-no exits, as a share of it. So efficiency counts all costs of early exit: exits, decisions, cutting the batch, and the
-small batches of the rows that stay, whose layers cost more a row.
+ideal speed-up is (embed + L block) / (embed + m block). Where an exit before the first layer is read, all rows take
+its time, and the rows that leave there nothing else. Efficiency is the speed-up over the plain model, which has no
+exits, as a share of the ideal one. So efficiency counts all costs of early exit: exits, decisions, cutting the batch,
+and the small batches of the rows that stay, whose layers cost more a row.
 """
 
 from __future__ import annotations
@@ -133,32 +134,39 @@ def run_benchmark(
     Raises:
         InvalidInput: a point that its engine cannot run.
     """
-    # 1) batches, and the depths that the cost of a layer is measured at
+    # 1) batches
     config = next(iter(engines.values())).config
-    layers: list[int] = config.exit_layers
     order = length_sorted(rows, batch_size)
     batches = [collate([rows[number] for number in numbers], config.pad_token_id) for numbers in order]
     ordered = None if labels is None else labels[[number for numbers in order for number in numbers]]
-    shallow = [layers[number] for number in sorted({0, (len(layers) - 1) // 3, 2 * (len(layers) - 1) // 3})]
     # 2) every run, timed in turn
     runs = {RunKey(baseline.engine, "baseline", baseline.name): baseline.run for baseline in baselines}
     for name, engine in engines.items():
-        runs |= _engine_runs(name, engine, points.get(name, {}), shallow)
+        runs |= _engine_runs(name, engine, points.get(name, {}))
     times, answers = time_batches(runs, batches, rounds)
     # 3) a row for each baseline and each point
-    measurements = _Measurements(batch_size, layers[-1], config.problem_type, ordered, times, answers, points)
+    depth: int = config.exit_layers[-1]
+    measurements = _Measurements(batch_size, depth, config.problem_type, ordered, times, answers, points)
     results = [measurements.row(key) for key in runs if key.kind == "baseline"]
-    for name in engines:
-        depths = {layer: RunKey(name, "depth", str(layer)) for layer in shallow}
-        depths[layers[-1]] = RunKey(name, "point", FULL)
+    for name, engine in engines.items():
+        depths = {layer: RunKey(name, "depth", str(layer)) for layer in _timed_depths(engine)}
+        depths[depth] = RunKey(name, "point", FULL)
         costs = LayerCostModel.through({layer: median(times[key].passes) for layer, key in depths.items()})
-        results += [measurements.row(key, costs) for key in runs if (key.engine, key.kind) == (name, "point")]
+        for label, point in {FULL: None, **points.get(name, {})}.items():
+            reads_lexical = point is not None and point.layers_read(engine.layers)[0] == 0
+            results.append(measurements.row(RunKey(name, "point", label), costs, reads_lexical))
     return results
 
 
-def _engine_runs(
-    name: str, engine: Engine, points: Mapping[str, OperatingPoint], depths: Sequence[int]
-) -> dict[RunKey, Run]:
+def _timed_depths(engine: Engine) -> list[int]:
+    """Return the layers, but the last, after which an engine's rows leave together for the cost of a layer."""
+    *before, _ = engine.layers
+    behind = [layer for layer in before if layer]
+    chosen = [behind[share * len(behind) // 3] for share in range(3)] if behind else []
+    return sorted({0} & {*before} | {*chosen})
+
+
+def _engine_runs(name: str, engine: Engine, points: Mapping[str, OperatingPoint]) -> dict[RunKey, Run]:
     """Return an engine's runs at full depth, at its points and at fixed depths.
 
     Raises:
@@ -170,8 +178,8 @@ def _engine_runs(
     runs: dict[RunKey, Run] = {
         RunKey(name, "point", label): partial(engine.answer, point=point) for label, point in all_points.items()
     }
-    for layer in depths:
-        point = fixed_depth_point(layer, engine.config.exit_layers)
+    for layer in _timed_depths(engine):
+        point = fixed_depth_point(layer, engine.layers)
         runs[RunKey(name, "depth", str(layer))] = partial(engine.answer, point=point)
     return runs
 
@@ -193,15 +201,15 @@ class _Measurements:
         times = [self.times[key] for key in self.times if key.kind == "baseline" and engine in (None, key.engine)]
         return min(times, key=lambda run: median(run.passes))
 
-    def row(self, key: RunKey, costs: LayerCostModel | None = None) -> BenchmarkRow:
-        """Return the row of a run; a baseline has no costs of layers."""
+    def row(self, key: RunKey, costs: LayerCostModel | None = None, reads_lexical: bool = False) -> BenchmarkRow:
+        """Return the row of a run; a baseline has no costs of layers, and reads no exit before the first layer."""
         times = self.times[key]
         logits, exits = _concatenate(self.answers[key])
         if key.kind == "point" and (point := self.points.get(key.engine, {}).get(key.name)):
             logits = at_label_thresholds(logits, point.label_thresholds)
         mean_exit = float(self.depth) if exits is None else exits.double().mean().item()
         speedup = SpeedupRange.of(self.fastest_baseline(key.engine), times)
-        ideal = None if costs is None else costs.ideal(self.depth, mean_exit)
+        ideal = None if costs is None or exits is None else costs.ideal(self.depth, exits, reads_lexical)
         return BenchmarkRow(
             batch_size=self.batch_size,
             engine=key.engine,

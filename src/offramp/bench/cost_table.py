@@ -42,7 +42,8 @@ def measure_costs(
     Every exit is timed itself, not estimated by a straight line through some: with token exit a layer costs less than
     the one before, and exits need not be equally far apart. A time is the median of the rounds. A deeper exit passes
     all shallower ones, so a median below the previous exit's is noise, and the higher one counts: the table errs on
-    the slow side. The embedding is the intercept of a straight line through all exits.
+    the slow side. The embedding is the intercept of a straight line through all exits behind a layer, less the time of
+    the exit before the first layer, if there is one.
 
     Exits are scored with the default policy; in torch other policies take up to a tenth of a millisecond an exit more
     or less, which matters for small encoders alone. A graph scores with its own.
@@ -66,7 +67,7 @@ def measure_costs(
     if min(batch_size, rounds) < 1 or not len(rows):
         raise InvalidInput(f"timing takes rows, batch_size and rounds, got {len(rows)}, {batch_size} and {rounds}")
     loaded, tokens = _tokens(model, rows, engine)
-    layers: list[int] = loaded.config.exit_layers
+    layers = loaded.layers
     if len(layers) == 1:
         raise InvalidInput("a model of one exit has nowhere to leave early")
     timed = _spread(tokens, max(TIMED, 4 * batch_size))
@@ -79,7 +80,8 @@ def measure_costs(
     )
     medians = {layer: 1000 / times[layer].per_second for layer in layers}
     ms = tuple(accumulate(medians.values(), max))
-    embed = min(max(LayerCostModel.through(medians).embed, 0.0), ms[0])
+    first = ms[1] - ms[0] if layers[0] == 0 else ms[0]  # of the first exit behind a layer
+    embed = min(max(LayerCostModel.through(medians).embed, 0.0), first)
     lengths = [len(row["input_ids"]) for row in timed if "input_ids" in row]
     mean = sum(lengths) / len(lengths) if lengths else None
     return CostTable(tuple(layers), ms, embed, loaded.name, min(batch_size, len(timed)), mean, _machine(loaded))

@@ -58,9 +58,9 @@ def benchmark_folder(
     """
     config = load_config(folder)
     refuse_images(folder, config)
-    if len(config.exit_layers) == 1:
-        raise InvalidInput(f"{folder}: a model of one exit has nowhere to leave early")
     loaded = _engines(folder, engines)
+    if all(len(engine.layers) == 1 for engine in loaded.values()):
+        raise InvalidInput(f"{folder}: a model of one exit has nowhere to leave early")
     points = {key: _points(key, engine, folder) for key, engine in loaded.items()}
     texts, labels = _texts(folder, source, columns, split, reading)
     indices = [number * len(texts) // min(rows, len(texts)) for number in range(min(rows, len(texts)))]

@@ -93,23 +93,44 @@ class SpeedupRange:
 
 @dataclass(frozen=True)
 class LayerCostModel:
-    """The time of a pass through k layers: embed + k block, in seconds."""
+    """The time of a pass through k layers: lexical + embed + k block, in seconds; lexical alone where k is 0.
+
+    Attributes:
+        embed: of the embedding.
+        block: of a layer.
+        lexical: of the lexical exit; 0 where there is none.
+    """
 
     embed: float
     block: float
+    lexical: float = 0.0
 
     @classmethod
     def through(cls, seconds: Mapping[int, float]) -> LayerCostModel:
-        """Fit seconds by depth in layers with least squares; two depths or more."""
-        depths = torch.tensor(list(seconds), dtype=torch.float64)
-        values = torch.tensor(list(seconds.values()), dtype=torch.float64)
+        """Fit seconds by depth in layers with least squares; two depths or more, 0 = those of the lexical exit."""
+        lexical = seconds.get(0, 0.0)
+        behind = {layer: value - lexical for layer, value in seconds.items() if layer}
+        if len(behind) == 1:  # nothing tells the embedding from the layers
+            ((depth, value),) = behind.items()
+            return cls(0.0, value / depth, lexical)
+        depths = torch.tensor(list(behind), dtype=torch.float64)
+        values = torch.tensor(list(behind.values()), dtype=torch.float64)
         apart = depths - depths.mean()
         block = ((apart @ values) / (apart @ apart)).item()
-        return cls(values.mean().item() - block * depths.mean().item(), block)
+        return cls(values.mean().item() - block * depths.mean().item(), block, lexical)
 
-    def ideal(self, depth: int, mean_exit: float) -> float:
-        """Return the speed-up over full depth if embedding and layers were the only costs."""
-        return (self.embed + depth * self.block) / (self.embed + mean_exit * self.block)
+    def ideal(self, depth: int, exit_layers: Tensor, reads_lexical: bool) -> float:
+        """Return the speed-up over full depth without exits if embedding, layers and lexical exit were the only costs.
+
+        Args:
+            depth: layers of the full model.
+            exit_layers: (N,) at which each row leaves; at layer 0 it takes the lexical exit alone.
+            reads_lexical: whether the rows run it.
+        """
+        embedded = (exit_layers > 0).double().mean().item()
+        mean_exit = exit_layers.double().mean().item()
+        cost = self.lexical * reads_lexical + self.embed * embedded + self.block * mean_exit
+        return (self.embed + depth * self.block) / cost
 
 
 def time_batches(

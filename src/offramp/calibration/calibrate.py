@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from offramp.calibration.label_thresholds import LabelThresholds
+from offramp.calibration.lexical_rows import warn_of_lexical_rows
 from offramp.calibration.outputs import PolicyOutputs, loosest, policy_outputs
 from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.evaluation.caveats import undefined
@@ -47,14 +48,15 @@ def calibrate(
         policy: a policy, its name, or its data form.
         target: the requirement.
         metric: a name of `offramp.evaluation.metrics.METRICS`; None = the problem's default.
-        cost: the time to each exit (`offramp.measure_costs`), for `latency_ms` and for nothing else.
+        cost: the time to each exit (`offramp.measure_costs`). `latency_ms` needs it; `speedup` is of these times, without
+            them of the trace's multiply-accumulates, without these of layers; other targets are measured with it.
         label_thresholds: for several labels, of the early answers and the full model's
             (`offramp.calibration.label_thresholds`); None = 0.5.
 
     Raises:
         CannotReach: no threshold meets the target; the message names the best.
         InvalidInput: no labels where they are needed; samples without a finite answer; a single exit; `latency_ms`
-            without a cost table, a table without it, or one of other exits.
+            without a cost table; a table of other exits.
         NotApplicable: policy, metric or target have no meaning for this kind of problem.
 
     Example:
@@ -64,12 +66,9 @@ def calibrate(
         >>> point.measured.speedup >= 2
         True
     """
-    if (target.kind == "latency_ms") != (cost is not None):
-        raise InvalidInput(
-            "a cost table is for the target latency_ms alone; leave out cost="
-            if cost
-            else "latency_ms needs the time to each exit: cost=offramp.measure_costs(folder, texts)"
-        )
+    if target.kind == "latency_ms" and cost is None:
+        raise InvalidInput("latency_ms needs the time to each exit: cost=offramp.measure_costs(folder, texts)")
+    warn_of_lexical_rows(trace)
     return point_for(policy_outputs(trace, policy, label_thresholds), target, metric, cost)
 
 
@@ -85,20 +84,32 @@ def point_for(
     elif target.kind == "agreement":
         agreed = sweep(outputs.scores, _agreement(outputs))
         threshold = loosest(agreed.thresholds, agreed.statistics[:, 0] >= value * len(trace) - 1e-9)
-    elif cost is None:  # the target is a speed-up
-        layers = sweep(outputs.scores, per_exit_constant(trace, trace.layer_numbers))
-        speedups = trace.layer_numbers[-1] * len(trace) / layers.statistics[:, 0]  # (K,) rises as thresholds fall
+    elif target.kind == "speedup":
+        costs = exit_costs(trace, cost)
+        swept = sweep(outputs.scores, costs.unsqueeze(-1))
+        speedups = costs[-1].sum() / swept.statistics[:, 0]  # (K,) rises as thresholds fall; inf where the cost is 0
         limit = f"{outputs.policy} cannot reach a speed-up of {value:g} here; the best is {speedups[-1]:.4g}"
-        threshold = strictest(layers.thresholds, speedups >= value * (1 - 1e-12), limit)
+        threshold = strictest(swept.thresholds, speedups >= value * (1 - 1e-12), limit)
     else:  # the target is latency_ms
-        cost.check(trace.layer_numbers)
-        times = sweep(outputs.scores, per_exit_constant(trace, cost.ms))
+        times = sweep(outputs.scores, exit_costs(trace, cost).unsqueeze(-1))
         means = times.statistics[:, 0] / len(trace)  # (K,) never rises as thresholds fall
         limit = f"{outputs.policy} cannot answer in {value:g} ms a sample here; the best is {means[-1]:.4g}"
         threshold = strictest(times.thresholds, means <= value * (1 + 1e-12), limit)
     if threshold is None:
         raise CannotReach("not even full depth holds the target")
     return outputs.point(threshold, {target.kind: value}, metric, cost)
+
+
+def exit_costs(trace: Trace, cost: CostTable | None) -> Tensor:
+    """Return the costs (L, N) of a trace's rows at each exit, in the unit of `Measured.speedup_of`.
+
+    Raises:
+        InvalidInput: a table of other exits.
+    """
+    if cost is None and trace.macs is not None:
+        return trace.macs.double()
+    values = trace.layer_numbers if cost is None else cost.select(trace.layer_numbers).ms
+    return per_exit_constant(trace, values).squeeze(-1)
 
 
 def strictest(thresholds: Tensor, fast_enough: Tensor, refusal: str) -> float:

@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 
 from offramp.calibration.bounds import betting, binomial, conformal, hoeffding_bentkus
+from offramp.calibration.exit_choice import ExitChoice
 from offramp.calibration.label_thresholds import LabelThresholds
+from offramp.calibration.lexical_rows import lexical_rows_text
 from offramp.calibration.outputs import PolicyOutputs, loosest, policy_outputs
 from offramp.errors import CannotReach, InvalidInput, NotApplicable, UnknownName
 from offramp.evaluation.sweep import Sweep, all_splits, sweep
@@ -52,6 +54,7 @@ def certify(
     delta: float = 0.05,
     method: str = DEFAULT_METHOD,
     label_thresholds: LabelThresholds | None = None,
+    exits: ExitChoice | None = None,
 ) -> OperatingPoint:
     """Choose the loosest threshold that provably keeps a risk low: one for all exits, with `lines` one for each.
 
@@ -74,6 +77,7 @@ def certify(
         delta: above 0, below 1.
         method: a name of METHODS.
         label_thresholds: for several labels, chosen on other rows; an answer is the labels above them. None = 0.5.
+        exits: those that the point reads, chosen on other rows (`offramp.calibration.exit_choice`); None = all.
 
     Returns:
         A point with a certificate. Where the rows do not suffice for any early exit its thresholds are "never", whose
@@ -83,7 +87,8 @@ def certify(
         NotApplicable: a regression, or a policy that has no meaning for this kind of problem.
         UnknownName: no such risk or method.
         InvalidInput: level or delta out of range; no labels where they are needed; samples without a finite answer; a
-            single exit; rows that the policy was fitted on, or that chose the label thresholds.
+            single exit; rows that the policy was fitted on, or that chose the label thresholds or the exits; more than
+            5 % of the rows fitted the exit before the first layer.
         CannotReach: the policy's own answers at full depth are not the full model's, and lose too much; or the full
             model is right nowhere.
 
@@ -93,8 +98,9 @@ def certify(
         'certified with 0.9 confidence: at most 20% of the rows answered otherwise than by the full model (...)'
     """
     policy = as_policy(policy)
+    refuse_fit_rows(trace, policy, label_thresholds, exits)
+    trace = trace if exits is None else trace.select(exits.layers)
     check_certifiable(trace, risk, level, delta, method)
-    refuse_fit_rows(trace, policy, label_thresholds)
     return certified_point(policy_outputs(trace, policy, label_thresholds), risk, level, delta, method)
 
 
@@ -147,10 +153,17 @@ def check_certifiable(trace: Trace, risk: str, level: float, delta: float, metho
             "certify counts wrong answers and a regression has none; calibrate(..., Target(max_drop=...)) chooses a "
             "threshold for it, without a guarantee"
         )
+    if text := lexical_rows_text(trace):
+        raise InvalidInput(f"{text}; certify on rows that were not trained on")
 
 
-def refuse_fit_rows(trace: Trace, policy: Policy, label_thresholds: LabelThresholds | None = None) -> None:
-    """Raise InvalidInput if the policy was fitted on rows of the trace, or the label thresholds were chosen on them.
+def refuse_fit_rows(
+    trace: Trace,
+    policy: Policy,
+    label_thresholds: LabelThresholds | None = None,
+    exits: ExitChoice | None = None,
+) -> None:
+    """Raise InvalidInput if rows of the trace fitted the policy, or chose the label thresholds or the exits.
 
     Rows are known by their hashes, and equal texts have equal hashes. So this is for rows of unknown origin: halves of
     independent rows may share texts, and certify all the same.
@@ -158,6 +171,8 @@ def refuse_fit_rows(trace: Trace, policy: Policy, label_thresholds: LabelThresho
     fitted_on = {"the policy was fitted on": _fitted_on(policy_to_dict(policy))}
     if label_thresholds is not None:
         fitted_on["the label thresholds were chosen on"] = set(label_thresholds.fitted_on)
+    if exits is not None:
+        fitted_on["the exits that are read were chosen on"] = set(exits.fitted_on)
     rows = set(row_hashes(trace)) if any(fitted_on.values()) else set()
     for words, hashes in fitted_on.items():
         if fit_rows := hashes & rows:

@@ -2,7 +2,7 @@
 
 All rungs have one policy and one number each (with `lines` it means a threshold at each exit), so a lower rung has
 looser thresholds, and no sample exits later there. A name is the target, whatever the data: "keep-99" keeps 99 % of the
-full model's score, "2x" runs half of the layers.
+full model's score, "2x" takes half of its cost (`Measured.speedup`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from offramp.calibration.calibrate import point_for
 from offramp.calibration.certify import certified_point, check_certifiable, refuse_fit_rows
 from offramp.calibration.label_thresholds import LabelThresholds
+from offramp.calibration.lexical_rows import warn_of_lexical_rows
 from offramp.calibration.outputs import PolicyOutputs, policy_outputs
 from offramp.errors import CannotReach
 from offramp.policies.base import Policy
@@ -37,10 +38,11 @@ def ladder(
     delta: float | None = None,
     label_thresholds: LabelThresholds | None = None,
 ) -> dict[str, OperatingPoint]:
-    """Choose operating points by name (LADDER_NAMES), each with a lower mean exit than the one before.
+    """Choose operating points by name (LADDER_NAMES), each with a lower mean cost than the one before.
 
-    A rung that is no faster than one before it is left out, as is one that cannot be reached; the log names them. Where
-    "keep-99" runs fewer than half of the layers, "2x" comes before it. The policy runs over the trace once.
+    Costs are multiply-accumulates where the trace has them, else layers. A rung that is no faster than one before it is
+    left out, as is one that cannot be reached; the log names them. Where "keep-99" takes less than half of the cost,
+    "2x" comes before it. The policy runs over the trace once.
 
     With `delta` the rungs of DROPS are certified (`offramp.certify`, risk "drop"), each at delta / 3. Each alone would
     hold at the full delta: its thresholds are tested in a fixed order. But rungs have their own levels and fail at
@@ -78,6 +80,8 @@ def ladder_points(outputs: PolicyOutputs, metric: str | None, delta: float | Non
     share = None if delta is None else delta / len(DROPS)
     if share is not None:
         check_certifiable(outputs.trace, "drop", min(DROPS.values()), share)
+    else:
+        warn_of_lexical_rows(outputs.trace)
     for name in (*DROPS, *SPEEDUPS):
         try:
             if name in SPEEDUPS:
@@ -92,18 +96,18 @@ def ladder_points(outputs: PolicyOutputs, metric: str | None, delta: float | Non
 
 
 def _falling(points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:
-    """Return the points by falling mean exit, without those that are no faster than one before them."""
+    """Return the points by falling mean cost, without those that are no faster than one before them."""
     rungs: dict[str, OperatingPoint] = {}
-    last = math.inf
-    for name in sorted(points, key=lambda name: -_mean_exit(points[name])):  # equal ones stay in order
-        if rungs and _mean_exit(points[name]) >= last:
+    last = 0.0
+    for name in sorted(points, key=lambda name: _speedup(points[name])):  # equal ones stay in order
+        if rungs and _speedup(points[name]) <= last:
             certificate = points[name].certificate
             reason = f" ({certificate.note})" if certificate and certificate.note else ""
             log.info("without %s: no faster than %s%s", name, next(reversed(rungs)), reason)
             continue
-        rungs[name], last = points[name], _mean_exit(points[name])
+        rungs[name], last = points[name], _speedup(points[name])
     return rungs
 
 
-def _mean_exit(point: OperatingPoint) -> float:
-    return math.inf if point.measured is None else point.measured.mean_exit
+def _speedup(point: OperatingPoint) -> float:
+    return 0.0 if point.measured is None else point.measured.speedup

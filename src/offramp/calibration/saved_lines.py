@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.calibration.lexical_rows import MOST_SHARED
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.policies.fitting import fit_lines
 from offramp.policies.registry import POLICIES
@@ -28,8 +29,6 @@ LINES_FILE = "lines.json"
 LINES_FORMAT = 1
 FIT_ROWS = 500
 """Rows that training fits the lines on, at most."""
-MOST_SHARED = 0.05
-"""Share of the rows with texts that the lines were fitted on: texts recur by chance, more of them were trained on."""
 
 
 @dataclass(frozen=True)

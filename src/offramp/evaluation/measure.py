@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from offramp.errors import NotApplicable
+from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluation.metrics import metric_for, score
 from offramp.policies.base import Policy
 from offramp.policies.decision import refuse_broken
@@ -57,11 +58,26 @@ def measure_answers(
         agreement = (predictions(early) == predictions(full)).all(dim=-1).double().mean().item()
     depth, mean_exit = trace.layer_numbers[-1], answers.exit_layers.double().mean().item()
     measured = Measured(name, early_score, full_score, agreement, mean_exit, depth, len(trace), trace.provenance)
+    if trace.macs is not None:
+        macs, full_macs = (mean_macs(trace, layers) for layers in (answers.exit_layers, torch.tensor(depth)))
+        measured = replace(measured, macs=macs, full_macs=full_macs)
     if cost is None:
         return measured
-    cost.check(trace.layer_numbers)
-    provenance = {**trace.provenance, "timed": cost.describe()}
-    return replace(measured, provenance=provenance, expected_ms=cost.mean_ms(answers.exit_layers))
+    table = cost.select(trace.layer_numbers)
+    times = {"expected_ms": table.mean_ms(answers.exit_layers), "full_ms": table.ms[-1]}
+    return replace(measured, provenance={**trace.provenance, "timed": cost.describe()}, **times)
+
+
+def mean_macs(trace: Trace, exit_layers: Tensor) -> float:
+    """Return the mean multiply-accumulates of a trace's rows that leave at these layers, (N,) or one for all.
+
+    Raises:
+        InvalidInput: the trace has no multiply-accumulates.
+    """
+    if trace.macs is None or trace.layers is None:
+        raise InvalidInput("this needs the multiply-accumulates of each exit, and the trace has none")
+    exits = torch.searchsorted(trace.layers, exit_layers).expand(1, len(trace))
+    return trace.macs.gather(0, exits).double().mean().item()
 
 
 def finite_rows(trace: Trace) -> Tensor:

@@ -2,8 +2,13 @@
 
 A layer with n_in tokens before attention and n_ff before its feed-forward half takes 4 n_in D^2 + 2 n_in^2 D +
 2 n_ff D D_ff (MPEE, section 2, where both are N). Added are every exit on the way, with its pooling, pooler and gate,
-and the bypass; with token exit the first token's attention and the fusion of the tokens that leave. Left out are the
-embedding, which no exit saves, and all but matrix products: norms, activations, softmax, biases, policies.
+and the bypass; with token exit the first token's attention and the fusion of the tokens that leave. Left out are all
+but matrix products: look-ups in tables, norms, activations, softmax, biases, policies.
+
+`encoder_macs` counts layers and their exits, as papers do. `macs`, for costs, adds what comes before the first layer:
+the lexical exit, which takes R + 1 for each n-gram, its weights and its norm, n n_in of them, and R C where its R
+columns are fewer than the C outputs; and the projection of an embedding that is narrower than the layers (ALBERT,
+ELECTRA), E D for each token, which samples that leave at the lexical exit do not take.
 
 Differs from the authors' code, which calls these FLOPs (they are half of them), counts one attention too many where a
 sample exits early, and omits the fusion token in the layer that makes it and all heads. Lengths are the true ones;
@@ -23,8 +28,12 @@ from offramp.model.backbones.registry import load_backbone
 from offramp.model.bypass import Bypass
 from offramp.model.config import MultiExitConfig
 from offramp.model.heads import NARROW, PLAIN
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.token_exit.config import TokenExit
 from offramp.model.token_exit.selection import remaining_count
+
+RELATIVE = ("mpnet",)
+"""Families with the same layers but for relative positions, which are sums and no products."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,32 @@ def lengths(setting: TokenExit | None, layer: int, tokens: Tensor) -> Lengths:
     return Lengths(tokens, 1 + stay + fusion)
 
 
-def macs(config: MultiExitConfig, tokens: Tensor | Sequence[int], *, padded: int | None = None) -> Tensor:
-    """Return MACs (L, N) in float64 of samples that leave at each exit, with all exits before it.
+def macs(
+    config: MultiExitConfig, tokens: Tensor | Sequence[int], exit_layers: Sequence[int] | None = None
+) -> Tensor:
+    """Return MACs (L, N) in float64 of samples that leave at each exit, with all that is read before it.
+
+    Args:
+        config: the model's.
+        tokens: (N,) real tokens of each sample, the first one counted (`Trace.tokens`).
+        exit_layers: the layers whose exits are read, 0 = the lexical exit; the others take nothing, the layers that
+            lead to them all the same. None = all that the model has.
+
+    Raises:
+        InvalidInput: samples without tokens; layers at which the model has no exit.
+        UnsupportedBackbone: an encoder whose layers have other formulas.
+    """
+    counts = _counts(tokens, None)
+    read = config.layers if exit_layers is None else list(exit_layers)
+    if missing := sorted(set(read) - set(config.layers)):
+        raise InvalidInput(f"the model has no exits at layers {missing}; it has them at {config.layers}")
+    lexical = _lexical(config, counts) if 0 in read else torch.zeros(len(counts), dtype=torch.float64)
+    encoder = lexical + _embedding(config, counts) + _encoder(config, counts, [layer for layer in read if layer])
+    return torch.cat((lexical[None], encoder)) if 0 in read else encoder
+
+
+def encoder_macs(config: MultiExitConfig, tokens: Tensor | Sequence[int], *, padded: int | None = None) -> Tensor:
+    """Return MACs (L, N) in float64 of the layers up to each exit behind one, with all these exits before it.
 
     Args:
         config: the model's.
@@ -57,14 +90,18 @@ def macs(config: MultiExitConfig, tokens: Tensor | Sequence[int], *, padded: int
         InvalidInput: samples without tokens, or longer than `padded`.
         UnsupportedBackbone: an encoder whose layers have other formulas.
     """
-    counts = _counts(tokens, padded)
+    return _encoder(config, _counts(tokens, padded), config.exit_layers)
+
+
+def _encoder(config: MultiExitConfig, counts: Tensor, read: Sequence[int]) -> Tensor:
+    """Return MACs (len(read), N) of samples with `counts` (N,) tokens that leave at the exits behind these layers."""
     setting = None if config.token_exit is None else TokenExit(**config.token_exit)
     total, at_exits = torch.zeros(len(counts), dtype=torch.float64), []
     for layer in range(1, config.backbone.num_hidden_layers + 1):
         tokens_in = lengths(setting, layer, counts)
         total = total + _layer(config, tokens_in) + _selection(config, setting, layer, tokens_in)
         counts = tokens_in.feed_forward
-        if layer in config.exit_layers:
+        if layer in read:
             exit = config.exit_layers.index(layer)
             total = total + _exit(config, exit, counts) + _bypass(config, exit, tokens_in)
             at_exits.append(total)
@@ -75,15 +112,15 @@ def plain_macs(config: MultiExitConfig, tokens: Tensor | Sequence[int], *, padde
     """Return MACs (N,) of the same encoder without early exit: all layers, all tokens, the last exit's head alone.
 
     Args:
-        config: see `macs`.
-        tokens: see `macs`.
-        padded: see `macs`.
+        config: see `encoder_macs`.
+        tokens: see `encoder_macs`.
+        padded: see `encoder_macs`.
     """
     depth = config.backbone.num_hidden_layers
     plain = MultiExitConfig(
         config.backbone, config.head, config.pooling, [depth], own_head=config.own_head, num_labels=config.num_labels
     )
-    return macs(plain, tokens, padded=padded)[0]
+    return encoder_macs(plain, tokens, padded=padded)[0]
 
 
 def macs_ratio(
@@ -94,13 +131,13 @@ def macs_ratio(
     MPEE's tables print this ratio; the equation itself is its inverse.
 
     Args:
-        config: see `macs`.
-        tokens: see `macs`.
+        config: see `encoder_macs`; of a model without a lexical exit, which papers do not have.
+        tokens: see `encoder_macs`.
         exit_layers: (N,) the layer at which each sample exited (`Answers.exit_layers`).
-        padded: see `macs`.
+        padded: see `encoder_macs`.
     """
     exits = torch.searchsorted(torch.tensor(config.exit_layers), exit_layers.cpu())  # (N,)
-    run = macs(config, tokens, padded=padded).gather(0, exits.unsqueeze(0))
+    run = encoder_macs(config, tokens, padded=padded).gather(0, exits.unsqueeze(0))
     return (plain_macs(config, tokens, padded=padded).sum() / run.sum()).item()
 
 
@@ -115,9 +152,24 @@ def _counts(tokens: Tensor | Sequence[int], padded: int | None) -> Tensor:
     return torch.full_like(counts, padded)
 
 
+def _lexical(config: MultiExitConfig, counts: Tensor) -> Tensor:
+    """Return MACs (N,) of the lexical exit, on samples with `counts` (N,) tokens."""
+    setting = LexicalExit(**config.lexical).resolved(config.num_labels, config.vocab_size)
+    rank, outputs = int(setting.rank or 0), int(config.num_labels)
+    return counts.double() * setting.ngrams * (rank + 1) + rank * outputs * (rank < outputs)
+
+
+def _embedding(config: MultiExitConfig, counts: Tensor) -> Tensor:
+    """Return MACs (N,) of the map from the embedding's width to that of the layers; 0 where the two are one."""
+    backbone = config.backbone
+    narrow: int = getattr(backbone, "embedding_size", backbone.hidden_size)
+    is_mapped = narrow != backbone.hidden_size or backbone.model_type == "albert"
+    return counts.double() * narrow * backbone.hidden_size * is_mapped
+
+
 def _layer(config: MultiExitConfig, tokens_in: Lengths) -> Tensor:
     backbone = config.backbone
-    if not load_backbone(backbone.model_type).absolute_positions:
+    if not (load_backbone(backbone.model_type).absolute_positions or backbone.model_type in RELATIVE):
         raise UnsupportedBackbone(f"the cost formulas are not for the layers of {backbone.model_type}")
     width: int = backbone.hidden_size
     wide: int = backbone.hidden_dim if backbone.model_type == "distilbert" else backbone.intermediate_size

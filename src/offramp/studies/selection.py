@@ -19,7 +19,7 @@ from offramp.calibration.certify import losses
 from offramp.errors import InvalidInput
 from offramp.evaluation.metrics import layerwise, metric_for, score
 from offramp.evaluation.sweep import sweep
-from offramp.model.flops import macs, plain_macs
+from offramp.model.flops import encoder_macs, plain_macs
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import finite_outputs, replay, run_policy
 from offramp.studies.spec import Budget, LayersSaved, MacsReduced, SpeedupBetween
@@ -153,7 +153,7 @@ def split_traces(trained: Trained, plain: Trained, metrics: tuple[str | None, ..
     def split(trace: Trace) -> EvaluationSplit:
         if not with_macs or trace.tokens is None:
             return EvaluationSplit(trace, depth, metrics)
-        costs = macs(trained.config, trace.tokens), plain_macs(plain.config, trace.tokens)
+        costs = encoder_macs(trained.config, trace.tokens), plain_macs(plain.config, trace.tokens)
         return EvaluationSplit(trace, depth, metrics, *costs)
 
     traces = trained.traces

@@ -8,7 +8,7 @@ import os
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,9 +28,10 @@ class CostTable:
     take longer: they get smaller as samples leave, and a layer costs more a sample in a smaller batch.
 
     Attributes:
-        layers: (L,) the layer number of each exit.
-        ms: (L,) mean time of a sample, from its tokens to its answer; it never falls.
-        embed_ms: the part of it that no exit saves, from 0 to ms[0].
+        layers: (L,) the layer number of each exit; 0 = before the first layer.
+        ms: (L,) mean time of a sample, from its tokens to its answer, with all exits before it; it never falls.
+        embed_ms: the part of it that no exit behind a layer saves, from 0 up to the first of these times; samples that
+            leave at layer 0 take ms[0] and no part of it.
         engine: the engine that ran the model, with its precision.
         batch_size: rows at once.
         tokens: mean real tokens of a sample; None = images.
@@ -56,10 +57,12 @@ class CostTable:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
         object.__setattr__(self, "ms", tuple(float(value) for value in self.ms))
-        if not self.layers or self.layers[0] < 1 or any(one >= other for one, other in pairwise(self.layers)):
+        if not self.layers or self.layers[0] < 0 or any(one >= other for one, other in pairwise(self.layers)):
             raise InvalidInput(f"layers must be increasing layer numbers, got {self.layers}")
-        times = (0.0, self.embed_ms, *self.ms)
-        if len(self.ms) != len(self.layers) or not all(one <= other < math.inf for one, other in pairwise(times)):
+        before = self.ms[0] if self.layers[0] == 0 and len(self.ms) > 1 else 0.0  # of samples that go on to layer 1
+        embedded = [before + self.embed_ms, *self.ms[1:]] if before else [self.embed_ms, *self.ms]
+        falls = not all(one <= other < math.inf for times in ((0.0, *self.ms), embedded) for one, other in pairwise(times))
+        if len(self.ms) != len(self.layers) or falls or not self.embed_ms >= 0:
             raise InvalidInput(
                 f"ms must be {len(self.layers)} times that never fall, from embed_ms {self.embed_ms} up, got {self.ms}"
             )
@@ -73,13 +76,22 @@ class CostTable:
         return total / counts.total()
 
     def check(self, layers: Sequence[int]) -> None:
-        """Refuse a model with other exits.
+        """Refuse exits that are not timed.
 
         Raises:
-            InvalidInput: its exits lie at other layers than the table's.
+            InvalidInput: exits at other layers than the table's, or without the table's last one.
         """
-        if tuple(layers) != self.layers:
+        if not set(layers) <= set(self.layers) or layers[-1] != self.layers[-1]:
             raise InvalidInput(f"the cost table is of exits at layers {self.layers}, these lie at {tuple(layers)}")
+
+    def select(self, layers: Sequence[int]) -> CostTable:
+        """Return the table of some exits, for a point that reads no others; the times stay those with all exits.
+
+        Raises:
+            InvalidInput: as `check`.
+        """
+        self.check(layers)
+        return replace(self, layers=tuple(layers), ms=tuple(self.ms[self.layers.index(layer)] for layer in layers))
 
     def describe(self) -> str:
         """Return what was timed, in one line."""

@@ -34,7 +34,8 @@ class Target:
 
     Attributes:
         max_drop: keep at least (1 - max_drop) of the full model's score, 0..1.
-        speedup: layers of the full model over mean exit layer, at least 1.
+        speedup: mean cost at full depth over mean cost at the point, at least 1; by a cost table where there is one,
+            else in multiply-accumulates where the trace has them, else in layers (see `Measured.speedup_of`).
         agreement: share of samples that get the full model's answer, 0..1.
         latency_ms: mean time of a sample in milliseconds, above 0 (see `offramp.types.cost_table`).
 
@@ -95,6 +96,9 @@ class Measured:
         provenance: the data and the engine (see `Trace.provenance`); "timed": what the cost table was measured with.
             In JSON its key is "about".
         expected_ms: mean time of a sample by a cost table, in milliseconds; None where there was no table.
+        full_ms: likewise at full depth.
+        macs: mean multiply-accumulates of a sample; None where the trace has none (see `Trace.macs`).
+        full_macs: likewise at full depth.
     """
 
     metric: str | None
@@ -106,26 +110,50 @@ class Measured:
     rows: int
     provenance: Mapping[str, str] = field(default_factory=dict)
     expected_ms: float | None = None
+    full_ms: float | None = None
+    macs: float | None = None
+    full_macs: float | None = None
 
     @property
     def speedup(self) -> float:
-        """Return the layers of the full model over the mean exit layer."""
-        return self.depth / self.mean_exit
+        """Return the mean cost at full depth over the mean cost here; inf where that is 0 (see `speedup_of`)."""
+        _, full, mean = self._costs()
+        return full / mean if mean > 0 else math.inf
+
+    @property
+    def speedup_of(self) -> str:
+        """Return the unit of the costs that `speedup` compares: "milliseconds", "multiply-accumulates" or "layers".
+
+        The first of them that is known at both depths. Points saved without costs compare layers.
+        """
+        return self._costs()[0]
 
     @property
     def saving(self) -> float:
         """Return the share of the layers that did not run (PCEE-BERT eq. 4)."""
         return 1 - self.mean_exit / self.depth
 
+    def _costs(self) -> tuple[str, float, float]:
+        """Return the unit of the costs, the mean cost at full depth and the mean cost here."""
+        if self.expected_ms is not None and self.full_ms is not None:
+            return "milliseconds", self.full_ms, self.expected_ms
+        if self.macs is not None and self.full_macs is not None:
+            return "multiply-accumulates", self.full_macs, self.macs
+        return "layers", self.depth, self.mean_exit
+
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; `provenance` has the key "about"."""
-        return {"about" if name == "provenance" else name: value for name, value in asdict(self).items()}
+        """Return plain data; `provenance` has the key "about". Costs that are not known have no key."""
+        data = {"about" if name == "provenance" else name: value for name, value in asdict(self).items()}
+        return {name: value for name, value in data.items() if value is not None or name not in COSTS}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Measured:
         """Read the data that `to_json` returns."""
         return cls(**{"provenance" if name == "about" else name: value for name, value in data.items()})
 
+
+COSTS = ("full_ms", "macs", "full_macs")
+"""Fields of `Measured` that points of earlier versions do not have."""
 
 RISKS = {
     "quality": "the rows answered wrong where the full model is right",

@@ -197,6 +197,9 @@ MEASURED: dict[str, Rule] = {
         value, where
     ),
     "expected_ms": _optional(_number),
+    "full_ms": _optional(_number),
+    "macs": _optional(_number),
+    "full_macs": _optional(_number),
 }
 CERTIFICATE: dict[str, Rule] = {
     "risk": _text,
@@ -221,7 +224,7 @@ POINT: dict[str, Rule] = {
     "policy": _policy,
     "thresholds": _list('a list of numbers or "never"', _threshold),
     "target": _optional(_object(TARGET, set())),
-    "measured": _optional(_object(MEASURED, set(MEASURED) - {"about", "expected_ms"})),
+    "measured": _optional(_object(MEASURED, set(MEASURED) - {"about", "expected_ms", "full_ms", "macs", "full_macs"})),
     "certificate": _optional(_object(CERTIFICATE, set(CERTIFICATE) - {"weights", "note"})),
     "label_thresholds": _optional(
         _list(
