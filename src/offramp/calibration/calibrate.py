@@ -48,8 +48,8 @@ def calibrate(
         policy: a policy, its name, or its data form.
         target: the requirement.
         metric: a name of `offramp.evaluation.metrics.METRICS`; None = the problem's default.
-        cost: the time to each exit (`offramp.measure_costs`). `latency_ms` needs it; `speedup` is of these times, without
-            them of the trace's multiply-accumulates, without these of layers; other targets are measured with it.
+        cost: the time to each exit (`offramp.measure_costs`). `latency_ms` needs it; `speedup` is of these times, else
+            of the trace's multiply-accumulates, else of layers; with other targets it is only measured.
         label_thresholds: for several labels, of the early answers and the full model's
             (`offramp.calibration.label_thresholds`); None = 0.5.
 

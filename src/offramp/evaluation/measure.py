@@ -64,8 +64,9 @@ def measure_answers(
     if cost is None:
         return measured
     table = cost.select(trace.layer_numbers)
-    times = {"expected_ms": table.mean_ms(answers.exit_layers), "full_ms": table.ms[-1]}
-    return replace(measured, provenance={**trace.provenance, "timed": cost.describe()}, **times)
+    provenance = {**trace.provenance, "timed": cost.describe()}
+    expected_ms = table.mean_ms(answers.exit_layers)
+    return replace(measured, provenance=provenance, expected_ms=expected_ms, full_ms=table.ms[-1])
 
 
 def mean_macs(trace: Trace, exit_layers: Tensor) -> float:

@@ -54,9 +54,7 @@ def lengths(setting: TokenExit | None, layer: int, tokens: Tensor) -> Lengths:
     return Lengths(tokens, 1 + stay + fusion)
 
 
-def macs(
-    config: MultiExitConfig, tokens: Tensor | Sequence[int], exit_layers: Sequence[int] | None = None
-) -> Tensor:
+def macs(config: MultiExitConfig, tokens: Tensor | Sequence[int], exit_layers: Sequence[int] | None = None) -> Tensor:
     """Return MACs (L, N) in float64 of samples that leave at each exit, with all that is read before it.
 
     Args:
@@ -154,7 +152,7 @@ def _counts(tokens: Tensor | Sequence[int], padded: int | None) -> Tensor:
 
 def _lexical(config: MultiExitConfig, counts: Tensor) -> Tensor:
     """Return MACs (N,) of the lexical exit, on samples with `counts` (N,) tokens."""
-    setting = LexicalExit(**config.lexical).resolved(config.num_labels, config.vocab_size)
+    setting = LexicalExit(**(config.lexical or {})).resolved(config.num_labels, config.vocab_size)
     rank, outputs = int(setting.rank or 0), int(config.num_labels)
     return counts.double() * setting.ngrams * (rank + 1) + rank * outputs * (rank < outputs)
 
@@ -162,9 +160,9 @@ def _lexical(config: MultiExitConfig, counts: Tensor) -> Tensor:
 def _embedding(config: MultiExitConfig, counts: Tensor) -> Tensor:
     """Return MACs (N,) of the map from the embedding's width to that of the layers; 0 where the two are one."""
     backbone = config.backbone
-    narrow: int = getattr(backbone, "embedding_size", backbone.hidden_size)
-    is_mapped = narrow != backbone.hidden_size or backbone.model_type == "albert"
-    return counts.double() * narrow * backbone.hidden_size * is_mapped
+    width: int = backbone.hidden_size
+    narrow: int = getattr(backbone, "embedding_size", width)
+    return counts.double() * narrow * width * (narrow != width or backbone.model_type == "albert")
 
 
 def _layer(config: MultiExitConfig, tokens_in: Lengths) -> Tensor:

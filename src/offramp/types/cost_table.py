@@ -61,7 +61,9 @@ class CostTable:
             raise InvalidInput(f"layers must be increasing layer numbers, got {self.layers}")
         before = self.ms[0] if self.layers[0] == 0 and len(self.ms) > 1 else 0.0  # of samples that go on to layer 1
         embedded = [before + self.embed_ms, *self.ms[1:]] if before else [self.embed_ms, *self.ms]
-        falls = not all(one <= other < math.inf for times in ((0.0, *self.ms), embedded) for one, other in pairwise(times))
+        falls = not all(
+            one <= other < math.inf for times in ((0.0, *self.ms), embedded) for one, other in pairwise(times)
+        )
         if len(self.ms) != len(self.layers) or falls or not self.embed_ms >= 0:
             raise InvalidInput(
                 f"ms must be {len(self.layers)} times that never fall, from embed_ms {self.embed_ms} up, got {self.ms}"

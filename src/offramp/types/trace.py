@@ -215,9 +215,9 @@ def row_hashes(trace: Trace) -> tuple[str, ...]:
     """Return a hash for each row, N of them: the first 8 bytes, in hex, of the SHA-256 of its logits (L, C).
 
     The logits are those of the exits behind a layer, so that an exit before the first layer, added later or not read,
-    changes no hash. Labels are not in it, so a row has the same hash with and without them. The logits are rounded to `DECIMALS`:
-    recorded in another batch nearly every row keeps its hash, but not every one (in int8 fewer). Equal texts have equal
-    hashes.
+    changes no hash. Labels are not in it, so a row has the same hash with and without them. The logits are rounded to
+    `DECIMALS`: recorded in another batch nearly every row keeps its hash, but not every one (in int8 fewer). Equal
+    texts have equal hashes.
     """
     behind = trace.select([layer for layer in trace.layer_numbers if layer] or trace.layer_numbers)
     rounded = behind.logits.double().round(decimals=DECIMALS) + 0.0  # (L, N, C); -0 becomes 0

@@ -242,9 +242,9 @@ def _certificate_mismatch(trace: Trace, point: OperatingPoint) -> str:
 
 def mean_times(comparison: Comparison, cost: CostTable) -> dict[str, Tensor]:
     """Return a row's mean time in milliseconds, (K,) at the thresholds of each policy's band."""
-    times = {}
+    times, ms = {}, cost.select(comparison.trace.layer_numbers).ms
     for name, policy in comparison.policies.items():
-        swept = sweep(scores(policy, comparison.trace), per_exit_constant(comparison.trace, cost.ms))
+        swept = sweep(scores(policy, comparison.trace), per_exit_constant(comparison.trace, ms))
         index = torch.searchsorted(-swept.thresholds, -comparison.bands[name].thresholds)  # (K,) both fall
         times[name] = swept.statistics[index, 0] / len(comparison.trace)
     return times
