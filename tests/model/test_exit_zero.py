@@ -187,5 +187,5 @@ def test_a_fitted_one_goes_on_where_its_form_is_the_same(caplog: pytest.LogCaptu
     assert len(other.lexical_exit.fitted_rows) == 0
     assert caplog.messages == [
         "the exits go on from their weights; but the exit before the first layer is left out",
-        "the exits go on from their weights; but the exit before the first layer is not fitted",
+        "the exits go on from their weights; but the exit before the first layer starts anew",
     ]

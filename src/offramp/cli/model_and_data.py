@@ -66,9 +66,30 @@ def fine_tuned_with_data(
     return model, data, read_for(model.config, validation_source, columns, "validation", reading)
 
 
+def finished_model(start: str) -> Any:
+    """Return a model with exits, in the precision that it was saved in; None for another encoder.
+
+    An adapter of PEFT is merged into its base model.
+    """
+    from transformers import AutoConfig
+
+    from offramp.model.adapters import adapter_settings
+    from offramp.model.config import MultiExitConfig
+    from offramp.model.hub import from_pretrained_or_raise, load_encoder
+    from offramp.model.loading import load_model
+    from offramp.model.reuse import has_exits
+
+    if adapter_settings(start) is not None:
+        model = load_encoder(start)
+        return model if has_exits(model) else None
+    config = from_pretrained_or_raise(AutoConfig, start)
+    return load_model(start) if isinstance(config, MultiExitConfig) else None
+
+
 def _exits(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the exits as arguments of `from_backbone`."""
     from offramp.model.bypass import Bypass
+    from offramp.model.lexical.config import LexicalExit
     from offramp.model.token_exit.config import TokenExit
 
     layer_list, rank, keep_list = options["exit_layers"], options["bypass_rank"], options["token_exit"]
@@ -86,4 +107,5 @@ def _exits(options: Mapping[str, Any]) -> dict[str, Any]:
         "bypass": Bypass(rank=rank) if rank else None,
         "token_exit": TokenExit(keep_ratio=keep) if keep else None,
         "exit_layers": layers,
+        "lexical": None if options["lexical"] is False else LexicalExit(),
     }

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from offramp.cli.model_and_data import fine_tuned_with_data, new_with_data
+from offramp.cli.model_and_data import fine_tuned_with_data, finished_model, new_with_data
 from offramp.cli.options import (
     FOLDER,
     SCORE,
     Command,
     class_names,
     column_options,
+    columns_of,
     json_option,
     learning_options,
     metric_option,
+    reading_of,
     reading_options,
     silence_transformers,
 )
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
     from offramp.types.operating_point import OperatingPoint
     from offramp.types.trace import Trace
 
+FORM_OF_EXITS = ("layers", "head", "pooling", "exit_layers", "certainty", "memory", "bypass_rank", "token_exit")
+RECIPE = ("objective", "class_weights", "epochs", "batch_size", "learning_rate", "bf16", "max_length")
 HEADS = ("linear", "shared_pooler", "pooler", "attention")  # offramp.model.heads has them, with torch
 
 
@@ -40,6 +47,8 @@ def exit_options(command: Command) -> Command:
     """Add the options of the exits and of their objective."""
     rank = click.option("--bypass-rank", type=click.IntRange(min=1), help="Give exits bypasses of this rank (BADGE).")
     keep = "Share of the tokens that these layers keep (MPEE)."
+    lexical = "An exit before the first layer, a linear classifier on n-grams; with --freeze on a model with exits, "
+    lexical += "--lexical fits this one alone.  [default: on]"
     balance = "Let rare classes count as much as frequent ones, by weights N / (classes x rows of the class)."
     for option in (
         click.option("--token-exit", metavar="2:0.7,4:0.7", help=keep),
@@ -54,6 +63,7 @@ def exit_options(command: Command) -> Command:
             "--exit-layers", metavar="2,4,6", help="Layers with an exit, the last among them.  [default: all]"
         ),
         click.option("--head", type=click.Choice(HEADS), default="linear", show_default=True),
+        click.option("--lexical/--no-lexical", default=None, help=lexical),
         click.option("--freeze", is_flag=True, help="Keep a fine-tuned model as it is; only the early exits learn."),
         click.option("--class-weights", type=click.Choice(["balanced"]), help=balance),
         click.option("--objective", type=click.Choice(sorted(OBJECTIVES)), default="weighted", show_default=True),
@@ -104,14 +114,8 @@ def train(
     train_source: str,
     validation_source: str,
     output: Path,
-    backbone: str | None,
     max_drop: float,
     metric: str | None,
-    max_length: int | None,
-    objective: str,
-    class_weights: str | None,
-    freeze: bool,
-    resume: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -124,40 +128,64 @@ def train(
     offramp train --train train.csv --validation dev.csv --metric f1 --class-weights balanced -o model
     offramp train --train a.csv --validation b.csv --task multi-label --label-column rude --label-column threat -o model
     offramp train --train train.csv --validation dev.csv --backbone FINE_TUNED --objective two-stage --freeze -o model
+    offramp train --train train.csv --validation dev.csv --backbone WITH_EXITS --freeze --lexical -o model
     """
-    if _is_finished(output, resume):
+    if _is_finished(output, options["resume"]):
         return
     silence_transformers()
     from torch import distributed
+
+    from offramp.inference.record import record as record_trace
+    from offramp.model.default_encoder import default_encoder
+    from offramp.training.fit import remove_checkpoints
+
+    # 1) training
+    options["backbone"] = options["backbone"] or default_encoder()
+    sources = train_source, validation_source
+    finished = finished_model(options["backbone"]) if options["freeze"] and options["lexical"] else None
+    if finished is None:
+        data, held_out = _train_exits(*sources, output, metric, options)
+    else:
+        data, held_out = _fit_lexical_exit(finished, *sources, output, metric, options)
+    if distributed.is_initialized() and distributed.get_rank() > 0:  # another process of torchrun
+        return
+    # 2) the default operating point, and lines for a certificate to come
+    _save_lines(output, data)
+    trace = record_trace(output, held_out)
+    trace = replace(trace, provenance={**trace.provenance, "data": Path(validation_source).name})
+    points = _add_default_point(output, trace, max_drop, metric)
+    remove_checkpoints(output)
+    print_scores(as_json, trace, points, metric, names=class_names(output))
+
+
+def _train_exits(
+    train_source: str, validation_source: str, output: Path, metric: str | None, options: Mapping[str, Any]
+) -> tuple[Examples, Examples]:
+    """Train a model and save it; return the data to train on and the data to validate on."""
     from transformers import set_seed
 
     from offramp.evaluation.metrics import check_metric
-    from offramp.inference.record import record as record_trace
-    from offramp.model.default_encoder import default_encoder
     from offramp.model.hub import load_tokenizer
-    from offramp.training.fit import fit, remove_checkpoints
+    from offramp.training.fit import fit
     from offramp.training.objectives.registry import load_objective
 
-    # 1) data and model
-    objective_module = load_objective(objective, **({"freeze": True} if freeze else {}))
+    objective = load_objective(options["objective"], **({"freeze": True} if options["freeze"] else {}))
     set_seed(options["seed"])
-    start = backbone or default_encoder()
-    build = fine_tuned_with_data if freeze else new_with_data
-    model, data, held_out = build(start, train_source, validation_source, options)
+    build = fine_tuned_with_data if options["freeze"] else new_with_data
+    model, data, held_out = build(options["backbone"], train_source, validation_source, options)
     check_metric(metric, model.config.problem_type, model.config.num_labels, for_thresholds=True)
-    tokenizer = load_tokenizer(start)
-    if max_length is not None:
-        tokenizer.model_max_length = max_length
-    # 2) training
+    tokenizer = load_tokenizer(options["backbone"])
+    if options["max_length"] is not None:
+        tokenizer.model_max_length = options["max_length"]
     fit(
         model,
         tokenizer,
         output,
         data,
         held_out,
-        objective=objective_module,
-        class_weights=class_weights,
-        resume=resume,
+        objective=objective,
+        class_weights=options["class_weights"],
+        resume=options["resume"],
         keep_checkpoints=True,  # a run that stops from here on is resumed as well
         num_train_epochs=options["epochs"],
         per_device_train_batch_size=options["batch_size"],
@@ -165,15 +193,37 @@ def train(
         seed=options["seed"],
         bf16=options["bf16"],
     )
-    if distributed.is_initialized() and distributed.get_rank() > 0:  # another process of torchrun
-        return
-    # 3) the default operating point, and lines for a certificate to come
-    _save_lines(output, data)
-    trace = record_trace(output, held_out)
-    trace = replace(trace, provenance={**trace.provenance, "data": Path(validation_source).name})
-    points = _add_default_point(output, trace, max_drop, metric)
-    remove_checkpoints(output)
-    print_scores(as_json, trace, points, metric, names=class_names(output))
+    return data, held_out
+
+
+def _fit_lexical_exit(
+    model: Any, train_source: str, validation_source: str, output: Path, metric: str | None, options: Mapping[str, Any]
+) -> tuple[Examples, Examples]:
+    """Fit the exit before the first layer of a model with exits, and save the model; nothing else of it changes.
+
+    Its operating points are kept, the default one as `WITHOUT_LEXICAL`.
+    """
+    from offramp.evaluation.metrics import check_metric
+    from offramp.inference.record import read_for
+    from offramp.model.hub import load_tokenizer, refuse_images
+    from offramp.training.fit import fit_lexical_alone
+
+    refuse_images(options["backbone"], model.config)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise click.UsageError("--freeze --lexical fits one exit, which takes one process")
+    context = click.get_current_context()
+    for name in (*FORM_OF_EXITS, *RECIPE):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"--freeze --lexical keeps all of a model with exits; leave out {option}")
+    columns, reading = columns_of(options), reading_of(options)
+    data, held_out = (
+        read_for(model.config, source, columns, split, reading)
+        for source, split in ((train_source, "train"), (validation_source, "validation"))
+    )
+    check_metric(metric, model.config.problem_type, model.config.num_labels, for_thresholds=True)
+    fit_lexical_alone(model, load_tokenizer(options["backbone"]), output, data)
+    return data, held_out
 
 
 def _save_lines(folder: Path, data: Examples) -> None:

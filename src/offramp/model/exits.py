@@ -130,6 +130,17 @@ def build_lexical(config: MultiExitConfig) -> LexicalClassifier | None:
     return LexicalClassifier(LexicalExit(**config.lexical), config.num_labels, config.problem_type)
 
 
+def renew_lexical(model: Any, setting: LexicalExit) -> None:
+    """Give a model an exit before the first layer that is not fitted yet, in place of one that it may have.
+
+    Raises:
+        InvalidInput: the encoder reads no tokens.
+    """
+    model.config.set_lexical(setting)
+    model.lexical_exit = build_lexical(model.config)
+    model.lexical_exit.to(model.device)
+
+
 def lexical_output(model: Any, inputs: Mapping[str, Tensor]) -> ExitOutput:
     """Return the output of a model's exit before the first layer; zeros as long as it is not fitted.
 

@@ -74,8 +74,8 @@ def copy_exits(source: PreTrainedModel, target: PreTrainedModel) -> None:
     # 4) the exit before the first layer, which reads nothing of the others
     if old.lexical is not None and new.lexical == {**old.lexical, "fitted_rows": 0}:
         target.lexical_exit, new.lexical = copy.deepcopy(source.lexical_exit), dict(old.lexical)
-    elif old.lexical != new.lexical:
-        changes.append("the exit before the first layer is " + ("left out" if new.lexical is None else "not fitted"))
+    elif old.lexical is not None:
+        changes.append("the exit before the first layer " + ("is left out" if new.lexical is None else "starts anew"))
     if same:
         logger.warning("the exits go on from their weights%s", f"; but {', '.join(changes)}" if changes else "")
     else:

@@ -19,13 +19,21 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from offramp.data.batching import check_vocabulary, collate, encode, token_limit
 from offramp.data.examples import Examples
 from offramp.model.adapters import without_wrappers
+from offramp.model.exits import renew_lexical
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.modeling import MultiExitModel
+from offramp.model.wrappers import unwrap
+from offramp.training.lexical import fit_lexical
 from offramp.training.objectives.base import Objective
 from offramp.training.trainer import ExitTrainer
+from offramp.types.operating_point import DEFAULT
 from offramp.types.problem_types import REGRESSION
 from offramp.types.whole_file import alone_in, give_name, unfinished_folder
 
 logger = logging.getLogger(__name__)
+
+WITHOUT_LEXICAL = "without-lexical"
+"""The name that a model's default operating point gets where an exit before the first layer is added."""
 
 
 def token_rows(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:
@@ -106,6 +114,8 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train a model on labelled texts and save it with its tokenizer. Exits of a regression start at the labels' mean.
 
+    An exit before the first layer is fitted afterwards, anew where the model comes with a fitted one.
+
     Under torchrun all processes train, and the first one writes.
 
     Args:
@@ -150,16 +160,53 @@ def fit(
     trainer.accelerator.wait_for_everyone()  # the last checkpoint has files of all processes
     model.eval()
     if trainer.is_world_process_zero():
-        with unfinished_folder(Path(folder) / "model") as unfinished:
-            tokenizer.save_pretrained(unfinished)
-            without_wrappers(model).save_pretrained(unfinished)
-            # the configuration last: now it is a model
-            for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
-                give_name(file, Path(folder) / file.name)
+        exits = unwrap(model)
+        if exits.lexical_exit is not None:
+            fit_lexical(exits, tokenizer, train)
+        _save(model, tokenizer, Path(folder))
         if not keep_checkpoints:
             remove_checkpoints(folder)
     log: list[dict[str, float]] = trainer.state.log_history
     return log
+
+
+def fit_lexical_alone(
+    model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str], train: Examples
+) -> None:
+    """Give a finished model an exit before the first layer, fit it, and save the model; nothing else changes.
+
+    The operating points that do not read that exit are kept; the default one becomes `WITHOUT_LEXICAL`, if there is
+    none of that name.
+
+    Args:
+        model: with exits; changed in place. An exit before the first layer that it has already is fitted anew.
+        tokenizer: the model's.
+        folder: for the model; `folder/checkpoints` exists until the caller calls `remove_checkpoints`.
+        train: the rows to fit on.
+
+    Raises:
+        InvalidInput: the encoder reads no tokens, or another process is writing into the folder.
+    """
+    if model.lexical_exit is not None:
+        logger.info("the exit before the first layer is fitted anew")
+    renew_lexical(model, LexicalExit())
+    checkpoints_of(folder).mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        fit_lexical(model, tokenizer, train)
+        points = model.operating_points
+        if DEFAULT in points and 0 not in points[DEFAULT].layers_read(model.layers):
+            points.setdefault(WITHOUT_LEXICAL, points[DEFAULT])
+            del points[DEFAULT]
+        _save(model, tokenizer, Path(folder))
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a model with its tokenizer, the configuration last: then it is a model."""
+    with unfinished_folder(folder / "model") as unfinished:
+        tokenizer.save_pretrained(unfinished)
+        without_wrappers(model).save_pretrained(unfinished)
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
+            give_name(file, folder / file.name)
 
 
 def _start(trainer: ExitTrainer, resume: bool) -> str | None:
