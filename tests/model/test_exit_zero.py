@@ -1,5 +1,7 @@
 """A model with an exit before the first layer: its encoder is trained, saved and answers as without it."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,29 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from offramp.errors import InvalidInput
 from offramp.inference.record import record
 from offramp.model.bypass import Bypass
+from offramp.model.card import save_points
+from offramp.model.exits import renew_lexical
+from offramp.model.hub import load_points
 from offramp.model.lexical.config import LexicalExit
+from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
+from offramp.policies.replay import replay
+from offramp.types.graph_file import GraphSource
+from offramp.types.model_content import ModelContent
+from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
 from offramp.types.problem_types import MULTI_LABEL
-from support.models import LAYERS, encoder_config, padded, save_folder, text_rows, texts, tiny_model, token_rows
+from offramp.types.trace import Trace
+from support.models import (
+    LAYERS,
+    encoder_config,
+    fill_lexical,
+    padded,
+    save_folder,
+    text_rows,
+    texts,
+    tiny_model,
+    token_rows,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 LEXICAL = LexicalExit(buckets=61)
@@ -189,3 +210,96 @@ def test_a_fitted_one_goes_on_where_its_form_is_the_same(caplog: pytest.LogCaptu
         "the exits go on from their weights; but the exit before the first layer is left out",
         "the exits go on from their weights; but the exit before the first layer starts anew",
     ]
+
+
+# Operating points.
+
+READING = OperatingPoint({"name": "margin"}, (0.4, math.inf, 0.2), exit_layers=(0, 1, 3, 4))
+BEHIND = OperatingPoint({"name": "entropy"}, (0.3, math.inf, 0.5))
+
+
+@torch.no_grad()
+def test_at_a_point_samples_leave_before_the_first_layer_as_in_a_replay() -> None:
+    model, plain = with_and_without(pooling="mean")
+    inputs = padded(model, token_rows(40))
+    trace = Trace(model(**inputs).exit_logits, layers=model.layers)
+    model.set_operating_point(READING)
+    answers, expected = model(**inputs), replay(trace.select(READING.exit_layers), READING.policy, READING.thresholds)
+    assert answers.exit_layers.unique().tolist() == [0, 3, 4]
+    assert torch.equal(answers.exit_layers, expected.exit_layers)
+    assert torch.allclose(answers.logits, expected.logits, atol=1e-5)
+    for each in (model, plain):  # a point of the time before
+        each.set_operating_point(BEHIND)
+    answers, before = model(**inputs), plain(**inputs)
+    assert torch.equal(answers.logits, before.logits)
+    assert torch.equal(answers.exit_layers, before.exit_layers)
+    model.lexical_exit.fitted_rows = torch.zeros(0, dtype=torch.int64)
+    model.set_operating_point(BEHIND)
+    with pytest.raises(InvalidInput, match="is not fitted; "):
+        model.set_operating_point(READING)
+
+
+@torch.no_grad()
+def test_points_are_of_the_exits_that_they_read(tmp_path: Path) -> None:
+    """A point that does not read the exit before the first layer outlives its coming, changing and going."""
+    save_folder(tmp_path, tiny_model())
+    save_points({"behind": BEHIND}, tmp_path)
+    model = MultiExitModel.from_pretrained(tmp_path)
+    renew_lexical(model, LEXICAL)
+    fill_lexical(model)
+    model.set_operating_point("behind")
+    model.operating_points["reading"] = READING
+    model.save_pretrained(tmp_path)
+    assert load_points(tmp_path) == {"behind": BEHIND, "reading": READING}
+    assert read_points(tmp_path / POINTS_FILE)["reading"].fingerprint.exit_layers == (0, 1, 3, 4)
+
+    again = MultiExitModel.from_pretrained(tmp_path)
+    again.set_operating_point("reading")
+    again.lexical_exit.bias += 1
+    again.set_operating_point("behind")
+    with pytest.raises(InvalidInput, match="the weights have changed since operating point 'reading' was loaded"):
+        again.set_operating_point("reading")
+    again.save_pretrained(tmp_path)
+    assert load_points(tmp_path) == {"behind": BEHIND}
+
+    model.operating_points["reading"] = READING
+    model.save_pretrained(tmp_path)
+    MultiExitModel.from_backbone(model).save_pretrained(tmp_path)  # without it
+    assert load_points(tmp_path) == {"behind": BEHIND}
+
+
+def test_a_setting_of_the_exit_counts_where_it_is_read(tmp_path: Path) -> None:
+    save_folder(tmp_path, tiny_model(lexical=LEXICAL))
+    save_points({"behind": BEHIND, "reading": READING}, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["lexical"]["ngrams"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_points(tmp_path) == {"behind": BEHIND}
+
+
+def test_a_graph_without_it_is_not_stale_where_it_comes_or_changes(tmp_path: Path) -> None:
+    folders = [save_folder(tmp_path / name, model) for name, model in zip("ab", with_and_without(), strict=True)]
+    (tmp_path / "data").write_bytes(b"0" * 8)
+    having, lacking = (ModelContent(folder) for folder in folders)
+    behind = GraphSource.of(lacking, tmp_path / "data", [(0, 8)], [1, 2, 3, 4])
+    assert [behind.difference(content, [1, 2, 3, 4], whole) for content in (having, lacking) for whole in (0, 1)] == [
+        None
+    ] * 4
+    reading = GraphSource.of(having, tmp_path / "data", [(0, 8)], [0, 1, 2, 3, 4])
+    assert reading.difference(having, [0, 1, 2, 3, 4]) is None
+    model = fill_lexical(MultiExitModel.from_pretrained(folders[0]), seed=1)
+    model.save_pretrained(folders[0])
+    changed = ModelContent(folders[0])
+    assert reading.difference(changed, [0, 1, 2, 3, 4]) == "of other weights than those beside it"
+    assert behind.difference(changed, [1, 2, 3, 4]) is None
+
+
+def test_weights_without_it_are_refused_for_a_configuration_with_it_and_the_reverse(tmp_path: Path) -> None:
+    folders = [save_folder(tmp_path / name, model) for name, model in zip("ab", with_and_without(), strict=True)]
+    configs = [(folder / "config.json").read_text() for folder in folders]
+    for folder, config in zip(folders, reversed(configs), strict=True):
+        (folder / "config.json").write_text(config)
+    with pytest.raises(InvalidInput, match=r"its weights have lexical_exit\..*, and config.json means a model without"):
+        load_model(folders[0])
+    with pytest.raises(InvalidInput, match=r"its weights have no lexical_exit\."):
+        load_model(folders[1])

@@ -141,6 +141,13 @@ def renew_lexical(model: Any, setting: LexicalExit) -> None:
     model.lexical_exit.to(model.device)
 
 
+def refuse_unfitted(classifier: LexicalClassifier | None) -> None:
+    """Raise InvalidInput where the exit before the first layer is not fitted yet."""
+    if classifier is not None and not len(classifier.fitted_rows):
+        fit = "offramp.training.lexical.fit_lexical"
+        raise InvalidInput(f"the exit before the first layer is not fitted; {fit}(model, tokenizer, examples) fits it")
+
+
 def lexical_output(model: Any, inputs: Mapping[str, Tensor]) -> ExitOutput:
     """Return the output of a model's exit before the first layer; zeros as long as it is not fitted.
 

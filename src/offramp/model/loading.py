@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from offramp.errors import InvalidInput
 from offramp.model.hub import from_pretrained_or_raise, load_config, load_tokenizer, refuse_images
 from offramp.model.modeling import MultiExitModel
+from offramp.types.fingerprint import LEXICAL
 
 
 def load_model(folder: str | os.PathLike[str]) -> MultiExitModel:
@@ -42,7 +43,7 @@ def _refuse_other_weights(folder: str | os.PathLike[str], loading: Mapping[str, 
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InvalidInput(f"{folder}: its weights have no {missing[0]}{more}")
     for name in sorted(loading["unexpected_keys"]):
-        if name.startswith(("heads.", "bypasses.", "gate.")):
+        if name.startswith(("heads.", "bypasses.", "gate.", LEXICAL)):
             raise InvalidInput(f"{folder}: its weights have {name}, and config.json means a model without it")
 
 

@@ -26,11 +26,19 @@ from offramp.model.backbones.base import Backbone
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.bypass import Bypass, ZeroLinear
 from offramp.model.config import MultiExitConfig, resolve_problem_type
-from offramp.model.exits import Exits, build_heads, build_lexical, encoder_exits, in_front, lexical_output
+from offramp.model.exits import (
+    Exits,
+    build_heads,
+    build_lexical,
+    encoder_exits,
+    in_front,
+    lexical_output,
+    refuse_unfitted,
+)
 from offramp.model.from_backbone import resolve_source
 from offramp.model.gate import Gate
 from offramp.model.hub import load_points, named_point
-from offramp.model.in_memory import refuse_changed_weights, weights_in_memory
+from offramp.model.in_memory import WeightsInMemory, refuse_changed_weights, weights_in_memory
 from offramp.model.inputs import inputs_for, refuse_arguments
 from offramp.model.layers import build_bypasses, build_token_exit, run_layers
 from offramp.model.lexical.config import LexicalExit
@@ -91,7 +99,7 @@ class MultiExitModel(PreTrainedModel):
         self._operating_point: OperatingPoint | None = None
         self._card_before: str | None = None  # of the folder that is being saved
         self._index_before: int | None = None  # likewise
-        self._loaded_weights: tuple[str, str] | None = None  # those that the operating points were loaded with
+        self._loaded_weights: WeightsInMemory | None = None  # those that the operating points were loaded with
         self.post_init()
 
     @property
@@ -189,10 +197,7 @@ class MultiExitModel(PreTrainedModel):
         Raises:
             InvalidInput: there is no such exit, it is not fitted, or there are no `input_ids`.
         """
-        if self.lexical_exit is not None and not len(self.lexical_exit.fitted_rows):
-            raise InvalidInput(
-                "the exit before the first layer is not fitted; offramp.training.lexical.fit_lexical does so"
-            )
+        refuse_unfitted(self.lexical_exit)
         return lexical_output(self, inputs)
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
@@ -312,14 +317,17 @@ class MultiExitModel(PreTrainedModel):
 
         Raises:
             UnknownName: no point of that name.
-            InvalidInput: a point for another number of exits; a name, and the weights have changed since it was loaded.
+            InvalidInput: a point for other exits, or for one that is not fitted; a name, and the weights have changed
+                since it was loaded.
         """
         chosen = named_point(self.operating_points, point) if isinstance(point, str) else point
-        if isinstance(point, str) and chosen is not None and chosen.fingerprint is not None:
-            refuse_changed_weights(self, self._loaded_weights, point)
         if chosen is not None:
             load_policy(chosen.policy)
-            chosen.layers_read(self.layers)
+            reads_lexical = 0 in chosen.layers_read(self.layers)
+            if isinstance(point, str) and chosen.fingerprint is not None:
+                refuse_changed_weights(self, self._loaded_weights, point, reads_lexical)
+            if reads_lexical:
+                refuse_unfitted(self.lexical_exit)
         self._operating_point = chosen
 
     def save_pretrained(

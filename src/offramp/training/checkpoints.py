@@ -33,12 +33,14 @@ from offramp.errors import InvalidInput
 from offramp.model.config import MultiExitConfig
 from offramp.model.modeling import MultiExitModel
 from offramp.training.objectives.base import Objective
+from offramp.types.fingerprint import LEXICAL
 
 RUN_FILE = "run.json"
 """A checkpoint's file with the facts of its run."""
 EXITS = ("exit_layers", "problem_type", "head", "pooling", "bypass", "certainty", "memory", "token_exit")
 ENCODER = ("model_type", "num_hidden_layers", "hidden_size")
-OBJECTIVES_OWN = "objective_modules."  # weights that are a part of the model while it trains
+NOT_OF_THE_RUN = ("objective_modules.", LEXICAL)
+"""Weights that are a part of the model while it trains, or are fitted afterwards, and that it may do without."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,6 @@ def _other_weight(checkpoint: Path, model: MultiExitModel) -> str | None:
         with safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - not a mapping
                 shape = list(weights.get_slice(name).get_shape())
-                if shapes.get(name, shape) != shape or (name not in shapes and not name.startswith(OBJECTIVES_OWN)):
+                if shapes.get(name, shape) != shape or (name not in shapes and not name.startswith(NOT_OF_THE_RUN)):
                     return f"weight {name}: {shape} there, {shapes.get(name, 'none')} here"
     return None

@@ -81,6 +81,12 @@ class ModelContent:
             raise InvalidInput(f"{path}: not the configuration of a model (exit_layers must be a list of layers)")
         return data
 
+    @property
+    def layers(self) -> list[int] | None:
+        """Return the layer number of each exit, 0 = before the first layer; None where there is no model with exits."""
+        has_exits = (self.folder / CONFIG_FILE).exists() and "exit_layers" in self.config
+        return layers_of(self.config) if has_exits else None
+
     @cached_property
     def samples(self) -> dict[str, str]:
         """Return a digest of a sample of each tensor, by name."""
@@ -150,9 +156,9 @@ class ModelContent:
             exit_layers: whose exits it reads; None = all.
             whole: read every byte for its `content`.
         """
-        if not self.weight_files or not (self.folder / CONFIG_FILE).exists() or "exit_layers" not in self.config:
+        if not self.weight_files or self.layers is None:
             return None
-        layers = tuple(layers_of(self.config) if exit_layers is None else exit_layers)
+        layers = tuple(self.layers if exit_layers is None else exit_layers)
         content = self.weights(layers, whole=True) if whole else None
         config = config_digest(self.config, exits=False, lexical=0 in layers)
         return Fingerprint(str(self.weights(layers)), content, config, layers)
