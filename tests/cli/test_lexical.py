@@ -41,7 +41,7 @@ def test_info_and_the_card_know_the_lexical_exit_and_the_points_that_read_it(fol
     sizes = {"ngrams": 2, "buckets": 97, "rank": 2, "fitted_rows": 3}
     assert json.loads(offramp("info", folder, "--json").stdout)["lexical"] == {**sizes, "read_by": ["default"]}
     lines = offramp("info", folder).stdout.splitlines()
-    words = "exit at layer 0: 1- to 2-grams of tokens, 97 buckets, rank 2, fitted on 3 different rows; read by default"
+    words = "exit at layer 0: 1- and 2-grams of tokens, 97 buckets, rank 2, fitted on 3 different rows; read by default"
     assert f"lexical       {words}" in lines
     assert lines[-1] == "  it reads the exits at layers 1, 2, 3, 4 and skips 0 (lexical)"
     card = (folder / "README.md").read_text()

@@ -244,7 +244,8 @@ def test_the_page_says_what_the_lexical_exit_answers_or_why_it_answers_nothing(
 
 
 def test_a_page_with_a_lexical_exit_begins_at_layer_0() -> None:
-    trace = random_trace(SINGLE_LABEL, layers=torch.arange(6))
+    macs = torch.arange(6.0).unsqueeze(1).expand(6, 50)
+    trace = replace(random_trace(SINGLE_LABEL, layers=torch.arange(6)), macs=macs)
     point = OperatingPoint({"name": "margin"}, (0.3,) * 5, exit_layers=(0, 1, 2, 3, 4, 5))
     content = page("", trace, Texts(["a text"] * 50, ["a", "b", "c"]), {"default": point}, environment={})
     left = int((replay(trace, "margin", 0.3).exit_layers == 0).sum())
@@ -262,6 +263,9 @@ def test_a_page_with_a_lexical_exit_begins_at_layer_0() -> None:
     assert '"domain": [0, 5]' in json.dumps(curves)
     assert "mean exit layer (of 5; 0 = before layer 1)" in json.dumps(curves)
     assert "everybody leaves before layer 1" in json.dumps(curves)
+    assert "speed-up: multiply-accumulates at full depth" in html
+    assert f"<td>{5 / content.measured['default'].mean_exit:.2f}</td>" in html
+    assert " times fewer multiply-accumulates)" in dict(content.decision.facts)["What it saves"]
     assert "lexical" not in html_of()
 
 

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import torch
 
 from offramp.bench.timer import median, time_interleaved
 from offramp.calibration.calibrate import calibrate
+from offramp.evaluation.measure import measure_point
 from offramp.report.plots import draw_curves, usual_curves
 from offramp.report.tables import interval_text, point_text, scores_data, scores_text, table
 from offramp.types.operating_point import OperatingPoint, Target
@@ -65,6 +67,23 @@ def test_the_lexical_exit_is_named_and_its_rows_are_counted() -> None:
     assert data["layers"] == [0, 1, 3]
     assert data["points"]["ends"]["measured"]["leaving"] == {0: 1, 1: 0, 3: 3}
     assert "before layer 1" not in scores_text(lexical_trace().select([1, 3]), {"before": points["before"]})
+
+
+def test_a_speed_up_has_the_unit_of_its_costs() -> None:
+    macs = torch.tensor([[0.0] * 4, [10.0] * 4, [30.0] * 4])
+    point = OperatingPoint({"name": "margin"}, (0.5, 0.5), exit_layers=(0, 1, 3))
+    text = scores_text(replace(lexical_trace(), labels=None, macs=macs), {"all": point})
+    assert " ".join(text.splitlines()[0].split()).startswith(
+        "operating point agreement mean exit layers saved speed-up"
+    )
+    words = " ".join(text.splitlines()[2].split())
+    assert words.startswith("all 1.0000 1.75 of 3 42% 1.71 25%")  # 120 over 0 + 10 + 30 + 30
+    assert text.splitlines()[3] == "speed-up: multiply-accumulates at full depth over those at the point"
+    none = scores_data(replace(lexical_trace(), macs=macs), {"all": replace(point, thresholds=(-math.inf,) * 2)})
+    assert none["points"]["all"]["measured"]["speedup"] is None  # nothing was counted before layer 1
+    assert none["points"]["all"]["measured"]["speedup_of"] == "multiply-accumulates"
+    measured = measure_point(replace(lexical_trace(), macs=macs), point)
+    assert "mean exit 1.75 of 3, speed-up 1.71 in multiply-accumulates" in point_text(replace(point, measured=measured))
 
 
 def test_without_labels_a_point_has_the_interval_of_its_agreement() -> None:

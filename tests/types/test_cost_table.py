@@ -126,8 +126,9 @@ def test_a_point_has_its_time_and_what_was_timed(tmp_path: Path) -> None:
     write_points({"quick": point}, tmp_path / "points.json")
     assert read_points(tmp_path / "points.json") == {"quick": point}
     text = scores_text(TRACE, {"quick": point}, cost=TABLE)
-    head, row = text.splitlines()[-3], text.splitlines()[-1]
+    head, _, row, unit = text.splitlines()[-4:]
     assert row[head.index("ms a sample") :].split()[0] == "5.00"
+    assert unit == "speed-up: milliseconds at full depth over those at the point"
     assert scores_data(TRACE, {"quick": point}, cost=TABLE)["points"]["quick"]["measured"]["expected_ms"] == 5
 
 

@@ -116,7 +116,7 @@ def _points_data(points: Examined, outdated: list[str]) -> dict[str, Any]:
 
 def _lexical_text(lexical: Mapping[str, Any]) -> str:
     """Return the sizes of the lexical exit, the rows that fitted it, and the points that read it."""
-    grams = "tokens" if lexical["ngrams"] == 1 else f"1- to {lexical['ngrams']}-grams of tokens"
+    grams = {1: "single tokens", 2: "1- and 2-grams of tokens"}.get(lexical["ngrams"], "1- to 3-grams of tokens")
     fitted = f"fitted on {lexical['fitted_rows']:,} different rows" if lexical["fitted_rows"] else "not fitted"
     sizes = f"{grams}, {lexical['buckets']:,} buckets, rank {lexical['rank']}"
     return f"exit at layer 0: {sizes}, {fitted}; read by {', '.join(lexical['read_by']) or 'no point'}"

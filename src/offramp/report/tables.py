@@ -33,7 +33,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def point_table(points: Mapping[str, Measured], more: Mapping[str, Mapping[str, str]] | None = None) -> str:
-    """Return a table of operating points, one in a line.
+    """Return a table of operating points, one in a line, and a line on the unit of the speed-up, where costs are known.
 
     Args:
         points: measurements by the name to show, all on the same data.
@@ -44,13 +44,17 @@ def point_table(points: Mapping[str, Measured], more: Mapping[str, Mapping[str, 
     times = {name: measured.expected_ms for name, measured in points.items() if measured.expected_ms is not None}
     if times:
         more = {"ms a sample": {name: f"{ms:.2f}" for name, ms in times.items()}, **more}
+    units = {measured.speedup_of for measured in points.values()} - {"layers"}
+    if units:
+        more = {"speed-up": {name: f"{measured.speedup:.2f}" for name, measured in points.items()}, **more}
     rows = []
     for name, measured in points.items():
         score = measured.agreement if measured.score is None else measured.score
         score_cell = "" if score is None else f"{score:.4f}"
         layers = f"{measured.mean_exit:.2f} of {measured.depth}"
         rows.append([name, score_cell, layers, f"{measured.saving:.0%}", *(cells[name] for cells in more.values())])
-    return table(["operating point", metric or "agreement", "mean exit", "layers saved", *more], rows)
+    text = table(["operating point", metric or "agreement", "mean exit", "layers saved", *more], rows)
+    return "\n".join([text, *(f"speed-up: {unit} at full depth over those at the point" for unit in sorted(units))])
 
 
 def scores_text(
@@ -120,7 +124,9 @@ def _point_data(trace: Trace, point: OperatingPoint, measured: Measured) -> dict
     loss = None if trace.labels is None else point_loss_interval(trace, point, measured.metric)
     intervals = {"loss_interval": loss, "agreement_interval": _agreement_interval(point, measured)}
     leaving = histogram(trace, point)
-    data["measured"] |= {"speedup": measured.speedup, "saving": measured.saving, **intervals, "leaving": leaving}
+    speedup = measured.speedup if measured.speedup < math.inf else None  # no layer runs, and costs are not known
+    data["measured"] |= {"speedup": speedup, "speedup_of": measured.speedup_of, "saving": measured.saving}
+    data["measured"] |= {**intervals, "leaving": leaving}
     return data
 
 
@@ -185,6 +191,8 @@ def _measured_lines(measured: Measured) -> list[str]:
         f"{key} {value}" for key, value in measured.provenance.items() if key not in ("weights", "timed")
     )
     mean_exit = f"mean exit {measured.mean_exit:.2f} of {measured.depth}"
+    if measured.speedup_of != "layers":
+        mean_exit += f", speed-up {measured.speedup:.2f} in {measured.speedup_of}"
     lines = [f"  {score}{mean_exit} on {measured.rows} rows ({provenance})"]
     if measured.expected_ms is not None:
         timed = measured.provenance.get("timed", "unknown")

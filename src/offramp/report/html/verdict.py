@@ -238,6 +238,8 @@ def _point_fact(assessment: PointAssessment) -> str:
 def _savings_fact(measured: Measured, full_ms: float | None) -> str:
     mean_exit = f"layer {measured.mean_exit:.2f} of {measured.depth}"
     layers = f"{percent(measured.saving)} of the layers: on average a row leaves after {mean_exit}"
+    if measured.speedup_of == "multiply-accumulates":
+        layers += f" ({measured.speedup:.2f} times fewer multiply-accumulates)"
     if measured.expected_ms is None or full_ms is None:
         return f"{layers}. Milliseconds were not measured; `offramp bench` measures them."
     return (
