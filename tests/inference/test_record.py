@@ -17,10 +17,14 @@ from offramp.inference.onnx.metadata import weights_digest
 from offramp.inference.predictor import Predictor
 from offramp.inference.record import read_for, record
 from offramp.model.config import MultiExitConfig
+from offramp.model.flops import macs
+from offramp.model.lexical.config import LexicalExit
+from offramp.model.lexical.fitted_rows import token_hashes
 from offramp.model.modeling import MultiExitModel
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import Trace
 from support.models import (
     FAMILIES,
     LAYERS,
@@ -137,6 +141,23 @@ def test_rows_without_a_mask_are_padded_with_one() -> None:
 def test_padding_does_not_count_as_tokens() -> None:
     row = {"input_ids": [6, 7, 8, 0, 0], "attention_mask": [1, 1, 1, 0, 0]}
     assert record(tiny_model(), [row]).tokens.tolist() == [3]
+
+
+@pytest.mark.parametrize("source", ["model", "folder"])
+def test_a_trace_knows_the_costs_of_its_rows_and_which_fitted_the_lexical_exit(source: str, tmp_path: Path) -> None:
+    model, rows = tiny_model(lexical=LexicalExit()), token_rows(6)
+    padded_row = {"input_ids": [*rows[1]["input_ids"], 0], "attention_mask": [1] * len(rows[1]["input_ids"]) + [0]}
+    model.lexical_exit.fitted_rows = torch.unique(token_hashes([rows[1]["input_ids"], rows[4]["input_ids"]]))
+    model.config.lexical = {**model.config.lexical, "fitted_rows": 2}
+    recorded = record(model if source == "model" else save_folder(tmp_path, model), [*rows, padded_row])
+    assert recorded.layer_numbers == [0, *range(1, LAYERS + 1)]
+    assert recorded.fit_rows.tolist() == [False, True, False, False, True, False, True]
+    torch.testing.assert_close(recorded.macs, macs(model.config, recorded.tokens).float())
+    saved = tmp_path / "trace.safetensors"
+    recorded.save(saved)
+    assert torch.equal(Trace.load(saved).fit_rows, recorded.fit_rows)
+    without = record(tiny_model("deberta"), rows)
+    assert (without.macs, without.fit_rows) == (None, None)  # its layers have other formulas
 
 
 def test_a_folder_answers_examples(folder: Path) -> None:

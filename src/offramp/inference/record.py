@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -18,21 +19,26 @@ from offramp.data.examples import Examples, read_data, read_examples
 from offramp.data.label_names import described
 from offramp.data.records import AS_NAMED, Reading
 from offramp.data.rows import Text
-from offramp.errors import DataError, InvalidInput
+from offramp.errors import DataError, InvalidInput, UnsupportedBackbone
 from offramp.inference.engine import Engine
 from offramp.inference.load_engine import AUTO, check_name, load_engine
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig
+from offramp.model.flops import macs
 from offramp.model.hub import load_config, load_tokenizer, refuse_images
+from offramp.model.lexical.fitted_rows import have_fitted
 from offramp.model.modeling import MultiExitModel
 from offramp.model.wrappers import unwrap
+from offramp.types.model_content import ModelContent
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
 
 log = logging.getLogger("offramp")
 
+FITTED_ROWS = "lexical_exit.fitted_rows"
+"""The name of the hashes in the weights, see `offramp.model.lexical.classifier`."""
 TASKS = {SINGLE_LABEL: "classification", MULTI_LABEL: "multi-label", REGRESSION: "regression"}
 
 
@@ -80,9 +86,10 @@ def record(
         dataset = read_data_for(runner.config, os.fspath(dataset), columns, split, reading)
     rows, labels = _tokenized(runner.config, tokenizer, dataset)
     logits, certainty = _all_exits(runner, rows, batch_size)
-    layers = torch.tensor(runner.config.exit_layers)
+    layers = torch.tensor(runner.config.layers)
     tokens = torch.tensor([_length(row) for row in rows]) if "input_ids" in rows[0] else None
-    return Trace(logits, labels, certainty, layers, runner.config.problem_type, about, tokens)
+    costs, fitted = row_macs(runner.config, layers.tolist(), tokens), fit_rows(model, runner, layers.tolist(), rows)
+    return Trace(logits, labels, certainty, layers, runner.config.problem_type, about, tokens, costs, fitted)
 
 
 def data_name(source: str | os.PathLike[str], split: str) -> str:
@@ -221,7 +228,7 @@ def _all_exits(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return logits (L, N, C) and certainty (L, N), in the order of the rows."""
     config = engine.config
-    logits = torch.empty(len(config.exit_layers), len(rows), config.num_labels)
+    logits = torch.empty(len(config.layers), len(rows), config.num_labels)
     certainty = torch.empty(logits.shape[:2]) if config.certainty else None
     batches = length_sorted(rows, batch_size)
     for numbers in tqdm(batches, desc="record", unit="batch", disable=None, leave=False):
@@ -230,3 +237,47 @@ def _all_exits(
         if certainty is not None and out.certainty is not None:
             certainty[:, numbers] = out.certainty
     return logits, certainty
+
+
+# --- what a trace knows of its rows besides their answers -----------------------------------------------------------
+
+
+def row_macs(config: MultiExitConfig, layers: Sequence[int], tokens: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the multiply-accumulates (L, N) of rows that leave at these layers; None where they are not known."""
+    if tokens is None or tokens.min() < 1:
+        return None
+    try:
+        return macs(config, tokens, layers).float()
+    except UnsupportedBackbone:
+        return None
+
+
+def fit_rows(
+    model: MultiExitModel | Engine | str | os.PathLike[str],
+    runner: Engine,
+    layers: Sequence[int],
+    rows: Sequence[Mapping[str, Any]],
+) -> torch.Tensor | None:
+    """Return which rows fitted the exit before the first layer, (N,) bool; None without it, or where nothing tells."""
+    hashes = None
+    if layers[0] == 0 and isinstance(runner, TorchEngine) and runner.model.lexical_exit is not None:
+        hashes = runner.model.lexical_exit.fitted_rows
+    elif layers[0] == 0 and isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
+        hashes = _hashes_of(Path(model))
+    return None if hashes is None else have_fitted(hashes, [_tokens(row) for row in rows])
+
+
+def _hashes_of(folder: Path) -> torch.Tensor | None:
+    """Return the hashes of the rows that fitted the lexical exit of a folder's model; None without its weights."""
+    for path in ModelContent(folder).weight_files:
+        with safe_open(path, "pt") as file:
+            if FITTED_ROWS in file.keys():  # noqa: SIM118 - not a dict
+                hashes: torch.Tensor = file.get_tensor(FITTED_ROWS)
+                return hashes
+    return None
+
+
+def _tokens(row: Mapping[str, Any]) -> list[int]:
+    """Return a row's token ids without padding."""
+    mask = row.get("attention_mask", [1] * len(row["input_ids"]))
+    return [token for token, real in zip(row["input_ids"], mask, strict=True) if real]
