@@ -170,7 +170,8 @@ def save_folder(folder: Path, model: MultiExitModel) -> Path:
 def balanced(model: MultiExitModel) -> MultiExitModel:
     """Shift the exits' biases so that random texts get different answers."""
     means = model(**padded(model, text_rows(64, seed=7))).exit_logits.mean(dim=1)  # (L, C)
-    for classifier, mean in zip(model.heads.classifiers, means, strict=True):
+    behind_layers = means[len(means) - len(model.heads.classifiers) :]
+    for classifier, mean in zip(model.heads.classifiers, behind_layers, strict=True):
         classifier.bias -= mean
     return model
 

@@ -26,7 +26,7 @@ from offramp.types.graph_file import GRAPHS
 def forward(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Run transformers' own forward of the encoder, then the last head; logits (B, C)."""
     hidden = model.backbone(**inputs).last_hidden_state
-    logits: Tensor = model.heads(len(model.layers) - 1, hidden, inputs["attention_mask"])
+    logits: Tensor = model.heads(len(model.config.exit_layers) - 1, hidden, inputs["attention_mask"])
     return logits
 
 

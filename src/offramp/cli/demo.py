@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,26 @@ from offramp.inference.record import read_for, record
 from offramp.model.card import save_points
 from offramp.model.default_encoder import default_encoder
 from offramp.model.hub import load_tokenizer
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.loading import load_folder
 from offramp.model.modeling import MultiExitModel
 from offramp.report.plots import draw_curves, usual_curves
-from offramp.report.tables import point_table, scores_text
+from offramp.report.tables import before_first_layer, point_table, scores_text
 from offramp.training.fit import fit
-from offramp.types.operating_point import DEFAULT, OperatingPoint, Target
+from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target, fixed_depth_point
 from offramp.types.trace import Trace
 
 COLUMNS = Columns(text="text", label="intent")
-FULL = "full"
-TARGETS = {DEFAULT: Target(max_drop=0.01), "twice-as-fast": Target(speedup=2.0)}
-TITLES = {FULL: "full depth", DEFAULT: "lose at most 1 %", "twice-as-fast": "twice as fast"}
+FULL, FAST, WITHOUT = "full", "twice-as-fast", "without-lexical"
+TARGETS = {DEFAULT: Target(max_drop=0.01), FAST: Target(speedup=2.0)}
+NAMES_WITHOUT = {DEFAULT: WITHOUT, FAST: f"{FAST}-{WITHOUT}"}  # of the points that do not read the lexical exit
+TITLES = {
+    FULL: "full depth",
+    DEFAULT: "lose at most 1 %",
+    NAMES_WITHOUT[DEFAULT]: "lose at most 1 %, no lexical exit",
+    FAST: "twice as fast",
+    NAMES_WITHOUT[FAST]: "twice as fast, no lexical exit",
+}
 CALLS = {1: 100, 32: 30}  # batch size -> how many batches are timed
 
 
@@ -49,7 +56,8 @@ def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
         epochs: over the train split.
     """
     began = time.perf_counter()
-    print(f"Training a 6-layer encoder, an exit after every layer, on the sample {SAMPLE!r} ...", flush=True)
+    exits = "an exit before the first layer (lexical) and one after every layer"
+    print(f"Training a 6-layer encoder, {exits}, on the sample {SAMPLE!r} ...", flush=True)
     model = train(folder, seed, epochs)
     validation, test = (read_for(model.config, SAMPLE, COLUMNS, split) for split in ("validation", "test"))
     points = choose(record(folder, validation))
@@ -61,16 +69,20 @@ def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
     draw_curves(trace, usual_curves(trace), points, folder / "curve.png", f"{SAMPLE}, test split")
     print("\n" + scores_text(trace, {}))
     print(f"\nOperating points: chosen on {len(validation)} validation messages, measured on the test messages")
-    timed = {
-        f"ms/message, batch {size}": {TITLES[name]: f"{value:.2f}" for name, value in by_name.items()}
-        for size, by_name in ms.items()
+    print("ms: milliseconds a message, one by one and in batches of 32; the lexical exit answers before layer 1")
+    columns = {
+        **before_first_layer(trace, points),
+        **{f"ms, batch {size}": {name: f"{value:.2f}" for name, value in by.items()} for size, by in ms.items()},
     }
-    print(point_table({TITLES[name]: value for name, value in measured.items()}, timed))
+    titled = {title: {TITLES[name]: cell for name, cell in cells.items()} for title, cells in columns.items()}
+    print(point_table({TITLES[name]: value for name, value in measured.items()}, titled))
+    print(f"\n{loss_text(measured, len(validation))}")
     print(f"\nSix test messages, and where they left ({TITLES[DEFAULT]!r})")
     print(six_messages(folder, test))
     print(f"\nModel and picture: {folder}/ and {folder / 'curve.png'} ({time.perf_counter() - began:.0f} s)")
     return {
         "layerwise": scores,
+        "layers": trace.layer_numbers,
         "points": {name: {"score": value.score, "mean_exit": value.mean_exit} for name, value in measured.items()},
         "milliseconds": ms,
     }
@@ -82,17 +94,31 @@ def train(folder: Path, seed: int, epochs: float) -> MultiExitModel:
     data = read_examples(SAMPLE, COLUMNS, split="train")
     held_out = read_examples(SAMPLE, COLUMNS, split="validation", label_names=data.label_names)
     names = dict(enumerate(data.label_names))
-    model = MultiExitModel.from_backbone(default_encoder(), id2label=names, pooling="mean")
+    model = MultiExitModel.from_backbone(default_encoder(), id2label=names, pooling="mean", lexical=LexicalExit())
     tokenizer = load_tokenizer(default_encoder())
     fit(model, tokenizer, folder, data, held_out, num_train_epochs=epochs, seed=seed)
     return model
 
 
 def choose(trace: Trace) -> dict[str, OperatingPoint]:
-    """Return the points of full depth and of the targets, chosen on a trace."""
-    prepared = prepare_policy(trace)
-    points = {name: prepared.calibrate(target) for name, target in TARGETS.items()}
-    return {FULL: OperatingPoint(points[DEFAULT].policy, (math.inf,) * (trace.depth - 1)), **points}
+    """Return the points of full depth and of the targets, with and without the lexical exit, chosen on a trace."""
+    whole = prepare_policy(trace)
+    without = prepare_policy(trace.select([layer for layer in trace.layer_numbers if layer > 0]))
+    points = {FULL: fixed_depth_point(trace.layer_numbers[-1], trace.layer_numbers)}
+    for name, target in TARGETS.items():
+        points |= {name: whole.calibrate(target), NAMES_WITHOUT[name]: without.calibrate(target)}
+    return points
+
+
+def loss_text(measured: Mapping[str, Measured], rows: int) -> str:
+    """Return in a sentence whether the default point lost more than its target, with and without the lexical exit."""
+    target = TARGETS[DEFAULT].value
+    losses = [1 - (m.score or 0) / (m.full_score or 1) for m in (measured[DEFAULT], measured[NAMES_WITHOUT[DEFAULT]])]
+    lost = [f"{100 * max(loss, 0):.1f} %" + (" (more than asked)" if loss > target + 1e-12 else "") for loss in losses]
+    return (
+        f"On the test messages {TITLES[DEFAULT]!r} lost {lost[0]} of the full score, and without the lexical exit "
+        f"{lost[1]}.\n{rows} validation messages cannot promise that others lose no more than {100 * target:g} %."
+    )
 
 
 def milliseconds(folder: Path, examples: Examples, batch_size: int, calls: int) -> dict[str, float]:
@@ -104,7 +130,7 @@ def milliseconds(folder: Path, examples: Examples, batch_size: int, calls: int) 
         batch_size: messages at once.
         calls: number of batches; each system answers every one.
     """
-    predictors = {name: Predictor.load(folder, operating_point=name) for name in TARGETS}
+    predictors = {name: Predictor.load(folder, operating_point=name) for name in TITLES if name != FULL}
     model, tokenizer = load_folder(folder)
     rows = encode(tokenizer, examples.texts, token_limit(tokenizer, model.config.backbone))
     starts = range(0, len(rows) - batch_size + 1, batch_size)
