@@ -39,7 +39,10 @@ def test_every_policy_with_a_score_in_0_to_1_has_lines() -> None:
     assert set(SAVED.lines) == {"certainty", "entropy", "margin", "max-prob"}
     for name in SAVED.lines:
         fitted = fit_lines(name, TRAINED_ON)
-        assert SAVED.parameters(name) == {"lines": fitted["lines"], "fitted_on": fitted["fitted_on"]}
+        assert SAVED.parameters(name, TRAINED_ON.layer_numbers) == {
+            "lines": fitted["lines"],
+            "fitted_on": fitted["fitted_on"],
+        }
     assert "certainty" not in fit_saved_lines(replace(TRAINED_ON, certainty=None)).lines
     with pytest.raises(NotApplicable):
         fit_saved_lines(of_weights(random_trace(REGRESSION, outputs=1)))
@@ -67,7 +70,13 @@ def test_with_saved_lines_all_rows_certify(policy: Any) -> None:
         (None, ROWS, "margin", ""),
         (replace(SAVED, weights="other"), ROWS, "margin", " (lines.json is of other weights)"),
         (replace(SAVED, lines={}), ROWS, "margin", " (lines.json has no lines for margin)"),
-        (replace(SAVED, lines={"margin": ((0.0, 1.0),) * 2}), ROWS, "margin", " (lines.json is of 2 exits)"),
+        (
+            replace(SAVED, lines={"margin": ((0.0, 1.0),) * 2}, layers=None),
+            ROWS,
+            "margin",
+            " (lines.json is of 2 exits)",
+        ),
+        (SAVED, replace(ROWS, layers=torch.arange(6)), "margin", " (lines.json has no line for the exit at layer 0)"),
         (SAVED, TRAINED_ON, "margin", " (lines.json was fitted on 80 of these rows)"),
         (SAVED, random_trace(SINGLE_LABEL, samples=80, seed=3), "margin", " (lines.json is of other weights)"),
     ],
@@ -92,6 +101,20 @@ def test_a_few_texts_that_recur_by_chance_do_not_spoil_the_lines() -> None:
         assert result.calibrate(Target(agreement=0.8)).certificate.rows == len(result.rows)
 
 
+def test_the_lexical_exit_has_a_line_of_logits_that_the_rows_did_not_fit() -> None:
+    trained_on, rows = (replace(trace, layers=torch.arange(6)) for trace in (TRAINED_ON, ROWS))
+    honest = torch.randn(80, 3, generator=torch.Generator().manual_seed(5))
+    saved = fit_saved_lines(trained_on, honest)
+    expected = replace(trained_on, logits=torch.cat((honest[None], trained_on.logits[1:])))
+    assert saved.parameters("margin", range(6))["lines"] == fit_lines("margin", expected)["lines"]
+    assert saved.parameters("margin", [2, 5])["lines"] == tuple(saved.lines["margin"][layer] for layer in (2, 5))
+    assert saved.fitted_on == tuple(sorted(set(row_hashes(trained_on))))
+    for read, count in ((range(6), 301), (range(1, 6), 301)):  # a certificate on all rows, with the exit or without
+        result = prepare_policy(rows.select(list(read)), "margin", per_exit=True, confidence=0.9, saved_lines=saved)
+        assert (result.policy.lines, len(result.rows)) == (saved.lines["margin"][read[0] :], count)
+    assert fit_saved_lines(trained_on).layers == (1, 2, 3, 4, 5)  # nothing honest: no line
+
+
 def test_without_a_confidence_the_rows_fit_their_own_lines() -> None:
     result = prepare_policy(ROWS, "margin", per_exit=True, saved_lines=SAVED)
     assert result == prepare_policy(ROWS, "margin", per_exit=True)
@@ -112,7 +135,7 @@ def test_label_thresholds_take_their_half_all_the_same() -> None:
 def test_a_certificate_refuses_the_rows_that_the_lines_were_fitted_on() -> None:
     mixed = of_weights(Trace(torch.cat((TRAINED_ON.logits[:, :5], ROWS.logits), dim=1)))
     with pytest.raises(InvalidInput, match="the policy was fitted on 5 of these rows"):
-        certify(mixed, load_policy("margin", **SAVED.parameters("margin")), "agreement")
+        certify(mixed, load_policy("margin", **SAVED.parameters("margin", ROWS.layer_numbers)), "agreement")
 
 
 def test_lines_are_kept_in_a_file(tmp_path: Path) -> None:

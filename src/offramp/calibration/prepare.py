@@ -150,7 +150,7 @@ def prepare_policy(
     fit_half, choose_half = halves(trace) if halved else (trace, trace)
     # 2) the numbers
     if saved_lines is not None and are_saved:
-        numbers = saved_lines.parameters(name)
+        numbers = saved_lines.parameters(name, trace.layer_numbers)
         rows = f"on {len(saved_lines.fitted_on)} of its rows, the threshold chosen on {len(choose_half)}"
         report = [f"thresholds for each exit fitted in training {rows}"]
     else:

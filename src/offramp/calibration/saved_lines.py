@@ -3,6 +3,10 @@
 Lines (`offramp.policies.exit_scaling`) that are fitted on rows of a certificate would spoil it, so that one half of the
 rows fits them and only the other half certifies. A certificate holds for any lines that do not depend on its rows. So
 `offramp train` fits them on some of the rows that it trained on, and all rows of `offramp calibrate` may certify.
+
+The exit before the first layer knows the rows that fitted it by heart, much more than the others do: a line of such
+rows sends other rows out there too early (`benchmarks/results/lines.md`). Its line is fitted on logits of a twin that
+these rows did not fit.
 """
 
 from __future__ import annotations
@@ -10,11 +14,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from offramp.calibration.lexical_rows import MOST_SHARED
 from offramp.errors import InvalidInput, NotApplicable
@@ -39,11 +46,13 @@ class SavedLines:
         weights: SHA-256 of the weights.
         lines: by the policy's name: for each exit a constant and a slope > 0.
         fitted_on: hashes of the rows that they were fitted on (`offramp.types.trace.row_hashes`).
+        layers: the layer number of each exit; None = not known, in files of earlier versions.
     """
 
     weights: str
     lines: Mapping[str, tuple[tuple[float, float], ...]]
     fitted_on: tuple[str, ...]
+    layers: tuple[int, ...] | None = None
 
     def refusal(self, trace: Trace, policy: str) -> str:
         """Return why a policy's lines must not serve a certificate on the rows of a trace; empty where they may."""
@@ -51,22 +60,27 @@ class SavedLines:
             return f"{LINES_FILE} is of other weights"
         if policy not in self.lines:
             return f"{LINES_FILE} has no lines for {policy}"
-        if len(self.lines[policy]) != trace.depth:
+        if self.layers is None and len(self.lines[policy]) != trace.depth:
             return f"{LINES_FILE} is of {len(self.lines[policy])} exits"
+        if missing := sorted(set(trace.layer_numbers) - set(self.layers or trace.layer_numbers)):
+            return f"{LINES_FILE} has no line for the exit at layer {missing[0]}"
         fitted_on = set(self.fitted_on)
         shared = sum(row in fitted_on for row in row_hashes(trace))
         return f"{LINES_FILE} was fitted on {shared} of these rows" if shared > MOST_SHARED * len(trace) else ""
 
-    def parameters(self, policy: str) -> dict[str, Any]:
-        """Return a policy's lines as `offramp.fit_lines` returns them."""
-        return {"lines": self.lines[policy], "fitted_on": self.fitted_on}
+    def parameters(self, policy: str, layers: Sequence[int]) -> dict[str, Any]:
+        """Return a policy's lines at these layers as `offramp.fit_lines` returns them."""
+        lines = dict(zip(self.layers or layers, self.lines[policy], strict=True))
+        return {"lines": tuple(lines[layer] for layer in layers), "fitted_on": self.fitted_on}
 
 
-def fit_saved_lines(trace: Trace) -> SavedLines:
+def fit_saved_lines(trace: Trace, lexical_logits: Tensor | None = None) -> SavedLines:
     """Fit the lines of every policy that may have them.
 
     Args:
         trace: recorded from a model's folder, so that it names the weights; labels are not used.
+        lexical_logits: (N, C) of the exit before the first layer, by one that these rows did not fit; None = it has no
+            line.
 
     Raises:
         InvalidInput: rows whose logits are not finite; a trace that does not name its weights.
@@ -74,12 +88,19 @@ def fit_saved_lines(trace: Trace) -> SavedLines:
     """
     if "weights" not in trace.provenance:
         raise InvalidInput("lines are kept for one set of weights, and the trace does not name its own")
+    if trace.layer_numbers[0] == 0:
+        trace = trace.select(trace.layer_numbers[1:]) if lexical_logits is None else _with_first(trace, lexical_logits)
     fitted = {"margin": fit_lines("margin", trace)}
     for name in (name for name in POLICIES if load(POLICIES, name).unit_interval):
         with suppress(NotApplicable):  # certainty without a gate
             fitted[name] = fit_lines(name, trace)
     lines = {name: result["lines"] for name, result in fitted.items()}
-    return SavedLines(trace.provenance["weights"], lines, fitted["margin"]["fitted_on"])
+    return SavedLines(trace.provenance["weights"], lines, fitted["margin"]["fitted_on"], tuple(trace.layer_numbers))
+
+
+def _with_first(trace: Trace, logits: Tensor) -> Trace:
+    """Return a trace with other logits (N, C) at its first exit."""
+    return replace(trace, logits=torch.cat((logits.unsqueeze(0), trace.logits[1:])))
 
 
 def write_saved_lines(saved: SavedLines, folder: str | os.PathLike[str]) -> None:
@@ -104,7 +125,10 @@ def read_saved_lines(folder: str | os.PathLike[str]) -> SavedLines | None:
         lines = {name: tuple((float(a), float(b)) for a, b in pairs) for name, pairs in data["lines"].items()}
         if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for pairs in lines.values() for a, b in pairs):
             raise ValueError("a line is a finite constant and a slope above 0")
-        return SavedLines(str(data["weights"]), lines, tuple(map(str, data["fitted_on"])))
+        layers = None if data.get("layers") is None else tuple(map(int, data["layers"]))
+        if layers is not None and any(len(pairs) != len(layers) for pairs in lines.values()):
+            raise ValueError("each exit has one line")
+        return SavedLines(str(data["weights"]), lines, tuple(map(str, data["fitted_on"])), layers)
     except InvalidInput:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

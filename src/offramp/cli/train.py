@@ -231,12 +231,19 @@ def _save_lines(folder: Path, data: Examples) -> None:
     from offramp.calibration.saved_lines import FIT_ROWS, fit_saved_lines, write_saved_lines
     from offramp.data.examples import subsample
     from offramp.inference.record import record as record_trace
+    from offramp.model.hub import load_config, load_tokenizer
+    from offramp.model.loading import load_model
+    from offramp.training.held_out_logits import held_out_logits
     from offramp.types.problem_types import REGRESSION
 
     if data.problem_type == REGRESSION:
         return
     try:
-        write_saved_lines(fit_saved_lines(record_trace(folder, subsample(data, FIT_ROWS))), folder)
+        rows, logits = subsample(data, FIT_ROWS), None
+        if load_config(folder).lexical is not None:
+            rows = subsample(data, min(FIT_ROWS, max(1, len(data) // 5)))  # the others fit its twin
+            logits = held_out_logits(load_model(folder), load_tokenizer(folder), data, rows)
+        write_saved_lines(fit_saved_lines(record_trace(folder, rows), logits), folder)
     except InvalidInput as error:
         click.echo(f"no lines for certified thresholds at each exit: {error}", err=True)
 
