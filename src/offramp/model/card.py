@@ -11,8 +11,7 @@ from transformers import PreTrainedConfig
 
 from offramp.errors import InvalidInput
 from offramp.types.exit_names import LEXICAL, layers_text
-from offramp.types.fingerprint import layers_of
-from offramp.types.model_content import CONFIG_FILE, ModelContent
+from offramp.types.model_content import ModelContent
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, label_thresholds_text, write_points
 from offramp.types.whole_file import whole_file
 
@@ -83,7 +82,7 @@ def _tied(point: OperatingPoint, content: ModelContent) -> OperatingPoint:
     before = point.fingerprint
     if before is not None and before.content is not None:
         return point
-    read = before.exit_layers if before is not None else _layers_read(point, _layers(content))
+    read = before.exit_layers if before is not None else _layers_read(point, content.layers or [])
     return replace(point, fingerprint=content.fingerprint(read))
 
 
@@ -104,18 +103,12 @@ def write_card(folder: Path, points: Mapping[str, OperatingPoint], config: PreTr
     card = folder / "README.md"
     text, new = read_card(card), None
     if text is not None:
-        new = true_card(text, points, _layers(ModelContent(folder)) if config is None else config.layers, config)
+        new = true_card(text, points, ModelContent(folder).layers or [] if config is None else config.layers, config)
     elif config is not None and not card.exists():
         new = model_card(config, points)
     if new not in (None, text):
         with whole_file(card) as file:
             file.write(str(new))
-
-
-def _layers(content: ModelContent) -> list[int]:
-    """Return the layer numbers of the exits of a folder's model; [] where there is none."""
-    has_exits = (content.folder / CONFIG_FILE).exists() and "exit_layers" in content.config
-    return layers_of(content.config) if has_exits else []
 
 
 def true_card(

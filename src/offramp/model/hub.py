@@ -20,7 +20,6 @@ from offramp.errors import InvalidInput, UnknownName, one_line
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig, resolve_pad_token
 from offramp.policies.registry import load_policy
-from offramp.types.fingerprint import layers_of
 from offramp.types.model_content import ModelContent
 from offramp.types.operating_point import DEFAULT, POINTS_FILE, OperatingPoint, read_points
 
@@ -183,7 +182,7 @@ def _known_point(point: OperatingPoint, where: str, content: ModelContent) -> Op
         load_policy(point.policy)
     except (InvalidInput, TypeError, ValueError) as error:
         raise InvalidInput(f"{where}: policy: {one_line(error)}") from None
-    layers = layers_of(content.config) if "exit_layers" in content.config else []
+    layers = content.layers or []
     if point.fingerprint is None:
         read = _layers_read(point, where, layers) if layers else None
         return replace(point, fingerprint=content.fingerprint(read, whole=False))

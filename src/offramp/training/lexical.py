@@ -57,6 +57,8 @@ def fit_lexical(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, examp
         raise InvalidInput("the model has no lexical exit: build it with lexical=LexicalExit()")
     if not len(examples):
         raise InvalidInput("there are no rows to fit the lexical exit on")
+    device = classifier.table.device
+    classifier.cpu()  # where the fit runs
     set_special_ids(classifier, tokenizer)
     rows = encode(tokenizer, examples.texts, token_limit(tokenizer, model.config.backbone))
     ids = [row["input_ids"] for row in rows]
@@ -65,6 +67,7 @@ def fit_lexical(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, examp
     _fit(classifier, buckets, lengths, targets)
     classifier.fitted_rows = torch.unique(token_hashes(ids))
     classifier.setting = replace(classifier.setting, fitted_rows=len(classifier.fitted_rows))
+    classifier.to(device)
     model.config.lexical = classifier.setting.to_data()
 
 
