@@ -18,8 +18,10 @@ from offramp.inference.export import export
 from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.card import save_points
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.loading import load_model
-from offramp.policies.replay import replay
+from offramp.policies.registry import load_policy
+from offramp.policies.replay import replay, scores
 from offramp.types.operating_point import OperatingPoint, fixed_depth_point
 from support.command_line import offramp
 from support.models import LAYERS, balanced, padded, save_folder, text_rows, texts, tiny_model
@@ -208,6 +210,33 @@ def test_a_comparison_scores_what_was_answered_at_that_batch_size(clock: Clock) 
     assert early.speedup.median == pytest.approx(4 / (1 + mean_exit))
     assert early.against_best == early.speedup
     assert early.per_second == pytest.approx(1 / (1 + mean_exit))
+
+
+def test_the_ideal_of_a_point_that_reads_the_lexical_exit(clock: Clock) -> None:
+    model = balanced(tiny_model(pooling="mean", lexical=LexicalExit()))
+    rows, layers = text_rows(20), [0, *range(1, LAYERS + 1)]
+    score = scores(load_policy("margin"), record(model, rows))[0]
+    at_first = float(score.median())
+    points = {
+        "with": OperatingPoint({"name": "margin"}, (at_first, *[0.3] * (LAYERS - 1)), exit_layers=layers),
+        "without": OperatingPoint({"name": "margin"}, (0.3,) * (LAYERS - 1)),
+    }
+
+    class Timed(TorchEngine):
+        def answer(self, inputs: Any, point: Any) -> Any:
+            answers = super().answer(inputs, point)
+            behind, reads = int((answers.exit_layers > 0).sum()), point is not points["without"]
+            clock.work(0.25 * reads * len(answers.logits) + behind + answers.exit_layers.sum().item())
+            return answers
+
+    baseline = Baseline("torch", "plain", lambda inputs: clock.work(1.0))
+    _, full, *early = run_benchmark({"torch": Timed(model)}, {"torch": points}, [baseline], rows, None, 8, 1)
+    leaving = replay(record(model, rows), points["with"].policy, points["with"].thresholds).exit_layers
+    behind, mean_exit = (leaving > 0).double().mean().item(), leaving.double().mean().item()
+    assert 0 < behind < 1
+    assert full.ideal == pytest.approx(1)
+    assert early[0].ideal == pytest.approx((1 + LAYERS) / (0.25 + behind + mean_exit))
+    assert early[1].ideal == pytest.approx((1 + LAYERS) / (1 + early[1].mean_exit))
 
 
 @pytest.fixture(scope="module")

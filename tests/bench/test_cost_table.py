@@ -10,6 +10,7 @@ from offramp.bench import timer as bench
 from offramp.bench.cost_table import TIMED, measure_costs
 from offramp.errors import InvalidInput
 from offramp.inference.torch_engine import TorchEngine
+from offramp.model.lexical.config import LexicalExit
 from offramp.types.operating_point import POINTS_FILE, read_points
 from offramp.types.outputs import Answers, ExitOutput
 from support.command_line import offramp
@@ -64,6 +65,14 @@ def test_every_exit_is_timed_itself(clock: Clock) -> None:
     assert (table.engine, table.batch_size) == ("fake-float32", 4)
     # a line by least squares through (1, 2), (3, 3), (4, 10): slope 32.5 / 14, at 0 negative
     assert table.embed_ms == 0
+
+
+def test_the_lexical_exit_is_timed_and_takes_no_part_of_the_embedding(clock: Clock) -> None:
+    model = tiny_model(exit_layers=[1, 3, 4], lexical=LexicalExit())
+    table = measure_costs(Timed(clock, {0: 0.0005, 1: 0.0035, 3: 0.0075, 4: 0.0095}, model), token_rows(3))
+    assert table.layers == (0, 1, 3, 4)
+    assert table.ms == pytest.approx((0.5, 3.5, 7.5, 9.5))  # 0.5, then 1 + 2 k more
+    assert table.embed_ms == pytest.approx(1)
 
 
 def test_the_embedding_is_where_a_line_through_the_exits_begins(clock: Clock) -> None:

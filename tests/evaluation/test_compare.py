@@ -225,7 +225,10 @@ def test_from_layer_0_every_figure_is_the_same_one_layer_earlier() -> None:
 def test_the_spread_over_the_exits() -> None:
     right = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]).bool()
     trace = Trace(torch.stack((~right, right), dim=-1).float(), torch.ones(4, dtype=torch.long))
-    assert vars(exit_score_summary(trace)) == pytest.approx(vars(ExitScoreSummary(0.5, 0.75, math.sqrt(0.125 / 3))))
+    expected = pytest.approx(vars(ExitScoreSummary(0.5, 0.75, math.sqrt(0.125 / 3))))
+    assert vars(exit_score_summary(trace)) == expected
+    lexical = torch.cat((torch.zeros_like(trace.logits[:1]), trace.logits))  # papers have none
+    assert vars(exit_score_summary(replace(trace, logits=lexical, layers=torch.arange(4)))) == expected
 
 
 def test_the_histogram_counts_who_leaves_where() -> None:

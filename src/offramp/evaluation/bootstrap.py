@@ -197,7 +197,7 @@ def point_loss_interval(trace: Trace, point: OperatingPoint, metric: str | None 
 
 def is_full_model(point: OperatingPoint, trace: Trace, answers: Answers) -> bool:
     """Return whether a point, with its answers on a trace, is the full model: no row can leave early, here or not."""
-    return min(point.thresholds) == math.inf and torch.equal(answers.logits, trace.logits[-1])
+    return min(point.thresholds, default=math.inf) == math.inf and torch.equal(answers.logits, trace.logits[-1])
 
 
 def _resampled_loss(trace: Trace, early: Tensor, rule: Metric) -> Interval:

@@ -82,7 +82,7 @@ def few_rows(
     for name, point in points.items():
         counted, lost = _lost(trace, point, metric)
         rows, losses = int(counted.sum()), int((counted & lost).sum())
-        leaves = min(point.thresholds) < math.inf
+        leaves = min(point.thresholds, default=math.inf) < math.inf
         if leaves and point.certificate is None and rows < needed_rows(point.target):
             bounds[name] = (upper_share(losses, rows) if rows else 1.0, losses, rows)
     if not bounds:

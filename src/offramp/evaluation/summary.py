@@ -28,12 +28,13 @@ class ExitScoreSummary:
 
 
 def exit_score_summary(trace: Trace, metric: str | None = None) -> ExitScoreSummary:
-    """Return mean, best and deviation of a score over the exits.
+    """Return mean, best and deviation of a score over the exits behind a layer, as papers have them.
 
     Raises:
         InvalidInput: no labels.
     """
-    scores = torch.tensor(layerwise(trace, metric), dtype=torch.float64)
+    values = zip(trace.layer_numbers, layerwise(trace, metric), strict=True)
+    scores = torch.tensor([value for layer, value in values if layer], dtype=torch.float64)
     return ExitScoreSummary(scores.mean().item(), scores.max().item(), scores.std(correction=0).item())
 
 

@@ -132,7 +132,7 @@ def _point_data(trace: Trace, point: OperatingPoint, measured: Measured) -> dict
 
 def _agreement_interval(point: OperatingPoint, measured: Measured) -> tuple[float, float] | None:
     """Return the 95% interval of the agreement; (1, 1) where the point is the full model."""
-    if min(point.thresholds) == math.inf and measured.agreement == 1:
+    if min(point.thresholds, default=math.inf) == math.inf and measured.agreement == 1:
         return 1.0, 1.0
     return agreement_interval(measured)
 
