@@ -245,7 +245,8 @@ def test_the_page_says_what_the_lexical_exit_answers_or_why_it_answers_nothing(
 
 def test_a_page_with_a_lexical_exit_begins_at_layer_0() -> None:
     macs = torch.arange(6.0).unsqueeze(1).expand(6, 50)
-    trace = replace(random_trace(SINGLE_LABEL, layers=torch.arange(6)), macs=macs)
+    trace = random_trace(SINGLE_LABEL, layers=torch.arange(6))
+    trace = replace(trace, macs=macs, fit_rows=torch.arange(50) < 3)
     point = OperatingPoint({"name": "margin"}, (0.3,) * 5, exit_layers=(0, 1, 2, 3, 4, 5))
     content = page("", trace, Texts(["a text"] * 50, ["a", "b", "c"]), {"default": point}, environment={})
     left = int((replay(trace, "margin", 0.3).exit_layers == 0).sum())
@@ -255,6 +256,7 @@ def test_a_page_with_a_lexical_exit_begins_at_layer_0() -> None:
     assert (
         f"{percent(left / 50)} of the rows are answered" in dict(content.decision.facts)["What leaves before layer 1"]
     )
+    assert "3 of 50 rows fitted the" in dict(content.decision.facts)["What these rows cannot show"]
     html = render(content)
     assert '<th scope="row">0 <small>(lexical)</small></th>' in html
     assert "Layer 0 is the lexical exit: a linear classifier" in html

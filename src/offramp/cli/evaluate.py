@@ -58,6 +58,7 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     offramp evaluate model --data test.csv --slice-by length --picture policies.png
     """
     silence_transformers()
+    from offramp.calibration.lexical_rows import lexical_rows_text
     from offramp.evaluation.caveats import caveats
     from offramp.evaluation.compare import compare
     from offramp.evaluation.metrics import metric_for
@@ -77,6 +78,7 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     recalls = _recalls(trace, points, names)
     comparison = compare(trace, metric) if trace.depth > 1 and len(trace) > 1 else None
     notes = other_weights(folder, trace) + caveats(trace, points, metric, names)
+    notes += filter(None, [lexical_rows_text(trace)])
     if picture is not None:
         _draw(comparison, points, picture, metric)
     print_notes(notes)

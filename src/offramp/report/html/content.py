@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from offramp.calibration.calibrate import calibrate
+from offramp.calibration.lexical_rows import lexical_rows_text
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluation.bootstrap import point_loss_interval
 from offramp.evaluation.caveats import caveats, is_of_one_class
@@ -122,9 +123,10 @@ def page(
     assessment = _assess(trace, comparison, points, name, metric, cost)
     answered, answers = replay_point(trace, assessment.point)
     shown = {assessment.name or "the point found here": assessment.point}
+    notes = [*caveats(trace, shown, metric, texts.names), *filter(None, [lexical_rows_text(trace)])]
     return Page(
         title=title,
-        decision=decide(assessment, caveats(trace, shown, metric, texts.names)),
+        decision=decide(assessment, notes),
         metric=metric_for(trace, metric)[0],
         rows=len(trace),
         point_name=assessment.name or "",
