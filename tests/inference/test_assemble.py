@@ -17,8 +17,8 @@ from offramp.errors import InvalidInput
 from offramp.inference.export import export
 from offramp.inference.onnx.assemble import DEEPEST, assemble, switch_policy
 from offramp.inference.onnx.export_blocks import export_parts
-from offramp.inference.onnx.metadata import weights_digest
-from offramp.inference.onnx.pieces import SHARED_BYTES, ModelParts, disassemble, policy_key
+from offramp.inference.onnx.metadata import policy_key, weights_digest
+from offramp.inference.onnx.pieces import SHARED_BYTES, ModelParts, disassemble
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.record import record
 from offramp.model.modeling import MultiExitModel

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from offramp.inference.onnx.session import GraphOutput, OnnxSession
 from offramp.inference.record import record
 from offramp.model.bypass import Bypass
 from offramp.model.heads import HEADS
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import load_policy
@@ -23,7 +24,7 @@ from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from support.contracts import CHOICES, LEAVING, OUTPUTS, Case, clear_of_noise
 from support.graphs import arrays, gated, graph_of, parts_of
-from support.models import ABSOLUTE, FAMILIES, LAYERS, padded, rows_for, tiny_model, token_rows
+from support.models import ABSOLUTE, FAMILIES, LAYERS, TEXTS, padded, rows_for, tiny_model, token_rows
 from support.traces import has_meaning, threshold_between
 
 ROWS = 64
@@ -61,16 +62,22 @@ POLICY_CASES = [
     if has_meaning(load_policy(data), problem, LAYERS)
 ]
 
+# with memory, which is that of the exits they read; and one without
+REMEMBERING = ("consistency", "divergence, js in a row", "entropy", "patience", "pcee, run")
+LEXICAL = LexicalExit(buckets=61)
+
 KINDS: dict[str, dict[str, Any]] = {
     "albert": {"family": "albert"},
-    "modernbert": {"family": "modernbert"},
+    "modernbert": {"family": "modernbert", "lexical": LEXICAL},
     "cifar_resnet": {"family": "cifar_resnet", "num_labels": 1, "certainty": False},
     "bert, all that exits may have": {
         "bypass": Bypass(rank=4),
         "memory": 0.6,
         "token_exit": LEAVING,
         "exit_layers": [1, 3, 4],
+        "lexical": LEXICAL,
     },
+    "bert, memory": {"bypass": Bypass(rank=4), "memory": 0.6, "lexical": LEXICAL},
 }
 
 
@@ -79,6 +86,7 @@ class Exported:
     case: Case
     graph: OnnxSession
     policy: Policy
+    read: tuple[int, ...]  # the layers whose exits the policy reads
 
 
 def case_of(model: MultiExitModel) -> Case:
@@ -87,10 +95,10 @@ def case_of(model: MultiExitModel) -> Case:
 
 
 @cache
-def bert(problem: str) -> Case:
+def bert(problem: str, lexical: LexicalExit | None = None) -> Case:
     """The same weights for every kind of problem; what a layer and an exit compute does not depend on it."""
-    model = tiny_model(num_labels=3, problem_type=problem, pooling="mean", certainty=True)
-    model.load_state_dict(gated().state_dict())
+    model = tiny_model(num_labels=3, problem_type=problem, pooling="mean", certainty=True, lexical=lexical)
+    model.load_state_dict(gated().state_dict(), strict=lexical is None)
     return case_of(model)
 
 
@@ -106,17 +114,24 @@ def built(**exits: Any) -> MultiExitModel:
     return model
 
 
-def exported_from(case: Case, data: dict[str, Any]) -> Exported:
+def exported_from(
+    case: Case, data: dict[str, Any], layers: Sequence[int] | None = None, read: Sequence[int] | None = None
+) -> Exported:
+    """The graph has the exits at `layers` (None = all); the policy reads those at `read` (None = all of these)."""
     policy = load_policy(data)
-    return Exported(case, graph_of(case.model, policy), policy)
+    graph = graph_of(case.model, policy, layers, read)
+    held = replace(case, trace=case.trace.select(graph.metadata.layers))
+    return Exported(held, graph, policy, graph.metadata.layers_read)
 
 
 def assert_the_contract(one: Exported, thresholds: Sequence[float]) -> set[int]:
     """The graph is asked in batches of several sizes, the loop for all at once; the exits that rows left at."""
-    case, exits = one.case, torch.tensor(one.case.model.layers)
+    case, exits = one.case, torch.tensor(one.graph.metadata.layers)
     with torch.no_grad():
-        expected = run(case.model, one.policy, thresholds, padded(case.model, case.rows))
-    checked = clear_of_noise(case, one.policy, thresholds)
+        expected = run(case.model, one.policy, thresholds, padded(case.model, case.rows), exit_layers=one.read)
+    checked = clear_of_noise(replace(case, trace=case.trace.select(one.read)), one.policy, thresholds)
+    limits = dict(zip(one.read, thresholds, strict=False))
+    thresholds = [limits.get(layer, -math.inf) for layer in exits[:-1].tolist()]  # nobody asks for those not read
     assert checked.float().mean() > 0.8
     shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(5))
     for size, extra, count in BATCHES:
@@ -126,6 +141,8 @@ def assert_the_contract(one: Exported, thresholds: Sequence[float]) -> set[int]:
             assert_same(told, expected, numbers, checked[numbers])
             sure = numbers[checked[numbers]]
             ran = (exits <= expected.exit_layers[sure].unsqueeze(1)).unsqueeze(-1)  # (K, L, 1)
+            if exits[0] == 0:  # integers with a common scale: equal to the last bit
+                assert np.array_equal(told.logits_by_exit[:, 0], case.trace.logits[0, numbers])
             said = case.trace.logits[:, sure].transpose(0, 1).where(ran, torch.nan)
             assert np.allclose(
                 told.logits_by_exit[checked[numbers].numpy()], said, atol=TOLERANCE, rtol=0, equal_nan=True
@@ -145,7 +162,7 @@ def assert_same(told: GraphOutput, expected: Answers, numbers: torch.Tensor, che
 
 def exits_where_the_contract_holds(one: Exported) -> set[int]:
     """At thresholds at which few leave early, and many; and with another one at each exit; the exits in use."""
-    seen, exits = scores(one.policy, one.case.trace), len(one.case.model.layers)
+    seen, exits = scores(one.policy, one.case.trace.select(one.read)), len(one.read)
     left = [assert_the_contract(one, [threshold_between(seen[:-1], place)] * (exits - 1)) for place in (0.4, 0.75)]
     ladder = [threshold_between(score, 0.9 - 0.2 * exit) for exit, score in enumerate(seen[:-1])]
     return set.union(*left, assert_the_contract(one, ladder))
@@ -161,7 +178,7 @@ def test_with_any_policy_the_graph_answers_as_the_loop_does(name: str, problem: 
 
 
 @pytest.mark.parametrize("policy", ["entropy", "patience"])
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "cifar_resnet"])
+@pytest.mark.parametrize("name", ["albert", "bert, all that exits may have", "modernbert"])
 def test_with_another_encoder_or_other_exits_the_graph_answers_as_the_loop_does(name: str, policy: str) -> None:
     assert_the_contract_wherever_rows_leave(exported_from(kind(name), POLICIES[policy]))
 
@@ -169,6 +186,39 @@ def test_with_another_encoder_or_other_exits_the_graph_answers_as_the_loop_does(
 def test_where_masks_have_a_row_for_each_token_the_graph_answers_as_the_loop_does() -> None:
     case = case_of(built(family="deberta", exit_layers=[2, 4]))
     assert_the_contract_wherever_rows_leave(exported_from(case, POLICIES["entropy"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        pytest.param(
+            *case.values,
+            marks=[] if case.values in [(name, SINGLE_LABEL) for name in REMEMBERING] else [pytest.mark.slow],
+        )
+        for case in POLICY_CASES
+    ],
+)
+def test_an_exit_that_a_policy_does_not_read_is_no_part_of_it(name: str, problem: str) -> None:
+    """As in the loop and in a replay of the exits that it reads: no row leaves there, and no memory of it is kept."""
+    one = exported_from(bert(problem, LEXICAL), POLICIES[name], read=(0, 1, 3, 4))
+    assert_the_contract_wherever_rows_leave(one)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "read"),
+    [
+        ("bert, memory", (0, 2, 4), (2, 4)),
+        ("albert", (2, 3, 4), (2, 4)),
+        pytest.param("modernbert", (0, 1, 3, 4), (0, 3, 4), marks=pytest.mark.slow),
+        pytest.param("bert, all that exits may have", (1, 3, 4), (1, 4), marks=pytest.mark.slow),
+        pytest.param("cifar_resnet", (2, 4), (2, 4), marks=pytest.mark.slow),
+    ],
+)
+def test_blocks_before_an_exit_that_a_graph_leaves_out_run_all_the_same(
+    name: str, layers: tuple[int, ...], read: tuple[int, ...]
+) -> None:
+    policy = POLICIES["fixed" if name == "cifar_resnet" else "entropy"]
+    assert_the_contract_wherever_rows_leave(exported_from(kind(name), policy, layers, read))
 
 
 @pytest.mark.parametrize("policy", ["fixed", "stability"])
@@ -205,6 +255,7 @@ def test_where_all_texts_are_one_token_some_may_leave_too(name: str) -> None:
 def test_any_family_answers_as_a_graph_as_in_the_loop(family: str) -> None:
     left: set[int] = set()
     exits = {} if family == "cifar_resnet" else {"exit_layers": [1, 3, 4]}
+    exits |= {"lexical": LEXICAL} if family in TEXTS else {}
     for problem in (SINGLE_LABEL, MULTI_LABEL, REGRESSION):
         model = tiny_model(family, OUTPUTS[problem], problem_type=problem, pooling="mean", **exits)
         for policy in ("stability",) if problem == REGRESSION else ("divergence", "margin", "patience"):

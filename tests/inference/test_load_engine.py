@@ -17,7 +17,7 @@ from offramp.calibration.calibrate import calibrate
 from offramp.errors import InvalidInput, UnknownName
 from offramp.inference.export import export
 from offramp.inference.load_engine import load_engine
-from offramp.inference.onnx.pieces import policy_key
+from offramp.inference.onnx.metadata import policy_key
 from offramp.inference.onnx.session import session_options
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.predictor import Predictor
@@ -111,7 +111,7 @@ def test_a_text_whose_logits_are_not_finite_is_an_error(exported: Path) -> None:
     told = engine.graph.run({"input_ids": padded(gated(), text_rows(3))["input_ids"].numpy()}, 1.0)
 
     class Broken:
-        about = engine.graph.metadata
+        metadata = engine.graph.metadata
 
         def run(self, *_: object) -> object:
             logits = told.logits.copy()

@@ -1,5 +1,5 @@
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class TokenCounts:
 
     config: MultiExitConfig
     name: str = "counts-float32"
+    layers: Sequence[int] = tuple(range(1, LAYERS + 1))
 
     def check(self, point: OperatingPoint | None) -> None:
         """Run every point."""

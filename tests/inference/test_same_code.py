@@ -19,7 +19,7 @@ def blocks_of(model: MultiExitModel) -> list[BlockCode]:
     carries = [model.embed({name: pair[example] for name, pair in inputs.items()}) for example in range(2)]
     blocks = []
     for exit in range(len(model.layers)):
-        spec, carries = _exit_spec(model, exit, carries)
+        spec, carries = _exit_spec(model, range(exit, exit + 1), carries)
         blocks.append(spec.block)
     return blocks
 

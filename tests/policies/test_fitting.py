@@ -23,7 +23,7 @@ from offramp.errors import InvalidInput, NotApplicable
 from offramp.evaluation.metrics import calibration_error
 from offramp.inference.onnx.assemble import DOMAIN, OPSET
 from offramp.inference.onnx.export_policy import export_steps
-from offramp.inference.onnx.pieces import policy_key
+from offramp.inference.onnx.metadata import policy_key
 from offramp.model.card import save_points
 from offramp.policies.base import Memory
 from offramp.policies.confidence import Entropy, MaxProb

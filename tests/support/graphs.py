@@ -51,9 +51,13 @@ def gated() -> MultiExitModel:
 
 
 def parts_of(
-    model: MultiExitModel, digest: str, precision: str = "float32", prepare: Prepare | None = None
+    model: MultiExitModel,
+    digest: str,
+    precision: str = "float32",
+    prepare: Prepare | None = None,
+    layers: Sequence[int] | None = None,
 ) -> ModelParts:
-    """`export_parts`, once for the same weights: neither their digest nor the kind of problem is in a piece."""
+    """`export_parts`, once for the same weights: their digest is in no piece, the kind of problem in that of exit 0."""
     config = model.config
     shape = (
         precision,
@@ -64,27 +68,32 @@ def parts_of(
         config.memory,
         config.bypass,
         config.token_exit,
+        tuple(layers or model.layers),
+        config.lexical,
+        config.lexical and config.problem_type,  # the lexical exit's certainty depends on it
     )
     key = hashlib.sha256(repr(shape).encode())
     for name, weight in model.state_dict().items():
         key.update(name.encode() + weight.numpy().tobytes())
     if key.hexdigest() not in _PARTS:
         with one_registry():
-            _PARTS[key.hexdigest()] = export_parts(model, digest, precision, prepare)
+            _PARTS[key.hexdigest()] = export_parts(model, digest, precision, prepare, layers)
     parts = _PARTS[key.hexdigest()]
     return replace(parts, metadata=replace(parts.metadata, model=digest, problem_type=config.problem_type))
 
 
-def with_policies(parts: ModelParts, policies: Sequence[Policy]) -> ModelParts:
+def with_policies(parts: ModelParts, policies: Sequence[Policy], read: Sequence[int] | None = None) -> ModelParts:
     """`with_steps` without making the exporter's table anew."""
     with one_registry():
-        return with_steps(parts, policies)
+        return with_steps(parts, policies, read)
 
 
-def graph_of(model: MultiExitModel, policy: Policy) -> OnnxSession:
-    """A model with one policy, ready to run."""
-    parts = with_policies(parts_of(model, "of a test"), [policy])
-    return OnnxSession.load(assemble(parts, policy_to_dict(policy)).SerializeToString())
+def graph_of(
+    model: MultiExitModel, policy: Policy, layers: Sequence[int] | None = None, read: Sequence[int] | None = None
+) -> OnnxSession:
+    """A model with one policy, ready to run: the exits at `layers`, of which the policy reads those at `read`."""
+    parts = with_policies(parts_of(model, "of a test", layers=layers), [policy], read)
+    return OnnxSession.load(assemble(parts, policy_to_dict(policy), read).SerializeToString())
 
 
 def arrays(batch: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:

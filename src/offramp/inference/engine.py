@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from offramp.types.graph_file import GRAPHS
@@ -33,11 +33,15 @@ class Engine(Protocol):
     def config(self) -> MultiExitConfig:
         """Return the model's configuration."""
 
+    @property
+    def layers(self) -> Sequence[int]:
+        """Return the layer numbers of the exits that the engine answers at, increasing; 0 = before the first layer."""
+
     def check(self, point: OperatingPoint | None) -> None:
         """Refuse a point that this engine cannot run.
 
         Raises:
-            InvalidInput: it is for another number of exits, or for a policy that the engine does not run.
+            InvalidInput: it is for other exits, or for a policy that the engine does not run.
         """
 
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:

@@ -25,13 +25,13 @@ from offramp.data.columns import GUESSED, Columns
 from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE
 from offramp.data.records import AS_NAMED, Reading
-from offramp.errors import OfframpError
+from offramp.errors import InvalidInput, OfframpError
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.inference.onnx.assemble import assemble, refuse_depth
 from offramp.inference.onnx.export_blocks import export_parts
-from offramp.inference.onnx.export_policy import export_steps
-from offramp.inference.onnx.metadata import weights_digest
-from offramp.inference.onnx.pieces import ModelParts, data_spans, policy_key, with_weights_beside
+from offramp.inference.onnx.export_policy import at_all_exits, export_steps
+from offramp.inference.onnx.metadata import policy_key, weights_digest
+from offramp.inference.onnx.pieces import ModelParts, data_spans, with_weights_beside
 from offramp.inference.onnx.quantize import int8 as to_int8
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
@@ -58,6 +58,8 @@ QUANTILES = (0.3, 0.7)  # of the scores: thresholds at which some leave early an
 Rows = list[dict[str, Any]]
 PolicyLike = Policy | Mapping[str, Any] | str
 """A policy, its name, or its data; see `load_policy`."""
+PolicyAtExits = tuple[Policy, tuple[int, ...]]
+"""A policy, and the layer numbers of the exits that it reads."""
 
 
 class ExportMismatch(OfframpError):
@@ -72,7 +74,10 @@ class ExportReport:
         path: of the file.
         engine: which runs it.
         policy: the one it runs.
-        policies: those whose steps it holds.
+        policies: those whose steps it holds; one that does not read all exits of the file names those that it reads,
+            in `exit_layers`.
+        layers: the layer number of each exit that it holds, 0 = before the first layer.
+        left_out: the layer numbers of the model's other exits, which no operating point reads.
         bytes: its size, with the weights beside it.
         seconds: that exporting and checking took.
         rows: that it was compared on.
@@ -87,6 +92,8 @@ class ExportReport:
     engine: str
     policy: Mapping[str, Any]
     policies: Sequence[Mapping[str, Any]]
+    layers: Sequence[int]
+    left_out: Sequence[int]
     bytes: int
     seconds: float
     rows: int
@@ -110,8 +117,10 @@ def export(
 ) -> ExportReport:
     """Write `model.onnx` or `model.int8.onnx` into a model's folder, with the weights in a file beside it (`.data`).
 
-    The file holds the steps of `policy`, of the folder's operating points' policies, of the default policy and of
-    `policies`, each once, and of no others. It takes another policy that it holds in seconds
+    The file holds the exits that the folder's operating points read and always the last one; without points, and where
+    tokens exit, all of the model's. It holds the steps of `policy`, of the operating points' policies, of the default
+    policy and of `policies`, each once: those of a point at the exits that it reads, the others at all of the file's.
+    It takes another policy that it holds in seconds
     (`offramp.inference.onnx.assemble.switch_policy`).
 
     Args:
@@ -126,7 +135,7 @@ def export(
         split: which part of a named data set to read.
 
     Raises:
-        InvalidInput: a model that cannot be exported.
+        InvalidInput: a model that cannot be exported, or an operating point for other exits than it has.
         NotApplicable: a policy has no meaning for the model; nothing has been exported.
         ExportMismatch: the file does not do what torch does; it is not left there.
     """
@@ -134,29 +143,32 @@ def export(
     folder = Path(folder)
     model = load_model(folder).float().cpu()
     points = load_points(folder)
-    refuse_depth(len(model.layers))
-    default, *others = _distinct_policies(model, points, policy, policies)
-    for rule in (default, *others):
-        _refuse_policy(model, rule)
+    layers = _layers_held(model, points)
+    refuse_depth(len(layers))
+    default, *others = _distinct_policies(model, points, layers, policy, policies)
+    for rule, read in (default, *others):
+        _refuse_policy(model, rule, read)
     rows = _rows(folder, model, dataset, columns, split, reading)
     path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
-    parts = export_parts(model, weights_digest(folder), *(("int8", to_int8) if int8 else ()))
-    parts = with_steps(parts, [default, *others])
-    reference = record(model, rows)
+    precision, prepare = ("int8", to_int8) if int8 else ("float32", None)
+    parts = export_parts(model, weights_digest(folder), precision, prepare, layers)
+    for rule, read in (default, *others):
+        parts = with_steps(parts, [rule], read)
+    reference = record(model, rows).select(layers)
     with unfinished_folder(path) as unfinished:
         graph, weights = (unfinished / f"{path.name}{ending}" for ending in ("", WEIGHTS))
         parts = with_weights_beside(parts, weights)
         source = GraphSource.of(ModelContent(folder), weights, data_spans(parts), parts.metadata.layers)
         parts = replace(parts, metadata=replace(parts.metadata, source=source))
 
-        def assembled(rule: Policy) -> OnnxEngine:
-            onnx.save(assemble(parts, policy_to_dict(rule)), graph)
+        def assembled(rule: Policy, read: tuple[int, ...]) -> OnnxEngine:
+            onnx.save(assemble(parts, policy_to_dict(rule), parts.metadata.subset(read)), graph)
             return OnnxEngine(OnnxSession.load(graph), model.config)
 
         few = reference.take(torch.arange(min(CHECKED, len(rows))))
-        for rule in tqdm(others, desc="check", unit="policy", disable=None, leave=False):
-            check(assembled(rule), rows[:CHECKED], few)
-        exported = assembled(default)  # last, because its file stays
+        for other in tqdm(others, desc="check", unit="policy", disable=None, leave=False):
+            check(assembled(*other), rows[:CHECKED], few)
+        exported = assembled(*default)  # last, because its file stays
         check(exported, rows[:CHECKED], few)
         trace = record(exported, rows)
         size = graph.stat().st_size + weights.stat().st_size
@@ -165,8 +177,10 @@ def export(
     return ExportReport(
         path=path,
         engine=exported.name,
-        policy=policy_to_dict(default),
+        policy=policy_to_dict(default[0]),
         policies=[json.loads(key) for key in parts.metadata.policies],
+        layers=layers,
+        left_out=[layer for layer in model.layers if layer not in layers],
         bytes=size,
         seconds=time.perf_counter() - started,
         rows=len(rows),
@@ -176,19 +190,26 @@ def export(
     )
 
 
-def with_steps(parts: ModelParts, policies: Sequence[Policy]) -> ModelParts:
+def with_steps(parts: ModelParts, policies: Sequence[Policy], read: Sequence[int] | None = None) -> ModelParts:
     """Return the pieces with the steps of these policies.
+
+    Args:
+        parts: the pieces.
+        policies: those whose steps are added.
+        read: the layers whose exits they read; None = all of the graph's.
 
     Raises:
         NotApplicable: a policy has no meaning for the model.
     """
     metadata = parts.metadata
     calls, functions = dict(metadata.policies), dict(parts.functions)
+    layers = metadata.layers if read is None else tuple(read)
     for rule in policies:
-        key = policy_key(policy_to_dict(rule))
-        calls[key], more = export_steps(
-            key, metadata.layers, metadata.outputs, metadata.problem_type, metadata.certainty
+        policy = policy_to_dict(rule)
+        steps, more = export_steps(
+            policy_key(policy), layers, metadata.outputs, metadata.problem_type, metadata.certainty
         )
+        calls[policy_key(policy, metadata.subset(layers))] = at_all_exits(steps, layers, metadata.layers)
         functions |= more
     return replace(parts, functions=functions, metadata=replace(metadata, policies=calls))
 
@@ -210,29 +231,32 @@ def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
     name = f"the graph ({metadata.precision}, policy {dict(metadata.policy)})"
     if metadata.precision == "int8":
         own, runs = record(exported, alone, batch_size=1), [(1, alone)]
-        if (own.logits.isnan() & reference.logits[:, : len(alone)].isfinite()).any():  # NaN: after a row's exit
+        expected = reference.select(metadata.layers).logits[:, : len(alone)]
+        if (own.logits.isnan() & expected.isfinite()).any():  # NaN: after a row's exit
             raise ExportMismatch(f"{name}: rows leave elsewhere than they should, at the threshold inf")
         reference = own
-    rule = load_policy(metadata.policy)
+    rule, reference = load_policy(metadata.policy), reference.select(metadata.layers_read)
     score = scores(rule, reference)[:-1].double()  # (L-1, N)
     tolerance = TOLERANCE * max(1.0, reference.logits.abs().max().item())
     for quantile in QUANTILES:
         threshold = _between(score, quantile)
-        expected = replay(reference, rule, threshold)
+        wanted = replay(reference, rule, threshold)
         clear = ((score - threshold).abs() >= NOISE).all(dim=0)  # (N,)
         for size, batch in runs:
             answers = _answers(exported, batch, threshold, size)
             clear_rows = clear[: len(batch)].nonzero().squeeze(1)
-            if not torch.equal(answers.exit_layers[clear_rows], expected.exit_layers[clear_rows]):
+            if not torch.equal(answers.exit_layers[clear_rows], wanted.exit_layers[clear_rows]):
                 raise ExportMismatch(f"{name}: rows leave elsewhere than they should, at the threshold {threshold:g}")
-            apart = (answers.logits[clear_rows] - expected.logits[clear_rows]).abs()
+            apart = (answers.logits[clear_rows] - wanted.logits[clear_rows]).abs()
             if not (apart <= tolerance).all():
                 raise ExportMismatch(f"{name}: logits are off by {apart.max():.2g}; {tolerance:.2g} would be in order")
 
 
 def _answers(exported: OnnxEngine, rows: Rows, threshold: float, size: int) -> Answers:
     """Answer rows, in batches of `size` in their order."""
-    point = OperatingPoint(exported.graph.metadata.policy, (threshold,) * (len(exported.config.exit_layers) - 1))
+    metadata = exported.graph.metadata
+    read = metadata.layers_read
+    point = OperatingPoint(metadata.policy, (threshold,) * (len(read) - 1), exit_layers=read)
     parts = []
     for start in range(0, len(rows), size):
         batch = collate(rows[start : start + size], exported.config.pad_token_id)
@@ -244,27 +268,46 @@ def _answers(exported: OnnxEngine, rows: Rows, threshold: float, size: int) -> A
     )
 
 
+def _layers_held(model: MultiExitModel, points: Mapping[str, OperatingPoint]) -> tuple[int, ...]:
+    """Return the layers whose exits a graph holds: those that some point reads; without points all of the model's.
+
+    Raises:
+        InvalidInput: a point for other exits.
+    """
+    held: set[int] = set() if points else set(model.layers)
+    if model.config.token_exit is not None:  # the exporter cannot run a layer after one that removes tokens
+        held.update(model.config.exit_layers)
+    for name, point in points.items():
+        try:
+            held.update(point.layers_read(model.layers))
+        except InvalidInput as error:
+            raise InvalidInput(f"operating point {name!r}: {error}") from None
+    return tuple(sorted(held))
+
+
 def _distinct_policies(
     model: MultiExitModel,
     points: Mapping[str, OperatingPoint],
+    layers: tuple[int, ...],
     policy: PolicyLike | None,
     policies: Sequence[PolicyLike],
-) -> list[Policy]:
-    """Return the policies that a file holds, each once; it runs the first one."""
+) -> list[PolicyAtExits]:
+    """Return the policies that a file holds with the layers whose exits they read, each once; it runs the first one."""
     default = default_unfitted_policy(model.config.problem_type)
-    if policy is None:
-        policy = points[DEFAULT].policy if DEFAULT in points else default
-    by_key: dict[str, Policy] = {}
-    for like in (policy, *(point.policy for point in points.values()), default, *policies):
+    of_points = {name: (point.policy, point.layers_read(model.layers)) for name, point in points.items()}
+    first = of_points.get(DEFAULT, (default, layers)) if policy is None else (policy, layers)
+    others = [(like, layers) for like in (default, *policies)]
+    by_key: dict[str, PolicyAtExits] = {}
+    for like, read in (first, *of_points.values(), *others):
         rule = as_policy(like)
-        by_key.setdefault(policy_key(policy_to_dict(rule)), rule)
+        by_key.setdefault(policy_key(policy_to_dict(rule), read), (rule, read))
     return list(by_key.values())
 
 
-def _refuse_policy(model: MultiExitModel, rule: Policy) -> None:
+def _refuse_policy(model: MultiExitModel, rule: Policy, read: tuple[int, ...]) -> None:
     """Raise NotApplicable where a policy does not fit, before the blocks are exported; its steps are kept."""
     key, config = policy_key(policy_to_dict(rule)), model.config
-    export_steps(key, tuple(model.layers), config.num_labels, config.problem_type, model.gate is not None)
+    export_steps(key, read, config.num_labels, config.problem_type, model.gate is not None)
 
 
 def _rows(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -15,8 +14,8 @@ from transformers.utils import logging
 
 from offramp.data.batching import check_token_ids
 from offramp.errors import InvalidInput
+from offramp.inference.onnx.metadata import read_policy_key
 from offramp.model.config import MultiExitConfig
-from offramp.policies.decision import thresholds_per_exit
 from offramp.policies.registry import WRAPPERS, load_policy, summarize
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, ExitOutput
@@ -45,28 +44,57 @@ class OnnxEngine:
         """Return the engine's name with its precision."""
         return f"onnx-{self.graph.metadata.precision}"
 
+    @property
+    def layers(self) -> Sequence[int]:
+        """Return the layer numbers of the exits that the graph holds."""
+        return self.graph.metadata.layers
+
     def check(self, point: OperatingPoint | None) -> None:
         """Refuse a point that this engine cannot run."""
         if point is None:
             return
-        thresholds_per_exit(point.thresholds, len(self.config.exit_layers))
-        policy = self.graph.metadata.policy
-        if load_policy(point.policy) != load_policy(policy):
+        read, metadata = self._layers_read(point), self.graph.metadata
+        if load_policy(point.policy) != load_policy(metadata.policy) or read != metadata.layers_read:
+            runs, wanted = str(summarize(metadata.policy)), str(summarize(point.policy))
+            if read != metadata.layers_read:
+                runs += f" at the exits {list(metadata.layers_read)}"
+                wanted += f" at {list(read)}"
             raise InvalidInput(
-                f"the graph runs the policy {summarize(policy)}, the operating point is for {summarize(point.policy)}; "
-                f"{self._remedy(point.policy)}"
+                f"the graph runs the policy {runs}, the operating point is for {wanted}; "
+                f"{self._remedy(point.policy, read)}"
             )
         measured = point.measured.provenance.get("engine", self.name) if point.measured is not None else self.name
         if measured != self.name and "onnx-int8" in (measured, self.name):
             logger.warning("this operating point was measured with %s and runs with %s", measured, self.name)
 
-    def _remedy(self, policy: Mapping[str, Any]) -> str:
-        """Return a sentence that says how to make a graph run a policy."""
-        metadata = self.graph.metadata
-        command = f"offramp export FOLDER{' --int8' if metadata.precision == 'int8' else ''}"
-        if all(load_policy(json.loads(key)) != load_policy(policy) for key in metadata.policies):
+    def _layers_read(self, point: OperatingPoint) -> tuple[int, ...]:
+        """Return the layer numbers of the exits that a point reads, all of which the graph holds."""
+        read = point.layers_read(self.config.layers)
+        if missing := [layer for layer in read if layer not in self.layers]:
+            raise InvalidInput(
+                f"the operating point reads the exits {list(read)}, and the graph left out {missing}: save the point, "
+                f"and `{self._command}` makes a graph that holds them"
+            )
+        return read
+
+    def _limits(self, point: OperatingPoint) -> list[float]:
+        """Return a point's threshold for each exit of the graph but the last; at those that it does not read inf."""
+        read = self._layers_read(point)
+        by_layer = dict(zip(read, point.thresholds, strict=False))  # none for the last one
+        return [by_layer.get(layer, math.inf) for layer in self.layers[:-1]]
+
+    @property
+    def _command(self) -> str:
+        return f"offramp export FOLDER{' --int8' if self.graph.metadata.precision == 'int8' else ''}"
+
+    def _remedy(self, policy: Mapping[str, Any], read: tuple[int, ...]) -> str:
+        """Return a sentence that says how to make a graph run a policy at some exits."""
+        metadata, command = self.graph.metadata, self._command
+        wanted, layers = load_policy(policy), metadata.subset(read)
+        entries = map(read_policy_key, metadata.policies)
+        if all(held != layers or load_policy(data) != wanted for data, held in entries):
             return f"the file does not hold its steps: save the point, and `{command}` writes them"
-        if any(wrapper in policy for wrapper in WRAPPERS):  # which `--policy` cannot name
+        if layers is not None or any(wrapper in policy for wrapper in WRAPPERS):  # which `--policy` cannot name
             return f'save the point as "default", and `{command}` makes a graph that runs it'
         return f"`{command} --policy {policy['name']}` lets the graph run it"
 
@@ -77,13 +105,13 @@ class OnnxEngine:
         the same logits as in torch, but only torch marks it as failed: the graph returns no scores. Of offramp's
         policies that takes a gate whose certainty is NaN, or numbers that overflow float32 (logits of 1e30 and more).
         """
-        output = self.graph.run(_arrays(inputs, self.config), math.inf if point is None else point.thresholds)
+        output = self.graph.run(_arrays(inputs, self.config), math.inf if point is None else self._limits(point))
         # without a point the last exit's own answer, which an ensemble may have changed
         logits = torch.from_numpy(output.logits_by_exit[:, -1] if point is None else output.logits)
         return Answers(logits, torch.from_numpy(output.exit_layers), ~logits.isfinite().all(dim=-1))
 
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
-        """Return the outputs of every exit at full depth."""
+        """Return the outputs of the graph's exits at full depth."""
         output = self.graph.run(_arrays(inputs, self.config), math.inf)
         certainty = None if output.certainty_by_exit is None else torch.from_numpy(output.certainty_by_exit).T
         logits = torch.from_numpy(output.logits_by_exit).transpose(0, 1)

@@ -52,7 +52,7 @@ def record(
     reading: Reading = AS_NAMED,
     batch_size: int = 32,
 ) -> Trace:
-    """Run every layer on a data set and keep the outputs of every exit.
+    """Run every layer on a data set and keep the outputs of every exit; a graph has those that it holds.
 
     Args:
         model: a model, an engine (see `offramp.inference.engine`), or the folder or hub name of one.
@@ -86,7 +86,7 @@ def record(
         dataset = read_data_for(runner.config, os.fspath(dataset), columns, split, reading)
     rows, labels = _tokenized(runner.config, tokenizer, dataset)
     logits, certainty = _all_exits(runner, rows, batch_size)
-    layers = torch.tensor(runner.config.layers)
+    layers = torch.tensor(runner.layers)
     tokens = torch.tensor([_length(row) for row in rows]) if "input_ids" in rows[0] else None
     costs, fitted = row_macs(runner.config, layers.tolist(), tokens), fit_rows(model, runner, layers.tolist(), rows)
     return Trace(logits, labels, certainty, layers, runner.config.problem_type, about, tokens, costs, fitted)
@@ -228,7 +228,7 @@ def _all_exits(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return logits (L, N, C) and certainty (L, N), in the order of the rows."""
     config = engine.config
-    logits = torch.empty(len(config.layers), len(rows), config.num_labels)
+    logits = torch.empty(len(engine.layers), len(rows), config.num_labels)
     certainty = torch.empty(logits.shape[:2]) if config.certainty else None
     batches = length_sorted(rows, batch_size)
     for numbers in tqdm(batches, desc="record", unit="batch", disable=None, leave=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -52,6 +52,11 @@ class TorchEngine:
         """Return the model's configuration."""
         config: MultiExitConfig = self.model.config
         return config
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Return the layer number of each exit."""
+        return self.model.layers
 
     def check(self, point: OperatingPoint | None) -> None:
         """Refuse a point that this engine cannot run."""

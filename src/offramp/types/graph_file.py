@@ -148,8 +148,8 @@ def stale(path: Path, content: ModelContent, whole: bool = False) -> str | None:
     """
     metadata = read_metadata(path)
     about, source = json.loads(metadata[ABOUT]), GraphSource.from_metadata(metadata)
-    layers = content.config.get("exit_layers")
-    if about["layers"] != layers:
+    layers = [*([0] if content.config.get("lexical") else []), *content.config.get("exit_layers", [])]
+    if not set(about["layers"]) <= set(layers) or about["layers"][-1:] != layers[-1:]:  # it may leave out some
         return f"{path}: made for exits after layers {about['layers']}, config.json has {layers}"
     precision = "int8" if path.name == GRAPHS["onnx-int8"] else "float32"
     if about["precision"] != precision:

@@ -6,10 +6,14 @@
                          if a row continues: ...
     else:                write answers
 
+An exit before the first layer is exit 0 and has no block: it reads the inputs, which are then cut as the carry is, and
+the embedding runs in the branch of block 1, on the rows that continue.
+
 The branches lie inside each other, and each block's weights belong to the branch that uses them, where ONNX Runtime
 packs them ahead; weights that several blocks share belong to the outer graph. `names.py` has the names of the values.
 A step of a policy is a function of the ONNX file, called at each exit; a file holds those of several policies, so
-another policy is a matter of other calls.
+another policy is a matter of other calls. An exit that the policy does not read has no branch: its logits are an output
+and no row leaves there. The cut that another policy needs after it is kept as a function that nothing calls.
 
 Two values go from level to level with the carry: the table of answers, with a row for each sample, and the state: each
 sample's number in the table, its thresholds and the outputs of the exits so far. Where a sample leaves, all samples at
@@ -19,7 +23,6 @@ the ones that leave. Columns of later exits hold a filler, which becomes NaN at 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,12 +31,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 import offramp.inference.onnx.names as names
 from offramp.errors import InvalidInput
-from offramp.inference.onnx.metadata import GraphMetadata, PolicyCall
-from offramp.inference.onnx.pieces import ModelParts, _acting, disassemble, policy_key
+from offramp.inference.onnx.metadata import GraphMetadata, PolicyCall, acting, policy_key, read_policy_key
+from offramp.inference.onnx.pieces import ModelParts, disassemble
 from offramp.policies.registry import WRAPPERS
 from offramp.types.whole_file import whole_path
 
@@ -51,7 +54,7 @@ def refuse_depth(exits: int) -> None:
         )
 
 
-def assemble(parts: ModelParts, policy: Mapping[str, Any]) -> ModelProto:
+def assemble(parts: ModelParts, policy: Mapping[str, Any], exit_layers: Sequence[int] | None = None) -> ModelProto:
     """Return one graph of a model's pieces.
 
     Inputs: the model's, and `thresholds` (1 or B, L-1). Outputs: `logits` (B, C), `exit_layer` (B,) int64,
@@ -60,24 +63,30 @@ def assemble(parts: ModelParts, policy: Mapping[str, Any]) -> ModelProto:
     Args:
         parts: the pieces.
         policy: as data, one of `parts.metadata.policies`.
+        exit_layers: the layers whose exits it reads; None = all of the graph's.
 
     Raises:
         InvalidInput: the steps of this policy are not there; too many exits.
     """
-    calls = parts.metadata.policies.get(policy_key(policy))
+    key = policy_key(policy, exit_layers)
+    calls = parts.metadata.policies.get(key)
     if calls is None:
-        known = ", ".join(parts.metadata.policies)
-        raise InvalidInput(f"the steps of {policy_key(policy)} are not in the file, which has: {known}")
-    return _Assembly(parts, calls).model(_acting(policy))
+        raise InvalidInput(f"the steps of {key} are not in the file, which has: {', '.join(parts.metadata.policies)}")
+    read = None if exit_layers is None else tuple(exit_layers)
+    metadata = replace(parts.metadata, policy=acting(policy), exit_layers=read)
+    return _Assembly(replace(parts, metadata=metadata), calls).model()
 
 
-def switch_policy(path: Path, digest: str, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def switch_policy(
+    path: Path, digest: str, asked: Mapping[str, Any], exit_layers: Sequence[int] | None = None
+) -> Mapping[str, Any] | None:
     """Let a file run another policy whose steps it holds.
 
     Args:
         path: of the file.
         digest: of the weights that it must have been made of.
         asked: a policy's name and those of its parameters that matter.
+        exit_layers: the layers whose exits it reads; None = all of the graph's.
 
     Returns:
         The policy that it runs now, as data; None, and the file is as it was, if it holds no such steps or was made of
@@ -85,15 +94,17 @@ def switch_policy(path: Path, digest: str, asked: Mapping[str, Any]) -> Mapping[
     """
     model = onnx.load(path, load_external_data=False)
     metadata = GraphMetadata.of({entry.key: entry.value for entry in model.metadata_props})
+    read = None if exit_layers is None else tuple(exit_layers)
     matching: list[Mapping[str, Any]] = [
         policy
-        for policy in map(json.loads, metadata.policies)
+        for policy, layers in map(read_policy_key, metadata.policies)
         if asked.items() <= policy.items() and all((wrapper in policy) == (wrapper in asked) for wrapper in WRAPPERS)
+        if layers == read
     ]
     if metadata.model != digest or not matching:
         return None
     with whole_path(path) as unfinished:
-        onnx.save(assemble(disassemble(model), matching[0]), unfinished)
+        onnx.save(assemble(disassemble(model), matching[0], read), unfinished)
     return matching[0]
 
 
@@ -112,14 +123,13 @@ class _Assembly:
     def exits(self) -> int:
         return len(self.metadata.layers)
 
-    def model(self, policy: Mapping[str, Any]) -> ModelProto:
+    def model(self) -> ModelProto:
         """Return the whole file."""
         refuse_depth(self.exits)
         graph = GraphProto(name="offramp")
         graph.input.extend(self.parts.inputs)
         graph.input.append(helper.make_tensor_value_info("thresholds", FLOAT, ["rows", self.exits - 1]))
-        graph.initializer.extend([*self.parts.shared, *self.parts.embed.weights])
-        graph.node.extend(self.parts.embed.nodes)
+        graph.initializer.extend(self.parts.shared)
         self._start(graph)
         self._level(graph, 0)
         self._outputs(graph)
@@ -130,7 +140,8 @@ class _Assembly:
         ]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="offramp", ir_version=10)
         model.functions.extend(self.parts.functions.values())
-        helper.set_model_props(model, replace(self.metadata, policy=dict(policy)).to_metadata())
+        model.functions.extend(self._kept_cut(i) for i in range(self.exits - 1) if not self._reads(i))
+        helper.set_model_props(model, self.metadata.to_metadata())
         return model
 
     def _start(self, graph: GraphProto) -> None:
@@ -148,6 +159,9 @@ class _Assembly:
         _add(graph, "Expand", ["thresholds", "limits.shape"], ["limits"])
         _add(graph, "Concat", ["rows.float", "limits"], [names.carry(0, "state")], axis=1)
         _add(graph, "ConstantOfShape", ["table.shape"], [names.carry(0, "table")])
+        if self.metadata.first_block:  # what goes on from exit 0 to the embedding
+            for value in self.parts.inputs:
+                _add(graph, "Identity", [value.name], [names.carry(0, value.name)])
 
     def _columns(self, exits: int) -> int:
         """Count the table's columns but the last: row number, thresholds, the outputs of `exits` exits, the answer."""
@@ -155,6 +169,9 @@ class _Assembly:
 
     def _level(self, graph: GraphProto, i: int) -> None:
         """Add block, exit and step i, and the deeper ones in a branch; writes `table(i)`."""
+        if i == self.metadata.first_block:
+            graph.initializer.extend(self.parts.embed.weights)
+            graph.node.extend(self.parts.embed.nodes)
         graph.initializer.extend(self.parts.levels[i].weights)
         graph.node.extend(self.parts.levels[i].nodes)
         outputs = [names.logits(i)]
@@ -165,6 +182,12 @@ class _Assembly:
         self._step(graph, i)
         if i == self.exits - 1:
             self._write(graph, i, names.table(i))
+            return
+        if not self._reads(i):
+            for field in self._carried(i):
+                _add(graph, "Identity", [self._after(i, field)], [names.carry(i + 1, field)])
+            self._level(graph, i + 1)
+            _add(graph, "Identity", [names.table(i + 1)], [names.table(i)])
             return
         _add(graph, "ReduceMax", [names.continues(i)], [f"any_continues{i}"], keepdims=0)
         leave, table = GraphProto(name=f"all_left{i}"), f"all_left{i}.table"
@@ -205,6 +228,19 @@ class _Assembly:
         writes += [names.after(i, f"memory{number}") for number in range(len(call.memory))]
         graph.node.append(helper.make_node(call.function, reads, writes, f"step{i}", domain=DOMAIN))
 
+    def _reads(self, i: int) -> bool:
+        """Return whether the policy reads exit i, which is not the last one."""
+        return self.calls[i].function is not None
+
+    def _kept_cut(self, i: int) -> FunctionProto:
+        """Return the cut after exit i as a function, from which `disassemble` takes it again."""
+        cut, outputs = self.parts.cuts[i], [names.cut(i, field) for field in self.metadata.carried[i]]
+        constants = [helper.make_node("Constant", [], [weight.name], value=weight) for weight in cut.weights]
+        inner = {name for node in (*constants, *cut.nodes) for name in node.output}
+        reads = dict.fromkeys(name for node in cut.nodes for name in node.input if name and name not in inner)
+        opsets = [helper.make_opsetid("", OPSET)]
+        return helper.make_function(DOMAIN, names.kept_cut(i), list(reads), outputs, [*constants, *cut.nodes], opsets)
+
     def _deeper(self, i: int) -> GraphProto:
         """Return the branch after exit i: the cut of the batch, and the next level."""
         graph, kinds = GraphProto(name=f"deeper{i}"), self._carried(i)
@@ -235,12 +271,16 @@ class _Assembly:
 
     def _carried(self, i: int) -> dict[str, int]:
         """Return what goes on from exit i, with element types: the carry's fields, memory, state and table."""
-        memory = {f"memory{number}": kind for number, kind in enumerate(self.calls[i].memory)}
-        return {**self.metadata.carried[i], **memory, "state": FLOAT, "table": FLOAT}
+        return {**self.metadata.carried[i], **self._memory(i), "state": FLOAT, "table": FLOAT}
+
+    def _memory(self, i: int) -> dict[str, int]:
+        """Return the fields of the policy's memory after exit i, with element types."""
+        return {f"memory{number}": kind for number, kind in enumerate(self.calls[i].memory)}
 
     def _after(self, i: int, field: str) -> str:
         """Return the name of a field's value after exit i."""
-        written = field in self.metadata.written[i] or field == "state" or field.startswith("memory")
+        remembered = self._reads(i) and field in self._memory(i)
+        written = field in self.metadata.written[i] or field == "state" or remembered
         return (names.after if written else names.carry)(i, field)
 
     def _outputs(self, graph: GraphProto) -> None:

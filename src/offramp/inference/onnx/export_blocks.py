@@ -1,5 +1,6 @@
-"""A model as pieces of ONNX: the embedding, each block with its exit, the cuts of the batch.
+"""A model as pieces of ONNX: the embedding, the blocks with their exits, the cuts of the batch.
 
+A graph may leave out some of a model's exits: the blocks that lead to one of these belong to the next exit.
 Each piece is the code that runs in torch (`Segments`, `Carry.take`), exported and not written again; blocks that run
 the same code are exported once (`same_code.py`), and all pieces in one call of the exporter. `assemble.py` makes one
 graph of them.
@@ -35,7 +36,7 @@ from offramp.inference.onnx.torch_export import (
     silence_exporter,
     subgraph,
 )
-from offramp.types.carry import EXIT_FIELDS, Carry
+from offramp.types.carry import EXIT_FIELDS, Carry, take_inputs
 from offramp.types.outputs import ExitOutput
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class ExitSpec:
     """One exit's functions, to be exported.
 
     Attributes:
-        block: the block that leads to the exit, with the exit.
+        block: the blocks that lead to the exit, with the exit.
         carried: the fields that go on to the next block, with their element types; none after the last exit.
         written: those of them that the block writes.
         cut: of the batch; None after the last exit.
@@ -67,7 +68,11 @@ class ExitSpec:
 
 @torch.no_grad()
 def export_parts(
-    model: MultiExitModel, digest: str, precision: str = "float32", prepare: Prepare | None = None
+    model: MultiExitModel,
+    digest: str,
+    precision: str = "float32",
+    prepare: Prepare | None = None,
+    layers: Sequence[int] | None = None,
 ) -> ModelParts:
     """Export the pieces of a model, without policies.
 
@@ -76,7 +81,10 @@ def export_parts(
         digest: of its weights.
         precision: the name of what `prepare` does.
         prepare: changes the embedding and each block, for example quantizes them; None = nothing.
+        layers: those whose exits the graph holds, the last one among them; None = all.
     """
+    held = tuple(model.layers if layers is None else layers)
+    first_block = int(held[0] == 0)
     with _plain_attention(model), silence_exporter():
         # 1) Run two examples through the model.
         inputs = _inputs(model)
@@ -84,11 +92,13 @@ def export_parts(
         present = _present(carries[0])
         embed = Function(partial(_embed, tuple(inputs), present), inputs, present)
         specs: list[ExitSpec] = []
-        for exit in range(len(model.layers)):
-            spec, carries = _exit_spec(model, exit, carries)
+        if first_block:
+            specs.append(_lexical_spec(model, inputs))
+        for blocks in _blocks_between(model.layers, held):
+            spec, carries = _exit_spec(model, blocks, carries)
             specs.append(spec)
         # 2) Export, and optimize each piece with its own weights.
-        pieces, cuts = _export_pieces(model, embed, specs, prepare or (lambda graph: graph))
+        pieces, cuts = _export_pieces(model, embed, specs, prepare or (lambda graph: graph), first_block)
     # 3) Name the values as the whole graph does.
     shared = shared_weights(pieces)
     embedding, *levels = (rename_values(piece, shared) for piece in pieces)
@@ -105,7 +115,7 @@ def export_parts(
             model=digest,
             precision=precision,
             policy={},
-            layers=tuple(model.layers),
+            layers=held,
             outputs=model.config.num_labels,
             certainty=model.gate is not None,
             problem_type=model.config.problem_type,
@@ -134,30 +144,53 @@ def export_whole(
         return export_function(model, Function(call, inputs, ["logits"]))
 
 
-def _exit_spec(model: MultiExitModel, exit: int, before: Sequence[Carry]) -> tuple[ExitSpec, list[Carry]]:
-    """Run one block and its exit on both examples; return their functions and the carries after the cut."""
-    last = exit == len(model.layers) - 1
-    (after, output), modules = record_modules(model, partial(_run_block, model, exit, before[0]))
-    both = (after, model.block(exit, before[1]))
+def _blocks_between(layers: Sequence[int], held: Sequence[int]) -> Iterator[range]:
+    """Yield for each exit behind a block the blocks that lead to it from the exit held before, by their exits' numbers.
+
+    Args:
+        layers: of the model's exits.
+        held: those of them whose exits the graph holds.
+    """
+    start = int(layers[0] == 0)
+    for layer in (layer for layer in held if layer):
+        stop = list(layers).index(layer) + 1
+        yield range(start, stop)
+        start = stop
+
+
+def _lexical_spec(model: MultiExitModel, inputs: Mapping[str, Pair]) -> ExitSpec:
+    """Return the functions of the exit before the first layer: its outputs, and the cut of the inputs."""
+    outputs = ("logits",) if model.gate is None else ("logits", "certainty")
+    block = BlockCode(Function(partial(_lexical, tuple(inputs), outputs), inputs, outputs), (), (), ())
+    cut = Function(partial(_cut_inputs, tuple(inputs)), {"rows": _kept_rows(*SIZES), **inputs}, tuple(inputs))
+    return ExitSpec(block, {name: KINDS[pair[0].dtype] for name, pair in inputs.items()}, (), cut)
+
+
+def _exit_spec(model: MultiExitModel, blocks: range, before: Sequence[Carry]) -> tuple[ExitSpec, list[Carry]]:
+    """Run blocks and the last one's exit on both examples; return their functions and the carries after the cut."""
+    last = blocks[-1] == len(model.layers) - 1
+    (after, output), modules = record_modules(model, partial(_run_blocks, model, blocks, before[0]))
+    both = (after, _run_blocks(model, blocks, before[1])[0])
     read, present = _present(before[0]), _present(after)
     changed = tuple(name for name in present if getattr(after, name) is not getattr(before[0], name))
     written = () if last else changed
     outputs = ("logits",) if output.certainty is None else ("logits", "certainty")
-    function = Function(partial(_block, exit, read, written), _pairs(before, read), (*written, *outputs))
+    function = Function(partial(_blocks, blocks, read, written), _pairs(before, read), (*written, *outputs))
     results = (*_values(after, changed), *(getattr(output, name) for name in outputs))
     block = BlockCode(function, changed, modules, results)
     if last:
         return ExitSpec(block, {}, (), None), []
     if ("attention" in read) != ("attention" in present):
-        raise UnsupportedBackbone(f"layer {model.layers[exit]} leaves too few tokens: its masks cannot be exported")
-    rows = (torch.arange(0, len(both[0].hidden), 2), torch.arange(len(both[1].hidden) - 1))
-    cut = Function(partial(_cut, present), {"rows": rows, **_pairs(both, present)}, present)
+        raise UnsupportedBackbone(
+            f"layer {model.layers[blocks[-1]]} leaves too few tokens: its masks cannot be exported"
+        )
+    cut = Function(partial(_cut, present), {"rows": _kept_rows(*SIZES), **_pairs(both, present)}, present)
     carried = {name: KINDS[getattr(after, name).dtype] for name in present}
     return ExitSpec(block, carried, written, cut), [carry.take(torch.arange(len(carry.hidden))) for carry in both]
 
 
 def _export_pieces(
-    model: MultiExitModel, embed: Function, specs: Sequence[ExitSpec], prepare: Prepare
+    model: MultiExitModel, embed: Function, specs: Sequence[ExitSpec], prepare: Prepare, first_block: int
 ) -> tuple[list[ExportedGraph], list[ExportedGraph]]:
     """Return the embedding and the blocks, and the cuts; equal functions are exported once.
 
@@ -181,8 +214,8 @@ def _export_pieces(
             cuts[_shapes(spec.cut)] = len(functions)
             functions.append(spec.cut)
     exported = export_functions(model, functions)
-    embed_names = {output_name(field): names.carry(0, field) for field in embed.outputs}
-    pieces = [ExportedGraph(prepare(optimize(subgraph(exported, 0, embed))), "embed", embed_names)]
+    embedding = prepare(optimize(subgraph(exported, 0, embed)))
+    pieces = [ExportedGraph(embedding, "embed", _embed_names(embed, first_block))]
     for exit, (spec, (number, weights)) in enumerate(zip(specs, sources, strict=True)):
         graph = bind(subgraph(exported, number, spec.block.function), weights)
         pieces.append(ExportedGraph(prepare(optimize(graph)), f"level{exit}", _block_names(exit, spec)))
@@ -192,6 +225,12 @@ def _export_pieces(
         for exit, spec in enumerate(specs)
         if spec.cut is not None
     ]
+
+
+def _embed_names(embed: Function, first_block: int) -> dict[str, str]:
+    """Return the names of the embedding's inputs, cut behind an exit before the first layer, and of its outputs."""
+    inputs = {name: names.carry(first_block, name) for name in embed.inputs} if first_block else {}
+    return inputs | {output_name(field): names.carry(first_block, field) for field in embed.outputs}
 
 
 def _block_names(exit: int, spec: ExitSpec) -> dict[str, str]:
@@ -206,24 +245,42 @@ def _cut_names(exit: int, spec: ExitSpec) -> dict[str, str]:
     return {"rows": names.rows(exit)} | inputs | outputs
 
 
-def _run_block(model: MultiExitModel, exit: int, carry: Carry) -> tuple[Carry, ExitOutput]:
-    after = model.block(exit, carry)
-    return after, model.exit(exit, after)
+def _run_blocks(model: MultiExitModel, blocks: range, carry: Carry) -> tuple[Carry, ExitOutput]:
+    for block in blocks:
+        carry = model.block(block, carry)
+    return carry, model.exit(blocks[-1], carry)
 
 
 def _embed(inputs: Sequence[str], fields: Sequence[str], model: MultiExitModel, *values: Tensor) -> tuple[Tensor, ...]:
     return _values(model.embed(dict(zip(inputs, values, strict=True))), fields)
 
 
-def _block(
-    exit: int, read: Sequence[str], written: Sequence[str], model: MultiExitModel, *values: Tensor
+def _lexical(
+    inputs: Sequence[str], outputs: Sequence[str], model: MultiExitModel, *values: Tensor
 ) -> tuple[Tensor, ...]:
-    carry, output = _run_block(model, exit, Carry(**dict(zip(read, values, strict=True))))
+    output = model.lexical(dict(zip(inputs, values, strict=True)))
+    return tuple(getattr(output, name) for name in outputs)
+
+
+def _blocks(
+    blocks: range, read: Sequence[str], written: Sequence[str], model: MultiExitModel, *values: Tensor
+) -> tuple[Tensor, ...]:
+    carry, output = _run_blocks(model, blocks, Carry(**dict(zip(read, values, strict=True))))
     return (*_values(carry, written), output.logits, *(() if output.certainty is None else (output.certainty,)))
 
 
 def _cut(fields: Sequence[str], _: MultiExitModel, rows: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     return _values(Carry(**dict(zip(fields, values, strict=True))).take(rows), fields)
+
+
+def _cut_inputs(fields: Sequence[str], _: MultiExitModel, rows: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    taken = take_inputs(dict(zip(fields, values, strict=True)), rows)
+    return tuple(taken[name] for name in fields)
+
+
+def _kept_rows(one: tuple[int, int], other: tuple[int, int]) -> Pair:
+    """Return the rows that continue in two examples of (rows, tokens): numbers that differ."""
+    return torch.arange(0, one[0], 2), torch.arange(other[0] - 1)
 
 
 def _present(carry: Carry) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def export_steps(
 
     Args:
         policy: its key (see `policy_key`).
-        layers: the layer number of each exit.
+        layers: the layer number of each exit that the policy reads.
         outputs: C of the logits.
         problem_type: as in transformers.
         certainty: whether the model has a gate.
@@ -68,6 +68,22 @@ def export_steps(
         before = step if _shapes(memory) == _shapes(remembered) else None
         memory = remembered
     return tuple(calls), functions
+
+
+def at_all_exits(calls: Sequence[PolicyCall], read: Sequence[int], layers: Sequence[int]) -> tuple[PolicyCall, ...]:
+    """Return the calls of a policy at every exit of a graph; past an exit that it does not read, its memory goes on.
+
+    Args:
+        calls: one for each exit that the policy reads.
+        read: the layer numbers of these exits.
+        layers: the layer numbers of all exits of the graph.
+    """
+    by_layer = dict(zip(read, calls, strict=True))
+    spread: list[PolicyCall] = []
+    for layer in layers:
+        memory = spread[-1].memory if spread else ()
+        spread.append(by_layer.get(layer, PolicyCall(None, memory=memory)))
+    return tuple(spread)
 
 
 def _shapes(memory: Sequence[Memory]) -> list[list[torch.Size]]:

@@ -58,6 +58,11 @@ def table(i: int) -> str:
     return f"table{i}"
 
 
+def kept_cut(i: int) -> str:
+    """Return the name of the function that keeps the cut after exit `i`, which the file's policy does not read."""
+    return f"cut{i}"
+
+
 def if_continues(i: int) -> str:
     """Return the name of the node that runs block `i + 1` where a row continues."""
     return f"go_on{i}"

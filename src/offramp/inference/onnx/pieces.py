@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
@@ -33,8 +31,8 @@ class ModelParts:
 
     Attributes:
         inputs: of the graph, as ONNX describes them.
-        embed: reads the inputs, writes `carry0.*`.
-        levels: one for each exit: the block that leads to it, and the exit's outputs.
+        embed: reads the inputs, writes what the first block reads.
+        levels: one for each exit: the blocks that lead to it, and the exit's outputs.
         cuts: one for each exit but the last: reads `row{i}` and the fields that continue, writes `cut{i}.*`.
         shared: weights that several levels read.
         functions: the steps of policies, by name.
@@ -124,20 +122,6 @@ def without_origin(node: NodeProto) -> NodeProto:
     return bare
 
 
-def policy_key(policy: Mapping[str, Any]) -> str:
-    """Return a policy's key among a file's policies; the rows that it was fitted on do not belong to it."""
-    return json.dumps(_acting(policy), sort_keys=True)
-
-
-def _acting(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a policy as data, without the rows that it was fitted on."""
-    return {
-        name: _acting(value) if isinstance(value, Mapping) else value
-        for name, value in policy.items()
-        if name != "fitted_on"
-    }
-
-
 def disassemble(model: ModelProto) -> ModelParts:
     """Return the pieces of a graph that `assemble` made.
 
@@ -152,17 +136,20 @@ def disassemble(model: ModelProto) -> ModelParts:
         nodes = tuple(node for node in scope.node if node.name.startswith(prefix))
         return Subgraph(nodes, tuple(weight for name, weight in weights.items() if name.startswith(prefix)))
 
-    cuts = []
+    cuts, functions = [], {function.name: function for function in model.functions}
     for number, scope in enumerate(scopes[1:]):
+        if kept := functions.pop(value_names.kept_cut(number), None):  # the policy does not read this exit
+            cuts.append(_from_function(kept))
+            continue
         cut = _branch(_named(scope, value_names.if_all_continue(number)), "else_branch")
         cuts.append(piece(f"cut{number}/", cut, {weight.name: weight for weight in cut.initializer}))
     return ModelParts(
         inputs=tuple(value for value in model.graph.input if value.name != "thresholds"),
-        embed=piece("embed/", scopes[0], weights[0]),
+        embed=piece("embed/", scopes[metadata.first_block], weights[metadata.first_block]),
         levels=tuple(piece(f"level{i}/", scope, weights[i]) for i, scope in enumerate(scopes)),
         cuts=tuple(cuts),
         shared=tuple(weight for name, weight in weights[0].items() if name.startswith("shared/")),
-        functions={function.name: function for function in model.functions},
+        functions=functions,
         metadata=metadata,
     )
 
@@ -211,16 +198,23 @@ def data_spans(parts: ModelParts) -> list[list[int]]:
 
 
 def _scopes(graph: GraphProto, exits: int) -> Iterable[GraphProto]:
-    """Yield the graph of each level, from the outermost."""
+    """Yield the graph of each level, from the outermost; past an exit that is not read it is the same one."""
     for number in range(exits):
         yield graph
-        if number < exits - 1:
-            graph = _branch(_named(graph, value_names.if_continues(number)), "then_branch")
+        branch = next((node for node in graph.node if node.name == value_names.if_continues(number)), None)
+        if branch is not None:
+            graph = _branch(branch, "then_branch")
 
 
 def _named(graph: GraphProto, name: str) -> NodeProto:
     node: NodeProto = next(node for node in graph.node if node.name == name)
     return node
+
+
+def _from_function(function: FunctionProto) -> Subgraph:
+    """Return the nodes and the weights of a function: nodes have names, weights have none."""
+    weights = [node.attribute[0].t for node in function.node if not node.name]
+    return Subgraph(tuple(node for node in function.node if node.name), tuple(weights))
 
 
 def _branch(node: NodeProto, name: str) -> GraphProto:

@@ -78,7 +78,8 @@ class LexicalClassifier(nn.Module):
         buckets, weights = self.features(input_ids, attention_mask)  # (B, n T)
         rows = F.embedding(buckets, self.table).float()  # (B, n T, R + 1)
         sums = torch.bmm(weights.unsqueeze(1), rows).squeeze(1)  # (B, R + 1)
-        norm = (sums[:, -1:] / SQUARE_UNIT).clamp(min=1).sqrt()  # a squared idf is at least 1
+        squares = (sums[:, -1:] / SQUARE_UNIT).clamp(min=1)  # a squared idf is at least 1
+        norm = squares.double().sqrt().float()  # torch's root of a float32 may be off by one digit, others' is not
         scales = self.scales.float()
         logits = sums[:, :-1] * scales[0] / norm
         if self.factors is not None:
