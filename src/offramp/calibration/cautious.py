@@ -50,11 +50,11 @@ def cautious_point(outputs: PolicyOutputs, max_drop: float, metric: str | None =
     tested = torch.linspace(0, keeping - 1, min(keeping, MOST_TESTED)).round().long()
     # 2) the standard error at each
     reached, rows = outputs.scores[:-1].cummax(dim=0).values, torch.arange(len(trace))
-    threshold_of_full = (1 - max_drop) * _contributions(rule, full)  # (N,)
+    share_of_full = (1 - max_drop) * _contributions(rule, full)  # (N,)
     errors = []
     for threshold in curve.thresholds[tested]:
         exits = continues(reached, threshold).sum(dim=0)  # (N,)
-        errors.append(_spread(_contributions(rule, statistics[exits, rows]) - threshold_of_full))
+        errors.append(_spread(_contributions(rule, statistics[exits, rows]) - share_of_full))
     kept = curve.scores[tested] - torch.stack(errors) >= least - 1e-12
     threshold = loosest(curve.thresholds[tested], kept)
     return outputs.point(curve.thresholds[0].item() if threshold is None else threshold, {"max_drop": max_drop}, metric)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from offramp.calibration.calibrate import calibrate
@@ -12,9 +12,8 @@ from offramp.calibration.certify import certified_point, check_certifiable
 from offramp.calibration.label_thresholds import FEWEST_POSITIVES, LabelThresholds, choose_label_thresholds
 from offramp.calibration.ladder import ladder_points
 from offramp.calibration.outputs import PolicyOutputs, policy_outputs
-from offramp.calibration.paying import reason_to_skip
 from offramp.calibration.saved_lines import SavedLines
-from offramp.errors import CannotReach, InvalidInput
+from offramp.errors import InvalidInput
 from offramp.policies.base import Policy
 from offramp.policies.fitting import (
     fit_default_policy,
@@ -43,7 +42,7 @@ class PreparedPolicy:
         rows: of the trace, the rows to choose thresholds on.
         confidence: of the points' certificates, above 0, below 1; None = points have none.
         report: in words: the numbers that were fitted on other rows, and how many rows; the rows that chose the label
-            thresholds; why the exit before the first layer is left out. Empty where there are none.
+            thresholds. Empty where there are none.
         label_thresholds: of all answers; None = 0.5.
     """
 
@@ -53,14 +52,9 @@ class PreparedPolicy:
     report: str = ""
     label_thresholds: LabelThresholds | None = None
 
-    def default_point(self, max_drop: float, metric: str | None = None) -> OperatingPoint:
-        """Choose the point of a model that nobody calibrates, with a standard error to spare.
-
-        Arguments and errors as of `offramp.calibration.cautious.cautious_point`.
-        """
-        return cautious_point(self._outputs(), max_drop, self._metric(metric))
-
-    def calibrate(self, target: Target, metric: str | None = None, cost: CostTable | None = None) -> OperatingPoint:
+    def calibrate(
+        self, target: Target, metric: str | None = None, cost: CostTable | None = None, *, to_spare: bool = False
+    ) -> OperatingPoint:
         """Choose the threshold for a target, with a certificate if there is a confidence.
 
         A certificate of `max_drop` bounds the risk "drop", one of `agreement` the risk "agreement".
@@ -70,12 +64,16 @@ class PreparedPolicy:
             metric: as of `offramp.calibrate`; with a confidence the score is accuracy. With label thresholds it is
                 macro-f1, or f1.
             cost: as of `offramp.calibrate`.
+            to_spare: keep the score of `max_drop` with a standard error to spare (`offramp.calibration.cautious`), as
+                for a model that nobody calibrates; without a confidence, and other targets as they are.
 
         Raises:
             InvalidInput: a target, a metric or a cost table that does not go with a confidence; as `offramp.calibrate`.
             CannotReach: as `offramp.calibrate` and `offramp.certify`.
             NotApplicable: likewise.
         """
+        if self.confidence is None and to_spare and target.kind == "max_drop":
+            return cautious_point(self._outputs(), target.value, self._metric(metric))
         if self.confidence is None:
             return calibrate(self.rows, self.policy, target, self._metric(metric), cost, self.label_thresholds)
         if target.kind not in ("max_drop", "agreement") or metric not in (None, "accuracy"):
@@ -103,10 +101,6 @@ class PreparedPolicy:
         return metric or LABEL_METRICS[0]
 
 
-DECIDED_AT = 0.01
-"""The drop, or the disagreement without labels, at which it is decided whether an exit pays if no target names one."""
-
-
 def prepare_policy(
     trace: Trace,
     policy: str | Mapping[str, Any] | None = None,
@@ -116,14 +110,8 @@ def prepare_policy(
     confidence: float | None = None,
     label_thresholds: bool = False,
     saved_lines: SavedLines | None = None,
-    target: Target | None = None,
-    metric: str | None = None,
 ) -> PreparedPolicy:
     """Fit the numbers that a policy needs, and return it with the rows to choose thresholds on.
-
-    An exit before the first layer that does not pay (`offramp.calibration.paying`) is left out of the rows, and so of
-    every point that they choose. The rows that choose decide it; with a confidence those that fit, and where none fit
-    it is read.
 
     Weights of consistency and gain, and temperatures, are fitted on a random half of the rows, thresholds are chosen on
     the other half. Lines for a threshold at each exit are so few numbers that all rows fit them and choose. With a
@@ -141,8 +129,6 @@ def prepare_policy(
             else on all that fit or choose (`offramp.calibration.label_thresholds`).
         saved_lines: what training left with the model (`offramp.calibration.saved_lines`). With `per_exit` and a
             confidence they serve, if they are of the trace's weights and of other rows, in place of a half of the rows.
-        target: of the points to come, for which an exit may not pay; None or one of speed = DECIDED_AT.
-        metric: of the points to come.
 
     Raises:
         InvalidInput: options that do not go together; rows whose logits are not finite; too few rows; no labels where
@@ -150,46 +136,6 @@ def prepare_policy(
         NotApplicable: policy or options have no meaning for this kind of problem.
         UnknownName: no such policy.
     """
-
-    def prepare(rows: Trace) -> PreparedPolicy:
-        return _prepare(rows, policy, temperature, per_exit, confidence, label_thresholds, saved_lines)
-
-    prepared, layers, deciding = prepare(trace), trace.layer_numbers, _deciding(trace, target)
-    all_certify = confidence is not None and len(prepared.rows) == len(trace)
-    if layers[0] > 0 or trace.depth < 3 or deciding is None or all_certify:
-        return prepared
-    without = prepare(trace.select(layers[1:]))
-    rows = prepared.rows if confidence is None else halves(trace)[0]
-    outputs = (
-        policy_outputs(rows, prepared.policy, prepared.label_thresholds),
-        policy_outputs(rows.select(layers[1:]), without.policy, without.label_thresholds),
-    )
-    try:
-        reason = reason_to_skip(*outputs, deciding, prepared._metric(metric if deciding == target else None))
-    except CannotReach:  # whoever chooses a threshold will hear of it
-        return prepared
-    return replace(without, report="\n".join(filter(None, (without.report, reason)))) if reason else prepared
-
-
-def _deciding(trace: Trace, target: Target | None) -> Target | None:
-    """Return the target at which it is decided whether an exit pays; None for values without labels."""
-    if target is not None and target.kind in ("max_drop", "agreement"):
-        return target
-    if trace.labels is not None:
-        return Target(max_drop=DECIDED_AT)
-    return None if trace.problem_type == REGRESSION else Target(agreement=1 - DECIDED_AT)
-
-
-def _prepare(
-    trace: Trace,
-    policy: str | Mapping[str, Any] | None,
-    temperature: bool,
-    per_exit: bool,
-    confidence: float | None,
-    label_thresholds: bool,
-    saved_lines: SavedLines | None,
-) -> PreparedPolicy:
-    """Return what `prepare_policy` does, with all exits of the trace; arguments and errors as there."""
     parameters: dict[str, Any] = {"name": policy} if isinstance(policy, str) else dict(policy or {})
     if not (parameters or temperature or per_exit or confidence):
         return _prepare_default(trace, label_thresholds)
@@ -287,7 +233,5 @@ def fit_and_calibrate(
         confidence=confidence,
         label_thresholds=label_thresholds,
         saved_lines=saved_lines,
-        target=target,
-        metric=metric,
     )
     return prepared.calibrate(target, metric, cost)
