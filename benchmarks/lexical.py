@@ -5,8 +5,8 @@
 The default encoder with six exits (objective `weighted`), three seeds a task, and onto each finished model a lexical
 exit, fitted on the rows that the encoder was trained on. All else is replay of traces of other rows: policy margin with
 a threshold for each exit, chosen on a random half of them and reported on the other, SPLITS times for each seed.
-Compared are the model without the lexical exit, with it, and a cascade of the lexical exit and the last one; and, without
-any layer, TF-IDF and static embeddings, each with logistic regression.
+Compared are the model without the lexical exit, with it, and a cascade of the lexical exit and the last one; and,
+without any layer, TF-IDF and static embeddings, each with logistic regression.
 
 Models and traces under `--runs` are taken up again (`lexical_models.py`). Writes `benchmarks/results/lexical.json` and
 `.md`. Some two hours on one core, most of it training.
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lexical_models import CLASSIFIERS, TASKS, add_options, cells, encoder_trace, lexical_trace, logits_of, train
+from lexical_models import CLASSIFIERS, TASKS, Cell, add_options, cells, logits_of, new_rows, trace_of, train
 from machine import as_lines, provenance
 from offramp.calibration.calibrate import calibrate
 from offramp.evaluation.measure import replay_point
@@ -35,7 +35,8 @@ from offramp.types.trace import Trace
 RESULTS = Path(__file__).parent / "results"
 ASKED, SPLITS, RESAMPLES = (0.0, 0.005, 0.01, 0.02), 10, 1000
 WITHOUT, WITH, CASCADE = "without", "with", "cascade"
-SYSTEMS = (WITHOUT, WITH, CASCADE)
+LAYERS = {WITHOUT: range(1, 7), WITH: range(7), CASCADE: (0, 6)}
+"""The exits that each system reads; 0 is the lexical one."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ def draw(trace: Trace, seed: int, split: int, asked: float, rights: Tensor) -> D
     point = calibrate(rows, policy, Target(max_drop=asked))
     reported = trace.take(report)
     _, answers = replay_point(reported, point)
-    early, full = ((logits.argmax(dim=-1) == reported.labels).double() for logits in (answers.logits, reported.logits[-1]))
+    early, full = (
+        (logits.argmax(dim=-1) == reported.labels).double() for logits in (answers.logits, reported.logits[-1])
+    )
     rights[report] += torch.stack((early, full), dim=-1)
     exits = torch.searchsorted(torch.tensor(reported.layer_numbers), answers.exit_layers)
     assert reported.macs is not None
@@ -132,11 +135,6 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def systems(without: Trace, with_exit: Trace) -> dict[str, Trace]:
-    """Return the traces that are compared; MACs of those with a lexical exit count it on the way to every exit."""
-    return {WITHOUT: without, WITH: with_exit, CASCADE: with_exit.select([0, with_exit.layer_numbers[-1]])}
-
-
 def as_markdown(results: list[Figures], alone: dict[str, dict[str, list[float]]], about: dict[str, object]) -> str:
     """A table of all tasks at 1 %, one of the classifiers without a layer, and one for each task."""
     tasks = [task for task in TASKS if any(row.task == task for row in results)]
@@ -144,10 +142,10 @@ def as_markdown(results: list[Figures], alone: dict[str, dict[str, list[float]]]
     missing += [f"{task} (none)" for task in TASKS if task not in tasks]
     parts = [
         "# An exit before the first layer",
-        f"Mean of {SPLITS} random halves for each seed; chosen on one half, reported on the other. *Lost*: share of the"
-        "\nfull model's right answers (net), with the bootstrap's 95 % interval over rows, and in brackets that of single"
-        "\ndraws. *Layers*: mean number that run, of 6. *Cost*: multiply-accumulates, embedding and all exits on the way"
-        "\ncounted, in percent of full depth.\n" + as_lines(about),
+        f"Mean of {SPLITS} random halves for each seed; chosen on one half, reported on the other. *Lost*: share of"
+        "\nthe full model's right answers (net), with the bootstrap's 95 % interval over rows, and in brackets that of"
+        "\nsingle draws. *Layers*: mean number that run, of 6. *Cost*: multiply-accumulates, with all exits on the way,"
+        "\nin percent of full depth.\n" + as_lines(about),
     ]
     if missing:
         parts.append(f"Not yet all seeds: {', '.join(missing)}.")
@@ -160,7 +158,8 @@ def as_markdown(results: list[Figures], alone: dict[str, dict[str, list[float]]]
 
 def table(rows: list[Figures], first: str) -> str:
     """One line for each task, or level, and system."""
-    head = f"| {first} | lexical exit | score (full) | lost | layers | cost | before layer 1 |\n|---|---|---|---|---|---|---|"
+    names = f"| {first} | lexical exit | score (full) | lost | layers | cost | before layer 1 |"
+    head = f"{names}\n|---|---|---|---|---|---|---|"
     return "\n".join([head, *(line(row, first) for row in rows)])
 
 
@@ -174,10 +173,22 @@ def line(row: Figures, first: str) -> str:
     return f"| {name} | {row.system} | {row.score:.3f} ({row.full_score:.3f}) | {lost} | {row.layers:.2f} | {shares} |"
 
 
+def without_layers(cell: Cell) -> dict[str, float]:
+    """Return the accuracy of every classifier that reads no layer, of the first exit behind one, and of the last."""
+    trace = trace_of(cell, range(7))
+    scores, rows = layerwise(trace), new_rows(cell)
+    found = {
+        name: (logits_of(cell, name)[rows].argmax(dim=-1) == trace.labels).double().mean().item()
+        for name in CLASSIFIERS
+    }
+    return {**found, "first": scores[1], "full": scores[-1]}
+
+
 def classifier_table(alone: dict[str, dict[str, list[float]]], tasks: list[str]) -> str:
     """The accuracy of every classifier that reads no layer, and of the exits."""
     names = ("tfidf", "static", "lexical", "first", "full")
-    head = "| task | TF-IDF | static embeddings | lexical exit | exit after layer 1 | full model |\n|---|---|---|---|---|---|"
+    titles = "| task | TF-IDF | static embeddings | lexical exit | exit after layer 1 | full model |"
+    head = f"{titles}\n|---|---|---|---|---|---|"
     return "\n".join(
         [head, *(f"| {task} | {' | '.join(f'{mean(alone[task][name]):.3f}' for name in names)} |" for task in tasks)]
     )
@@ -199,20 +210,17 @@ def main() -> None:
             train(cell)
         if not cell.is_trained():
             continue
-        without, with_exit = encoder_trace(cell), lexical_trace(cell)
-        scores = layerwise(with_exit)
-        found = {"lexical": scores[0], "first": scores[1], "full": scores[-1]}
-        for name in CLASSIFIERS:
-            found[name] = (logits_of(cell, name).argmax(dim=-1) == without.labels).double().mean().item()
+        found = without_layers(cell)
         for name, value in found.items():
             alone[cell.task][name].append(value)
-        for system, trace in systems(without, with_exit).items():
+        for system, layers in LAYERS.items():
+            trace = trace_of(cell, layers)
             for asked in ASKED:
                 key = cell.task, asked, system
                 counts = rights.setdefault(key, torch.zeros(len(trace), 2, dtype=torch.float64))
                 draws[key] += [draw(trace, cell.seed, split, asked, counts) for split in range(SPLITS)]
         print(cell.task, cell.seed, {name: round(value, 3) for name, value in found.items()}, flush=True)
-    order = [(task, asked, system) for task in TASKS for asked in ASKED for system in SYSTEMS]
+    order = [(task, asked, system) for task in TASKS for asked in ASKED for system in LAYERS]
     results = [summary(*key, draws[key], rights[key]) for key in order if key in draws]
     about = provenance()
     data = {"about": about, "splits": SPLITS, "alone": alone, "found": [asdict(row) for row in results]}

@@ -1,9 +1,9 @@
 """Models, traces and baselines of `lexical.py` and `lexical_rows.py`.
 
-A folder `TASK-SEED` of the runs holds a model without a lexical exit. `traces/TASK-SEED-encoder.safetensors` is its trace
-of the rows that choose and report, and `-lexical`, `-tfidf`, `-static` are logits of classifiers that read no layer, of
-the same rows. Remove `traces/*-lexical.safetensors` to fit the lexical exits anew; the encoders stay as they are. Run
-alone, it makes all that is missing:
+A folder `TASK-SEED` of the runs holds a model without a lexical exit. `traces/TASK-SEED-encoder.safetensors` is its
+trace of the rows that choose and report, and `-lexical`, `-tfidf`, `-static` are logits of classifiers that read no
+layer, of the same rows. Remove `traces/*-lexical.safetensors` and `*-held.safetensors` to fit the lexical exits anew;
+the encoders stay as they are. Run alone, it makes all that is missing:
 
     python benchmarks/lexical_models.py --data ../shared/data
 """
@@ -39,7 +39,7 @@ from offramp.training.fit import fit
 from offramp.training.lexical import fit_lexical
 from offramp.types.trace import Trace
 
-SEEDS = (0, 1, 2)
+SEEDS, HELD = (0, 1, 2), 1000
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,21 @@ def trace_of(cell: Cell, layers: Sequence[int]) -> Trace:
     return replace(whole.select(list(layers)), macs=costs).take(new_rows(cell))
 
 
+def held_trace(cell: Cell) -> Trace:
+    """Return the trace of HELD rows that the encoder was trained on, of the last exit and of a lexical exit before it.
+
+    That exit is fitted on the other rows of training.
+    """
+    file = cell.file("held")
+    if not file.exists():
+        every = cell.examples("train")
+        held, others = take(every, list(range(HELD))), take(every, list(range(HELD, len(every))))
+        last = record(str(cell.folder), held).logits[-1]
+        logits = torch.stack((lexical(cell, others, held)["logits"], last))
+        Trace(logits, torch.tensor(held.labels), layers=torch.tensor([0, 6])).save(file)
+    return Trace.load(file)
+
+
 def new_rows(cell: Cell) -> Tensor:
     """Return the numbers of the rows whose tokens are not those of a row that was trained on."""
     logits_of(cell, "lexical")
@@ -185,7 +200,9 @@ def tfidf(cell: Cell, learn: Examples, rows: Examples) -> dict[str, Tensor]:
     """TF-IDF of 1- and 2-grams of words and logistic regression; of a pair, each side has its own columns."""
     tables = []
     for side in range(2 if cell.setting.pair else 1):
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
+        vectorizer = TfidfVectorizer(
+            ngram_range=(1, 2), sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b|[^\w\s]"
+        )
         tables.append([vectorizer.fit_transform(sides(learn, side)), vectorizer.transform(sides(rows, side))])
     known, new = (hstack([pair[part] for pair in tables]).tocsr() for part in range(2))
     return regression(known, new, learn, len(learn.label_names), 10.0)

@@ -42,7 +42,8 @@ def test_the_lost_rows_and_their_standard_error_stay_below_what_is_allowed() -> 
     point = cautious_point(outputs, 0.05)
     assert left(point) == 50  # the rows before the fourth loss
     assert left(calibrate(outputs.trace, "margin", Target(max_drop=0.05))) == 70
-    assert point.target == {"max_drop": 0.05} and point.measured.score == pytest.approx(0.97)
+    assert point.target == {"max_drop": 0.05}
+    assert point.measured.score == pytest.approx(0.97)
 
 
 def test_without_a_loss_there_is_no_error_and_with_one_too_many_nothing_leaves() -> None:
@@ -85,4 +86,5 @@ def test_the_default_point_is_never_looser_than_the_exact_one(problem_type: str)
     default, exact = (prepared.calibrate(Target(max_drop=0.05), to_spare=to_spare) for to_spare in (True, False))
     assert prepared.calibrate(Target(speedup=1.5), to_spare=True) == prepared.calibrate(Target(speedup=1.5))
     pairs = list(zip(default.thresholds, exact.thresholds, strict=True))
-    assert all(one >= other for one, other in pairs) and default.measured.mean_exit > exact.measured.mean_exit
+    assert all(one >= other for one, other in pairs)
+    assert default.measured.mean_exit > exact.measured.mean_exit
