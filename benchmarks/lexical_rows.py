@@ -5,8 +5,8 @@
 Needs the models of `lexical.py`. From one half of the test rows of AG News, SNLI and IMDB some rows are drawn, a point
 is chosen on them, and the loss is measured on the other half, DRAWS times. Compared are ways to choose: the loosest
 thresholds that keep the target on the drawn rows, stricter ones, one threshold for all exits, and a scale of the
-lexical exit from 1,000 rows of training that a lexical exit of the others answers. Writes `benchmarks/results/lexical_rows.json`
-and `.md`. A few minutes on one core.
+lexical exit from 1,000 rows of training that a lexical exit of the others answers. Writes
+`benchmarks/results/lexical_rows.json` and `.md`. A few minutes on one core.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from offramp.errors import CannotReach
 from offramp.evaluation.metrics import METRICS, Metric, metric_for
 from offramp.evaluation.sweep import score_curve
 from offramp.policies.decision import continues
-from offramp.types.operating_point import OperatingPoint
+from offramp.types.operating_point import OperatingPoint, rows_text
 from offramp.types.outputs import ExitOutput
 from offramp.types.trace import labels_of
 
@@ -58,6 +58,14 @@ def cautious_point(outputs: PolicyOutputs, max_drop: float, metric: str | None =
     kept = curve.scores[tested] - torch.stack(errors) >= least - 1e-12
     threshold = loosest(curve.thresholds[tested], kept)
     return outputs.point(curve.thresholds[0].item() if threshold is None else threshold, {"max_drop": max_drop}, metric)
+
+
+def to_spare_text(max_drop: float, rows: int) -> str:
+    """Say how a default point was chosen."""
+    return (
+        f"default: on {rows_text(rows)} at most {100 * max_drop:.4g} % of the score is lost with a standard error to "
+        f"spare; `offramp calibrate --max-drop {max_drop:g}` spares none"
+    )
 
 
 def _contributions(rule: Metric, statistics: Tensor) -> Tensor:

@@ -102,7 +102,8 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
     type=click.FloatRange(0, 1),
     default=0.01,
     show_default=True,
-    help="Target of the default operating point: the share of the full model's score that it may lose.",
+    help="Target of the default operating point: the share of the full model's score that it may lose, with a standard "
+    "error of the validation rows to spare.",
 )
 @metric_option(f"{SCORE} --max-drop is of this score.  [default: accuracy, or pearson]")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -253,6 +254,7 @@ def _add_default_point(folder: Path, trace: Trace, max_drop: float, metric: str 
 
     Where none can be chosen or saved, print why.
     """
+    from offramp.calibration.cautious import to_spare_text
     from offramp.calibration.prepare import prepare_policy
     from offramp.types.operating_point import DEFAULT, Target
 
@@ -261,7 +263,8 @@ def _add_default_point(folder: Path, trace: Trace, max_drop: float, metric: str 
         prepared = prepare_policy(trace)
         if prepared.report:
             click.echo(prepared.report, err=True)
-        points[DEFAULT] = prepared.calibrate(Target(max_drop=max_drop), metric)
+        points[DEFAULT] = prepared.calibrate(Target(max_drop=max_drop), metric, to_spare=True)
+        click.echo(to_spare_text(max_drop, len(prepared.rows)), err=True)
         add_points(folder, points)
     except (CannotReach, InvalidInput) as error:
         click.echo(f"no default operating point, answers run at full depth: {error}", err=True)
