@@ -51,6 +51,37 @@ def test_the_lexical_exit_is_read_where_the_point_is_cheaper_with_it(
     assert set(choice.fitted_on) == (set(row_hashes(trace)) if chose else set())
 
 
+@pytest.mark.parametrize(
+    ("rows", "layers", "reason"),
+    [
+        (
+            10,
+            (0, 2, 4),
+            "",
+        ),  # each saves 2 of 4 layers: a mean of 5 %, and sqrt(10 x 0.45^2 + 90 x 0.05^2) / 100 = 1.5 %
+        (2, (2, 4), "it saves 1.0% of the cost, with a standard error of 0.7%"),
+        (0, (2, 4), "it saves nothing"),
+    ],
+)
+def test_a_saving_that_may_be_chance_is_none(rows: int, layers: tuple[int, ...], reason: str) -> None:
+    """Some rows are right and sure at layer 0, the others wrong and less sure than all rows at layer 2."""
+    trace = trace_of(100)
+    logits, certainties = trace.logits.clone(), trace.certainty.clone()
+    logits[0, :rows] = logits[2, :rows]
+    certainties[0] = torch.where(torch.arange(100) < rows, 0.95, 0.05)
+    choice = choose_exits(replace(trace, logits=logits, certainty=certainties), certainty)
+    assert choice == ExitChoice(layers)
+    assert choice.reason == (f"the lexical exit is not read: for max_drop 0.01 on 100 rows {reason}" if reason else "")
+
+
+def test_costs_are_multiply_accumulates_where_they_are_known() -> None:
+    """What an exit saves is less than what it takes: 9 of the 10 that lead to layer 2."""
+    trace = trace_of(0)
+    cheap, dear = (torch.tensor([first, first + 10, first + 20]) for first in (1.0, 30.0))
+    choices = [choose_exits(replace(trace, macs=macs.view(3, 1).expand(3, 100)), certainty) for macs in (cheap, dear)]
+    assert [choice.layers for choice in choices] == [(0, 2, 4), (2, 4)]
+
+
 def test_rows_that_chose_the_exits_certify_nothing() -> None:
     trace = trace_of(2)
     choice = choose_exits(trace.take(torch.arange(60)), certainty)

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from offramp.calibration.calibrate import calibrate
 from offramp.calibration.certify import certify
+from offramp.calibration.exit_choice import choose_exits
 from offramp.calibration.ladder import ladder
 from offramp.calibration.prepare import PreparedPolicy, fit_and_calibrate, prepare_policy
 from offramp.errors import InvalidInput, NotApplicable
@@ -115,6 +117,37 @@ def test_options_that_exclude_each_other_are_refused_and_data_is_not_changed() -
     data = {"name": "margin"}
     assert isinstance(prepare_policy(TRACE, data, per_exit=True).policy, ExitScaled)
     assert data == {"name": "margin"}
+
+
+def with_lexical(first: Tensor) -> Trace:
+    """Return a trace whose exit before the first layer has these logits (N, C)."""
+    logits = torch.cat((first.unsqueeze(0), TRACE.logits))
+    return Trace(logits, TRACE.labels, layers=torch.arange(TRACE.depth + 1))
+
+
+NOISE = with_lexical(torch.randn(TRACE.logits[0].shape, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("options", [{}, {"policy": "margin"}, {"policy": "gain"}, {"temperature": True}])
+def test_a_lexical_exit_that_does_not_pay_is_left_out_and_one_that_does_is_read(options: dict[str, Any]) -> None:
+    result = prepare_policy(NOISE, **options)
+    assert result.report.splitlines()[-1].startswith("the lexical exit is not read: for max_drop 0.01 on ")
+    for target in (TARGET, Target(speedup=1.5)):
+        assert result.calibrate(target).exit_layers == tuple(TRACE.layer_numbers)
+    assert result.ladder()["full"].exit_layers == tuple(TRACE.layer_numbers)
+    knows = prepare_policy(with_lexical(9 * TRACE.logits[-1]), **options)
+    assert knows.calibrate(TARGET).exit_layers == (0, *TRACE.layer_numbers)
+    assert "lexical" not in knows.report
+
+
+def test_with_a_confidence_the_rows_that_fit_choose_the_exits() -> None:
+    result = prepare_policy(NOISE, "margin", per_exit=True, confidence=0.9)
+    fit_half, choose_half = halves(NOISE)
+    assert result.exits == choose_exits(fit_half, lambda rows: load_policy("margin", **fit_lines("margin", rows)))
+    assert set(result.exits.fitted_on) == set(row_hashes(fit_half))
+    assert len(result.rows) == len(choose_half)
+    assert result.calibrate(TARGET).exit_layers == tuple(TRACE.layer_numbers)
+    assert prepare_policy(NOISE, "entropy", confidence=0.9).calibrate(TARGET).exit_layers[0] == 0  # no rows fit
 
 
 ONE_ROW, NO_ANSWERS = TRACE.take(torch.tensor([0])), replace(TRACE, logits=torch.full_like(TRACE.logits, math.nan))

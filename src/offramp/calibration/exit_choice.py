@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
-from offramp.calibration.calibrate import point_for
+import torch
+from torch import Tensor
+
+from offramp.calibration.calibrate import exit_costs, point_for
+from offramp.calibration.label_thresholds import LabelThresholds
 from offramp.calibration.outputs import policy_outputs
 from offramp.errors import CannotReach
 from offramp.evaluation.caveats import DEFAULT_DROP
+from offramp.evaluation.measure import replay_point
 from offramp.policies.base import Policy
-from offramp.types.operating_point import Target
+from offramp.types.operating_point import Target, rows_text
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, row_hashes
+
+STANDARD_ERRORS = 2.0
+"""The mean saving of an exit that pays is more than so many of its standard errors."""
 
 
 @final
@@ -24,25 +33,34 @@ class ExitChoice:
     Attributes:
         layers: their layer numbers, increasing.
         fitted_on: hashes of the rows that chose them (`offramp.types.trace.row_hashes`); () = no rows did.
+        reason: why the exit before the first layer is not read, in a sentence; empty where it is, or there is none.
     """
 
     layers: tuple[int, ...]
     fitted_on: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    reason: str = field(default="", compare=False)
 
 
 def choose_exits(
-    trace: Trace, fit: Callable[[Trace], Policy], target: Target | None = None, metric: str | None = None
+    trace: Trace,
+    fit: Callable[[Trace], Policy],
+    target: Target | None = None,
+    metric: str | None = None,
+    label_thresholds: LabelThresholds | None = None,
 ) -> ExitChoice:
-    """Choose whether points read the exit before the first layer: where the point for a target is cheaper with it.
+    """Choose whether points read the exit before the first layer: where it lowers the mean cost by more than chance.
 
-    Costs are those of `Measured.speedup`. Equally cheap points do without: an exit that no row leaves at is not run.
+    A threshold for the target is chosen on these rows with the exit and without it. The mean over the rows of what the
+    exit saves must be more than STANDARD_ERRORS of its standard errors. Costs are those of `Measured.speedup`.
 
     Args:
         trace: a full-depth pass over rows that are neither trained on nor certified nor reported on; labels for
             `max_drop`.
         fit: returns the policy for a trace of these rows with all exits that are read, fitted where it needs numbers.
-        target: what the points are for; None = `max_drop` of DEFAULT_DROP, without labels the same agreement.
-        metric: a name of `offramp.evaluation.metrics.METRICS`; None = the problem's default.
+        target: `max_drop` or `agreement` of the points to come; None or one of speed = `max_drop` of DEFAULT_DROP,
+            without labels the same agreement.
+        metric: a name of `offramp.evaluation.metrics.METRICS`, of a `max_drop`; None = the problem's default.
+        label_thresholds: as of `offramp.calibrate`.
 
     Raises:
         InvalidInput: as `offramp.calibrate`.
@@ -51,17 +69,30 @@ def choose_exits(
     first, *behind = layers = tuple(trace.layer_numbers)
     if first > 0 or len(behind) < 2:  # nothing to choose, or no other exit to leave at
         return ExitChoice(layers)
-    if target is None:
-        labelled = trace.labels is not None or trace.problem_type == REGRESSION
-        target = Target(max_drop=DEFAULT_DROP) if labelled else Target(agreement=1 - DEFAULT_DROP)
-    with_it, without = (_speedup(trace.select(read), fit, target, metric) for read in (layers, behind))
-    return ExitChoice(layers if with_it > without else tuple(behind), tuple(sorted(set(row_hashes(trace)))))
+    if target is None or target.kind not in ("max_drop", "agreement"):
+        if trace.labels is None and trace.problem_type == REGRESSION:
+            return ExitChoice(layers)
+        target = Target(agreement=1 - DEFAULT_DROP) if trace.labels is None else Target(max_drop=DEFAULT_DROP)
+    costs = exit_costs(trace, None)  # (L, N)
+    spent = []
+    for read, table in ((layers, costs), (behind, costs[1:] - costs[0])):
+        rows = trace.select(read)
+        try:
+            point = point_for(policy_outputs(rows, fit(rows), label_thresholds), target, metric)
+        except CannotReach:
+            return ExitChoice(layers)  # whoever chooses a threshold will hear of it
+        exits = torch.searchsorted(torch.tensor(read), replay_point(rows, point)[1].exit_layers)
+        spent.append(table.gather(0, exits.unsqueeze(0)).squeeze(0))  # (N,)
+    reason = _reason((spent[1] - spent[0]) / costs[-1].mean(), target)
+    return ExitChoice(tuple(behind) if reason else layers, tuple(sorted(set(row_hashes(trace)))), reason)
 
 
-def _speedup(trace: Trace, fit: Callable[[Trace], Policy], target: Target, metric: str | None) -> float:
-    """Return the speed-up of the point for a target; 0 where it cannot be reached."""
-    try:
-        measured = point_for(policy_outputs(trace, fit(trace)), target, metric).measured
-    except CannotReach:
-        return 0.0
-    return 0.0 if measured is None else measured.speedup
+def _reason(saved: Tensor, target: Target) -> str:
+    """Return in a sentence why an exit is not read that saves these shares of the cost, (N,); empty where it pays."""
+    mean = saved.mean().item()
+    error = saved.std().item() / math.sqrt(len(saved)) if len(saved) > 1 else math.inf
+    if mean > STANDARD_ERRORS * error:
+        return ""
+    amount = f"saves {mean:.1%} of the cost, with a standard error of {error:.1%}" if mean > 1e-9 else "saves nothing"
+    where = f"{target.kind} {target.value:g} on {rows_text(len(saved))}"
+    return f"the lexical exit is not read: for {where} it {amount}"

@@ -9,6 +9,7 @@ from typing import Any
 from offramp.calibration.calibrate import calibrate
 from offramp.calibration.cautious import cautious_point
 from offramp.calibration.certify import certified_point, check_certifiable
+from offramp.calibration.exit_choice import ExitChoice, choose_exits
 from offramp.calibration.label_thresholds import FEWEST_POSITIVES, LabelThresholds, choose_label_thresholds
 from offramp.calibration.ladder import ladder_points
 from offramp.calibration.outputs import PolicyOutputs, policy_outputs
@@ -42,8 +43,9 @@ class PreparedPolicy:
         rows: of the trace, the rows to choose thresholds on.
         confidence: of the points' certificates, above 0, below 1; None = points have none.
         report: in words: the numbers that were fitted on other rows, and how many rows; the rows that chose the label
-            thresholds. Empty where there are none.
+            thresholds; why the lexical exit is not read. Empty where there are none.
         label_thresholds: of all answers; None = 0.5.
+        exits: those that the points read, which are those of `rows`; None = all.
     """
 
     policy: Policy
@@ -51,6 +53,7 @@ class PreparedPolicy:
     confidence: float | None = None
     report: str = ""
     label_thresholds: LabelThresholds | None = None
+    exits: ExitChoice | None = None
 
     def calibrate(
         self, target: Target, metric: str | None = None, cost: CostTable | None = None, *, to_spare: bool = False
@@ -110,12 +113,17 @@ def prepare_policy(
     confidence: float | None = None,
     label_thresholds: bool = False,
     saved_lines: SavedLines | None = None,
+    target: Target | None = None,
+    metric: str | None = None,
 ) -> PreparedPolicy:
     """Fit the numbers that a policy needs, and return it with the rows to choose thresholds on.
 
     Weights of consistency and gain, and temperatures, are fitted on a random half of the rows, thresholds are chosen on
     the other half. Lines for a threshold at each exit are so few numbers that all rows fit them and choose. With a
     confidence, for which other rows must fit them, that is done in training, or by a half of the rows.
+
+    A lexical exit that does not pay (`offramp.calibration.exit_choice`) is not read. The rows that choose thresholds
+    choose that too; with a confidence those that fit, and where no rows fit it is read.
 
     Args:
         trace: a full-depth pass over rows that are neither trained on nor reported on.
@@ -129,6 +137,8 @@ def prepare_policy(
             else on all that fit or choose (`offramp.calibration.label_thresholds`).
         saved_lines: what training left with the model (`offramp.calibration.saved_lines`). With `per_exit` and a
             confidence they serve, if they are of the trace's weights and of other rows, in place of a half of the rows.
+        target: of the points to come, at which the lexical exit pays or not; None as of `choose_exits`.
+        metric: of the points to come.
 
     Raises:
         InvalidInput: options that do not go together; rows whose logits are not finite; too few rows; no labels where
@@ -137,8 +147,10 @@ def prepare_policy(
         UnknownName: no such policy.
     """
     parameters: dict[str, Any] = {"name": policy} if isinstance(policy, str) else dict(policy or {})
+    if target is None or target.kind != "max_drop":
+        metric = None
     if not (parameters or temperature or per_exit or confidence):
-        return _prepare_default(trace, label_thresholds)
+        return _prepare_default(trace, label_thresholds, target, metric)
     is_named = "name" in parameters
     name = parameters.pop("name", None) or default_unfitted_policy(str(trace.problem_type))
     if temperature and per_exit:
@@ -155,26 +167,41 @@ def prepare_policy(
     if halved:
         refuse_non_finite(trace)  # its message counts all rows
     fit_half, choose_half = halves(trace) if halved else (trace, trace)
-    # 2) the numbers
-    if saved_lines is not None and are_saved:
-        numbers = saved_lines.parameters(name, trace.layer_numbers)
-        rows = f"on {len(saved_lines.fitted_on)} of its rows, the threshold chosen on {len(choose_half)}"
-        report = [f"thresholds for each exit fitted in training {rows}"]
-    else:
-        numbers = _fit(name, fit_half, temperature, per_exit)
-        fitted = name if name in FITTED else "temperatures" if temperature else "thresholds for each exit"
-        why = f" ({refusal})" if refusal else ""
-        report = [_report(fitted, len(fit_half), len(choose_half)) + why] if needs_half else []
     chosen = choose_label_thresholds(fit_half) if label_thresholds else None
-    report += _label_report(chosen, len(fit_half))
+
+    def fitted(rows: Trace) -> Policy:
+        if saved_lines is not None and are_saved:
+            numbers = saved_lines.parameters(name, rows.layer_numbers)
+        else:
+            numbers = _fit(name, rows, temperature, per_exit)
+        return _load(name, {**numbers, **parameters}, is_named, trace)
+
+    # 2) which exits are read
+    exits = ExitChoice(tuple(trace.layer_numbers))
+    if (confidence is None or halved) and not are_saved:
+        exits = choose_exits(choose_half if confidence is None else fit_half, fitted, target, metric, chosen)
+    fit_half, choose_half = (rows.select(exits.layers) for rows in (fit_half, choose_half))
+    # 3) the numbers
+    report = []
+    if saved_lines is not None and are_saved:
+        rows_of = f"on {len(saved_lines.fitted_on)} of its rows, the threshold chosen on {len(choose_half)}"
+        report = [f"thresholds for each exit fitted in training {rows_of}"]
+    elif needs_half:
+        what = name if name in FITTED else "temperatures" if temperature else "thresholds for each exit"
+        report = [_report(what, len(fit_half), len(choose_half)) + (f" ({refusal})" if refusal else "")]
+    report += [*_label_report(chosen, len(fit_half)), *filter(None, [exits.reason])]
+    return PreparedPolicy(fitted(fit_half), choose_half, confidence, "\n".join(report), chosen, exits)
+
+
+def _load(name: str, parameters: Mapping[str, Any], is_named: bool, trace: Trace) -> Policy:
+    """Return a policy; an error names the default one where none was named."""
     try:
-        loaded = load_policy({**numbers, "name": name, **parameters})
+        return load_policy({**parameters, "name": name})
     except InvalidInput as error:
         if is_named:
             raise
         kind = "a regression" if trace.problem_type == REGRESSION else "classes"
         raise InvalidInput(f"no policy is named, and the default for {kind} is {name!r}: {error}") from None
-    return PreparedPolicy(loaded, choose_half, confidence, "\n".join(report), chosen)
 
 
 def _fit(name: str, rows: Trace, temperature: bool, per_exit: bool) -> dict[str, Any]:
@@ -186,14 +213,17 @@ def _fit(name: str, rows: Trace, temperature: bool, per_exit: bool) -> dict[str,
     return fit_lines(name, rows) if per_exit else {}
 
 
-def _prepare_default(trace: Trace, label_thresholds: bool) -> PreparedPolicy:
+def _prepare_default(trace: Trace, label_thresholds: bool, target: Target | None, metric: str | None) -> PreparedPolicy:
     """Return the default policy of a problem; label thresholds are of classes, whose default leaves all rows."""
     chosen = choose_label_thresholds(trace) if label_thresholds else None
     default, rows = fit_default_policy(trace)
+    exits = choose_exits(rows, lambda some: fit_default_policy(some)[0], target, metric, chosen)
+    if exits.reason:
+        default, rows = fit_default_policy(trace.select(exits.layers))
     fit_rows = len(trace) - len(rows)
     report = [_report(str(policy_to_dict(default)["name"]), fit_rows, len(rows))] if fit_rows else []
-    report += _label_report(chosen, len(trace))
-    return PreparedPolicy(default, rows, report="\n".join(report), label_thresholds=chosen)
+    report += [*_label_report(chosen, len(trace)), *filter(None, [exits.reason])]
+    return PreparedPolicy(default, rows, None, "\n".join(report), chosen, exits)
 
 
 def _label_report(chosen: LabelThresholds | None, rows: int) -> list[str]:
@@ -233,5 +263,7 @@ def fit_and_calibrate(
         confidence=confidence,
         label_thresholds=label_thresholds,
         saved_lines=saved_lines,
+        target=target,
+        metric=metric,
     )
     return prepared.calibrate(target, metric, cost)
