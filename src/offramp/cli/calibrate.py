@@ -100,6 +100,10 @@ def calibrate(
     half of the rows, and the threshold is chosen on the other half. With --confidence the numbers of --per-exit are
     those that `offramp train` fitted on rows of its own (lines.json), or are fitted on a half if there are none.
 
+    A target holds on the data, and where few rows choose, others lose more: `offramp train` chooses its default point
+    with a standard error to spare. A lexical exit is read where these rows show that it saves something, else not;
+    with --confidence rows that are fitted on show it, and without such rows it is read.
+
     --label-thresholds chooses, with several labels, the probability above which each is part of an answer, in place of
     0.5: the one with the best F1 at full depth. The score is then macro-f1 (or --metric f1), the full model answers
     with the same thresholds, and a label with fewer than 20 rows keeps 0.5. With --confidence half of the rows choose
@@ -147,6 +151,8 @@ def calibrate(
         confidence=confidence,
         label_thresholds=label_thresholds,
         saved_lines=read_saved_lines(folder) if per_exit and confidence is not None else None,
+        target=None if ladder else Target(**targets),
+        metric=metric,
     )
     if prepared.report:
         click.echo(prepared.report, err=True)

@@ -260,10 +260,11 @@ def _add_default_point(folder: Path, trace: Trace, max_drop: float, metric: str 
 
     points = {}
     try:
-        prepared = prepare_policy(trace)
+        target = Target(max_drop=max_drop)
+        prepared = prepare_policy(trace, target=target, metric=metric)
         if prepared.report:
             click.echo(prepared.report, err=True)
-        points[DEFAULT] = prepared.calibrate(Target(max_drop=max_drop), metric, to_spare=True)
+        points[DEFAULT] = prepared.calibrate(target, metric, to_spare=True)
         click.echo(to_spare_text(max_drop, len(prepared.rows)), err=True)
         add_points(folder, points)
     except (CannotReach, InvalidInput) as error:
