@@ -180,7 +180,8 @@ def prepare_policy(
     exits = ExitChoice(tuple(trace.layer_numbers))
     if (confidence is None or halved) and not are_saved:
         exits = choose_exits(choose_half if confidence is None else fit_half, fitted, target, metric, chosen)
-    fit_half, choose_half = (rows.select(exits.layers) for rows in (fit_half, choose_half))
+    if exits.reason:
+        fit_half, choose_half = (rows.select(exits.layers) for rows in (fit_half, choose_half))
     # 3) the numbers
     report = []
     if saved_lines is not None and are_saved:
