@@ -32,6 +32,9 @@ def of_weights(trace: Trace, weights: str = "ab") -> Trace:
 
 TRAINED_ON = of_weights(random_trace(SINGLE_LABEL, samples=80, seed=1))
 ROWS = of_weights(random_trace(SINGLE_LABEL, samples=301, seed=2))
+LEXICAL = replace(  # its first exit is before the first layer, and pays
+    ROWS, logits=torch.cat((9 * ROWS.logits[-1:], ROWS.logits[1:])), layers=torch.arange(6)
+)
 SAVED = fit_saved_lines(TRAINED_ON)
 
 
@@ -76,7 +79,7 @@ def test_with_saved_lines_all_rows_certify(policy: Any) -> None:
             "margin",
             " (lines.json is of 2 exits)",
         ),
-        (SAVED, replace(ROWS, layers=torch.arange(6)), "margin", " (lines.json has no line for the exit at layer 0)"),
+        (SAVED, LEXICAL, "margin", " (lines.json has no line for the exit at layer 0)"),
         (SAVED, TRAINED_ON, "margin", " (lines.json was fitted on 80 of these rows)"),
         (SAVED, random_trace(SINGLE_LABEL, samples=80, seed=3), "margin", " (lines.json is of other weights)"),
     ],
