@@ -109,11 +109,12 @@ def tiny_model(family: str = "bert", num_labels: int | None = None, *, seed: int
 def fill_lexical(model: MultiExitModel, seed: int = 0) -> MultiExitModel:
     """Give a model's lexical exit random numbers, as if rows had fitted it; its logits spread like the other exits'."""
     classifier, generator = model.lexical_exit, torch.Generator().manual_seed(seed)
-    for name, low, high in (("table", -500, 500), ("factors", -100, 100), ("bias", -300, 300)):
+    for name, low, high in (("table", -100, 100), ("factors", -100, 100), ("bias", -300, 300)):
         values = getattr(classifier, name)
         if values is not None:
             values.random_(low, high, generator=generator)
-    classifier.table[:, -1] = classifier.table[:, -1].abs() + 64  # squares, at least 1 in units of 1/64
+    classifier.steps.copy_(2 ** torch.randint(1, 4, classifier.steps.shape, generator=generator))
+    classifier.squares.random_(64, 500, generator=generator)  # at least 1, in units of 1/64
     classifier.scales.copy_(torch.tensor([2**-7, 2**-7 if classifier.factors is not None else 1, 2**-8]))
     classifier.special_ids.copy_(torch.tensor([3, 2, -1, -1, 0, 4]))  # of `SPECIAL`
     classifier.fitted_rows = torch.tensor([-7, 5, 11])

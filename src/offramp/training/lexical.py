@@ -21,8 +21,9 @@ from offramp.data.examples import Examples
 from offramp.errors import InvalidInput
 from offramp.model.lexical.classifier import (
     LARGEST,
-    LARGEST_FACTOR,
     LARGEST_PROJECTED,
+    LARGEST_SQUARE,
+    LARGEST_STEP,
     SPECIAL_TOKENS,
     SQUARE_UNIT,
     LexicalClassifier,
@@ -32,7 +33,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.training.sparse_linear import SparseRows, bags, loss_of, solve
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 
-PENALTIES = (1.0, 0.25, 0.0625)  # over the number of rows, from the strongest; one is chosen
+PENALTIES = (0.25, 0.0625, 0.0156)  # over the number of rows, from the strongest; one is chosen
 HELD_OUT = 5  # one row in so many chooses it
 TEMPERATURES = (0.05, 20.0)
 BATCH = 1024  # rows whose n-grams are hashed at once
@@ -128,7 +129,7 @@ def _squared_idf(columns: Tensor, lengths: Tensor, width: int) -> Tensor:
     distinct = torch.unique(columns * len(lengths) + row)
     frequency = (distinct // len(lengths)).bincount(minlength=width)
     idf = 1 + torch.log((1 + len(lengths)) / (1 + frequency))
-    return (idf.square() * SQUARE_UNIT).round().clamp(SQUARE_UNIT, LARGEST)
+    return (idf.square() * SQUARE_UNIT).round().clamp(SQUARE_UNIT, LARGEST_SQUARE)
 
 
 def _tfidf(columns: Tensor, lengths: Tensor, squares: Tensor) -> SparseRows:
@@ -182,17 +183,21 @@ def _store_weights(
     if classifier.factors is not None:
         _, directions = torch.linalg.eigh(logits.double().T @ logits.double())  # from the least variance
         directions = directions[:, -classifier.rank :].float()  # (C, R)
-        factor_scale = _scale(directions, LARGEST_FACTOR)
+        factor_scale = max(_scale(directions, LARGEST), _scale(directions.norm(dim=1), 1000))
         classifier.factors.copy_((directions / factor_scale).round().T)
         weights, logits = weights @ directions, logits @ directions
         projected_scale = _scale(2 * logits, LARGEST_PROJECTED)  # other rows may have logits twice as large
         classifier.scales[1] = factor_scale * projected_scale
     entries = weights * (squares / SQUARE_UNIT).sqrt().unsqueeze(1)
-    table_scale = _scale(entries, LARGEST)
-    classifier.scales[0] = table_scale / projected_scale
-    classifier.table.zero_()
-    classifier.table[used, :-1] = (entries / table_scale).round().to(torch.int16)
-    classifier.table[used, -1] = squares.to(torch.int16)
+    unit = _scale(entries, LARGEST * LARGEST_STEP)
+    peaks = entries.abs().amax(dim=1) / (unit * LARGEST)
+    steps = peaks.clamp(min=1).log2().ceil().exp2()  # (F,)
+    classifier.scales[0] = unit / projected_scale
+    for buffer in (classifier.table, classifier.squares):
+        buffer.zero_()
+    classifier.table[used] = (entries / (unit * steps).unsqueeze(1)).round().to(torch.int8)
+    classifier.steps[used, 0] = steps.to(torch.uint8)
+    classifier.squares[used, 0] = squares.to(torch.int16)
 
 
 def _scale(values: Tensor, largest: int) -> float:

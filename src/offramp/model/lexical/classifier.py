@@ -3,9 +3,9 @@
 It is TF-IDF with a linear classifier: logits = (sum over the n-grams of idf x weights) / (norm of the idf) + bias, with
 the hashing of Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009 (without their sign).
 
-All numbers are integers with a common scale that is a power of two, as in fixed point. Their sums are exact in float32
-up to 1,024 n-grams of a row, in any order of addition, so that logits do not depend on batch, padding or engine, to the
-last bit; and a change of the model's dtype leaves them as they are.
+All numbers are integers times a power of two, as in fixed point. Their sums are exact in float32 up to 1,024 n-grams of
+a row, in any order of addition, so that logits do not depend on batch, padding or engine, to the last bit; and a change
+of the model's dtype leaves them as they are.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 MULTIPLIER = 4093  # of the hash; a prime; times a bucket it stays below 2^31
 BOUNDARY = 0  # stands for special tokens, padding, and what lies before the first token
 SPECIAL_TOKENS = ("sep_token", "cls_token", "bos_token", "eos_token", "pad_token", "mask_token")
-LARGEST = 2**14 - 1  # of the table's entries: 1,024 of them add up to less than 2^24
-SQUARE_UNIT = 64  # of the squared idf
-LARGEST_PROJECTED = 2**11 - 1  # LARGEST_PROJECTED x LARGEST_FACTOR x MAX_RANK is below 2^24
-LARGEST_FACTOR = 2**7 - 1
+LARGEST = 2**7 - 1  # of the entries of table and factors
+LARGEST_STEP = 2**7  # 1,024 n-grams x LARGEST x LARGEST_STEP are below 2^24
+LARGEST_SQUARE, SQUARE_UNIT = 2**14 - 1, 64  # of the squared idf
+LARGEST_PROJECTED = 2**10 - 1  # MAX_RANK of them have a norm below 2^14, and a column of factors one below 2^10
 
 
 @final
@@ -38,7 +38,9 @@ class LexicalClassifier(nn.Module):
         problem_type: as transformers names it.
 
     Buffers, none of which is trained by an optimiser:
-        table: (buckets, rank + 1) int16; the weights times the idf, and in the last column the squared idf.
+        table: (buckets, rank) int8; the weights times the idf, in units of the row's step.
+        steps: (buckets, 1) uint8, powers of two.
+        squares: (buckets, 1) int16, the squared idf in units of 1 / 64.
         factors: (rank, C) int8, where the rank is below C.
         bias: (C,) int32.
         scales: (3,) powers of two, exact in any float: of the table, of the factors and of the bias.
@@ -47,6 +49,8 @@ class LexicalClassifier(nn.Module):
     """
 
     table: Tensor
+    steps: Tensor
+    squares: Tensor
     factors: Tensor | None
     bias: Tensor
     scales: Tensor
@@ -60,7 +64,9 @@ class LexicalClassifier(nn.Module):
         self.setting, self.problem_type = setting, problem_type
         self.ngrams, self.buckets, self.rank = setting.ngrams, setting.buckets, setting.rank
         assert self.rank == num_labels or self.rank <= MAX_RANK
-        self.register_buffer("table", torch.zeros(self.buckets, self.rank + 1, dtype=torch.int16))
+        self.register_buffer("table", torch.zeros(self.buckets, self.rank, dtype=torch.int8))
+        self.register_buffer("steps", torch.ones(self.buckets, 1, dtype=torch.uint8))
+        self.register_buffer("squares", torch.zeros(self.buckets, 1, dtype=torch.int16))
         factors = None if self.rank == num_labels else torch.zeros(self.rank, num_labels, dtype=torch.int8)
         self.register_buffer("factors", factors)
         self.register_buffer("bias", torch.zeros(num_labels, dtype=torch.int32))
@@ -76,12 +82,13 @@ class LexicalClassifier(nn.Module):
             attention_mask: (B, T), 0 for padding, of any dtype; None = all tokens are real.
         """
         buckets, weights = self.features(input_ids, attention_mask)  # (B, n T)
-        rows = F.embedding(buckets, self.table).float()  # (B, n T, R + 1)
-        sums = torch.bmm(weights.unsqueeze(1), rows).squeeze(1)  # (B, R + 1)
-        squares = (sums[:, -1:] / SQUARE_UNIT).clamp(min=1)  # a squared idf is at least 1
-        norm = squares.double().sqrt().float()  # torch's root of a float32 may be off by one digit, others' is not
+        weights = weights.unsqueeze(1)  # (B, 1, n T)
+        steps, squares = F.embedding(buckets, self.steps).float(), F.embedding(buckets, self.squares).float()
+        sums = torch.bmm(weights * steps.mT, F.embedding(buckets, self.table).float()).squeeze(1)  # (B, R)
+        squared = (torch.bmm(weights, squares).squeeze(1) / SQUARE_UNIT).clamp(min=1)  # a squared idf is at least 1
+        norm = squared.double().sqrt().float()  # torch's root of a float32 may be off by one digit, others' is not
         scales = self.scales.float()
-        logits = sums[:, :-1] * scales[0] / norm
+        logits = sums * scales[0] / norm
         if self.factors is not None:
             projected = logits.round().clamp(-LARGEST_PROJECTED, LARGEST_PROJECTED)
             logits = projected @ self.factors.float() * scales[1]

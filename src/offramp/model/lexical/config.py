@@ -9,8 +9,8 @@ from offramp.errors import InvalidInput
 
 MAX_NGRAMS = 3
 MAX_BUCKETS = 2**19 - 1  # a bucket times the hash's multiplier stays below 2^31
-MAX_RANK = 64  # sums of so many products of the classifier's integers are exact in float32
-TABLE_BYTES = 7_500_000  # of the default sizes
+MAX_RANK = 256  # sums of so many products of the classifier's integers are exact in float32
+MOST_BUCKETS, LEAST_BUCKETS, TABLE_BYTES = 2**18, 2**15, 7_500_000  # of the default sizes
 
 
 @final
@@ -21,9 +21,9 @@ class LexicalExit:
     Attributes:
         ngrams: the longest n-gram, in tokens, from 1 to 3.
         buckets: rows of the table of weights, at most 524,287; None = by the number of outputs, so that the table
-            has at most 8 MB.
-        rank: columns of the table, at most 64, or as many as the model has outputs (then the table holds their
-            weights themselves); None = as many as outputs, at most 64.
+            has at most 8 MB for up to 225 of them, and 32,768 rows for more.
+        rank: columns of the table; None = as many as outputs, whose weights they are. Fewer, at most 256, make it
+            smaller and the answers worse.
         fitted_rows: how many different rows have fitted the exit, whose hashes it keeps; 0 = not fitted.
 
     Raises:
@@ -56,13 +56,14 @@ class LexicalExit:
             vocab_size: rows of the encoder's embedding.
 
         Raises:
-            InvalidInput: a rank above the number of outputs, or above 64 and not the number of outputs.
+            InvalidInput: a rank above the number of outputs, or above 256 and below it.
         """
-        rank = min(num_labels, MAX_RANK) if self.rank is None else self.rank
-        if rank > num_labels or (rank > MAX_RANK and rank != num_labels):
+        rank = num_labels if self.rank is None else self.rank
+        if rank > num_labels or MAX_RANK < rank < num_labels:
             raise InvalidInput(f"rank must be at most {min(num_labels, MAX_RANK)} for {num_labels} outputs, got {rank}")
-        by_size = TABLE_BYTES // (2 * (rank + 1))
-        buckets = min(by_size, 2**17 + vocab_size, MAX_BUCKETS) if self.buckets is None else self.buckets
+        by_size = max(TABLE_BYTES // (rank + 3), LEAST_BUCKETS)
+        by_kind = 4 * vocab_size**2  # a small vocabulary has few pairs
+        buckets = min(by_size, by_kind, MOST_BUCKETS) if self.buckets is None else self.buckets
         return replace(self, buckets=buckets, rank=rank)
 
     def to_data(self) -> dict[str, Any]:
