@@ -33,7 +33,7 @@ class Timed:
     def __init__(self, clock: Clock, seconds: dict[int, float], model: Any = None) -> None:
         self.clock, self.seconds = clock, seconds
         self.eager = TorchEngine(model or tiny_model(exit_layers=list(seconds)))
-        self.name, self.config = "fake-float32", self.eager.config
+        self.name, self.config, self.layers = "fake-float32", self.eager.config, self.eager.layers
         self.batches: list[tuple[int, int]] = []
         self.policies: set[str] = set()
 

@@ -153,14 +153,14 @@ def run_benchmark(
         depths[depth] = RunKey(name, "point", FULL)
         costs = LayerCostModel.through({layer: median(times[key].passes) for layer, key in depths.items()})
         for label, point in {FULL: None, **points.get(name, {})}.items():
-            reads_lexical = point is not None and point.layers_read(engine.config.layers)[0] == 0
+            reads_lexical = point is not None and point.layers_read(engine.layers)[0] == 0
             results.append(measurements.row(RunKey(name, "point", label), costs, reads_lexical))
     return results
 
 
 def _timed_depths(engine: Engine) -> list[int]:
     """Return the layers, but the last, after which an engine's rows leave together for the cost of a layer."""
-    *before, _ = engine.config.layers
+    *before, _ = engine.layers
     behind = [layer for layer in before if layer]
     chosen = [behind[share * len(behind) // 3] for share in range(3)] if behind else []
     return sorted({0} & {*before} | {*chosen})
@@ -179,7 +179,7 @@ def _engine_runs(name: str, engine: Engine, points: Mapping[str, OperatingPoint]
         RunKey(name, "point", label): partial(engine.answer, point=point) for label, point in all_points.items()
     }
     for layer in _timed_depths(engine):
-        point = fixed_depth_point(layer, engine.config.layers)
+        point = fixed_depth_point(layer, engine.layers)
         runs[RunKey(name, "depth", str(layer))] = partial(engine.answer, point=point)
     return runs
 

@@ -67,7 +67,7 @@ def measure_costs(
     if min(batch_size, rounds) < 1 or not len(rows):
         raise InvalidInput(f"timing takes rows, batch_size and rounds, got {len(rows)}, {batch_size} and {rounds}")
     loaded, tokens = _tokens(model, rows, engine)
-    layers = loaded.config.layers
+    layers = loaded.layers
     if len(layers) == 1:
         raise InvalidInput("a model of one exit has nowhere to leave early")
     timed = _spread(tokens, max(TIMED, 4 * batch_size))

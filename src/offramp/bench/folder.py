@@ -59,7 +59,7 @@ def benchmark_folder(
     config = load_config(folder)
     refuse_images(folder, config)
     loaded = _engines(folder, engines)
-    if all(len(engine.config.layers) == 1 for engine in loaded.values()):
+    if all(len(engine.layers) == 1 for engine in loaded.values()):
         raise InvalidInput(f"{folder}: a model of one exit has nowhere to leave early")
     points = {key: _points(key, engine, folder) for key, engine in loaded.items()}
     texts, labels = _texts(folder, source, columns, split, reading)
