@@ -107,5 +107,5 @@ def _exits(options: Mapping[str, Any]) -> dict[str, Any]:
         "bypass": Bypass(rank=rank) if rank else None,
         "token_exit": TokenExit(keep_ratio=keep) if keep else None,
         "exit_layers": layers,
-        "lexical": LexicalExit() if options["lexical"] else None,
+        "lexical": None if options["lexical"] is False else LexicalExit(),
     }

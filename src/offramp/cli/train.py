@@ -48,7 +48,7 @@ def exit_options(command: Command) -> Command:
     rank = click.option("--bypass-rank", type=click.IntRange(min=1), help="Give exits bypasses of this rank (BADGE).")
     keep = "Share of the tokens that these layers keep (MPEE)."
     lexical = "An exit before the first layer, a linear classifier on n-grams; with --freeze on a model with exits, "
-    lexical += "--lexical fits this one alone."
+    lexical += "--lexical fits this one alone.  [default: on]"
     balance = "Let rare classes count as much as frequent ones, by weights N / (classes x rows of the class)."
     for option in (
         click.option("--token-exit", metavar="2:0.7,4:0.7", help=keep),

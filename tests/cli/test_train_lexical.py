@@ -1,0 +1,106 @@
+"""`offramp train` and the exit before the first layer: with it, without it, and onto a finished model."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+
+from offramp.model.card import save_points
+from offramp.model.hub import load_points
+from offramp.model.loading import load_model
+from offramp.types.model_content import ModelContent
+from offramp.types.operating_point import OperatingPoint
+from support.command_line import offramp
+from support.models import padded, save_folder, text_rows, texts, tiny_model
+
+ALONE = ("--freeze", "--lexical")
+NAMES = {0: "good", 1: "bad"}
+POINTS = {
+    "default": OperatingPoint({"name": "entropy"}, (0.2, math.inf, 0.5)),
+    "fast": OperatingPoint({"name": "margin"}, (-math.inf,) * 3),
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    for split, seed in (("train", 1), ("validation", 2)):
+        rows = [{"text": text, "label": "good" if "good" in text else "bad"} for text in texts(40, seed=seed)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_folder(tmp_path / "start", tiny_model(id2label=NAMES, pooling="mean"))
+    save_points(POINTS, tmp_path / "start")
+    return tmp_path
+
+
+def train(place: Path, start: str, output: str, *more: Any) -> Result:
+    data = [part for split in ("train", "validation") for part in (f"--{split}", place / f"{split}.jsonl")]
+    return offramp("train", *data, "--backbone", place / start, "-o", place / output, *more)
+
+
+@torch.no_grad()
+def test_onto_a_finished_model_everything_else_stays_as_it_is(place: Path) -> None:
+    result = train(place, "start", "more", *ALONE, "--json")
+    assert result.exit_code == 0, result.output
+    before, after = load_model(place / "start"), load_model(place / "more")
+    batch = padded(before, text_rows(16))
+    out = after(**batch)
+    assert torch.equal(out.exit_logits[1:], before(**batch).exit_logits)
+    assert out.exit_logits[0].argmax(-1).unique().tolist() == [0, 1]
+    weights = {name: value for name, value in after.state_dict().items() if not name.startswith("lexical_exit.")}
+    assert weights.keys() == before.state_dict().keys()
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in weights.items())
+    # its points are those of its encoder still
+    points = load_points(place / "more")
+    for name, kept in (("without-lexical", POINTS["default"]), ("fast", POINTS["fast"])):
+        assert (points[name].policy, points[name].thresholds) == (kept.policy, kept.thresholds)
+        assert points[name].layers_read(after.layers) == (1, 2, 3, 4)
+    assert set(points) == {"default", "without-lexical", "fast"}
+    verified = offramp("info", place / "more", "--verify")
+    assert verified.exit_code == 0, verified.output
+    assert "stale" not in verified.stdout
+    assert not (place / "more" / "checkpoints").exists()
+    # once more, onto the model that has one
+    again = train(place, "more", "again", *ALONE)
+    assert again.exit_code == 0, again.output
+    assert "the exit before the first layer is fitted anew\n" in again.stderr
+    assert load_points(place / "again")["without-lexical"] == points["without-lexical"]
+
+
+def test_training_fits_it_unless_it_is_refused(place: Path) -> None:
+    fast = ("--epochs", 1, "--batch-size", 40)
+    weights = []
+    for output, more in (("with", ()), ("without", ("--no-lexical",))):
+        result = train(place, "start", output, *fast, *more)
+        assert result.exit_code == 0, result.output
+        model = load_model(place / output)
+        assert (model.lexical_exit is None) is (output == "without")
+        weights.append({name: it for name, it in model.state_dict().items() if not name.startswith("lexical_exit.")})
+        assert ModelContent(place / output).parameters == model.num_parameters()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert len(load_model(place / "with").lexical_exit.fitted_rows) > 20
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (("--objective", "joint"), "--freeze --lexical keeps all of a model with exits; leave out --objective"),
+        (("--exit-layers", "2,4"), "leave out --exit-layers"),
+        (("--max-length", "12"), "leave out --max-length"),
+    ],
+)
+def test_what_would_change_a_finished_model_is_refused(more: tuple[str, ...], line: str, place: Path) -> None:
+    result = train(place, "start", "more", *ALONE, *more)
+    assert result.exit_code == 2
+    assert line in " ".join(result.output.split())
+    assert not (place / "more").exists()
+
+
+def test_an_encoder_of_images_is_refused_in_one_line(place: Path) -> None:
+    tiny_model("vit").save_pretrained(place / "images")
+    for more, line in (((), "a lexical exit reads tokens, and a vit encoder has none"), (ALONE, "a model of images")):
+        result = train(place, "images", "new", *more)
+        assert result.exit_code == 1
+        assert line in result.stderr.splitlines()[-1]
