@@ -14,6 +14,7 @@ from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput
 from offramp.inference.record import record
 from offramp.model.bypass import Bypass
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.config import TokenExit
 from offramp.policies.base import Policy
@@ -50,6 +51,7 @@ from support.models import (
     token_rows,
 )
 
+LEXICAL = LexicalExit(buckets=61)
 ALONE, QUANTILES = 6, (0.3, 0.75)
 TOLERANCE = 1e-4
 
@@ -129,8 +131,9 @@ def test_alone_in_any_batch_and_in_replay_a_sample_leaves_at_the_same_exit(
 
 
 @pytest.mark.parametrize(("name", "problem"), POLICY_CASES)
-def test_each_exit_may_have_its_own_threshold(name: str, problem: str) -> None:
-    case, policy = case_of("bert", problem), load_policy(CHOICES[name])
+def test_each_exit_may_have_its_own_threshold_also_before_the_first_layer(name: str, problem: str) -> None:
+    case, policy = case_of("bert", problem, lexical=LEXICAL, exit_layers=(1, 3, 4)), load_policy(CHOICES[name])
+    assert case.model.layers == [0, 1, 3, 4]
     seen = scores(policy, case.trace)
     thresholds = [
         midpoint_near(seen[exit], quantile) if seen[exit].isfinite().any() else 0.0
@@ -150,12 +153,24 @@ def test_memory_of_any_length_goes_with_its_sample(name: str, problem: str, pati
         assert_the_contract(case, policy, [threshold] * (LAYERS - 1))
 
 
+@pytest.mark.parametrize(
+    "family", [pytest.param(it, marks=[pytest.mark.slow] if it in LIKE_BERT else []) for it in TEXTS]
+)
+def test_the_contract_holds_for_every_encoder_behind_a_lexical_exit(family: str) -> None:
+    case, policy = build(family, SINGLE_LABEL, lexical=LEXICAL), load_policy("patience")
+    assert_the_contract(case, policy, [0.5, 1.5, 1.5, 1.5])
+    assert len(replay(case.trace, policy, [0.5, 1.5, 1.5, 1.5]).exit_layers.unique()) > 1
+    threshold = midpoint_near(scores(MaxProb(), case.trace)[0], 0.5)
+    assert_the_contract(case, MaxProb(), [threshold] * LAYERS)
+
+
 FEATURES: dict[str, dict[str, Any]] = {
     "bypass": {"bypass": Bypass(rank=4)},
     "bypass behind attention": {"bypass": Bypass(rank=4, placement="ffn"), "exit_layers": [1, 3, 4]},
     "certainty": {"certainty": True},
     "memory": {"memory": 0.6},
     "all": {"bypass": Bypass(rank=4), "certainty": True, "memory": 0.6, "head": "attention"},
+    "all, lexical": {"bypass": Bypass(rank=4), "certainty": True, "memory": 0.6, "lexical": LEXICAL},
 }
 
 

@@ -18,6 +18,7 @@ from offramp.errors import InvalidInput, UnknownName
 from offramp.inference.predictor import Predictor
 from offramp.inference.record import record
 from offramp.model.config import MultiExitConfig
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.loading import load_folder
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.confidence import Entropy
@@ -28,6 +29,7 @@ from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from support.models import (
     FAMILIES,
     LAYERS,
+    TEXTS,
     balanced,
     encoder_config,
     padded,
@@ -209,12 +211,13 @@ HEADED = [
 
 @pytest.mark.parametrize(("family", "head"), HEADED)
 def test_every_encoder_and_head_comes_back_the_same(family: str, head: str, tmp_path: Path) -> None:
-    model = tiny_model(family, head=head, exit_layers=[1, 2, 4])
+    lexical = LexicalExit(buckets=61) if family in TEXTS else None
+    model = tiny_model(family, head=head, exit_layers=[1, 2, 4], lexical=lexical)
     model.save_pretrained(tmp_path)
     back = MultiExitModel.from_pretrained(tmp_path)
     batch = batch_of(model)
     assert torch.equal(back(**batch).logits_by_exit, model(**batch).logits_by_exit)
-    assert back.layers == [1, 2, 4]
+    assert back.layers == ([0, 1, 2, 4] if family in TEXTS else [1, 2, 4])
 
 
 def test_the_dtype_comes_back(tmp_path: Path) -> None:
