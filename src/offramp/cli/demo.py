@@ -103,10 +103,13 @@ def train(folder: Path, seed: int, epochs: float) -> MultiExitModel:
 def choose(trace: Trace) -> dict[str, OperatingPoint]:
     """Return the points of full depth and of the targets, with and without the lexical exit, chosen on a trace."""
     whole = prepare_policy(trace)
+    if whole.report:
+        print(whole.report)
     without = prepare_policy(trace.select([layer for layer in trace.layer_numbers if layer > 0]))
     points = {FULL: fixed_depth_point(trace.layer_numbers[-1], trace.layer_numbers)}
     for name, target in TARGETS.items():
-        points |= {name: whole.calibrate(target), NAMES_WITHOUT[name]: without.calibrate(target)}
+        points[name] = whole.calibrate(target, to_spare=True)
+        points[NAMES_WITHOUT[name]] = without.calibrate(target, to_spare=True)
     return points
 
 
