@@ -24,6 +24,7 @@ from offramp.bench.timer import LayerCostModel, Run, SpeedupRange, Times, median
 from offramp.data.batching import collate, length_sorted
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.inference.engine import Engine
+from offramp.inference.onnx_engine import leave_layers
 from offramp.model.config import MultiExitConfig
 from offramp.types.operating_point import OperatingPoint, fixed_depth_point
 from offramp.types.outputs import Answers, at_label_thresholds
@@ -160,7 +161,7 @@ def run_benchmark(
 
 def _timed_depths(engine: Engine) -> list[int]:
     """Return the layers, but the last, after which an engine's rows leave together for the cost of a layer."""
-    *before, _ = engine.layers
+    *before, _ = leave_layers(engine)
     behind = [layer for layer in before if layer]
     chosen = [behind[share * len(behind) // 3] for share in range(3)] if behind else []
     return sorted({0} & {*before} | {*chosen})
@@ -179,7 +180,7 @@ def _engine_runs(name: str, engine: Engine, points: Mapping[str, OperatingPoint]
         RunKey(name, "point", label): partial(engine.answer, point=point) for label, point in all_points.items()
     }
     for layer in _timed_depths(engine):
-        point = fixed_depth_point(layer, engine.layers)
+        point = fixed_depth_point(layer, leave_layers(engine))
         runs[RunKey(name, "depth", str(layer))] = partial(engine.answer, point=point)
     return runs
 

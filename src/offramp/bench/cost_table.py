@@ -18,6 +18,7 @@ from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput
 from offramp.inference.engine import Engine
+from offramp.inference.onnx_engine import leave_layers
 from offramp.inference.record import resolve_engine
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.modeling import MultiExitModel
@@ -67,7 +68,7 @@ def measure_costs(
     if min(batch_size, rounds) < 1 or not len(rows):
         raise InvalidInput(f"timing takes rows, batch_size and rounds, got {len(rows)}, {batch_size} and {rounds}")
     loaded, tokens = _tokens(model, rows, engine)
-    layers = loaded.layers
+    layers = leave_layers(loaded)
     if len(layers) == 1:
         raise InvalidInput("a model of one exit has nowhere to leave early")
     timed = _spread(tokens, max(TIMED, 4 * batch_size))
@@ -84,7 +85,7 @@ def measure_costs(
     embed = min(max(LayerCostModel.through(medians).embed, 0.0), first)
     lengths = [len(row["input_ids"]) for row in timed if "input_ids" in row]
     mean = sum(lengths) / len(lengths) if lengths else None
-    return CostTable(tuple(layers), ms, embed, loaded.name, min(batch_size, len(timed)), mean, _machine(loaded))
+    return CostTable(layers, ms, embed, loaded.name, min(batch_size, len(timed)), mean, _machine(loaded))
 
 
 def _tokens(

@@ -20,6 +20,7 @@ from offramp.data.rows import Text
 from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES, Engine
 from offramp.inference.load_engine import load_engine
+from offramp.inference.onnx_engine import leave_layers
 from offramp.inference.record import read_data_for
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.hub import load_config, load_points, load_tokenizer, refuse_images
@@ -59,7 +60,7 @@ def benchmark_folder(
     config = load_config(folder)
     refuse_images(folder, config)
     loaded = _engines(folder, engines)
-    if all(len(engine.layers) == 1 for engine in loaded.values()):
+    if all(len(leave_layers(engine)) == 1 for engine in loaded.values()):
         raise InvalidInput(f"{folder}: a model of one exit has nowhere to leave early")
     points = {key: _points(key, engine, folder) for key, engine in loaded.items()}
     texts, labels = _texts(folder, source, columns, split, reading)

@@ -25,6 +25,7 @@ from offramp.cli.options import (
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.policies.registry import policy_text
+from offramp.types.exit_names import layers_text
 from offramp.types.graph_file import GRAPHS, stale
 from offramp.types.model_content import ModelContent
 
@@ -45,8 +46,9 @@ def export(
 ) -> None:
     """Write the model as one ONNX graph with early exits, and check it against torch.
 
-    The graph runs the policy of the operating point "default", or that of --policy. The file also holds the policies of
-    the other operating points and the default policy; an existing graph changes to a policy that it holds in seconds.
+    The graph holds the exits that the folder's operating points read, or all of the model's where there are no points.
+    It runs the policy of the operating point "default", or that of --policy. The file also holds the policies of the
+    other operating points and the default policy; an existing graph changes to a policy that it holds in seconds.
     Thresholds are an input of the graph. Its weights are written to a second file beside it (.data).
 
     In int8 answers depend on the batch: between batches of 1 and of 32, 3.5 % of the labels and 11.5 % of the exit
@@ -80,6 +82,9 @@ def export(
         return
     click.echo(f"{report.path}: {report.bytes / 1e6:.1f} MB in {report.seconds:.0f} s")
     click.echo(f"runs {policy_text(report.policy)}; holds {', '.join(map(policy_text, report.policies))}")
+    held = f"holds the exits at layers {layers_text(report.layers)}"
+    unread = "" if not report.left_out else f", not those at {layers_text(report.left_out)}, which no point reads"
+    click.echo(held + unread)
     same = "" if report.agreement is None else f"{report.agreement:.2%} of the answers the same, "
     click.echo(f"{report.rows} rows at full depth against torch: {same}logits at most {report.difference:.2g} off")
     if report.score is not None:

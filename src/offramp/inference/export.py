@@ -25,7 +25,7 @@ from offramp.data.columns import GUESSED, Columns
 from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE
 from offramp.data.records import AS_NAMED, Reading
-from offramp.errors import InvalidInput, OfframpError
+from offramp.errors import OfframpError
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.inference.onnx.assemble import assemble, refuse_depth
 from offramp.inference.onnx.export_blocks import export_parts
@@ -269,19 +269,12 @@ def _answers(exported: OnnxEngine, rows: Rows, threshold: float, size: int) -> A
 
 
 def _layers_held(model: MultiExitModel, points: Mapping[str, OperatingPoint]) -> tuple[int, ...]:
-    """Return the layers whose exits a graph holds: those that some point reads; without points all of the model's.
-
-    Raises:
-        InvalidInput: a point for other exits.
-    """
+    """Return the layers whose exits a graph holds: those that some point reads; without points all of the model's."""
     held: set[int] = set() if points else set(model.layers)
     if model.config.token_exit is not None:  # the exporter cannot run a layer after one that removes tokens
         held.update(model.config.exit_layers)
-    for name, point in points.items():
-        try:
-            held.update(point.layers_read(model.layers))
-        except InvalidInput as error:
-            raise InvalidInput(f"operating point {name!r}: {error}") from None
+    for point in points.values():
+        held.update(point.layers_read(model.layers))
     return tuple(sorted(held))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from offramp.data.batching import check_token_ids
 from offramp.errors import InvalidInput
+from offramp.inference.engine import Engine
 from offramp.inference.onnx.metadata import read_policy_key
 from offramp.model.config import MultiExitConfig
 from offramp.policies.registry import WRAPPERS, load_policy, summarize
@@ -53,44 +54,42 @@ class OnnxEngine:
         """Refuse a point that this engine cannot run."""
         if point is None:
             return
-        read, metadata = self._layers_read(point), self.graph.metadata
-        if load_policy(point.policy) != load_policy(metadata.policy) or read != metadata.layers_read:
-            runs, wanted = str(summarize(metadata.policy)), str(summarize(point.policy))
-            if read != metadata.layers_read:
-                runs += f" at the exits {list(metadata.layers_read)}"
-                wanted += f" at {list(read)}"
-            raise InvalidInput(
-                f"the graph runs the policy {runs}, the operating point is for {wanted}; "
-                f"{self._remedy(point.policy, read)}"
-            )
+        if load_policy(point.policy) != load_policy(self.graph.metadata.policy):
+            self._refuse(point)
+        self._limits(point)
         measured = point.measured.provenance.get("engine", self.name) if point.measured is not None else self.name
         if measured != self.name and "onnx-int8" in (measured, self.name):
             logger.warning("this operating point was measured with %s and runs with %s", measured, self.name)
 
-    def _layers_read(self, point: OperatingPoint) -> tuple[int, ...]:
-        """Return the layer numbers of the exits that a point reads, all of which the graph holds."""
-        read = point.layers_read(self.config.layers)
-        if missing := [layer for layer in read if layer not in self.layers]:
-            raise InvalidInput(
-                f"the operating point reads the exits {list(read)}, and the graph left out {missing}: save the point, "
-                f"and `{self._command}` makes a graph that holds them"
-            )
-        return read
-
     def _limits(self, point: OperatingPoint) -> list[float]:
-        """Return a point's threshold for each exit of the graph but the last; at those that it does not read inf."""
-        read = self._layers_read(point)
+        """Return a point's threshold for each exit of the graph but the last; for those that it does not read, inf.
+
+        Raises:
+            InvalidInput: it reads other exits than the graph's policy does.
+        """
+        read = point.layers_read(self.config.layers)
+        if read != self.graph.metadata.layers_read:
+            self._refuse(point)
         by_layer = dict(zip(read, point.thresholds, strict=False))  # none for the last one
         return [by_layer.get(layer, math.inf) for layer in self.layers[:-1]]
 
-    @property
-    def _command(self) -> str:
-        return f"offramp export FOLDER{' --int8' if self.graph.metadata.precision == 'int8' else ''}"
+    def _refuse(self, point: OperatingPoint) -> NoReturn:
+        """Refuse a point for another policy than the graph's, or for other exits, and say what makes it run."""
+        metadata, read = self.graph.metadata, point.layers_read(self.config.layers)
+        runs, wanted = str(summarize(metadata.policy)), str(summarize(point.policy))
+        if read != metadata.layers_read:
+            runs, wanted = f"{runs} at layers {list(metadata.layers_read)}", f"{wanted} at layers {list(read)}"
+        raise InvalidInput(
+            f"the graph runs the policy {runs}, the operating point is for {wanted}; {self._remedy(point.policy, read)}"
+        )
 
     def _remedy(self, policy: Mapping[str, Any], read: tuple[int, ...]) -> str:
         """Return a sentence that says how to make a graph run a policy at some exits."""
-        metadata, command = self.graph.metadata, self._command
-        wanted, layers = load_policy(policy), metadata.subset(read)
+        metadata, wanted = self.graph.metadata, load_policy(policy)
+        command = f"offramp export FOLDER{' --int8' if metadata.precision == 'int8' else ''}"
+        layers = metadata.subset(read)
+        if left_out := [layer for layer in read if layer not in metadata.layers]:
+            return f"the file left out the exits {left_out}: save the point, and `{command}` writes them"
         entries = map(read_policy_key, metadata.policies)
         if all(held != layers or load_policy(data) != wanted for data, held in entries):
             return f"the file does not hold its steps: save the point, and `{command}` writes them"
@@ -116,6 +115,11 @@ class OnnxEngine:
         certainty = None if output.certainty_by_exit is None else torch.from_numpy(output.certainty_by_exit).T
         logits = torch.from_numpy(output.logits_by_exit).transpose(0, 1)
         return ExitOutput(logits, certainty, problem_type=self.config.problem_type)
+
+
+def leave_layers(engine: Engine) -> tuple[int, ...]:
+    """Return the layers at which rows can leave an engine: of a graph those that its policy reads."""
+    return engine.graph.metadata.layers_read if isinstance(engine, OnnxEngine) else tuple(engine.layers)
 
 
 def _arrays(inputs: Mapping[str, Tensor], config: MultiExitConfig) -> dict[str, np.ndarray[Any, Any]]:

@@ -40,7 +40,7 @@ class Compiled:
     depends on data, and the attention of the first DeBERTa.
 
     Relations: the weights stay the model's own, so what changes there changes here. The embedding stays eager, because
-    making the masks looks at data.
+    making the masks looks at data, and so does the exit before it, which is a look-up and a sum.
 
     Args:
         eager: a model in eval mode.
@@ -49,14 +49,18 @@ class Compiled:
 
     def __init__(self, eager: Segments, backend: Backend = "inductor") -> None:
         self._eager = eager
-        exits = range(len(eager.layers))
-        self._blocks = [_compiled(eager.block, exit, backend) for exit in exits]
-        self._exits = [_compiled(eager.exit, exit, backend) for exit in exits]
+        behind = [exit for exit, layer in enumerate(eager.layers) if layer]
+        self._blocks = {exit: _compiled(eager.block, exit, backend) for exit in behind}
+        self._exits = {exit: _compiled(eager.exit, exit, backend) for exit in behind}
 
     @property
     def layers(self) -> Sequence[int]:
         """Return the layer number of each exit."""
         return self._eager.layers
+
+    def lexical(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
+        """Classify before the first layer; not compiled."""
+        return self._eager.lexical(inputs)
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Carry:
         """Return the input of the first block; not compiled."""
