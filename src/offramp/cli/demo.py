@@ -68,7 +68,8 @@ def main_job(folder: Path, seed: int, epochs: float) -> dict[str, Any]:
     scores = layerwise(trace)
     draw_curves(trace, usual_curves(trace), points, folder / "curve.png", f"{SAMPLE}, test split")
     print("\n" + scores_text(trace, {}))
-    print(f"\nOperating points: chosen on {len(validation)} validation messages, measured on the test messages")
+    chosen = f"chosen on {len(validation)} validation messages, with a standard error to spare"
+    print(f"\nOperating points: {chosen}; measured on the test messages")
     print("ms: milliseconds a message, one by one and in batches of 32; the lexical exit answers before layer 1")
     columns = {
         **before_first_layer(trace, points),
@@ -101,7 +102,10 @@ def train(folder: Path, seed: int, epochs: float) -> MultiExitModel:
 
 
 def choose(trace: Trace) -> dict[str, OperatingPoint]:
-    """Return the points of full depth and of the targets, with and without the lexical exit, chosen on a trace."""
+    """Return the points of full depth and of the targets, with and without the lexical exit, chosen on a trace.
+
+    They are chosen as `offramp train` chooses its default point; where the lexical exit does not pay, that is printed.
+    """
     whole = prepare_policy(trace)
     if whole.report:
         print(whole.report)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.calibration.calibrate import calibrate
 from offramp.calibration.lexical_rows import lexical_rows_text
+from offramp.calibration.prepare import prepare_policy
 from offramp.errors import CannotReach, InvalidInput
 from offramp.evaluation.bootstrap import point_loss_interval
 from offramp.evaluation.caveats import caveats, is_of_one_class
@@ -20,7 +20,6 @@ from offramp.evaluation.measure import measure_all, measure_point, replay_point
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.slices import Slice, by_length, recall_by_class
 from offramp.evaluation.sweep import per_exit_constant, sweep
-from offramp.policies.fitting import fit_default_policy
 from offramp.policies.registry import default_unfitted_policy, policy_text
 from offramp.policies.replay import scores
 from offramp.report.html.examples import Group, groups
@@ -203,9 +202,9 @@ def best_alternative(comparison: Comparison, policy: str, measured: Measured) ->
 
 def _point_chosen_on(trace: Trace, metric: str | None) -> OperatingPoint:
     """Choose a point of the default policy on these rows; at full depth where none meets the target."""
-    policy, rows = fit_default_policy(trace)
+    target = Target(max_drop=DEFAULT_DROP)
     try:
-        return calibrate(rows, policy, Target(max_drop=DEFAULT_DROP), metric)
+        return prepare_policy(trace, target=target, metric=metric).calibrate(target, metric)
     except CannotReach:
         name = default_unfitted_policy(str(trace.problem_type))
         return OperatingPoint({"name": name}, (math.inf,) * (trace.depth - 1))
