@@ -40,6 +40,7 @@ def command(name: str, folder: Path) -> list[Any]:
     files = ("--train", folder / "train.jsonl", "--validation", data, "--backbone", folder / "encoder")
     return {
         "train": ["train", *files, "-o", folder / "new", "--epochs", 2, "--resume"],
+        "lexical": ["train", *files[:-1], folder / "model", "-o", folder / "new", "--freeze", "--lexical", "--resume"],
         "calibrate": ["calibrate", folder / "model", "--data", data, "--speedup", 2],
         "export": ["export", folder / "model"],
         "switch": ["export", folder / "model", "--policy", "entropy"],
@@ -63,7 +64,10 @@ def killed_everywhere(name: str, start: Path, folder: Path, count: int) -> None:
     for kill in kills:
         begin()
         run_killed(command(name, folder), **kill)
+        unfinished_run = (folder / "new" / "checkpoints").exists()
         for file, content in contents(folder).items():
+            if unfinished_run and file == "new/README.md":  # of the model, whose default point is still to come
+                continue
             assert content in (old.get(file), new.get(file)), f"{file} is neither the old nor the new one, {kill}"
         assert run_killed(command(name, folder))[0] == 0, kill
         assert contents(folder).keys() == new.keys(), kill
@@ -76,7 +80,7 @@ def test_killed_at_a_few_moments(name: str, start: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train", "calibrate", "export", "predict"])
+@pytest.mark.parametrize("name", ["train", "lexical", "calibrate", "export", "predict"])
 def test_killed_at_thirty_moments(name: str, start: Path, tmp_path: Path) -> None:
     killed_everywhere(name, start, tmp_path / "run", 30)
 

@@ -186,8 +186,11 @@ def _known_point(point: OperatingPoint, where: str, content: ModelContent) -> Op
     if point.fingerprint is None:
         read = _layers_read(point, where, layers) if layers else None
         return replace(point, fingerprint=content.fingerprint(read, whole=False))
-    if point.exit_layers is None and list(point.fingerprint.exit_layers) != layers:
-        return replace(point, exit_layers=point.fingerprint.exit_layers)  # exits were added or removed since
+    if point.exit_layers is None and list(point.fingerprint.exit_layers) != layers:  # exits were added or removed since
+        try:
+            return replace(point, exit_layers=point.fingerprint.exit_layers)
+        except InvalidInput as error:
+            raise InvalidInput(f"{where}: thresholds: {error}") from None
     if set(point.fingerprint.exit_layers) <= set(layers):
         _layers_read(point, where, layers)
     return point
