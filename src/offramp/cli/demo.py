@@ -109,8 +109,9 @@ def choose(trace: Trace) -> dict[str, OperatingPoint]:
     whole = prepare_policy(trace)
     if whole.report:
         print(whole.report)
-    without = prepare_policy(trace.select([layer for layer in trace.layer_numbers if layer > 0]))
-    points = {FULL: fixed_depth_point(trace.layer_numbers[-1], trace.layer_numbers)}
+    behind = [layer for layer in trace.layer_numbers if layer > 0]
+    without = prepare_policy(trace.select(behind))
+    points = {FULL: fixed_depth_point(behind[-1], behind)}
     for name, target in TARGETS.items():
         points[name] = whole.calibrate(target, to_spare=True)
         points[NAMES_WITHOUT[name]] = without.calibrate(target, to_spare=True)

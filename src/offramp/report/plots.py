@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from offramp.errors import InvalidInput
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 CLASSIFICATION_POLICIES = ("entropy", "margin", "pcee", "patience")
 REGRESSION_POLICIES = ("stability",)
+NAMES_BELOW = (-13, 8, -26, 22)
+"""Heights of the names of points beside each other, in typographic points, so that they do not cover each other."""
 
 
 def usual_curves(trace: Trace, metric: str | None = None) -> dict[str, Curve]:
@@ -60,10 +63,11 @@ def draw_curves(
     _draw_lines(axes, lines)
     layer_scores = layerwise(trace, metric)
     axes.plot(trace.layer_numbers, layer_scores, "o", color="0.6", markersize=4, label="everybody at one exit")
-    for name, measured in measure_all(trace, points, metric).items():
+    by_exit = sorted(measure_all(trace, points, metric).items(), key=lambda item: item[1].mean_exit)
+    for (name, measured), below in zip(by_exit, cycle(NAMES_BELOW), strict=False):
         position = (measured.mean_exit, float(measured.score or 0))
         axes.plot(*position, "*", color="black", markersize=11)
-        axes.annotate(name, position, textcoords="offset points", xytext=(6, -13))
+        axes.annotate(name, position, textcoords="offset points", xytext=(6, below))
     axes.margins(x=0.08)  # room for the names
     axes.set_xlabel(mean_exit_title(trace.layer_numbers))
     axes.set_ylabel(score_name or metric_for(trace, metric)[0])
