@@ -28,7 +28,7 @@ from offramp.report.html.examples import MAX_CHARACTERS, groups, shortened
 from offramp.report.html.exits import exit_rows
 from offramp.report.html.lexical import lexical_fact
 from offramp.report.html.render import code, render, script_json, worst
-from offramp.report.html.verdict import PointAssessment, Verdict, certificate_text, decide, percent
+from offramp.report.html.verdict import PointAssessment, Verdict, certificate_text, decide, percent, target_text
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Certificate, Measured, OperatingPoint, Target
 from offramp.types.outputs import Answers
@@ -153,6 +153,18 @@ def test_targets_of_time_and_speed_are_met_or_missed() -> None:
     )
     for target, verdict in outcomes:
         assert replace(loser, point=replace(loser.point, target=target)).verdict is verdict
+    # chosen by multiply-accumulates, of which it takes a half here, and timed here, where it takes two thirds
+    costs = replace(loser.measured, macs=5.0, full_macs=10.0, expected_ms=4.0, full_ms=6.0)
+    for chosen_on, target, verdict, words in (
+        (replace(costs, expected_ms=None), 2.0, Verdict.PAYS, "2 times fewer multiply-accumulates"),
+        (replace(costs, expected_ms=None), 2.1, Verdict.MISSES_TARGET, "2.1 times fewer multiply-accumulates"),
+        (costs, 1.6, Verdict.MISSES_TARGET, "1.6 times fewer milliseconds"),
+        (loser.measured, 2.0, Verdict.PAYS, "2 times fewer layers"),
+        (None, 1.6, Verdict.MISSES_TARGET, "1.6 times cheaper"),
+    ):
+        point = replace(loser.point, target={"speedup": target}, measured=chosen_on)
+        assert replace(loser, point=point, measured=costs).verdict is verdict
+        assert target_text(point) == words
     slow = replace(loser, point=replace(loser.point, target={"latency_ms": 3.0}), full_ms=8.0)
     assert replace(slow, measured=replace(slow.measured, expected_ms=3.5)).verdict is Verdict.MISSES_TARGET
     assert replace(slow, measured=replace(slow.measured, expected_ms=2.5)).verdict is Verdict.PAYS

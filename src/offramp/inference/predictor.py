@@ -104,7 +104,8 @@ class Predictor:
             where there are several outputs); for several labels {"labels", "exit_layer"}, those above 0.5 or
             the point's `label_thresholds`. With `top_k` also "scores", {label: probability}, the most probable first.
             A text that cannot be answered (it is blank, or no Unicode text, or the tokenizer or the engine fails on
-            it) has {"error"} alone; one whose logits are not finite has {"error", "exit_layer"}.
+            it) has {"error"} alone; one whose logits are not finite has {"error", "exit_layer"}. "exit_layer" is the
+            layer after which a text left, 0 = before the first.
 
         Raises:
             InvalidInput: no list of texts, something that is neither a text nor a pair, or a batch size below 1;

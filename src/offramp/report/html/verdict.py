@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from offramp.evaluation.caveats import needed_rows
@@ -133,11 +133,26 @@ def meets_target(point: OperatingPoint, measured: Measured) -> bool:
     score, full = measured.score or 0.0, measured.full_score or 0.0
     excess = {
         "max_drop": (1 - score / full if full > 0 else math.inf) - point.target.get("max_drop", 0),
-        "speedup": point.target.get("speedup", 0) - measured.speedup,
+        "speedup": point.target.get("speedup", 0) - _speedup_as_chosen(point, measured),
         "agreement": point.target.get("agreement", 0) - (measured.agreement or 0.0),
         "latency_ms": (measured.expected_ms or 0.0) - point.target.get("latency_ms", 0),
     }
     return all(excess[key] <= 1e-12 for key in point.target if key in excess)
+
+
+def _speedup_as_chosen(point: OperatingPoint, measured: Measured) -> float:
+    """Return the speed-up in the unit of the costs that the point was chosen by, where they are known here."""
+    unit = _unit(point)
+    if unit in ("layers", "multiply-accumulates"):
+        measured = replace(measured, expected_ms=None)
+    if unit == "layers":
+        measured = replace(measured, macs=None)
+    return measured.speedup
+
+
+def _unit(point: OperatingPoint) -> str:
+    """Return the unit of the costs that a point was chosen by; "" where it was not measured."""
+    return "" if point.measured is None else point.measured.speedup_of
 
 
 def certificate_text(certificate: Certificate | None, mismatch: str = "") -> str:
@@ -179,7 +194,8 @@ def target_text(point: OperatingPoint) -> str:
         "agreement": "{} of the answers kept",
         "level": "at most {} lost, for sure",
     }
-    numbers = {"speedup": "{:g} times cheaper", "latency_ms": "{:g} ms a row"}
+    cheaper = f"{{:g}} times fewer {_unit(point)}" if _unit(point) else "{:g} times cheaper"
+    numbers = {"speedup": cheaper, "latency_ms": "{:g} ms a row"}
     words = [shares[key].format(percent(value)) for key, value in point.target.items() if key in shares]
     words += [numbers[key].format(value) for key, value in point.target.items() if key in numbers]
     return ", ".join(words) or "nothing"
