@@ -6,7 +6,7 @@ find those of branches in the file beside it.
     python rows.py model rows.json
     python rows.py model rows.json --engine onnx
 
-The thresholds are those of the folder's operating point "default".
+The thresholds are those of the folder's operating point "default", with "never" at exits that it does not read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from offramp.data.batching import collate, encode, token_limit
 from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE
 from offramp.errors import OfframpError
+from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.predictor import Predictor
 from offramp.types.graph_file import GRAPHS
 from offramp.types.outputs import Answers
@@ -58,19 +60,24 @@ def answers(folder: str, engine: str) -> dict[str, Any]:
     predictor = Predictor.load(folder, engine)
     if predictor.point is None:
         raise SystemExit(f'rows.py: {folder} has no operating point "default"; `offramp calibrate` makes one')
-    pad = predictor.engine.config.pad_token_id
+    graph = predictor.engine
+    assert isinstance(graph, OnnxEngine)
+    thresholds = replace(
+        predictor.point, thresholds=tuple(graph.limits(predictor.point)), exit_layers=tuple(graph.layers)
+    )
+    pad = graph.config.pad_token_id
     texts = [row.text for row in islice(read_rows(SAMPLE, split="test"), COUNT)]
-    rows = encode(predictor.tokenizer, texts, token_limit(predictor.tokenizer, predictor.engine.config.backbone))
+    rows = encode(predictor.tokenizer, texts, token_limit(predictor.tokenizer, graph.config.backbone))
     batches = [collate([row], pad) for row in rows]
     return {
         "rows": rows,
         "pad_token_id": pad,
-        "thresholds": predictor.point.to_json()["thresholds"],
+        "thresholds": thresholds.to_json()["thresholds"],
         "allowed": ALLOWED[engine],
         "alone": plain([predictor.answer(batch) for batch in batches]),
         "together": plain([predictor.answer(collate(rows, pad))]),
         "ms": milliseconds(predictor.answer, batches),
-        "full_ms": milliseconds(predictor.engine.all_exits, batches),
+        "full_ms": milliseconds(graph.all_exits, batches),
     }
 
 

@@ -56,12 +56,12 @@ class OnnxEngine:
             return
         if load_policy(point.policy) != load_policy(self.graph.metadata.policy):
             self._refuse(point)
-        self._limits(point)
+        self.limits(point)
         measured = point.measured.provenance.get("engine", self.name) if point.measured is not None else self.name
         if measured != self.name and "onnx-int8" in (measured, self.name):
             logger.warning("this operating point was measured with %s and runs with %s", measured, self.name)
 
-    def _limits(self, point: OperatingPoint) -> list[float]:
+    def limits(self, point: OperatingPoint) -> list[float]:
         """Return a point's threshold for each exit of the graph but the last; for those that it does not read, inf.
 
         Raises:
@@ -104,7 +104,7 @@ class OnnxEngine:
         the same logits as in torch, but only torch marks it as failed: the graph returns no scores. Of offramp's
         policies that takes a gate whose certainty is NaN, or numbers that overflow float32 (logits of 1e30 and more).
         """
-        output = self.graph.run(_arrays(inputs, self.config), math.inf if point is None else self._limits(point))
+        output = self.graph.run(_arrays(inputs, self.config), math.inf if point is None else self.limits(point))
         # without a point the last exit's own answer, which an ensemble may have changed
         logits = torch.from_numpy(output.logits_by_exit[:, -1] if point is None else output.logits)
         return Answers(logits, torch.from_numpy(output.exit_layers), ~logits.isfinite().all(dim=-1))
