@@ -162,6 +162,7 @@ def fit(
     if trainer.is_world_process_zero():
         exits = unwrap(model)
         if exits.lexical_exit is not None:
+            _log_refit(exits)
             fit_lexical(exits, tokenizer, train)
         _save(model, tokenizer, Path(folder))
         if not keep_checkpoints:
@@ -187,8 +188,7 @@ def fit_lexical_alone(
     Raises:
         InvalidInput: the encoder reads no tokens, or another process is writing into the folder.
     """
-    if model.lexical_exit is not None:
-        logger.info("the exit before the first layer is fitted anew")
+    _log_refit(model)
     renew_lexical(model, LexicalExit())
     checkpoints_of(folder).mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
@@ -198,6 +198,12 @@ def fit_lexical_alone(
             points.setdefault(WITHOUT_LEXICAL, points[DEFAULT])
             del points[DEFAULT]
         _save(model, tokenizer, Path(folder))
+
+
+def _log_refit(model: MultiExitModel) -> None:
+    """Log where an exit before the first layer is fitted that was fitted before."""
+    if model.lexical_exit is not None and len(model.lexical_exit.fitted_rows):
+        logger.info("the exit before the first layer is fitted anew")
 
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
