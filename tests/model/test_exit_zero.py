@@ -155,6 +155,9 @@ def test_it_is_saved_and_loaded_with_the_model(rank: int | None, shards: dict[st
         assert torch.equal(again(**inputs).exit_logits, model(**inputs).exit_logits)
         assert torch.equal(again.lexical_exit.fitted_rows, model.lexical_exit.fitted_rows)
     exact = model.lexical(inputs).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.lexical(inputs).logits, exact)
+        assert torch.equal(model(**inputs).exit_logits[0], exact)
     for half in (MultiExitModel.from_pretrained(tmp_path, dtype=torch.bfloat16), again.to(torch.bfloat16)):
         assert torch.equal(half.lexical(inputs).logits, exact)
         half.save_pretrained(tmp_path / "half")
@@ -197,8 +200,10 @@ def test_hidden_states_are_those_without_it() -> None:
 def test_a_fitted_one_goes_on_where_its_form_is_the_same(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model(lexical=LEXICAL)
     inputs = padded(model, text_rows(4))
-    again = MultiExitModel.from_backbone(model, lexical=LEXICAL).eval()
+    again = MultiExitModel.from_backbone(model, lexical=LexicalExit(**model.config.lexical)).eval()
     assert torch.equal(again(**inputs).exit_logits, model(**inputs).exit_logits)
+    fresh = MultiExitModel.from_backbone(encoder_config(), 3, lexical=LexicalExit(**model.config.lexical))
+    assert fresh.config.lexical["fitted_rows"] == len(fresh.lexical_exit.fitted_rows) == 0
     assert again.config.lexical == model.config.lexical
     again.lexical_exit.table.zero_()
     assert model.lexical_exit.table.any()

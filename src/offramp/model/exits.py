@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, final
 
@@ -160,7 +161,9 @@ def lexical_output(model: Any, inputs: Mapping[str, Tensor]) -> ExitOutput:
     if "input_ids" not in inputs:
         raise InvalidInput(f"the exit before the first layer reads input_ids; got {' and '.join(inputs)}")
     check_token_ids(inputs["input_ids"], model.config.vocab_size)
-    logits = classifier(inputs["input_ids"], inputs.get("attention_mask"))  # (B, C)
+    kind = inputs["input_ids"].device.type
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        logits = classifier(inputs["input_ids"], inputs.get("attention_mask"))  # (B, C) in float32
     certainty = None if model.gate is None else classifier.certainty(logits)
     return ExitOutput(logits, certainty, layer=0, problem_type=model.config.problem_type)
 

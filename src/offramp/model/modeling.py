@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ class MultiExitModel(PreTrainedModel):
         """
         source = resolve_source(backbone, num_labels, id2label, problem_type)
         exits: dict[str, Any] = {"bypass": bypass, "certainty": certainty, "memory": memory, "token_exit": token_exit}
-        exits |= {"lexical": lexical, "own_head": source.own_head}
+        exits |= {"lexical": lexical and replace(lexical, fitted_rows=0), "own_head": source.own_head}
         config = MultiExitConfig(source.config, head, pooling, exit_layers, **exits, **source.outputs)
         model = cls(config)
         source.copy_weights(model._encoder_view, model)
