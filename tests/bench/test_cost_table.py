@@ -82,6 +82,16 @@ def test_the_embedding_is_where_a_line_through_the_exits_begins(clock: Clock) ->
     assert table.batch_size == 1
 
 
+def test_an_exit_that_a_graphs_policy_does_not_read_takes_as_long_as_the_next(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.bench.cost_table.leave_layers", lambda engine: (1, 4))
+    model = tiny_model(exit_layers=[1, 3, 4], lexical=LexicalExit())
+    table = measure_costs(Timed(clock, {1: 0.003, 4: 0.009}, model), token_rows(3))
+    assert (table.layers, table.ms) == ((0, 1, 3, 4), pytest.approx((3, 3, 9, 9)))
+    assert table.embed_ms == 0
+
+
 def test_a_deeper_exit_that_seems_faster_counts_as_slow_as_the_one_before(clock: Clock) -> None:
     table = measure_costs(Timed(clock, {1: 0.002, 2: 0.005, 3: 0.004, 4: 0.006}), token_rows(3))
     assert table.ms == pytest.approx((2, 5, 5, 6))

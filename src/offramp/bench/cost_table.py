@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -47,7 +48,8 @@ def measure_costs(
     the exit before the first layer, if there is one.
 
     Exits are scored with the default policy; in torch other policies take up to a tenth of a millisecond an exit more
-    or less, which matters for small encoders alone. A graph scores with its own.
+    or less, which matters for small encoders alone. A graph scores with its own; an exit that it holds and that policy
+    does not read takes as long as the next one that it reads.
 
     Args:
         model: a model, an engine (see `offramp.inference.engine`), or a model's folder or hub name.
@@ -68,19 +70,19 @@ def measure_costs(
     if min(batch_size, rounds) < 1 or not len(rows):
         raise InvalidInput(f"timing takes rows, batch_size and rounds, got {len(rows)}, {batch_size} and {rounds}")
     loaded, tokens = _tokens(model, rows, engine)
-    layers = leave_layers(loaded)
-    if len(layers) == 1:
+    layers, read = tuple(loaded.layers), leave_layers(loaded)
+    if len(read) == 1:
         raise InvalidInput("a model of one exit has nowhere to leave early")
     timed = _spread(tokens, max(TIMED, 4 * batch_size))
     pad = loaded.config.pad_token_id
     batches = [collate([timed[number] for number in numbers], pad) for numbers in length_sorted(timed, batch_size)]
     policy = {"name": default_unfitted_policy(loaded.config.problem_type)}
-    points = {layer: replace(fixed_depth_point(layer, layers), policy=policy) for layer in layers}
+    points = {layer: replace(fixed_depth_point(layer, read), policy=policy) for layer in read}
     times, _ = time_batches(
         {layer: partial(loaded.answer, point=point) for layer, point in points.items()}, batches, rounds
     )
-    medians = {layer: 1000 / times[layer].per_second for layer in layers}
-    ms = tuple(accumulate(medians.values(), max))
+    medians = {layer: 1000 / times[layer].per_second for layer in read}
+    ms = tuple(accumulate((medians[read[bisect_left(read, layer)]] for layer in layers), max))
     first = ms[1] - ms[0] if layers[0] == 0 else ms[0]  # of the first exit behind a layer
     embed = min(max(LayerCostModel.through(medians).embed, 0.0), first)
     lengths = [len(row["input_ids"]) for row in timed if "input_ids" in row]
