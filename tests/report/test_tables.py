@@ -9,7 +9,7 @@ from offramp.bench.timer import median, time_interleaved
 from offramp.calibration.calibrate import calibrate
 from offramp.evaluation.measure import measure_point
 from offramp.report.plots import draw_curves, usual_curves
-from offramp.report.tables import interval_text, point_text, scores_data, scores_text, table
+from offramp.report.tables import interval_text, point_text, scores_data, scores_text, speedup_text, table
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
@@ -82,6 +82,7 @@ def test_a_speed_up_has_the_unit_of_its_costs() -> None:
     none = scores_data(replace(lexical_trace(), macs=macs), {"all": replace(point, thresholds=(-math.inf,) * 2)})
     assert none["points"]["all"]["measured"]["speedup"] is None  # nothing was counted before layer 1
     assert none["points"]["all"]["measured"]["speedup_of"] == "multiply-accumulates"
+    assert [speedup_text(value) for value in (2.949, 414_726.3, math.inf)] == ["2.95", "414,726", "-"]
     measured = measure_point(replace(lexical_trace(), macs=macs), point)
     assert "mean exit 1.75 of 3, speed-up 1.71 in multiply-accumulates" in point_text(replace(point, measured=measured))
 

@@ -46,7 +46,7 @@ def point_table(points: Mapping[str, Measured], more: Mapping[str, Mapping[str, 
         more = {"ms a sample": {name: f"{ms:.2f}" for name, ms in times.items()}, **more}
     units = {measured.speedup_of for measured in points.values()} - {"layers"}
     if units:
-        more = {"speed-up": {name: f"{measured.speedup:.2f}" for name, measured in points.items()}, **more}
+        more = {"speed-up": {name: speedup_text(measured.speedup) for name, measured in points.items()}, **more}
     rows = []
     for name, measured in points.items():
         score = measured.agreement if measured.score is None else measured.score
@@ -55,6 +55,13 @@ def point_table(points: Mapping[str, Measured], more: Mapping[str, Mapping[str, 
         rows.append([name, score_cell, layers, f"{measured.saving:.0%}", *(cells[name] for cells in more.values())])
     text = table(["operating point", metric or "agreement", "mean exit", "layers saved", *more], rows)
     return "\n".join([text, *(f"speed-up: {unit} at full depth over those at the point" for unit in sorted(units))])
+
+
+def speedup_text(speedup: float) -> str:
+    """Return a speed-up such as "2.95" or "414,726"; "-" where rows cost nothing that was counted."""
+    if speedup == math.inf:
+        return "-"
+    return f"{speedup:.2f}" if speedup < 100 else f"{speedup:,.0f}"
 
 
 def scores_text(
@@ -192,7 +199,7 @@ def _measured_lines(measured: Measured) -> list[str]:
     )
     mean_exit = f"mean exit {measured.mean_exit:.2f} of {measured.depth}"
     if measured.speedup_of != "layers":
-        mean_exit += f", speed-up {measured.speedup:.2f} in {measured.speedup_of}"
+        mean_exit += f", speed-up {speedup_text(measured.speedup)} in {measured.speedup_of}"
     lines = [f"  {score}{mean_exit} on {measured.rows} rows ({provenance})"]
     if measured.expected_ms is not None:
         timed = measured.provenance.get("timed", "unknown")

@@ -15,6 +15,7 @@ from offramp.evaluation.slices import Slice
 from offramp.report.comparison import MAX_CLASSES, comparison_data
 from offramp.report.html.content import Page
 from offramp.report.html.verdict import percent, points
+from offramp.report.tables import speedup_text
 from offramp.types.exit_names import LEXICAL
 
 MIN_ROWS = 10
@@ -33,7 +34,7 @@ def render(page: Page) -> str:
     folder = resources.files("offramp.report.html")
     style, template = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.html"))
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters |= {"percent": percent, "points": points, "code": code}
+    jinja.filters |= {"percent": percent, "points": points, "speedup": speedup_text, "code": code}
     return jinja.from_string(template).render(
         page=page,
         comparison=comparison_data(page.comparison),

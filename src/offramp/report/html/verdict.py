@@ -13,7 +13,7 @@ from enum import Enum
 
 from offramp.evaluation.caveats import needed_rows
 from offramp.policies.registry import policy_text
-from offramp.report.tables import thresholds_text
+from offramp.report.tables import speedup_text, thresholds_text
 from offramp.types.operating_point import (
     RISKS,
     Certificate,
@@ -255,7 +255,7 @@ def _savings_fact(measured: Measured, full_ms: float | None) -> str:
     mean_exit = f"layer {measured.mean_exit:.2f} of {measured.depth}"
     layers = f"{percent(measured.saving)} of the layers: on average a row leaves after {mean_exit}"
     if measured.speedup_of == "multiply-accumulates":
-        layers += f" ({measured.speedup:.2f} times fewer multiply-accumulates)"
+        layers += f" ({speedup_text(measured.speedup)} times fewer multiply-accumulates)"
     if measured.expected_ms is None or full_ms is None:
         return f"{layers}. Milliseconds were not measured; `offramp bench` measures them."
     return (
