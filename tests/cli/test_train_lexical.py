@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from offramp.model.card import save_points
 from offramp.model.hub import load_points
 from offramp.model.loading import load_model
 from offramp.types.model_content import ModelContent
-from offramp.types.operating_point import OperatingPoint
+from offramp.types.operating_point import Certificate, OperatingPoint
 from support.command_line import offramp
 from support.models import padded, save_folder, text_rows, texts, tiny_model
 
@@ -31,7 +32,10 @@ def place(tmp_path: Path) -> Path:
         rows = [{"text": text, "label": "good" if "good" in text else "bad"} for text in texts(40, seed=seed)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_folder(tmp_path / "start", tiny_model(id2label=NAMES, pooling="mean"))
-    save_points(POINTS, tmp_path / "start")
+    digest = ModelContent(tmp_path / "start").file_digest
+    certificate = Certificate("agreement", 0.05, 0.05, 0.05, 0.03, 500, "binomial", None, "ab12", digest)
+    sure = replace(POINTS["fast"], thresholds=(math.inf,) * 3, certificate=certificate)
+    save_points({**POINTS, "sure": sure}, tmp_path / "start")
     return tmp_path
 
 
@@ -57,7 +61,8 @@ def test_onto_a_finished_model_everything_else_stays_as_it_is(place: Path) -> No
     for name, kept in (("without-lexical", POINTS["default"]), ("fast", POINTS["fast"])):
         assert (points[name].policy, points[name].thresholds) == (kept.policy, kept.thresholds)
         assert points[name].layers_read(after.layers) == (1, 2, 3, 4)
-    assert set(points) == {"default", "without-lexical", "fast"}
+    assert set(points) == {"default", "without-lexical", "fast", "sure"}
+    assert points["sure"].certificate.weights == ModelContent(place / "more").file_digest
     verified = offramp("info", place / "more", "--verify")
     assert verified.exit_code == 0, verified.output
     assert "stale" not in verified.stdout

@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from offramp.data.batching import check_vocabulary, collate, encode, token_limit
 from offramp.data.examples import Examples
 from offramp.model.adapters import without_wrappers
+from offramp.model.card import save_points
 from offramp.model.exits import renew_lexical
 from offramp.model.lexical.config import LexicalExit
 from offramp.model.modeling import MultiExitModel
@@ -26,7 +28,8 @@ from offramp.model.wrappers import unwrap
 from offramp.training.lexical import fit_lexical
 from offramp.training.objectives.base import Objective
 from offramp.training.trainer import ExitTrainer
-from offramp.types.operating_point import DEFAULT
+from offramp.types.model_content import ModelContent
+from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.problem_types import REGRESSION
 from offramp.types.whole_file import alone_in, give_name, unfinished_folder
 
@@ -114,7 +117,7 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train a model on labelled texts and save it with its tokenizer. Exits of a regression start at the labels' mean.
 
-    An exit before the first layer is fitted afterwards, anew where the model comes with a fitted one.
+    An exit before the first layer is fitted afterwards, in the process that writes; a fitted one is fitted anew.
 
     Under torchrun all processes train, and the first one writes.
 
@@ -198,6 +201,19 @@ def fit_lexical_alone(
             points.setdefault(WITHOUT_LEXICAL, points[DEFAULT])
             del points[DEFAULT]
         _save(model, tokenizer, Path(folder))
+        _name_weights(Path(folder), model.operating_points)
+
+
+def _name_weights(folder: Path, points: Mapping[str, OperatingPoint]) -> None:
+    """Let the certificates of kept points name the weights of the new file: those that they are of are the same."""
+    digest = ModelContent(folder).file_digest
+    named = {
+        name: replace(point, certificate=replace(point.certificate, weights=digest))
+        for name, point in points.items()
+        if point.certificate is not None and point.certificate.weights is not None
+    }
+    if named:
+        save_points({**points, **named}, folder)
 
 
 def _log_refit(model: MultiExitModel) -> None:
