@@ -29,14 +29,17 @@ from offramp.model.loading import load_folder
 from offramp.model.modeling import MultiExitModel
 from offramp.report.plots import draw_curves, usual_curves
 from offramp.report.tables import before_first_layer, point_table, scores_text
-from offramp.training.fit import fit
+from offramp.training.fit import WITHOUT_LEXICAL, fit
 from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target, fixed_depth_point
 from offramp.types.trace import Trace
 
 COLUMNS = Columns(text="text", label="intent")
-FULL, FAST, WITHOUT = "full", "twice-as-fast", "without-lexical"
+FULL, FAST = "full", "twice-as-fast"
 TARGETS = {DEFAULT: Target(max_drop=0.01), FAST: Target(speedup=2.0)}
-NAMES_WITHOUT = {DEFAULT: WITHOUT, FAST: f"{FAST}-{WITHOUT}"}  # of the points that do not read the lexical exit
+NAMES_WITHOUT = {
+    DEFAULT: WITHOUT_LEXICAL,
+    FAST: f"{FAST}-{WITHOUT_LEXICAL}",
+}  # of the points that do not read the lexical exit
 TITLES = {
     FULL: "full depth",
     DEFAULT: "lose at most 1 %",
