@@ -605,11 +605,12 @@ def classes(path: Path, count: int = 40) -> Path:
 def test_export_writes_a_file_and_says_what_was_found(folder: Path) -> None:
     result = offramp("export", bare(folder))
     assert result.exit_code == 0, result.output
-    first, second, third = result.stdout.splitlines()
+    first, second, third, fourth = result.stdout.splitlines()
     size = sum(file.stat().st_size for file in folder.glob("model.onnx*")) / 1e6
     assert first.startswith(f"{folder / 'model.onnx'}: {size:.1f} MB in ")
     assert second == "runs entropy; holds entropy, margin"
-    assert "rows at full depth against torch: 100.00% of the answers the same, logits at most" in third
+    assert third == "holds the exits at layers 1, 2, 3, 4"
+    assert "rows at full depth against torch: 100.00% of the answers the same, logits at most" in fourth
     assert OnnxSession.load(folder / "model.onnx").metadata.precision == "float32"
     assert not (folder / "model.int8.onnx").exists()
 
@@ -635,6 +636,7 @@ def test_export_tells_machines_the_same(folder: Path, tmp_path: Path) -> None:
     assert told["difference"] < 1e-4
     assert told["bytes"] == sum(file.stat().st_size for file in folder.glob("model.onnx*"))
     assert {"name": "entropy"} in told["policies"]
+    assert (told["layers"], told["left_out"]) == ([1, 2, 3, 4], [])
 
 
 def test_another_policy_of_a_file_that_is_there_is_no_export(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from offramp.inference.record import record
 from offramp.inference.torch_compile import Compiled
 from offramp.model.backbones.resnet import CifarResNetConfig
 from offramp.model.bypass import Bypass
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.modeling import MultiExitModel
 from offramp.model.token_exit.config import TokenExit
 from offramp.policies.confidence import MaxProb
@@ -166,6 +167,16 @@ def test_new_weights_answer_at_once() -> None:
         after = run(compiled, MaxProb(), math.inf, batch)
     torch.testing.assert_close(after.logits - before.logits, torch.tensor([1.0, 2.0, 3.0]).expand(4, 3))
     assert counting.graphs == graphs
+
+
+def test_exits_that_are_not_read_are_not_compiled_and_exit_0_stays_eager() -> None:
+    model, counting = tiny_model("bert", lexical=LexicalExit(buckets=61), exit_layers=[2, 4]), Counting()
+    compiled, batch = Compiled(model, counting), padded(model, several_tokens(model, 6), 1)
+    with torch.no_grad():
+        for threshold, layer, graphs in ((-math.inf, 0, 0), (math.inf, 4, 3)):  # two blocks and the last exit
+            found = run(compiled, MaxProb(), threshold, batch, exit_layers=(0, 4))
+            assert_equal(found, run(model, MaxProb(), threshold, batch, exit_layers=(0, 4)))
+            assert (found.exit_layers.unique().tolist(), counting.graphs) == ([layer], graphs)
 
 
 @pytest.mark.slow
