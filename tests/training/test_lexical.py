@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,9 @@ from offramp.model.lexical.config import LexicalExit
 from offramp.model.lexical.fitted_rows import have_fitted
 from offramp.training.lexical import fit_lexical, set_special_ids
 from offramp.training.sparse_linear import bags, solve
+from offramp.training.sparse_linear import logits_of as linear_logits
+from offramp.training.token_vectors import token_vectors
+from offramp.types.outputs import ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from support.models import encoder_config, texts, tiny_tokenizer
 
@@ -58,13 +62,40 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerBase:
     return kind(vocab=vocabulary, merges=[]) if unit == "bytes" else kind(vocab=vocabulary)
 
 
-def lexical_model(outputs: int, problem_type: str = SINGLE_LABEL, **setting: int) -> Any:
-    """What the fit reads of a model."""
+class LexicalModel:
+    """What the fit reads of a model: an exit before the first layer, and a last exit with the logits of `teacher`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, classifier: LexicalClassifier, setting: LexicalExit, teacher: Callable[[Tensor], Tensor]):
+        self.lexical_exit, self.teacher = classifier, teacher
+        self.embedding = torch.nn.Embedding(40, 3)
+        torch.nn.init.zeros_(self.embedding.weight)
+        self.config = SimpleNamespace(
+            lexical=setting.to_data(),
+            backbone=encoder_config(),
+            num_labels=len(classifier.bias),
+            problem_type=classifier.problem_type,
+            pad_token_id=0,
+        )
+
+    def eval(self) -> LexicalModel:
+        return self
+
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return self.embedding
+
+    def all_exits(self, inputs: dict[str, Tensor]) -> ExitOutput:
+        return ExitOutput(self.teacher(inputs["input_ids"]).unsqueeze(0))
+
+
+def lexical_model(
+    outputs: int, problem_type: str = SINGLE_LABEL, teacher: Callable[[Tensor], Tensor] | None = None, **setting: int
+) -> Any:
+    """A model whose last exit knows nothing unless it has a teacher."""
     resolved = LexicalExit(**setting).resolved(outputs, 40)
     classifier = LexicalClassifier(resolved, outputs, problem_type)
-    return SimpleNamespace(
-        lexical_exit=classifier, config=SimpleNamespace(lexical=resolved.to_data(), backbone=encoder_config())
-    )
+    return LexicalModel(classifier, resolved, teacher or (lambda ids: torch.zeros(len(ids), outputs)))
 
 
 def logits_of(classifier: LexicalClassifier, rows: list[Text]) -> Tensor:
@@ -168,6 +199,57 @@ def test_few_rows_of_few_kinds_are_fitted() -> None:
         assert logits_of(model.lexical_exit, ["cat", "", "dog"]).isfinite().all()
 
 
+def test_the_last_exit_teaches_where_that_helps() -> None:
+    rows, generator = texts(240), torch.Generator().manual_seed(0)
+    right = torch.tensor(["cat" in row or "dog" in row for row in rows]).long()
+    wrong = torch.rand(240, generator=generator) < 0.3
+    labels = torch.where(wrong, 1 - right, right).tolist()  # of texts that the last exit knows better
+    cat, dog = (tiny_tokenizer().convert_tokens_to_ids(word) for word in ("cat", "dog"))
+
+    def teacher(ids: Tensor) -> Tensor:
+        yes = ((ids == cat) | (ids == dog)).any(dim=1).float()
+        return torch.stack([-4 * (2 * yes - 1), 4 * (2 * yes - 1)], dim=1)
+
+    def wrong_teacher(ids: Tensor) -> Tensor:
+        return -teacher(ids)
+
+    losses = []
+    for kind in (None, teacher, wrong_teacher):
+        model = lexical_model(2, teacher=kind)
+        fit_lexical(model, tiny_tokenizer(), examples_with(labels, SINGLE_LABEL, rows))
+        losses.append(float(torch.nn.functional.cross_entropy(logits_of(model.lexical_exit, rows), right)))
+    assert losses[1] < 0.9 * losses[0]
+    assert losses[2] < 0.67  # log 2 is that of an even answer
+
+
+def test_logits_that_are_not_finite_teach_nothing() -> None:
+    model = lexical_model(2, teacher=lambda ids: torch.full((len(ids), 2), torch.nan))
+    with pytest.raises(offramp.InvalidInput, match="the last exit's logits are not finite"):
+        fit_lexical(model, tiny_tokenizer(), order_examples(10))
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_token_vectors_are_features_that_fold_into_the_tokens_weights(paired: bool) -> None:
+    classifier = LexicalClassifier(LexicalExit(buckets=997, rank=2), 2, SINGLE_LABEL)
+    set_special_ids(classifier, tiny_tokenizer())
+    text = ("cat dog cat", "dog") if paired else "cat dog cat"
+    ids = encode(tiny_tokenizer(), [text], 30)[0]["input_ids"]
+    buckets, weights = classifier.features(torch.tensor([ids]))
+    used, columns = torch.unique(buckets[weights > 0], return_inverse=True)
+    rows = bags(columns, torch.full((len(columns),), 0.5), torch.tensor([len(columns)]), len(used))
+    embedding = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    vectors = token_vectors(classifier, embedding, used, torch.unique(torch.tensor(ids)), paired)
+    features = vectors.features(rows)
+    cat, dog = embedding[tiny_tokenizer().convert_tokens_to_ids(["cat", "dog"])]
+    away = (cat - dog) / 2  # of each from their mean
+    first, second = 0.5 * (2 * away - away), 0.5 * -away
+    expected = torch.cat([first, second] if paired else [first]) * 0.5 / away.norm()
+    torch.testing.assert_close(features[0], expected)
+    parameters = torch.randn(len(used) + len(expected) + 1, 2, generator=torch.Generator().manual_seed(1))
+    folded, bias = vectors.folded(parameters, len(used))
+    torch.testing.assert_close(rows.times(folded) + bias, linear_logits(parameters, rows, features))
+
+
 def test_a_model_without_lexical_exit_is_refused() -> None:
     model: Any = SimpleNamespace(lexical_exit=None)
     with pytest.raises(offramp.InvalidInput, match="the model has no lexical exit"):
@@ -185,10 +267,10 @@ def test_the_solver_ends_where_the_slopes_of_autograd_are_flat(problem_type: str
     chosen = torch.tensor([4, 4, 0, 17])
     assert torch.equal(rows.select(chosen).times(torch.eye(5)), dense[chosen])
     targets = torch.rand(30, 3, generator=generator).softmax(dim=1)
-    with torch.no_grad():
-        weights, bias = solve(rows, targets, problem_type, 0.1)
-    weights, bias = weights.clone().requires_grad_(), bias.clone().requires_grad_()
-    logits = dense @ weights + bias
+    further = torch.randn(30, 2, generator=generator)
+    parameters = solve(rows, further, targets, problem_type, 0.1)
+    weights, bias = parameters[:-1].clone().requires_grad_(), parameters[-1].clone().requires_grad_()
+    logits = torch.cat([dense, further], dim=1) @ weights + bias
     losses = {
         SINGLE_LABEL: -(targets * logits.log_softmax(dim=1)).sum(dim=1),
         MULTI_LABEL: torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1),

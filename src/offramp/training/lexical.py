@@ -1,13 +1,15 @@
 """Fit the lexical exit: TF-IDF of token n-grams and a linear classifier on them.
 
-The penalty of the weights and the temperature of the logits are chosen on rows that are held out inside the fit.
+It learns the labels, mixed with the last exit's softened probabilities (Hinton et al., "Distilling the Knowledge in a
+Neural Network", 2015, arXiv:1503.02531) where rows that are held out inside the fit say that this helps. On the same
+rows the penalty of the weights and the temperature of the logits are chosen.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from offramp.data.batching import collate, encode, length_sorted, token_limit
+from offramp.data.batching import Tokens, collate, encode, length_sorted, token_limit
 from offramp.data.examples import Examples
 from offramp.errors import InvalidInput
 from offramp.model.lexical.classifier import (
@@ -30,13 +32,15 @@ from offramp.model.lexical.classifier import (
 )
 from offramp.model.lexical.fitted_rows import token_hashes
 from offramp.model.modeling import MultiExitModel
-from offramp.training.sparse_linear import SparseRows, bags, loss_of, solve
-from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
+from offramp.training.sparse_linear import SparseRows, bags, logits_of, loss_of, solve
+from offramp.training.token_vectors import TokenVectors, token_vectors
+from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 PENALTIES = (0.25, 0.0625, 0.0156)  # over the number of rows, from the strongest; one is chosen
+SOFT_SHARE, SOFT_TEMPERATURE = 0.5, 2.0  # of the last exit's probabilities in the targets
 HELD_OUT = 5  # one row in so many chooses it
 TEMPERATURES = (0.05, 20.0)
-BATCH = 1024  # rows whose n-grams are hashed at once
+BATCH, ENCODER_BATCH = 1024, 64  # rows whose n-grams are hashed at once, rows that the encoder reads at once
 
 log = logging.getLogger("offramp")
 
@@ -46,7 +50,7 @@ def fit_lexical(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, examp
     """Fit a model's lexical exit on labelled texts, in place; the configuration gets the number of rows.
 
     Args:
-        model: with a lexical exit.
+        model: with a lexical exit; the other exits are trained. In eval mode afterwards.
         tokenizer: the encoder's.
         examples: rows that neither choose nor certify a threshold, and on which nothing is reported.
 
@@ -65,7 +69,13 @@ def fit_lexical(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, examp
     ids = [row["input_ids"] for row in rows]
     buckets, lengths = hashed(classifier, ids)
     targets = targets_of(examples, len(classifier.bias))
-    _fit(classifier, buckets, lengths, targets)
+    soft = None if classifier.problem_type == REGRESSION else _soft_targets(model.eval(), rows)
+    used, columns = torch.unique(buckets, return_inverse=True)
+    tokens = torch.unique(torch.tensor([token for row in ids for token in row]))
+    paired = any(not isinstance(text, str) for text in examples.texts)
+    embedding = model.get_input_embeddings().weight.detach().cpu()
+    vectors = token_vectors(classifier, embedding, used, tokens, paired)
+    _fit(classifier, used, bags(columns, torch.ones(len(columns)), lengths, len(used)), vectors, targets, soft)
     classifier.fitted_rows = torch.unique(token_hashes(ids))
     classifier.setting = replace(classifier.setting, fitted_rows=len(classifier.fitted_rows))
     classifier.to(device)
@@ -101,62 +111,118 @@ def targets_of(examples: Examples, outputs: int) -> Tensor:
     return labels.float().view(len(labels), outputs)
 
 
-def _fit(classifier: LexicalClassifier, buckets: Tensor, lengths: Tensor, targets: Tensor) -> None:
-    """Fill a classifier's buffers from the n-grams of rows and their targets (N, C)."""
+def _soft_targets(model: MultiExitModel, rows: list[Tokens]) -> Tensor:
+    """Return the last exit's softened probabilities on the rows, (N, C)."""
+    logits = torch.empty(len(rows), model.config.num_labels)
+    for numbers in tqdm(
+        length_sorted(rows, ENCODER_BATCH), desc="soft labels", unit="batch", disable=None, leave=False
+    ):
+        batch = collate([rows[number] for number in numbers], model.config.pad_token_id)
+        inputs = {name: values.to(model.device) for name, values in batch.items()}
+        logits[numbers] = model.all_exits(inputs).logits[-1].float().cpu()
+    if not logits.isfinite().all():
+        raise InvalidInput("the last exit's logits are not finite: the lexical exit cannot learn from them")
+    softened = logits / SOFT_TEMPERATURE
+    return softened.sigmoid() if model.config.problem_type == MULTI_LABEL else softened.softmax(dim=1)
+
+
+def _fit(
+    classifier: LexicalClassifier,
+    used: Tensor,
+    counts: SparseRows,
+    vectors: TokenVectors,
+    targets: Tensor,
+    soft: Tensor | None,
+) -> None:
+    """Fill a classifier's table, factors and bias.
+
+    Args:
+        classifier: with the ids of special tokens.
+        used: (F,) the bucket of each column.
+        counts: a 1 for each n-gram of each row, (N, F).
+        vectors: of the tokens.
+        targets: (N, C).
+        soft: soft ones (N, C), or None.
+    """
     problem_type = classifier.problem_type
-    used, columns = torch.unique(buckets, return_inverse=True)
-    squares = _squared_idf(columns, lengths, len(used))
-    rows = _tfidf(columns, lengths, squares)
+    squares = _squared_idf(counts)
+    rows = _tfidf(counts, squares)
+    dense = vectors.features(rows)
     center, spread = torch.zeros(targets.shape[1]), torch.ones(targets.shape[1])
     if problem_type == REGRESSION:
         center, spread = targets.mean(dim=0), targets.std(dim=0, correction=0).clamp(min=1e-6)
         targets = (targets - center) / spread
     with tqdm(desc="fit the lexical exit", unit="step", disable=None, leave=False) as bar:
-        penalty, temperature = _choose(rows, targets, problem_type, bar)
-        weights, bias = solve(rows, targets, problem_type, penalty / len(rows), on_step=bar.update)
-    weights, bias = weights * spread / temperature, bias * spread / temperature + center
+        chosen = _choose(rows, dense, targets, soft, problem_type, bar)
+        mixed = targets if soft is None else torch.lerp(targets, soft, chosen.soft_share)
+        parameters = solve(rows, dense, mixed, problem_type, chosen.penalty / len(rows), chosen.parameters, bar.update)
+    weights, bias = vectors.folded(parameters / chosen.temperature, rows.width)
+    weights, bias = weights * spread, bias * spread + center
     _store_weights(classifier, used, squares, weights, rows.times(weights))
     classifier.scales[2] = _scale(bias, 2**24 - 1)
     classifier.bias.copy_((bias / classifier.scales[2]).round())
 
 
-def _squared_idf(columns: Tensor, lengths: Tensor, width: int) -> Tensor:
+def _squared_idf(counts: SparseRows) -> Tensor:
     """Return the squared idf of each column in the classifier's unit, (F,) whole numbers.
 
     The idf is scikit-learn's: 1 + log((1 + N) / (1 + rows with the n-gram)).
     """
-    row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    distinct = torch.unique(columns * len(lengths) + row)
-    frequency = (distinct // len(lengths)).bincount(minlength=width)
-    idf = 1 + torch.log((1 + len(lengths)) / (1 + frequency))
+    distinct = torch.unique(counts.columns * len(counts) + counts.row_numbers())
+    frequency = (distinct // len(counts)).bincount(minlength=counts.width)
+    idf = 1 + torch.log((1 + len(counts)) / (1 + frequency))
     return (idf.square() * SQUARE_UNIT).round().clamp(SQUARE_UNIT, LARGEST_SQUARE)
 
 
-def _tfidf(columns: Tensor, lengths: Tensor, squares: Tensor) -> SparseRows:
+def _tfidf(counts: SparseRows, squares: Tensor) -> SparseRows:
     """Return each n-gram's idf over its row's norm, as the classifier computes them."""
-    values = squares[columns] / SQUARE_UNIT
-    row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    norms = torch.zeros(len(lengths)).index_add_(0, row, values).sqrt()
-    return bags(columns, values.sqrt() / norms[row], lengths, len(squares))
+    values, row = squares[counts.columns] / SQUARE_UNIT, counts.row_numbers()
+    norms = torch.zeros(len(counts)).index_add_(0, row, values).sqrt()
+    return replace(counts, values=values.sqrt() / norms[row])
 
 
-def _choose(rows: SparseRows, targets: Tensor, problem_type: str, bar: tqdm[Any]) -> tuple[float, float]:
-    """Return the penalty with the least loss on rows that are held out, and the temperature of its logits there."""
+@dataclass(frozen=True)
+class _Choice:
+    """What is chosen on rows that are held out, and the parameters of the other rows."""
+
+    penalty: float
+    soft_share: float = 0.0
+    temperature: float = 1.0
+    parameters: Tensor | None = None
+    loss: float = math.inf
+
+
+def _choose(
+    rows: SparseRows, dense: Tensor, targets: Tensor, soft: Tensor | None, problem_type: str, bar: tqdm[Any]
+) -> _Choice:
+    """Return the penalty and the share of soft targets with the least loss on rows that are held out."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     held_out, others = order[::HELD_OUT], order[torch.arange(len(order)) % HELD_OUT != 0]
     if not len(others):
-        return PENALTIES[0], 1.0
+        return _Choice(PENALTIES[0])
     fit, check, answers = rows.select(others), rows.select(held_out), targets[held_out]
-    start: Tensor | None = None
-    best = (math.inf, PENALTIES[0], 1.0)
-    for penalty in PENALTIES:
-        weights, bias = solve(fit, targets[others], problem_type, penalty / len(fit), start, on_step=bar.update)
-        start = torch.cat([weights, bias.unsqueeze(0)])
-        logits = check.times(weights) + bias
+
+    def tried(penalty: float, soft_share: float, start: Tensor | None) -> _Choice:
+        mixed = targets if soft is None else torch.lerp(targets, soft, soft_share)
+        parameters = solve(
+            fit, dense[others], mixed[others], problem_type, penalty / len(fit), start, on_step=bar.update
+        )
+        logits = logits_of(parameters, check, dense[held_out])
         temperature = 1.0 if problem_type == REGRESSION else fit_temperature(logits, answers, problem_type)
-        best = min(best, (loss_of(logits / temperature, answers, problem_type), penalty, temperature))
-    log.debug("lexical exit: penalty %g, temperature %.3g", best[1], best[2])
-    return best[1:]
+        return _Choice(
+            penalty, soft_share, temperature, parameters, loss_of(logits / temperature, answers, problem_type)
+        )
+
+    best = latest = tried(PENALTIES[0], 0.0, None)
+    for penalty in PENALTIES[1:]:
+        latest = tried(penalty, 0.0, latest.parameters)
+        best = min(best, latest, key=lambda choice: choice.loss)
+    if soft is not None:
+        best = min(best, tried(best.penalty, SOFT_SHARE, best.parameters), key=lambda choice: choice.loss)
+    log.debug(
+        "lexical exit: penalty %g, soft share %g, temperature %.3g", best.penalty, best.soft_share, best.temperature
+    )
+    return best
 
 
 def fit_temperature(logits: Tensor, targets: Tensor, problem_type: str) -> float:

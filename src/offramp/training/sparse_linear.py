@@ -17,8 +17,8 @@ from torch import Tensor
 
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
-HISTORY = 6  # of L-BFGS: pairs of vectors as long as all weights
-FLAT = 1e-4  # it stops where no slope is steeper, for losses that are means over the rows
+STEPS, HISTORY = 60, 6  # of L-BFGS; the history is pairs of vectors as long as all weights
+FLAT = 1e-5  # it stops where no slope is steeper, for losses that are means over the rows
 
 
 @dataclass(frozen=True)
@@ -77,52 +77,59 @@ def bags(columns: Tensor, values: Tensor, lengths: Tensor, width: int) -> Sparse
 
 def solve(
     rows: SparseRows,
+    dense: Tensor,
     targets: Tensor,
     problem_type: str,
     penalty: float,
     start: Tensor | None = None,
-    steps: int = 100,
-    on_step: Callable[[], None] = lambda: None,
-) -> tuple[Tensor, Tensor]:
-    """Return weights (F, C) and bias (C,) with the least mean loss + penalty / 2 x sum of squared weights.
+    on_step: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """Return the parameters with the least mean loss + penalty / 2 x sum of squared weights, (F + D + 1, C).
 
-    The loss of targets (N, C) is the cross-entropy, of several labels the sum of binary ones, of a regression half the
-    squared error. The bias has no penalty.
+    They are the weights of the sparse features and of the dense ones, and the bias, which has no penalty. The loss is
+    the cross-entropy, of several labels the sum of binary ones, of a regression half the squared error.
 
     Args:
-        rows: the features.
-        targets: probabilities of the classes, 0 to 1 for each of several labels, or values.
+        rows: the sparse features (N, F).
+        dense: further features (N, D).
+        targets: (N, C) probabilities of the classes, 0 to 1 for each of several labels, or values.
         problem_type: as transformers names it.
         penalty: above 0.
-        start: (F + 1, C) weights, and below them the bias; zeros where there are none.
-        steps: at most so many.
+        start: parameters; None = zeros.
         on_step: called after each computation of the loss.
     """
-    columns = rows.transposed()
-    weights = torch.zeros(rows.width + 1, targets.shape[1]) if start is None else start.clone()
-    weights.grad = torch.zeros_like(weights)
+    columns, width = rows.transposed(), rows.width
+    parameters = torch.zeros(width + dense.shape[1] + 1, targets.shape[1]) if start is None else start.clone()
+    parameters.grad = torch.zeros_like(parameters)
     optimizer = torch.optim.LBFGS(
-        [weights],
-        max_iter=steps,
-        max_eval=2 * steps,
+        [parameters],
+        max_iter=STEPS,
+        max_eval=2 * STEPS,
         history_size=HISTORY,
-        tolerance_grad=FLAT / 10,
+        tolerance_grad=FLAT,
         tolerance_change=1e-9,
         line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
-        logits = rows.times(weights[:-1]) + weights[-1]
-        loss, slopes = _loss(logits, targets, problem_type)
-        assert weights.grad is not None
-        weights.grad[:-1] = columns.times(slopes) + penalty * weights[:-1]
-        weights.grad[-1] = slopes.sum(dim=0)
+        loss, slopes = _loss(logits_of(parameters, rows, dense), targets, problem_type)
+        assert parameters.grad is not None
+        parameters.grad[:width] = columns.times(slopes)
+        parameters.grad[width:-1] = dense.T @ slopes
+        parameters.grad[:-1] += penalty * parameters[:-1]
+        parameters.grad[-1] = slopes.sum(dim=0)
         on_step()
-        return loss + penalty / 2 * weights[:-1].square().sum()
+        return loss + penalty / 2 * parameters[:-1].square().sum()
 
     with torch.no_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return weights[:-1], weights[-1]
+    return parameters.detach()
+
+
+def logits_of(parameters: Tensor, rows: SparseRows, dense: Tensor) -> Tensor:
+    """Return the logits (N, C) of parameters that `solve` returned."""
+    width = rows.width
+    return rows.times(parameters[:width]) + dense @ parameters[width:-1] + parameters[-1]
 
 
 def loss_of(logits: Tensor, targets: Tensor, problem_type: str) -> float:
