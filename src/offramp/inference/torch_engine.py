@@ -11,6 +11,7 @@ from torch import Tensor
 
 from offramp.early_exit.loop import run
 from offramp.model.config import MultiExitConfig
+from offramp.model.exits import refuse_unfitted
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.fixed import Fixed
 from offramp.policies.registry import load_policy
@@ -76,7 +77,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
-        """Return the outputs of every exit at full depth."""
+        """Return the outputs of every exit at full depth.
+
+        Raises:
+            InvalidInput: the exit before the first layer is not fitted.
+        """
+        refuse_unfitted(self.model.lexical_exit)
         was_training = self.model.training
         self.model.eval()
         out = self.model.all_exits(self._to_device(inputs))

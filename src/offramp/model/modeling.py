@@ -235,10 +235,9 @@ class MultiExitModel(PreTrainedModel):
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """Run full depth, whatever operating point is set, and return every exit's logits (L, B, C).
 
-        Raises:
-            InvalidInput: see `lexical`.
+        Those of an exit before the first layer are zeros until it is fitted.
         """
-        lexical = None if self.lexical_exit is None else self.lexical(inputs)
+        lexical = None if self.lexical_exit is None else lexical_output(self, inputs)
         return in_front(lexical, encoder_exits(self, inputs))
 
     def forward(
