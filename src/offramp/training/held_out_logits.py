@@ -42,8 +42,8 @@ def held_out_logits(
         model, tokenizer, replace(examples, texts=[examples.texts[row] for row in others], labels=labels, rows=None)
     )
     rows = encode(tokenizer, held_out.texts, token_limit(tokenizer, model.config.backbone))
-    logits = torch.empty(len(rows), model.config.num_labels)
+    logits, lexical = torch.empty(len(rows), model.config.num_labels), model.lexical_exit.cpu()
     for numbers in length_sorted(rows, BATCH):
         batch = collate([rows[number] for number in numbers], model.config.pad_token_id)
-        logits[numbers] = model.lexical_exit(batch["input_ids"], batch["attention_mask"])
+        logits[numbers] = lexical(batch["input_ids"], batch["attention_mask"])
     return logits

@@ -62,14 +62,14 @@ def fit_lexical(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, examp
         raise InvalidInput("the model has no lexical exit: build it with lexical=LexicalExit()")
     if not len(examples):
         raise InvalidInput("there are no rows to fit the lexical exit on")
-    device = classifier.table.device
-    classifier.cpu()  # where the fit runs
-    set_special_ids(classifier, tokenizer)
     rows = encode(tokenizer, examples.texts, token_limit(tokenizer, model.config.backbone))
+    soft = None if classifier.problem_type == REGRESSION else _soft_targets(model.eval(), rows)
+    device = classifier.table.device
+    classifier.cpu()  # where the fit runs; the soft targets come from where the model is
+    set_special_ids(classifier, tokenizer)
     ids = [row["input_ids"] for row in rows]
     buckets, lengths = hashed(classifier, ids)
     targets = targets_of(examples, len(classifier.bias))
-    soft = None if classifier.problem_type == REGRESSION else _soft_targets(model.eval(), rows)
     used, columns = torch.unique(buckets, return_inverse=True)
     tokens = torch.unique(torch.tensor([token for row in ids for token in row]))
     paired = any(not isinstance(text, str) for text in examples.texts)
