@@ -26,6 +26,7 @@ from torch import Tensor
 from lexical_models import CLASSIFIERS, TASKS, Cell, add_options, cells, logits_of, new_rows, trace_of, train
 from machine import as_lines, provenance
 from offramp.calibration.calibrate import calibrate
+from offramp.calibration.exit_choice import choose_exits
 from offramp.evaluation.measure import replay_point
 from offramp.evaluation.metrics import layerwise
 from offramp.policies.fitting import fit_default_policy
@@ -127,6 +128,15 @@ def summary(task: str, asked: float, system: str, draws: list[Draw], rights: Ten
     )
 
 
+def pays(cell: Cell) -> int:
+    """Return on how many of the halves that choose `offramp train` would have the lexical exit read, of SPLITS."""
+    trace, number = trace_of(cell, range(7)), 0
+    for split in range(SPLITS):
+        choose = torch.randperm(len(trace), generator=torch.Generator().manual_seed(split)).tensor_split(2)[0]
+        number += not choose_exits(trace.take(choose), lambda rows: fit_default_policy(rows)[0]).reason
+    return number
+
+
 MEANS = ("score", "full_score", "lost", "layers", "cost", "before_layer_1")
 
 
@@ -150,6 +160,8 @@ def as_markdown(results: list[Figures], alone: dict[str, dict[str, list[float]]]
     if missing:
         parts.append(f"Not yet all seeds: {', '.join(missing)}.")
     parts += [READING, "## Asked: lose at most 1 %", table([row for row in results if row.asked == 0.01], "task")]
+    chosen = [f"{task} {sum(alone[task]['pays']):.0f} of {SPLITS * len(alone[task]['pays'])}" for task in tasks]
+    parts.append(f"Draws whose rows show that the lexical exit pays, so that points read it: {', '.join(chosen)}.")
     parts += ["## Without any layer", classifier_table(alone, tasks)]
     for task in tasks:
         parts += [f"## {task}", table([row for row in results if row.task == task], "asked")]
@@ -211,7 +223,7 @@ def main() -> None:
         if not cell.is_trained():
             continue
         found = without_layers(cell)
-        for name, value in found.items():
+        for name, value in {**found, "pays": pays(cell)}.items():
             alone[cell.task][name].append(value)
         for system, layers in LAYERS.items():
             trace = trace_of(cell, layers)

@@ -2,8 +2,8 @@
 
     python benchmarks/lexical_rows.py --data ../shared/data
 
-Needs the models of `lexical.py`. From one half of the test rows of AG News, SNLI and IMDB some rows are drawn, a point
-is chosen on them, and the loss is measured on the other half, DRAWS times. Compared are ways to choose: the loosest
+Needs the models of `lexical.py`. DRAWS times the test rows of AG News, SNLI and IMDB are halved at random: some rows of
+one half choose a point, and its loss is measured on the other half. Compared are ways to choose: the loosest
 thresholds that keep the target on the drawn rows, stricter ones, one threshold for all exits, and a scale of the
 lexical exit from 1,000 rows of training that a lexical exit of the others answers. Writes
 `benchmarks/results/lexical_rows.json` and `.md`. A few minutes on one core.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,8 +36,14 @@ Lines = tuple[tuple[float, float], ...]
 Holds = Callable[[Tensor, Tensor, float], Tensor]
 """Lost and gained rows (K,) at every threshold, and the allowance in rows -> which thresholds hold (K,)."""
 
+
+def as_asked(lost: Tensor, gained: Tensor, most: float) -> Tensor:
+    """Hold where no more right answers are lost than may be."""
+    return lost - gained <= most
+
+
 WAYS: dict[str, Holds] = {
-    "as asked": lambda lost, gained, most: lost - gained <= most,
+    "as asked": as_asked,
     "one row less": lambda lost, gained, most: lost - gained + 1 <= most,
     "half a standard error": lambda lost, gained, most: lost - gained + 0.5 * (lost + gained).sqrt() <= most,
     "a standard error": lambda lost, gained, most: lost - gained + (lost + gained).sqrt() <= most,
@@ -68,24 +74,30 @@ class Replayed:
         score = self.score[:, rows]
         return score if lines is None else ExitScaled(load_policy("margin"), lines).rescale(score)
 
-    def threshold(self, rows: Tensor, lines: Lines | None, holds: Holds) -> float:
-        """Return the loosest threshold such that it and all stricter ones hold on these rows."""
+    def thresholds(self, rows: Tensor, lines: Lines | None, ways: Sequence[Holds]) -> list[float]:
+        """Return by each way the loosest threshold such that it and all stricter ones hold on these rows."""
         right = self.right[:, rows]
         full = right[-1]
-        sums, between = all_splits(
-            self.scores(rows, lines), torch.stack((full * (1 - right), (1 - full) * right), dim=-1)
-        )
+        statistics = torch.stack((full * (1 - right), (1 - full) * right), dim=-1)
+        sums, between = all_splits(self.scores(rows, lines), statistics)
         lost, gained = sums.statistics.unbind(dim=-1)
-        allowed = (holds(lost, gained, ASKED * full.sum().item() + 1e-9).long().cumprod(dim=0) == 1) & between
-        return sums.thresholds[allowed][-1].item() if allowed.any() else math.inf
+        found = []
+        for holds in ways:
+            allowed = (holds(lost, gained, ASKED * full.sum().item() + 1e-9).long().cumprod(dim=0) == 1) & between
+            found.append(sums.thresholds[allowed][-1].item() if allowed.any() else math.inf)
+        return found
 
-    def measure(self, rows: Tensor, lines: Lines | None, threshold: float) -> tuple[float, float]:
-        """Return the share of the full model's right answers lost on these rows, and the mean exit layer."""
-        leave = self.scores(rows, lines) >= threshold
-        leave[-1] = True
-        exits = leave.to(torch.uint8).argmax(dim=0)
-        right = self.right[:, rows]
-        return 1 - (right.gather(0, exits[None]).sum() / right[-1].sum()).item(), self.layers[exits].mean().item()
+    def measure(self, rows: Tensor, lines: Lines | None, thresholds: Sequence[float]) -> list[tuple[float, float]]:
+        """Return for each threshold the share of the full model's right answers lost, and the mean exit layer."""
+        score, right = self.scores(rows, lines), self.right[:, rows]
+        found = []
+        for threshold in thresholds:
+            leave = score >= threshold
+            leave[-1] = True
+            exits = leave.to(torch.uint8).argmax(dim=0)
+            lost = 1 - (right.gather(0, exits[None]).sum() / right[-1].sum()).item()
+            found.append((lost, self.layers[exits].mean().item()))
+        return found
 
 
 @dataclass(frozen=True)
@@ -107,21 +119,21 @@ def measured(cell: Cell) -> Iterator[Figures]:
     """Yield every way at every number of rows, without and with the lexical exit."""
     held_line: Lines = fit_lines("margin", held_trace(cell))["lines"][:1]
     traces = {lexical: Replayed.of(trace_of(cell, range(not lexical, 7))) for lexical in (False, True)}
-    order = torch.randperm(len(traces[False].trace), generator=torch.Generator().manual_seed(99))
-    pool, report = order.tensor_split(2)
-    for count in (count for count in ROWS if count <= len(pool)):
+    samples = len(traces[False].trace)
+    for count in (count for count in ROWS if count <= samples // 2):
         found: dict[tuple[bool, str], list[tuple[float, float]]] = {}
         for seed in range(DRAWS):
-            rows = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:count]]
+            order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+            rows, report = order[:count], order[samples // 2 :]
             for lexical, replayed in traces.items():
                 lines: Lines = fit_lines("margin", replayed.trace.take(rows))["lines"]
-                ways: list[tuple[str, Lines | None, Holds]] = [(name, lines, holds) for name, holds in WAYS.items()]
-                ways.append((ONE, None, WAYS["as asked"]))
+                scales: list[tuple[Lines | None, Mapping[str, Holds]]] = [(lines, WAYS), (None, {ONE: as_asked})]
                 if lexical:
-                    ways.append((HELD_LINE, (*held_line, *lines[1:]), WAYS["as asked"]))
-                for name, scale, holds in ways:
-                    threshold = replayed.threshold(rows, scale, holds)
-                    found.setdefault((lexical, name), []).append(replayed.measure(report, scale, threshold))
+                    scales.append(((*held_line, *lines[1:]), {HELD_LINE: as_asked}))
+                for scale, ways in scales:
+                    thresholds = replayed.thresholds(rows, scale, list(ways.values()))
+                    for name, figures in zip(ways, replayed.measure(report, scale, thresholds), strict=True):
+                        found.setdefault((lexical, name), []).append(figures)
         for (lexical, name), draws in found.items():
             lost, layers = torch.tensor(draws, dtype=torch.float64).unbind(dim=-1)
             above = (lost > ASKED).double().mean().item()
