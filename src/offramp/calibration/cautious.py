@@ -1,9 +1,9 @@
 """A threshold that keeps a score with a standard error to spare, for rows to come.
 
 The loosest threshold that keeps a score on the rows that choose it profits from their noise: other rows lose more than
-was asked in up to half of the draws, with few rows by far. Here the score less its standard error must be kept. With
-100 to 3,000 rows the mean loss on others then is at most what was asked (`benchmarks/lexical_rows.py`), which is no
-certificate: it binds the point to no engine, and single draws lose more.
+was asked in up to half of the draws, with few rows by far. Here the score less its standard error must be kept. Where
+100 to 3,000 rows choose, the mean loss on others then is below what was asked, and at most a quarter of the draws lose
+more (`benchmarks/lexical_rows.py`). It is no certificate, and binds the point to no engine.
 """
 
 from __future__ import annotations
