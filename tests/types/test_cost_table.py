@@ -147,6 +147,7 @@ def test_points_that_were_saved_before_there_were_times_still_load(tmp_path: Pat
     point = read_points(tmp_path / "points.json")["default"]
     assert point.thresholds == (0.5, math.inf)
     assert (point.measured.mean_exit, point.measured.expected_ms) == (2.5, None)
+    assert (point.measured.speedup, point.measured.speedup_of) == (3 / 2.5, "layers")
     assert OperatingPoint.from_json(point.to_json()) == point
 
 
