@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from lexical_models import Cell, add_options, cells, encoder_trace, lexical, take, trace_of
 from machine import as_lines, provenance
 from offramp.calibration.certify import certify
-from offramp.calibration.saved_lines import FIT_ROWS
+from offramp.calibration.saved_lines import FIT_ROWS, fit_saved_lines
 from offramp.evaluation.measure import measure_point
 from offramp.inference.record import record
 from offramp.policies.base import Policy
@@ -70,6 +70,14 @@ def known_traces(cell: Cell) -> tuple[Trace, Trace]:
     return own, twin
 
 
+def saved(rows: Trace) -> Policy:
+    """Margin with lines that training leaves if these are its rows."""
+    first = rows.logits[0] if rows.layer_numbers[0] == 0 else None
+    return load_policy(
+        "margin", lines=fit_saved_lines(replace(rows, provenance={"weights": ""}), first).lines["margin"]
+    )
+
+
 def scaled(rows: Trace) -> Policy:
     """Margin with lines that these rows fit; of where they are from nothing is kept, since some texts recur."""
     return load_policy("margin", lines=fit_lines("margin", rows)["lines"])
@@ -80,9 +88,10 @@ def measured(cell: Cell) -> Iterator[Figures]:
     own, twin = known_traces(cell)
     whole = trace_of(cell, [0, *encoder_trace(cell).layer_numbers])
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(99))
-    held_out, pool = whole.take(order[:FIT_ROWS]), whole.take(order[FIT_ROWS:])
-    fixed = {OWN: scaled(own), TWIN: scaled(twin), HELD_OUT: scaled(held_out), ONE: load_policy("margin")}
-    without = scaled(own.select(own.layer_numbers[1:]))
+    count = min(FIT_ROWS, len(whole) // 3)
+    held_out, pool = whole.take(order[:count]), whole.take(order[count:])
+    fixed = {OWN: saved(own), TWIN: saved(twin), HELD_OUT: scaled(held_out), ONE: load_policy("margin")}
+    without = saved(own.select(own.layer_numbers[1:]))
     for level in LEVELS:
         for count in (count for count in ROWS if count + LEAST <= len(pool)):
             found: dict[str, list[tuple[float, float]]] = {}

@@ -43,7 +43,7 @@ def test_every_policy_with_a_score_in_0_to_1_has_lines() -> None:
     for name in SAVED.lines:
         fitted = fit_lines(name, TRAINED_ON)
         assert SAVED.parameters(name, TRAINED_ON.layer_numbers) == {
-            "lines": fitted["lines"],
+            "lines": (*fitted["lines"][:-1], fitted["lines"][-2]),  # the last exit gives its own answer always: flat
             "fitted_on": fitted["fitted_on"],
         }
     assert "certainty" not in fit_saved_lines(replace(TRAINED_ON, certainty=None)).lines
@@ -109,13 +109,22 @@ def test_the_lexical_exit_has_a_line_of_logits_that_the_rows_did_not_fit() -> No
     honest = torch.randn(80, 3, generator=torch.Generator().manual_seed(5))
     saved = fit_saved_lines(trained_on, honest)
     expected = replace(trained_on, logits=torch.cat((honest[None], trained_on.logits[1:])))
-    assert saved.parameters("margin", range(6))["lines"] == fit_lines("margin", expected)["lines"]
+    assert saved.parameters("margin", range(6))["lines"][:-1] == fit_lines("margin", expected)["lines"][:-1]
     assert saved.parameters("margin", [2, 5])["lines"] == tuple(saved.lines["margin"][layer] for layer in (2, 5))
     assert saved.fitted_on == tuple(sorted(set(row_hashes(trained_on))))
     for read, count in ((range(6), 301), (range(1, 6), 301)):  # a certificate on all rows, with the exit or without
         result = prepare_policy(rows.select(list(read)), "margin", per_exit=True, confidence=0.9, saved_lines=saved)
         assert (result.policy.lines, len(result.rows)) == (saved.lines["margin"][read[0] :], count)
     assert fit_saved_lines(trained_on).layers == (1, 2, 3, 4, 5)  # nothing honest: no line
+
+
+def test_exits_that_repeat_the_last_answer_on_all_rows_have_the_line_of_the_exit_before() -> None:
+    logits = TRAINED_ON.logits.clone()
+    logits[3:5] = logits[5] * torch.tensor([0.5, 0.8]).view(2, 1, 1)  # less sure of the same answers
+    lines = fit_saved_lines(replace(TRAINED_ON, logits=logits)).lines["margin"]
+    assert lines[2] == lines[3] == lines[4] == lines[5]
+    assert len({lines[0], lines[1], lines[2]}) == 3
+    assert fit_lines("margin", replace(TRAINED_ON, logits=logits))["lines"][3][1] < 0.01
 
 
 def test_without_a_confidence_the_rows_fit_their_own_lines() -> None:

@@ -5,8 +5,9 @@ rows fits them and only the other half certifies. A certificate holds for any li
 `offramp train` fits them on some of the rows that it trained on, and all rows of `offramp calibrate` may certify.
 
 The exit before the first layer knows the rows that fitted it by heart, much more than the others do: a line of such
-rows sends other rows out there too early (`benchmarks/results/lines.md`). Its line is fitted on logits of a twin that
-these rows did not fit.
+rows sends other rows out there too early. Its line is fitted on logits of a twin that these rows did not fit. Deep
+exits give the last one's answer on all rows that were trained on, which fits a flat line: all rows would leave there,
+or none. They have the line of the exit before them, which is stricter (`benchmarks/results/lexical_lines.md`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from offramp.policies.fitting import fit_lines
 from offramp.policies.registry import POLICIES
 from offramp.registry import load
 from offramp.types.file_format import newer_format
+from offramp.types.outputs import ExitOutput, predictions
 from offramp.types.trace import Trace, row_hashes
 from offramp.types.whole_file import whole_file
 
@@ -94,8 +96,18 @@ def fit_saved_lines(trace: Trace, lexical_logits: Tensor | None = None) -> Saved
     for name in (name for name in POLICIES if load(POLICIES, name).unit_interval):
         with suppress(NotApplicable):  # certainty without a gate
             fitted[name] = fit_lines(name, trace)
-    lines = {name: result["lines"] for name, result in fitted.items()}
+    answers = predictions(ExitOutput(trace.logits, problem_type=trace.problem_type))  # (L, N, G)
+    repeats = (answers == answers[-1]).flatten(1).all(dim=1).tolist()
+    lines = {name: _without_flat(result["lines"], repeats) for name, result in fitted.items()}
     return SavedLines(trace.provenance["weights"], lines, fitted["margin"]["fitted_on"], tuple(trace.layer_numbers))
+
+
+def _without_flat(lines: Sequence[tuple[float, float]], repeats: Sequence[bool]) -> tuple[tuple[float, float], ...]:
+    """Return lines with the line of the exit before in place of those of exits that repeat the last one's answers."""
+    kept: list[tuple[float, float]] = []
+    for line, flat in zip(lines, repeats, strict=True):
+        kept.append(kept[-1] if kept and flat else line)
+    return tuple(kept)
 
 
 def _with_first(trace: Trace, logits: Tensor) -> Trace:
