@@ -15,7 +15,8 @@ import torch
 from onnx import FunctionProto, TensorProto, numpy_helper
 
 from offramp.errors import InvalidInput, NotApplicable
-from offramp.inference.export import ExportMismatch, check, export, with_steps
+from offramp.inference.check_graph import ExportMismatch, check
+from offramp.inference.export import export, with_steps
 from offramp.inference.load_engine import load_engine
 from offramp.inference.onnx.pieces import ModelParts
 from offramp.inference.onnx.session import OnnxSession

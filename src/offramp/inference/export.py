@@ -1,8 +1,7 @@
 """A model's folder -> one ONNX graph that leaves early, checked against torch before it bears its name.
 
-In float32 the file must leave where the torch loop leaves, with the same logits to TOLERANCE, alone and in batches. In
-int8 the scales of activations depend on the rest of the batch, so the file is held to its own trace, row by row; the
-share of answers that are the float32 model's is reported.
+In int8 the file is held to its own trace (`check_graph.py`), and the share of answers that are the float32 model's is
+reported.
 """
 
 from __future__ import annotations
@@ -17,16 +16,15 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from offramp.data.batching import collate, encode, token_limit
+from offramp.data.batching import encode, token_limit
 from offramp.data.columns import GUESSED, Columns
 from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE
 from offramp.data.records import AS_NAMED, Reading
-from offramp.errors import OfframpError
 from offramp.evaluation.metrics import layerwise, metric_for
+from offramp.inference.check_graph import Rows, check
 from offramp.inference.onnx.assemble import assemble, refuse_depth
 from offramp.inference.onnx.export_blocks import export_parts
 from offramp.inference.onnx.export_policy import at_all_exits, export_steps
@@ -40,30 +38,21 @@ from offramp.model.hub import load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
-from offramp.policies.registry import as_policy, default_unfitted_policy, load_policy, policy_to_dict
-from offramp.policies.replay import replay, scores
+from offramp.policies.registry import as_policy, default_unfitted_policy, policy_to_dict
 from offramp.types.graph_file import GRAPHS, WEIGHTS, GraphSource
 from offramp.types.model_content import ModelContent
 from offramp.types.operating_point import DEFAULT, OperatingPoint
-from offramp.types.outputs import Answers, predictions
+from offramp.types.outputs import predictions
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
 from offramp.types.whole_file import give_name, unfinished_folder
 
-TOLERANCE = 1e-3  # of logits, in units of the largest one
-NOISE = 1e-5  # scores this near to a threshold may fall on either side
 SAMPLE_TEXTS = Columns(text="text", label="intent")
-CHECKED, ALONE = 64, 16  # rows that are checked in batches, and one by one
-QUANTILES = (0.3, 0.7)  # of the scores: thresholds at which some leave early and some do not
-Rows = list[dict[str, Any]]
+CHECKED = 64  # rows that are checked in batches
 PolicyLike = Policy | Mapping[str, Any] | str
 """A policy, its name, or its data; see `load_policy`."""
 PolicyAtExits = tuple[Policy, tuple[int, ...]]
 """A policy, and the layer numbers of the exits that it reads."""
-
-
-class ExportMismatch(OfframpError):
-    """An exported file does not do what the model does."""
 
 
 @dataclass(frozen=True)
@@ -214,60 +203,6 @@ def with_steps(parts: ModelParts, policies: Sequence[Policy], read: Sequence[int
     return replace(parts, functions=functions, metadata=replace(metadata, policies=calls))
 
 
-def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
-    """Compare a graph with a trace: each row must leave at the exit of a replay, with the same logits.
-
-    Args:
-        exported: the graph.
-        rows: token rows, or images.
-        reference: torch's outputs for them at full depth; an int8 graph is held to its own trace instead.
-
-    Raises:
-        ExportMismatch: it does not.
-    """
-    metadata = exported.graph.metadata
-    alone = rows[:ALONE]
-    runs = [(1, alone), (len(rows), rows)]
-    name = f"the graph ({metadata.precision}, policy {dict(metadata.policy)})"
-    if metadata.precision == "int8":
-        own, runs = record(exported, alone, batch_size=1), [(1, alone)]
-        expected = reference.select(metadata.layers).logits[:, : len(alone)]
-        if (own.logits.isnan() & expected.isfinite()).any():  # NaN: after a row's exit
-            raise ExportMismatch(f"{name}: rows leave elsewhere than they should, at the threshold inf")
-        reference = own
-    rule, reference = load_policy(metadata.policy), reference.select(metadata.layers_read)
-    score = scores(rule, reference)[:-1].double()  # (L-1, N)
-    tolerance = TOLERANCE * max(1.0, reference.logits.abs().max().item())
-    for quantile in QUANTILES:
-        threshold = _between(score, quantile)
-        wanted = replay(reference, rule, threshold)
-        clear = ((score - threshold).abs() >= NOISE).all(dim=0)  # (N,)
-        for size, batch in runs:
-            answers = _answers(exported, batch, threshold, size)
-            clear_rows = clear[: len(batch)].nonzero().squeeze(1)
-            if not torch.equal(answers.exit_layers[clear_rows], wanted.exit_layers[clear_rows]):
-                raise ExportMismatch(f"{name}: rows leave elsewhere than they should, at the threshold {threshold:g}")
-            apart = (answers.logits[clear_rows] - wanted.logits[clear_rows]).abs()
-            if not (apart <= tolerance).all():
-                raise ExportMismatch(f"{name}: logits are off by {apart.max():.2g}; {tolerance:.2g} would be in order")
-
-
-def _answers(exported: OnnxEngine, rows: Rows, threshold: float, size: int) -> Answers:
-    """Answer rows, in batches of `size` in their order."""
-    metadata = exported.graph.metadata
-    read = metadata.layers_read
-    point = OperatingPoint(metadata.policy, (threshold,) * (len(read) - 1), exit_layers=read)
-    parts = []
-    for start in range(0, len(rows), size):
-        batch = collate(rows[start : start + size], exported.config.pad_token_id)
-        parts.append(exported.answer({name: value for name, value in batch.items() if name != "labels"}, point))
-    return Answers(
-        torch.cat([part.logits for part in parts]),
-        torch.cat([part.exit_layers for part in parts]),
-        torch.cat([part.failed for part in parts]),
-    )
-
-
 def _layers_held(model: MultiExitModel, points: Mapping[str, OperatingPoint]) -> tuple[int, ...]:
     """Return the layers whose exits a graph holds: those that some point reads; without points all of the model's."""
     held: set[int] = set() if points else set(model.layers)
@@ -322,15 +257,6 @@ def _rows(
     examples = read_for(model.config, os.fspath(dataset), columns, split, reading)
     rows = encode(tokenizer, examples.texts, limit)
     return [{**row, "labels": label} for row, label in zip(rows, examples.labels, strict=True)]
-
-
-def _between(score: Tensor, quantile: float) -> float:
-    """Return a threshold between two neighbouring scores, near a quantile of the finite ones."""
-    finite: list[float] = sorted(set(score[score.isfinite()].tolist()))
-    if len(finite) < 2:
-        return finite[0] - 0.5 if finite else 0.0
-    index = min(int(quantile * (len(finite) - 1)), len(finite) - 2)
-    return (finite[index] + finite[index + 1]) / 2
 
 
 def _agreement(trace: Trace, reference: Trace) -> float | None:

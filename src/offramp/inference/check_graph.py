@@ -1,0 +1,95 @@
+"""Check an exported graph against a trace: rows leave where a replay says, with the same logits.
+
+In float32 the graph must leave where the torch loop leaves, with the same logits to TOLERANCE, alone and in batches. In
+int8 the scales of activations depend on the rest of the batch, so the graph is held to its own trace, row by row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.data.batching import collate
+from offramp.errors import OfframpError
+from offramp.inference.onnx_engine import OnnxEngine
+from offramp.inference.record import record
+from offramp.policies.registry import load_policy
+from offramp.policies.replay import replay, scores
+from offramp.types.operating_point import OperatingPoint
+from offramp.types.outputs import Answers
+from offramp.types.trace import Trace
+
+TOLERANCE = 1e-3  # of logits, in units of the largest one
+NOISE = 1e-5  # scores this near to a threshold may fall on either side
+ALONE = 16  # rows that are checked one by one
+QUANTILES = (0.3, 0.7)  # of the scores: thresholds at which some leave early and some do not
+Rows = list[dict[str, Any]]
+
+
+class ExportMismatch(OfframpError):
+    """An exported file does not do what the model does."""
+
+
+def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
+    """Compare a graph with a trace: each row must leave at the exit of a replay, with the same logits.
+
+    Args:
+        exported: the graph.
+        rows: token rows, or images.
+        reference: torch's outputs for them at full depth; an int8 graph is held to its own trace instead.
+
+    Raises:
+        ExportMismatch: it does not.
+    """
+    metadata = exported.graph.metadata
+    alone = rows[:ALONE]
+    runs = [(1, alone), (len(rows), rows)]
+    name = f"the graph ({metadata.precision}, policy {dict(metadata.policy)})"
+    if metadata.precision == "int8":
+        own, runs = record(exported, alone, batch_size=1), [(1, alone)]
+        expected = reference.select(metadata.layers).logits[:, : len(alone)]
+        if (own.logits.isnan() & expected.isfinite()).any():  # NaN: after a row's exit
+            raise ExportMismatch(f"{name}: rows leave elsewhere than they should, at the threshold inf")
+        reference = own
+    rule, reference = load_policy(metadata.policy), reference.select(metadata.layers_read)
+    score = scores(rule, reference)[:-1].double()  # (L-1, N)
+    tolerance = TOLERANCE * max(1.0, reference.logits.abs().max().item())
+    for quantile in QUANTILES:
+        threshold = _between(score, quantile)
+        wanted = replay(reference, rule, threshold)
+        clear = ((score - threshold).abs() >= NOISE).all(dim=0)  # (N,)
+        for size, batch in runs:
+            answers = _answers(exported, batch, threshold, size)
+            clear_rows = clear[: len(batch)].nonzero().squeeze(1)
+            if not torch.equal(answers.exit_layers[clear_rows], wanted.exit_layers[clear_rows]):
+                raise ExportMismatch(f"{name}: rows leave elsewhere than they should, at the threshold {threshold:g}")
+            apart = (answers.logits[clear_rows] - wanted.logits[clear_rows]).abs()
+            if not (apart <= tolerance).all():
+                raise ExportMismatch(f"{name}: logits are off by {apart.max():.2g}; {tolerance:.2g} would be in order")
+
+
+def _answers(exported: OnnxEngine, rows: Rows, threshold: float, size: int) -> Answers:
+    """Answer rows, in batches of `size` in their order."""
+    metadata = exported.graph.metadata
+    read = metadata.layers_read
+    point = OperatingPoint(metadata.policy, (threshold,) * (len(read) - 1), exit_layers=read)
+    parts = []
+    for start in range(0, len(rows), size):
+        batch = collate(rows[start : start + size], exported.config.pad_token_id)
+        parts.append(exported.answer({name: value for name, value in batch.items() if name != "labels"}, point))
+    return Answers(
+        torch.cat([part.logits for part in parts]),
+        torch.cat([part.exit_layers for part in parts]),
+        torch.cat([part.failed for part in parts]),
+    )
+
+
+def _between(score: Tensor, quantile: float) -> float:
+    """Return a threshold between two neighbouring scores, near a quantile of the finite ones."""
+    finite: list[float] = sorted(set(score[score.isfinite()].tolist()))
+    if len(finite) < 2:
+        return finite[0] - 0.5 if finite else 0.0
+    index = min(int(quantile * (len(finite) - 1)), len(finite) - 2)
+    return (finite[index] + finite[index + 1]) / 2
