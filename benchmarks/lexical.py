@@ -213,7 +213,8 @@ last one. Where the first exits of the encoder are weak and the lexical exit is 
 (Banking77) the cascade is cheaper. In sentiment of single sentences a quarter of the rows leave there, and of pairs
 none do: the rows that choose see that it does not pay, and points do not read it. Single draws are chance: with 250 to
 500 rows on either side (SST-2, TREC, Banking77) they lose up to three points more or less than asked, with the lexical
-exit and without it."""
+exit and without it. The lexical exits here learned from the labels alone, as they did at first; since then they learn
+from the last exit and from the encoder's token vectors as well."""
 
 
 def main() -> None:
