@@ -63,8 +63,8 @@ def cautious_point(outputs: PolicyOutputs, max_drop: float, metric: str | None =
 def to_spare_text(max_drop: float, rows: int) -> str:
     """Say how a default point was chosen."""
     return (
-        f"default: on {rows_text(rows)} at most {100 * max_drop:.4g} % of the score is lost with a standard error to "
-        f"spare; `offramp calibrate --max-drop {max_drop:g}` spares none"
+        f"default: at most {100 * max_drop:.4g} % of the score is lost on {rows_text(rows)}, with a standard error to "
+        f"spare for others; `offramp calibrate --max-drop {max_drop:g}` leaves nothing to spare"
     )
 
 
