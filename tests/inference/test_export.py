@@ -22,11 +22,13 @@ from offramp.inference.onnx.pieces import ModelParts
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import record
+from offramp.model.lexical.config import LexicalExit
+from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, scores
 from offramp.types.operating_point import OperatingPoint, write_points
 from support.graphs import DEFAULT, NAMES, copied, gated, graphs_in, parts_of, weights_in
-from support.models import rows_for, text_rows, texts, tiny_model
+from support.models import encoder_config, rows_for, save_folder, text_rows, texts, tiny_model
 from support.traces import threshold_between
 
 EIGHT_BITS = (TensorProto.INT8, TensorProto.UINT8)
@@ -215,6 +217,12 @@ def test_a_regression_has_no_agreement_but_a_correlation(tmp_path: Path, monkeyp
 def test_a_model_of_images_needs_rows_to_be_checked_on(tmp_path: Path) -> None:
     tiny_model("cifar_resnet", 1).save_pretrained(tmp_path)
     with pytest.raises(InvalidInput, match="a model of images"):
+        export(tmp_path)
+
+
+def test_a_model_whose_lexical_exit_is_not_fitted_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
+    save_folder(tmp_path, MultiExitModel.from_backbone(encoder_config(), 3, lexical=LexicalExit(buckets=61)))
+    with pytest.raises(InvalidInput, match="the exit before the first layer is not fitted; "):
         export(tmp_path)
 
 

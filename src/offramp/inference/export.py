@@ -34,6 +34,7 @@ from offramp.inference.onnx.quantize import int8 as to_int8
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import read_for, record
+from offramp.model.exits import refuse_unfitted
 from offramp.model.hub import load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
@@ -124,13 +125,15 @@ def export(
         split: which part of a named data set to read.
 
     Raises:
-        InvalidInput: a model that cannot be exported, or an operating point for other exits than it has.
+        InvalidInput: a model that cannot be exported, or whose exit before the first layer is not fitted; or an
+            operating point for other exits than it has.
         NotApplicable: a policy has no meaning for the model; nothing has been exported.
         ExportMismatch: the file does not do what torch does; it is not left there.
     """
     started = time.perf_counter()
     folder = Path(folder)
     model = load_model(folder).float().cpu()
+    refuse_unfitted(model.lexical_exit)
     points = load_points(folder)
     layers = _layers_held(model, points)
     refuse_depth(len(layers))

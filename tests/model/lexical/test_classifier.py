@@ -138,6 +138,7 @@ def test_batch_order_and_padding_change_no_bit(case: str, dtype: torch.dtype) ->
 @pytest.mark.parametrize("case", CASES)
 def test_the_models_dtype_changes_no_bit(case: str) -> None:
     classifier, batch = random_classifier(case), padded(random_rows())
+    classifier.scales[2] = 2.0**-30  # a small bias: float16 ends at 2^-24
     expected = classifier(*batch)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         logits = classifier.to(dtype)(*batch)

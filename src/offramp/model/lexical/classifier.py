@@ -4,12 +4,13 @@ It is TF-IDF with a linear classifier: logits = (sum over the n-grams of idf x w
 the hashing of Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009 (without their sign).
 
 All numbers are integers times a power of two, as in fixed point. Their sums are exact in float32 up to 1,024 n-grams of
-a row, in any order of addition, so that logits do not depend on batch, padding or engine, to the last bit; and a change
-of the model's dtype leaves them as they are.
+a row, in any order of addition, so that logits do not depend on batch, padding or engine, to the last bit. A change of
+the model's dtype leaves them as they are: the scales stay in float32, whose exponents float16 does not reach.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -43,7 +44,7 @@ class LexicalClassifier(nn.Module):
         squares: (buckets, 1) int16, the squared idf in units of 1 / 64.
         factors: (rank, C) int8, where the rank is below C.
         bias: (C,) int32.
-        scales: (3,) powers of two, exact in any float: of the table, of the factors and of the bias.
+        scales: (3,) float32 powers of two, whatever the model's dtype: of the table, of the factors and of the bias.
         special_ids: (6,) int64, token ids of SPECIAL_TOKENS, -1 where the tokenizer has none.
         fitted_rows: (F,) int64, sorted hashes of the token ids of the rows that fitted it.
     """
@@ -70,7 +71,7 @@ class LexicalClassifier(nn.Module):
         factors = None if self.rank == num_labels else torch.zeros(self.rank, num_labels, dtype=torch.int8)
         self.register_buffer("factors", factors)
         self.register_buffer("bias", torch.zeros(num_labels, dtype=torch.int32))
-        self.register_buffer("scales", torch.ones(3))
+        self.register_buffer("scales", torch.ones(3, dtype=torch.float32))
         self.register_buffer("special_ids", torch.full((len(SPECIAL_TOKENS),), -1))
         self.register_buffer("fitted_rows", torch.zeros(setting.fitted_rows, dtype=torch.long))
 
@@ -93,6 +94,14 @@ class LexicalClassifier(nn.Module):
             projected = logits.round().clamp(-LARGEST_PROJECTED, LARGEST_PROJECTED)
             logits = projected @ self.factors.float() * scales[1]
         return logits + self.bias.float() * scales[2]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LexicalClassifier:
+        """Move the buffers, as a module does; the scales keep their dtype."""
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if self.scales.dtype != scales.dtype:
+            self.scales = scales.to(self.scales.device)
+        return self
 
     def features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the bucket of each n-gram and its weight, 1 or 0, both (B, n T): first all tokens, then all pairs.
