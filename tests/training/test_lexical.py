@@ -149,7 +149,8 @@ def test_ngrams_learn_the_order_of_words() -> None:
 def test_a_second_fit_gives_the_same_buffers_and_the_config_knows_their_sizes() -> None:
     examples = order_examples()
     models = [lexical_model(2), lexical_model(2)]
-    for model in models:
+    fit_lexical(models[1], tiny_tokenizer(), Examples(texts(30), [0, 1] * 15, ("no", "yes"), SINGLE_LABEL))
+    for model in models:  # one anew, one for the second time
         fit_lexical(model, tiny_tokenizer(), examples)
     first, second = (dict(model.lexical_exit.named_buffers()) for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -254,6 +255,23 @@ def test_a_model_without_lexical_exit_is_refused() -> None:
     model: Any = SimpleNamespace(lexical_exit=None)
     with pytest.raises(offramp.InvalidInput, match="the model has no lexical exit"):
         fit_lexical(model, tiny_tokenizer(), order_examples(10))
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "problem_type", "line"),
+    [
+        ((3, SINGLE_LABEL), [0, 3], SINGLE_LABEL, "labels must be class numbers from 0 to 2, got 0 to 3"),
+        ((3, SINGLE_LABEL), [[1.0, 0.0, 1.0]] * 2, MULTI_LABEL, "the labels are of multi_label_"),
+        ((3, MULTI_LABEL), [0, 1], SINGLE_LABEL, "the labels are of single_label_"),
+        ((3, MULTI_LABEL), [[1.0, 0.0]] * 2, MULTI_LABEL, r"labels for 2 samples must be \(2, 3\), got \(2, 2\)"),
+        ((1, REGRESSION), [0.5, float("nan")], REGRESSION, "labels of a regression must be finite numbers"),
+    ],
+)
+def test_labels_that_do_not_fit_the_model_are_refused(
+    model: tuple[int, str], labels: Any, problem_type: str, line: str
+) -> None:
+    with pytest.raises(offramp.InvalidInput, match=line):
+        fit_lexical(lexical_model(*model), tiny_tokenizer(), examples_with(labels, problem_type, ["cat", "dog"]))
 
 
 @pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])

@@ -35,6 +35,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.training.sparse_linear import SparseRows, bags, logits_of, loss_of, solve
 from offramp.training.token_vectors import TokenVectors, token_vectors
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from offramp.types.trace import check_labels
 
 PENALTIES = (0.25, 0.0625, 0.0156)  # over the number of rows, from the strongest; one is chosen
 SOFT_SHARE, SOFT_TEMPERATURE = 0.5, 2.0  # of the last exit's probabilities in the targets
@@ -55,13 +56,14 @@ def fit_lexical(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, examp
         examples: rows that neither choose nor certify a threshold, and on which nothing is reported.
 
     Raises:
-        InvalidInput: the model has no lexical exit, or there are no rows.
+        InvalidInput: the model has no lexical exit, there are no rows, or the labels do not fit the model.
     """
     classifier = model.lexical_exit
     if classifier is None:
         raise InvalidInput("the model has no lexical exit: build it with lexical=LexicalExit()")
     if not len(examples):
         raise InvalidInput("there are no rows to fit the lexical exit on")
+    targets = targets_of(examples, classifier)
     rows = encode(tokenizer, examples.texts, token_limit(tokenizer, model.config.backbone))
     soft = None if classifier.problem_type == REGRESSION else _soft_targets(model.eval(), rows)
     device = classifier.table.device
@@ -69,7 +71,6 @@ def fit_lexical(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, examp
     set_special_ids(classifier, tokenizer)
     ids = [row["input_ids"] for row in rows]
     buckets, lengths = hashed(classifier, ids)
-    targets = targets_of(examples, len(classifier.bias))
     used, columns = torch.unique(buckets, return_inverse=True)
     tokens = torch.unique(torch.tensor([token for row in ids for token in row]))
     paired = any(not isinstance(text, str) for text in examples.texts)
@@ -103,9 +104,16 @@ def hashed(classifier: LexicalClassifier, ids: list[list[int]]) -> tuple[Tensor,
     return torch.cat(gathered), torch.tensor([len(row) for row in gathered])
 
 
-def targets_of(examples: Examples, outputs: int) -> Tensor:
-    """Return the labels as targets (N, C): one-hot for a single label."""
-    labels = torch.tensor(examples.labels)
+def targets_of(examples: Examples, classifier: LexicalClassifier) -> Tensor:
+    """Return the labels as targets (N, C): one-hot for a single label.
+
+    Raises:
+        InvalidInput: the labels do not fit the classifier.
+    """
+    if examples.problem_type != classifier.problem_type:
+        raise InvalidInput(f"the labels are of {examples.problem_type}, the model is of {classifier.problem_type}")
+    labels, outputs = torch.tensor(examples.labels), len(classifier.bias)
+    check_labels(labels, examples.problem_type, len(examples), outputs)
     if examples.problem_type == SINGLE_LABEL:
         return F.one_hot(labels.long(), outputs).float()
     return labels.float().view(len(labels), outputs)
@@ -259,8 +267,8 @@ def _store_weights(
     peaks = entries.abs().amax(dim=1) / (unit * LARGEST)
     steps = peaks.clamp(min=1).log2().ceil().exp2()  # (F,)
     classifier.scales[0] = unit / projected_scale
-    for buffer in (classifier.table, classifier.squares):
-        buffer.zero_()
+    for buffer, unused in ((classifier.table, 0), (classifier.steps, 1), (classifier.squares, 0)):
+        buffer.fill_(unused)
     classifier.table[used] = (entries / (unit * steps).unsqueeze(1)).round().to(torch.int8)
     classifier.steps[used, 0] = steps.to(torch.uint8)
     classifier.squares[used, 0] = squares.to(torch.int16)

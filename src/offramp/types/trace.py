@@ -82,7 +82,7 @@ class Trace:
         if problem_type == SINGLE_LABEL and self.logits.shape[-1] == 1:
             raise InvalidInput("one output cannot be a choice among classes; one output is a regression")
         if self.labels is not None:
-            _check_labels(self.labels, problem_type, self.logits)
+            check_labels(self.labels, problem_type, samples, self.logits.shape[-1])
         object.__setattr__(self, "logits", self.logits.detach().float())
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "tokens", tokens)
@@ -183,8 +183,8 @@ class Trace:
             raise InvalidInput(f"{os.fspath(path)}: not a trace that `offramp record` wrote ({error})") from None
 
 
-def _check_labels(labels: Tensor, problem_type: str, logits: Tensor) -> None:
-    _, samples, outputs = logits.shape
+def check_labels(labels: Tensor, problem_type: str, samples: int, outputs: int) -> None:
+    """Raise InvalidInput unless labels fit so many samples of a model with so many outputs."""
     flat = problem_type == SINGLE_LABEL or (problem_type == REGRESSION and outputs == 1)
     expected = (samples,) if flat else (samples, outputs)
     if labels.shape != expected and not (problem_type == REGRESSION and labels.shape == (samples, outputs)):
