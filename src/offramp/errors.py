@@ -63,5 +63,5 @@ class CannotReach(OfframpError):
         ...     offramp.calibrate(trace, "patience", offramp.Target(speedup=4.5))
         ... except offramp.CannotReach as error:
         ...     print(error)
-        Patience() cannot reach a speed-up of 4.5 ...
+        patience cannot reach a speed-up of 4.5 ...
     """

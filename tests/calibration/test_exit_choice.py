@@ -8,9 +8,11 @@ import torch.nn.functional as F
 
 from offramp.calibration.certify import certify
 from offramp.calibration.exit_choice import ExitChoice, choose_exits
+from offramp.calibration.prepare import prepare_policy
 from offramp.errors import InvalidInput
 from offramp.policies.base import Policy
 from offramp.policies.registry import load_policy
+from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Target
 from offramp.types.trace import Trace, row_hashes
 
@@ -80,6 +82,25 @@ def test_costs_are_multiply_accumulates_where_they_are_known() -> None:
     cheap, dear = (torch.tensor([first, first + 10, first + 20]) for first in (1.0, 30.0))
     choices = [choose_exits(replace(trace, macs=macs.view(3, 1).expand(3, 100)), certainty) for macs in (cheap, dear)]
     assert [choice.layers for choice in choices] == [(0, 2, 4), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("target", "layers"),
+    [
+        (Target(speedup=2), (2, 4)),  # all rows leave at layer 2 of 4
+        (Target(speedup=2.1), (0, 2, 4)),
+        (Target(latency_ms=2), (2, 4)),
+        (Target(latency_ms=1.9), (0, 2, 4)),
+    ],
+)
+def test_a_speed_that_is_out_of_reach_without_the_lexical_exit_has_it_read(
+    target: Target, layers: tuple[int, ...]
+) -> None:
+    cost = CostTable((0, 2, 4), (0.5, 2.0, 4.0), 0.5, "torch-float32", 1, 12.5, "a processor")
+    prepared = prepare_policy(trace_of(2), "certainty", target=target, cost=cost)
+    assert prepared.exits == ExitChoice(layers)
+    assert bool(prepared.report) is (layers == (2, 4))
+    assert prepared.calibrate(target, cost=cost).exit_layers == layers
 
 
 def test_rows_that_chose_the_exits_certify_nothing() -> None:

@@ -48,6 +48,7 @@ def train(place: Path, start: str, output: str, *more: Any) -> Result:
 def test_onto_a_finished_model_everything_else_stays_as_it_is(place: Path) -> None:
     result = train(place, "start", "more", *ALONE, "--json")
     assert result.exit_code == 0, result.output
+    assert "the operating point 'default' is kept as 'without-lexical'\n" in result.stderr
     before, after = load_model(place / "start"), load_model(place / "more")
     batch = padded(before, text_rows(16))
     out = after(**batch)
@@ -71,6 +72,7 @@ def test_onto_a_finished_model_everything_else_stays_as_it_is(place: Path) -> No
     again = train(place, "more", "again", *ALONE)
     assert again.exit_code == 0, again.output
     assert "the exit before the first layer is fitted anew\n" in again.stderr
+    assert "is kept as" not in again.stderr
     assert load_points(place / "again")["without-lexical"] == points["without-lexical"]
 
 

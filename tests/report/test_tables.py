@@ -52,6 +52,8 @@ def test_the_lexical_exit_is_named_and_its_rows_are_counted() -> None:
         "before": OperatingPoint({"name": "margin"}, (0.5,)),  # of the model without the lexical exit
     }
     lines = [" ".join(line.split()) for line in scores_text(lexical_trace(), points).splitlines()]
+    summary = "after a layer: average 0.7500, best 1.0000, deviation 0.2500"  # of the exits that papers have
+    assert lines[0] == f"accuracy of every exit, on 4 rows; {summary}"
     assert lines[1:4:2] == ["before layer 1 (lexical) layer 1 layer 3", "0.2500 0.5000 1.0000"]
     assert lines[5].startswith("operating point accuracy mean exit layers saved before layer 1 lost, 95%")
     assert [line[: line.index("%", line.index("%") + 1) + 1] for line in lines[7:10]] == [

@@ -19,6 +19,7 @@ from offramp.evaluation.caveats import undefined
 from offramp.evaluation.metrics import layerwise
 from offramp.evaluation.sweep import per_exit_constant, score_curve, sweep
 from offramp.policies.base import Policy
+from offramp.policies.registry import policy_text, policy_to_dict
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.outputs import ExitOutput, predictions
@@ -77,6 +78,7 @@ def point_for(
 ) -> OperatingPoint:
     """Return `calibrate`'s operating point for a policy that has run over the trace; arguments and errors as there."""
     trace, value = outputs.answers, target.value
+    policy = policy_text(policy_to_dict(outputs.deployed))
     if target.kind == "max_drop":
         quality = score_curve(trace, outputs.scores, outputs.logits, metric)
         least = (1 - value) * _full_score(trace, metric) - 1e-12
@@ -88,12 +90,12 @@ def point_for(
         costs = exit_costs(trace, cost)
         swept = sweep(outputs.scores, costs.unsqueeze(-1))
         speedups = costs[-1].sum() / swept.statistics[:, 0]  # (K,) rises as thresholds fall; inf where the cost is 0
-        limit = f"{outputs.policy} cannot reach a speed-up of {value:g} here; the best is {speedups[-1]:.4g}"
+        limit = f"{policy} cannot reach a speed-up of {value:g} here; the best is {speedups[-1]:.4g}"
         threshold = strictest(swept.thresholds, speedups >= value * (1 - 1e-12), limit)
     else:  # the target is latency_ms
         times = sweep(outputs.scores, exit_costs(trace, cost).unsqueeze(-1))
         means = times.statistics[:, 0] / len(trace)  # (K,) never rises as thresholds fall
-        limit = f"{outputs.policy} cannot answer in {value:g} ms a sample here; the best is {means[-1]:.4g}"
+        limit = f"{policy} cannot answer in {value:g} ms a sample here; the best is {means[-1]:.4g}"
         threshold = strictest(times.thresholds, means <= value * (1 + 1e-12), limit)
     if threshold is None:
         raise CannotReach("not even full depth holds the target")

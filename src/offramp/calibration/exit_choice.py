@@ -12,11 +12,12 @@ from torch import Tensor
 
 from offramp.calibration.calibrate import exit_costs, point_for
 from offramp.calibration.label_thresholds import LabelThresholds
-from offramp.calibration.outputs import policy_outputs
+from offramp.calibration.outputs import PolicyOutputs, policy_outputs
 from offramp.errors import CannotReach
 from offramp.evaluation.caveats import DEFAULT_DROP
 from offramp.evaluation.measure import replay_point
 from offramp.policies.base import Policy
+from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Target, rows_text
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, row_hashes
@@ -47,11 +48,13 @@ def choose_exits(
     target: Target | None = None,
     metric: str | None = None,
     label_thresholds: LabelThresholds | None = None,
+    cost: CostTable | None = None,
 ) -> ExitChoice:
     """Choose whether points read the exit before the first layer: where it lowers the mean cost by more than chance.
 
     A threshold for the target is chosen on these rows with the exit and without it. The mean over the rows of what the
-    exit saves must be more than STANDARD_ERRORS of its standard errors. Costs are those of `Measured.speedup`.
+    exit saves must be more than STANDARD_ERRORS of its standard errors. Costs are those of `Measured.speedup`. A target
+    of speed that is out of reach without the exit has it read.
 
     Args:
         trace: a full-depth pass over rows that are neither trained on nor certified nor reported on; labels for
@@ -61,6 +64,7 @@ def choose_exits(
             without labels the same agreement.
         metric: a name of `offramp.evaluation.metrics.METRICS`, of a `max_drop`; None = the problem's default.
         label_thresholds: as of `offramp.calibrate`.
+        cost: the time to each exit, of a `latency_ms`; without it none is out of reach.
 
     Raises:
         InvalidInput: as `offramp.calibrate`.
@@ -70,6 +74,9 @@ def choose_exits(
     if first > 0 or len(behind) < 2:  # nothing to choose, or no other exit to leave at
         return ExitChoice(layers)
     if target is None or target.kind not in ("max_drop", "agreement"):
+        rows = trace.select(behind)
+        if not _is_in_reach(policy_outputs(rows, fit(rows), label_thresholds), target, cost):
+            return ExitChoice(layers)
         if trace.labels is None and trace.problem_type == REGRESSION:
             return ExitChoice(layers)
         target = Target(agreement=1 - DEFAULT_DROP) if trace.labels is None else Target(max_drop=DEFAULT_DROP)
@@ -85,6 +92,17 @@ def choose_exits(
         spent.append(table.gather(0, exits.unsqueeze(0)).squeeze(0))  # (N,)
     reason = _reason((spent[1] - spent[0]) / costs[-1].mean(), target)
     return ExitChoice(tuple(behind) if reason else layers, tuple(sorted(set(row_hashes(trace)))), reason)
+
+
+def _is_in_reach(outputs: PolicyOutputs, target: Target | None, cost: CostTable | None) -> bool:
+    """Return whether a policy is fast enough on these rows for a target of speed; True where none is known."""
+    if target is None or (target.kind == "latency_ms" and cost is None):
+        return True
+    try:
+        point_for(outputs, target, cost=cost)
+    except CannotReach:
+        return False
+    return True
 
 
 def _reason(saved: Tensor, target: Target) -> str:

@@ -115,6 +115,7 @@ def prepare_policy(
     saved_lines: SavedLines | None = None,
     target: Target | None = None,
     metric: str | None = None,
+    cost: CostTable | None = None,
 ) -> PreparedPolicy:
     """Fit the numbers that a policy needs, and return it with the rows to choose thresholds on.
 
@@ -139,6 +140,7 @@ def prepare_policy(
             confidence they serve, if they are of the trace's weights and of other rows, in place of a half of the rows.
         target: of the points to come, at which the lexical exit pays or not; None as of `choose_exits`.
         metric: of the points to come.
+        cost: the time to each exit, of a `latency_ms` to come.
 
     Raises:
         InvalidInput: options that do not go together; rows whose logits are not finite; too few rows; no labels where
@@ -150,7 +152,7 @@ def prepare_policy(
     if target is None or target.kind != "max_drop":
         metric = None
     if not (parameters or temperature or per_exit or confidence):
-        return _prepare_default(trace, label_thresholds, target, metric)
+        return _prepare_default(trace, label_thresholds, target, metric, cost)
     is_named = "name" in parameters
     name = parameters.pop("name", None) or default_unfitted_policy(str(trace.problem_type))
     if temperature and per_exit:
@@ -179,7 +181,7 @@ def prepare_policy(
     # 2) which exits are read
     exits = ExitChoice(tuple(trace.layer_numbers))
     if (confidence is None or halved) and not are_saved:
-        exits = choose_exits(choose_half if confidence is None else fit_half, fitted, target, metric, chosen)
+        exits = choose_exits(choose_half if confidence is None else fit_half, fitted, target, metric, chosen, cost)
     if exits.reason:
         fit_half, choose_half = (rows.select(exits.layers) for rows in (fit_half, choose_half))
     # 3) the numbers
@@ -214,11 +216,13 @@ def _fit(name: str, rows: Trace, temperature: bool, per_exit: bool) -> dict[str,
     return fit_lines(name, rows) if per_exit else {}
 
 
-def _prepare_default(trace: Trace, label_thresholds: bool, target: Target | None, metric: str | None) -> PreparedPolicy:
+def _prepare_default(
+    trace: Trace, label_thresholds: bool, target: Target | None, metric: str | None, cost: CostTable | None
+) -> PreparedPolicy:
     """Return the default policy of a problem; label thresholds are of classes, whose default leaves all rows."""
     chosen = choose_label_thresholds(trace) if label_thresholds else None
     default, rows = fit_default_policy(trace)
-    exits = choose_exits(rows, lambda some: fit_default_policy(some)[0], target, metric, chosen)
+    exits = choose_exits(rows, lambda some: fit_default_policy(some)[0], target, metric, chosen, cost)
     if exits.reason:
         default, rows = fit_default_policy(trace.select(exits.layers))
     fit_rows = len(trace) - len(rows)
@@ -266,5 +270,6 @@ def fit_and_calibrate(
         saved_lines=saved_lines,
         target=target,
         metric=metric,
+        cost=cost,
     )
     return prepared.calibrate(target, metric, cost)

@@ -101,8 +101,9 @@ def calibrate(
     those that `offramp train` fitted on rows of its own (lines.json), or are fitted on a half if there are none.
 
     A target holds on the data, and where few rows choose, others lose more: `offramp train` chooses its default point
-    with a standard error to spare. A lexical exit is read where these rows show that it saves something, else not;
-    with --confidence rows that are fitted on show it, and without such rows it is read.
+    with a standard error to spare. A lexical exit is read where these rows show that it saves something, or where
+    --speedup or --latency-ms is out of reach without it, else not; with --confidence rows that are fitted on show it,
+    and without such rows it is read.
 
     --label-thresholds chooses, with several labels, the probability above which each is part of an answer, in place of
     0.5: the one with the best F1 at full depth. The score is then macro-f1 (or --metric f1), the full model answers
@@ -132,7 +133,7 @@ def calibrate(
     from offramp.calibration.saved_lines import read_saved_lines
     from offramp.types.operating_point import Target
 
-    # 1) the trace, and the policy with its numbers
+    # 1) the trace, the times, and the policy with its numbers
     check_data_or_trace(options)
     check_metric_of(folder, options["metric"], for_thresholds=ladder or "max_drop" in targets)
     labelled = ladder or "max_drop" in targets or options["metric"] is not None or label_thresholds
@@ -143,6 +144,7 @@ def calibrate(
         parameters["name"] = policy
     if hold_back is not None:
         parameters["offsets"] = _parse_offsets(folder, hold_back)
+    cost = _measure_costs(folder, data, options) if data is not None and "latency_ms" in targets else None
     prepared = prepare_policy(
         trace,
         parameters,
@@ -153,11 +155,11 @@ def calibrate(
         saved_lines=read_saved_lines(folder) if per_exit and confidence is not None else None,
         target=None if ladder else Target(**targets),
         metric=metric,
+        cost=cost,
     )
     if prepared.report:
         click.echo(prepared.report, err=True)
     # 2) the points
-    cost = _measure_costs(folder, data, options) if data is not None and "latency_ms" in targets else None
     if confidence is not None:
         refuse_other_weights(folder, trace)
     if ladder:

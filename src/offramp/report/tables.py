@@ -75,7 +75,8 @@ def scores_text(
         labels = ", labels above 0.5" if any(point.label_thresholds for point in points.values()) else ""
         title = f"{metric_for(trace, metric)[0]} of every exit, on {rows_text(len(trace))}{labels}"
         summary = exit_score_summary(trace, metric)
-        title += f"; average {summary.average:.4f}, best {summary.best:.4f}, deviation {summary.deviation:.4f}"
+        behind = "" if trace.layer_numbers[0] else "after a layer: "
+        title += f"; {behind}average {summary.average:.4f}, best {summary.best:.4f}, deviation {summary.deviation:.4f}"
         tables.append(f"{title}\n{table(head, [row])}")
     if points:
         title = "agreement, 95%" if trace.labels is None else "lost, 95%"

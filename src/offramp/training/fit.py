@@ -198,7 +198,9 @@ def fit_lexical_alone(
         fit_lexical(model, tokenizer, train)
         points = model.operating_points
         if DEFAULT in points and 0 not in points[DEFAULT].layers_read(model.layers):
-            points.setdefault(WITHOUT_LEXICAL, points[DEFAULT])
+            if WITHOUT_LEXICAL not in points:
+                points[WITHOUT_LEXICAL] = points[DEFAULT]
+                logger.info("the operating point %r is kept as %r", DEFAULT, WITHOUT_LEXICAL)
             del points[DEFAULT]
         _save(model, tokenizer, Path(folder))
         _name_weights(Path(folder), model.operating_points)
