@@ -278,16 +278,17 @@ def test_a_fine_tuned_model_gets_exits_and_keeps_its_answers(place: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "code", "said"),
     [
-        (("--freeze",), "'weighted' has no parameter 'freeze'"),
-        (("--objective", "two-stage", "--freeze"), "--freeze keeps a fine-tuned classifier's head, and there is none"),
-        (("--objective", "two-stage", "--memory", 0.9), "TwoStage freezes the last exit, and memory"),
+        (("--freeze",), 2, "Error: --freeze goes with --objective self-distillation or two-stage, not with weighted"),
+        (("--freeze", "--lexical"), 2, " has no exits yet, and --freeze goes with --objective self-distillation or "),
+        (("--objective", "two-stage", "--freeze"), 1, "--freeze keeps a fine-tuned classifier's head, and there is "),
+        (("--objective", "two-stage", "--memory", 0.9), 1, "TwoStage freezes the last exit, and memory"),
     ],
 )
-def test_what_cannot_be_frozen_is_one_line(place: Path, more: tuple[Any, ...], said: str) -> None:
+def test_what_cannot_be_frozen_is_one_line(place: Path, more: tuple[Any, ...], code: int, said: str) -> None:
     result = train(place, "frozen", *more)
-    assert result.exit_code == 1
+    assert result.exit_code == code
     assert said in result.output.splitlines()[-1]
     assert "Traceback" not in result.output
     assert not (place / "frozen").exists()

@@ -12,6 +12,7 @@ from offramp.calibration.certify import certified_point, check_certifiable
 from offramp.calibration.exit_choice import ExitChoice, choose_exits
 from offramp.calibration.label_thresholds import FEWEST_POSITIVES, LabelThresholds, choose_label_thresholds
 from offramp.calibration.ladder import ladder_points
+from offramp.calibration.lexical_rows import warn_of_lexical_rows
 from offramp.calibration.outputs import PolicyOutputs, policy_outputs
 from offramp.calibration.saved_lines import SavedLines
 from offramp.errors import InvalidInput
@@ -76,6 +77,7 @@ class PreparedPolicy:
             NotApplicable: likewise.
         """
         if self.confidence is None and to_spare and target.kind == "max_drop":
+            warn_of_lexical_rows(self.rows)
             return cautious_point(self._outputs(), target.value, self._metric(metric))
         if self.confidence is None:
             return calibrate(self.rows, self.policy, target, self._metric(metric), cost, self.label_thresholds)
@@ -222,11 +224,16 @@ def _prepare_default(
     """Return the default policy of a problem; label thresholds are of classes, whose default leaves all rows."""
     chosen = choose_label_thresholds(trace) if label_thresholds else None
     default, rows = fit_default_policy(trace)
-    exits = choose_exits(rows, lambda some: fit_default_policy(some)[0], target, metric, chosen, cost)
+    name = str(policy_to_dict(default)["name"])
+
+    def fitted(some: Trace) -> Policy:  # `rows` are a half already where a policy is fitted
+        return fit_policy(name, some) if name in FITTED else fit_default_policy(some)[0]
+
+    exits = choose_exits(rows, fitted, target, metric, chosen, cost)
     if exits.reason:
         default, rows = fit_default_policy(trace.select(exits.layers))
     fit_rows = len(trace) - len(rows)
-    report = [_report(str(policy_to_dict(default)["name"]), fit_rows, len(rows))] if fit_rows else []
+    report = [_report(name, fit_rows, len(rows))] if fit_rows else []
     report += [*_label_report(chosen, len(trace)), *filter(None, [exits.reason])]
     return PreparedPolicy(default, rows, None, "\n".join(report), chosen, exits)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from offramp.cli.options import columns_of, reading_of
 from offramp.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from offramp.training.objectives.base import Objective
 
 
 def new_with_data(
@@ -84,6 +87,24 @@ def finished_model(start: str) -> Any:
         return model if has_exits(model) else None
     config = from_pretrained_or_raise(AutoConfig, start)
     return load_model(start) if isinstance(config, MultiExitConfig) else None
+
+
+def objective_of(options: Mapping[str, Any]) -> Objective:
+    """Return the objective that the options name; with --freeze without its first stage.
+
+    Raises:
+        UsageError: --freeze, and the objective has no stages.
+    """
+    from offramp.training.objectives.registry import OBJECTIVES, load_objective
+
+    name = options["objective"]
+    if not options["freeze"]:
+        return load_objective(name)
+    staged = [other for other in sorted(OBJECTIVES) if hasattr(load_objective(other), "freeze")]
+    if name not in staged:
+        reason = f"{options['backbone']} has no exits yet, and " if options["lexical"] else ""
+        raise click.UsageError(f"{reason}--freeze goes with --objective {' or '.join(staged)}, not with {name}")
+    return load_objective(name, freeze=True)
 
 
 def _exits(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from offramp.cli.model_and_data import fine_tuned_with_data, finished_model, new_with_data
+from offramp.cli.model_and_data import fine_tuned_with_data, finished_model, new_with_data, objective_of
 from offramp.cli.options import (
     FOLDER,
     SCORE,
@@ -136,6 +136,7 @@ def train(
     silence_transformers()
     from torch import distributed
 
+    from offramp.data.batching import Cuts
     from offramp.inference.record import record as record_trace
     from offramp.model.default_encoder import default_encoder
     from offramp.training.fit import remove_checkpoints
@@ -151,7 +152,8 @@ def train(
     if distributed.is_initialized() and distributed.get_rank() > 0:  # another process of torchrun
         return
     # 2) the default operating point, and lines for a certificate to come
-    _save_lines(output, data)
+    with Cuts().counted():  # of these rows it is printed already
+        _save_lines(output, data)
     trace = record_trace(output, held_out)
     trace = replace(trace, provenance={**trace.provenance, "data": Path(validation_source).name})
     points = _add_default_point(output, trace, max_drop, metric)
@@ -168,9 +170,8 @@ def _train_exits(
     from offramp.evaluation.metrics import check_metric
     from offramp.model.hub import load_tokenizer
     from offramp.training.fit import fit
-    from offramp.training.objectives.registry import load_objective
 
-    objective = load_objective(options["objective"], **({"freeze": True} if options["freeze"] else {}))
+    objective = objective_of(options)
     set_seed(options["seed"])
     build = fine_tuned_with_data if options["freeze"] else new_with_data
     model, data, held_out = build(options["backbone"], train_source, validation_source, options)

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
-from offramp.data.batching import check_vocabulary, collate, encode, token_limit
+from offramp.data.batching import Cuts, check_vocabulary, collate, encode, token_limit
 from offramp.data.examples import Examples
 from offramp.model.adapters import without_wrappers
 from offramp.model.card import save_points
@@ -166,7 +166,8 @@ def fit(
         exits = unwrap(model)
         if exits.lexical_exit is not None:
             _log_refit(exits)
-            fit_lexical(exits, tokenizer, train)
+            with Cuts().counted():  # `token_rows` has logged it
+                fit_lexical(exits, tokenizer, train)
         _save(model, tokenizer, Path(folder))
         if not keep_checkpoints:
             remove_checkpoints(folder)
