@@ -118,7 +118,7 @@ def test_a_trace_by_a_graph_has_its_exits_and_full_depth_is_the_last(engine: str
         (
             "entropy",
             (1, 2, 4),
-            r"at layers \[1, 2, 4\]; the file left out the exits \[1\]: save the point, and `offramp",
+            "for entropy at layers 1, 2, 4; the file left out the exits at layers 1: save the point, and `offramp",
         ),
         ("entropy", (0, 3, 4), "the file does not hold its steps: save the point, and `offramp export FOLDER` writes"),
         ("patience", (2, 3, 4), 'save the point as "default", and `offramp export FOLDER` makes a graph that runs it'),

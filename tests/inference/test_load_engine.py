@@ -169,8 +169,8 @@ def test_auto_falls_back_to_torch_and_says_why_if_the_point_is_for_another_polic
     predictor = Predictor.load(folder)
     assert isinstance(predictor.engine, TorchEngine)
     (warning,) = told
-    assert warning.startswith("torch runs this model: the graph runs the policy {'name': 'entropy'}, ")
-    assert "the operating point is for {'name': 'patience'}; the file does not hold its steps: " in warning
+    assert warning.startswith("torch runs this model: the graph runs the policy entropy, ")
+    assert "the operating point is for patience; the file does not hold its steps: " in warning
     assert warning.endswith("save the point, and `offramp export FOLDER` writes them")
     assert len(predictor(texts(3))) == 3
 

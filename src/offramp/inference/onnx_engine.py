@@ -17,7 +17,8 @@ from offramp.errors import InvalidInput
 from offramp.inference.engine import Engine
 from offramp.inference.onnx.metadata import read_policy_key
 from offramp.model.config import MultiExitConfig
-from offramp.policies.registry import WRAPPERS, load_policy, summarize
+from offramp.policies.registry import WRAPPERS, load_policy, policy_text
+from offramp.types.exit_names import layers_text
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, ExitOutput
 
@@ -76,9 +77,10 @@ class OnnxEngine:
     def _refuse(self, point: OperatingPoint) -> NoReturn:
         """Refuse a point for another policy than the graph's, or for other exits, and say what makes it run."""
         metadata, read = self.graph.metadata, point.layers_read(self.config.layers)
-        runs, wanted = str(summarize(metadata.policy)), str(summarize(point.policy))
+        runs, wanted = policy_text(metadata.policy), policy_text(point.policy)
         if read != metadata.layers_read:
-            runs, wanted = f"{runs} at layers {list(metadata.layers_read)}", f"{wanted} at layers {list(read)}"
+            runs = f"{runs} at layers {layers_text(metadata.layers_read)}"
+            wanted = f"{wanted} at layers {layers_text(read)}"
         raise InvalidInput(
             f"the graph runs the policy {runs}, the operating point is for {wanted}; {self._remedy(point.policy, read)}"
         )
@@ -89,7 +91,8 @@ class OnnxEngine:
         command = f"offramp export FOLDER{' --int8' if metadata.precision == 'int8' else ''}"
         layers = metadata.subset(read)
         if left_out := [layer for layer in read if layer not in metadata.layers]:
-            return f"the file left out the exits {left_out}: save the point, and `{command}` writes them"
+            left = layers_text(left_out)
+            return f"the file left out the exits at layers {left}: save the point, and `{command}` writes them"
         entries = map(read_policy_key, metadata.policies)
         if all(held != layers or load_policy(data) != wanted for data, held in entries):
             return f"the file does not hold its steps: save the point, and `{command}` writes them"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from offramp.errors import InvalidInput, UnknownName
 from offramp.registry import build, load
+from offramp.types.exit_names import layers_text
 
 if TYPE_CHECKING:
     from offramp.policies.base import Policy, WrapperPolicy
@@ -129,6 +130,9 @@ def summarize(policy: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def policy_text(policy: Mapping[str, Any]) -> str:
-    """Return a policy's data in words: "pcee (measure entropy, patience 2)"."""
-    parameters = ", ".join(f"{key} {value}" for key, value in summarize(policy).items() if key != "name")
-    return f"{policy['name']} ({parameters})" if parameters else str(policy["name"])
+    """Return a policy's data in words: "pcee (measure entropy, patience 2)"; a graph's may name the exits it reads."""
+    own = {key: value for key, value in summarize(policy).items() if key not in ("name", "exit_layers")}
+    words = [f"{key} {value}" for key, value in own.items()]
+    if "exit_layers" in policy:
+        words.append(f"exits at layers {layers_text(policy['exit_layers'])}")
+    return f"{policy['name']} ({', '.join(words)})" if words else str(policy["name"])
