@@ -78,6 +78,11 @@ def assessment(
             Verdict.UNCERTAIN,
             "loses no accuracy on these rows. 2 rows promise little: up to 77.6 points of accuracy may be lost (95%).",
         ),
+        (
+            assessment(0.9, rows=2, loss=(-0.3, -0.05)),
+            Verdict.UNCERTAIN,
+            "2 rows promise little, but at least 5.0 points of accuracy are gained (95%).",
+        ),
         (assessment(0.8, rows=298), Verdict.UNCERTAIN, "298 rows promise little: up to 2.0 points of accuracy"),
         (assessment(0.8, rows=299), Verdict.PAYS, "Early exit pays here"),
         (assessment(0.8, rows=1, loss=None), Verdict.UNCERTAIN, "1 row promises little: no interval of accuracy"),
@@ -91,6 +96,14 @@ def test_early_exit_pays_where_layers_are_saved_and_the_target_is_met(
     decision = decide(assessed)
     assert decision.verdict is verdict
     assert words in decision.headline
+
+
+def test_a_speed_that_is_missed_is_named() -> None:
+    cost = Measured("accuracy", 0.8, 0.8, 0.95, 3.0, 6, 400, macs=101.0, full_macs=200.0)
+    point = OperatingPoint({"name": "margin"}, (0.5,) * 5, {"speedup": 2.0}, cost)
+    decision = decide(replace(assessment(0.8), point=point, measured=cost))
+    words = "and 2 times fewer multiply-accumulates was asked for; on these rows it is 1.98 times."
+    assert decision.headline.endswith(words)
 
 
 def test_an_f1_is_of_the_rows_of_its_class() -> None:

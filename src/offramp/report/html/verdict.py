@@ -219,8 +219,18 @@ def _headline(assessment: PointAssessment) -> str:
             else f". That is more than was asked for, but on {rows_text(measured.rows)} it may be chance."
         ),
         Verdict.MISSES_TARGET: f"Early exit does not pay as asked: {point} {saves}, and "
-        f"{target_text(assessment.point)} was asked for.",
+        f"{target_text(assessment.point)} was asked for{_reached(assessment)}.",
     }[assessment.verdict]
+
+
+def _reached(assessment: PointAssessment) -> str:
+    """Return the speed-up or the time on these rows behind a target of these; "" for other targets."""
+    point, measured = assessment.point, assessment.measured
+    if "speedup" in point.target:
+        return f"; on these rows it is {_speedup_as_chosen(point, measured):.4g} times"
+    if "latency_ms" in point.target and measured.expected_ms is not None:
+        return f"; on these rows it is {measured.expected_ms:.4g} ms"
+    return ""
 
 
 def _few_rows(assessment: PointAssessment) -> str:
@@ -230,9 +240,12 @@ def _few_rows(assessment: PointAssessment) -> str:
     counted = assessment.counted
     rows, of_class = (assessment.measured.rows, "") if counted is None else (counted, " of the class")
     little = f" {rows_text(rows)}{of_class} {'promises' if rows == 1 else 'promise'} little"
+    metric = assessment.measured.metric
     if assessment.loss is None:
-        return f"{little}: no interval of {assessment.measured.metric} can be given from them."
-    return f"{little}: up to {points(assessment.loss[1])} points of {assessment.measured.metric} may be lost (95%)."
+        return f"{little}: no interval of {metric} can be given from them."
+    if assessment.loss[1] < 0:
+        return f"{little}, but at least {points(-assessment.loss[1])} points of {metric} are gained (95%)."
+    return f"{little}: up to {points(assessment.loss[1])} points of {metric} may be lost (95%)."
 
 
 def _score_change(measured: Measured) -> str:
