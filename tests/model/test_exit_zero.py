@@ -167,6 +167,20 @@ def test_it_is_saved_and_loaded_with_the_model(rank: int | None, shards: dict[st
         assert torch.equal(MultiExitModel.from_pretrained(tmp_path / "half").lexical(inputs).logits, exact)
 
 
+def test_loaded_for_other_outputs_it_is_not_fitted(tmp_path: Path) -> None:
+    tiny_model(lexical=LEXICAL).save_pretrained(tmp_path)
+    model, loading = MultiExitModel.from_pretrained(
+        tmp_path, num_labels=5, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert ("lexical_exit.bias", (3,), (5,)) in loading["mismatched_keys"]
+    assert model(**padded(model, token_rows(2))).exit_logits.shape == (5, 2, 5)  # the encoder's exits start anew
+    assert model.eval().all_exits(padded(model, token_rows(2))).logits[0].eq(0).all()
+    with pytest.raises(InvalidInput, match="is not fitted; "):
+        record(model, token_rows(2))
+    fill_lexical(model).save_pretrained(tmp_path)
+    assert record(MultiExitModel.from_pretrained(tmp_path), token_rows(2)).logits.shape == (5, 2, 5)
+
+
 @torch.no_grad()
 def test_new_words_leave_it_as_it_is(tmp_path: Path) -> None:
     model = tiny_model(lexical=LEXICAL)

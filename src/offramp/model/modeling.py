@@ -35,6 +35,7 @@ from offramp.model.exits import (
     in_front,
     lexical_output,
     refuse_unfitted,
+    renew_lexical,
 )
 from offramp.model.from_backbone import resolve_source
 from offramp.model.gate import Gate
@@ -56,6 +57,7 @@ from offramp.model.saving import (
 from offramp.model.token_exit.config import TokenExit
 from offramp.policies.registry import load_policy
 from offramp.types.carry import Carry
+from offramp.types.fingerprint import LEXICAL
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import ExitOutput
 
@@ -127,14 +129,22 @@ class MultiExitModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load weights, configuration and operating points, as `transformers.PreTrainedModel.from_pretrained` does."""
-        result = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = result[0] if isinstance(result, tuple) else result  # output_loading_info=True returns a pair
+        """Load weights, configuration and operating points, as `transformers.PreTrainedModel.from_pretrained` does.
+
+        An exit before the first layer whose numbers are not all there, or not for so many outputs, is not fitted.
+        """
+        with_loading = kwargs.pop("output_loading_info", False)
+        model, loading = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        lost = (*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"]))
+        if any(key.startswith(LEXICAL) for key in lost):
+            renew_lexical(model, LexicalExit(ngrams=model.lexical_exit.ngrams))
         source = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder", "token") if name in kwargs}
         name = pretrained_model_name_or_path  # None with weights from a state dict
         model.operating_points = load_points(name, **source) if name is not None else {}
         model._loaded_weights = weights_in_memory(model) if model.operating_points else None
-        return result
+        return (model, loading) if with_loading else model
 
     @classmethod
     def from_backbone(
