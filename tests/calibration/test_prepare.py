@@ -80,6 +80,12 @@ def test_nothing_asked_for_is_the_default_policy_and_says_which_rows_fitted(prob
     assert fit_and_calibrate(trace, TARGET) == calibrate(rows, policy, TARGET)
 
 
+def test_few_values_choose_whether_the_lexical_exit_is_read() -> None:
+    """The half of three rows that chooses the threshold is not halved once more."""
+    trace = random_trace(REGRESSION, depth=4, samples=3, layers=torch.arange(4))
+    assert row_hashes(prepare_policy(trace, target=TARGET).rows) == row_hashes(halves(trace)[1])
+
+
 @pytest.mark.parametrize(
     ("problem_type", "options", "expected"),
     [

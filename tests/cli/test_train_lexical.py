@@ -90,6 +90,15 @@ def test_training_fits_it_unless_it_is_refused(place: Path) -> None:
     assert len(load_model(place / "with").lexical_exit.fitted_rows) > 20
 
 
+def test_rows_that_fitted_it_choose_a_point_with_a_warning_and_cut_texts_are_counted_once(place: Path) -> None:
+    short = ("--epochs", 1, "--batch-size", 40, "--max-length", 4)
+    result = train(place, "start", "same", *short, "--validation", place / "train.jsonl")
+    assert result.exit_code == 0, result.output
+    words = "40 of 40 rows fitted the exit before the first layer, which answers them better than others: "
+    assert any(line.startswith(words) for line in result.stderr.splitlines())
+    assert result.stderr.count(" were cut to 4 tokens\n") == 3  # rows to train on, to validate on, and to choose on
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [
