@@ -1,5 +1,7 @@
 """What a trace cannot show, in sentences, by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -52,6 +54,16 @@ def test_enough_rows_need_no_words() -> None:
     assert caveats(right_at_the_end([0, 1, 2] * 100, 3), early(max_drop=0.01)) == []
     assert caveats(right_at_the_end([0, 1] * 30), early(speedup=2)) == []
     assert caveats(random_trace("regression", samples=60, outputs=1), early(max_drop=0.01)) == []
+
+
+def test_an_encoder_that_scores_less_than_the_lexical_exit_is_named() -> None:
+    trace = right_at_the_end([0, 1] * 10)
+    trace = replace(trace, logits=trace.logits.flip(0), layers=torch.tensor([0, 2]))  # the last exit answers class 0
+    words = "the lexical exit alone has accuracy 1.0000, the full model 0.5000: here the encoder adds nothing to it; "
+    assert words + "train longer, or see whether the encoder is needed" in caveats(trace, {})
+    fitted = replace(trace, fit_rows=torch.arange(20) < 2)  # 10 %
+    for other in (fitted, replace(trace, layers=torch.tensor([1, 2])), right_at_the_end([0, 1] * 10)):
+        assert not any("the encoder adds nothing" in sentence for sentence in caveats(other, {}))
 
 
 def test_a_point_at_full_depth_loses_nothing() -> None:

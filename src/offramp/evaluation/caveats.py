@@ -22,6 +22,8 @@ NO_TARGET = 0.05
 """The share of lost answers that rows should be able to rule out where no target names one."""
 DEFAULT_DROP = 0.01
 """The share of the score that may go where no target names one."""
+MOST_FIT = 0.05
+"""The share of rows that fitted the lexical exit, above which nothing is said of it."""
 MAX_NAMES = 5
 """Classes that a sentence names."""
 
@@ -45,13 +47,27 @@ def caveats(
     ]
     if trace.labels is not None:
         sentences += [undefined(trace, metric, names), missing_classes(trace, names)]
-        sentences.append(majority(trace, points, metric, names))
+        sentences += [majority(trace, points, metric, names), idle_encoder(trace, metric)]
     return [sentence for sentence in sentences if sentence]
 
 
 def one_class(trace: Trace, metric: str | None, names: Sequence[str]) -> str | None:
     """Say which class an F1 is of."""
     return f"f1 is that of class {names[1]!r}, the second of the two" if is_of_one_class(trace, metric) else None
+
+
+def idle_encoder(trace: Trace, metric: str | None) -> str | None:
+    """Say where the full model scores less than the exit before the first layer, on rows that did not fit that one."""
+    if trace.layer_numbers[0] or (trace.fit_rows is not None and trace.fit_rows.double().mean() > MOST_FIT):
+        return None
+    scores = layerwise(trace, metric)
+    if scores[-1] >= scores[0]:
+        return None
+    name = metric_for(trace, metric)[0]
+    return (
+        f"the lexical exit alone has {name} {scores[0]:.4f}, the full model {scores[-1]:.4f}: here the encoder adds "
+        "nothing to it; train longer, or see whether the encoder is needed"
+    )
 
 
 # --- few rows -------------------------------------------------------------------------------------------------------
