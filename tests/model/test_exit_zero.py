@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 from offramp.errors import InvalidInput
 from offramp.inference.record import record
+from offramp.inference.torch_engine import TorchEngine
 from offramp.model.bypass import Bypass
 from offramp.model.card import save_points
 from offramp.model.exits import renew_lexical
@@ -36,6 +37,7 @@ from support.models import (
     tiny_model,
     token_rows,
 )
+from support.traces import fitted
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 LEXICAL = LexicalExit(buckets=61)
@@ -259,6 +261,16 @@ def test_at_a_point_samples_leave_before_the_first_layer_as_in_a_replay() -> Non
     model.set_operating_point(BEHIND)
     with pytest.raises(InvalidInput, match="is not fitted; "):
         model.set_operating_point(READING)
+
+
+def test_a_policy_with_numbers_for_other_exits_than_the_point_reads_is_refused() -> None:
+    model = tiny_model(lexical=LEXICAL)
+    for parameters in ({"name": "margin", "lines": [[0.0, 1.0]] * 5}, fitted("consistency", exits=5)):
+        model.set_operating_point(OperatingPoint(parameters, (0.5,) * 4))
+        some = OperatingPoint(parameters, (0.5,) * 3, exit_layers=(0, 2, 3, 4))
+        for take in (model.set_operating_point, TorchEngine(model).check):
+            with pytest.raises(InvalidInput, match="for 5 exits, "):
+                take(some)
 
 
 @torch.no_grad()

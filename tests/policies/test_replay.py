@@ -469,7 +469,7 @@ def test_taking_rows_keeps_everything_else() -> None:
 
 def test_a_trace_of_some_exits_keeps_their_outputs() -> None:
     trace = replace(random_trace(MULTI_LABEL, layers=[0, 1, 2, 3, 4, 9]), macs=torch.arange(300.0).view(6, 50))
-    some = trace.select([0, 3, 9])
+    some = trace.select(torch.tensor([0, 3, 9]))
     assert some.layer_numbers == [0, 3, 9]
     assert torch.equal(some.logits, trace.logits[[0, 3, 5]])
     assert torch.equal(some.certainty, trace.certainty[[0, 3, 5]])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offramp.early_exit.loop import run
 from offramp.model.config import MultiExitConfig
-from offramp.model.exits import refuse_unfitted
+from offramp.model.exits import refuse_policy, refuse_unfitted
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.fixed import Fixed
 from offramp.policies.registry import load_policy
@@ -62,8 +62,7 @@ class TorchEngine:
     def check(self, point: OperatingPoint | None) -> None:
         """Refuse a point that this engine cannot run."""
         if point is not None:
-            load_policy(point.policy)
-            point.layers_read(self.model.layers)
+            refuse_policy(self.model, point)
 
     @torch.inference_mode()
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:

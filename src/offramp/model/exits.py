@@ -19,7 +19,10 @@ from offramp.model.heads import Heads, pooling_weights_of
 from offramp.model.layers import scale_gradient
 from offramp.model.lexical.classifier import LexicalClassifier
 from offramp.model.lexical.config import LexicalExit
+from offramp.policies.base import Memory
+from offramp.policies.registry import load_policy
 from offramp.types.carry import Carry
+from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import ExitOutput
 
 
@@ -140,6 +143,22 @@ def renew_lexical(model: Any, setting: LexicalExit) -> None:
     model.config.set_lexical(setting)
     model.lexical_exit = build_lexical(model.config)
     model.lexical_exit.to(model.device)
+
+
+def refuse_policy(model: Any, point: OperatingPoint) -> None:
+    """Let a point's policy score one row at each exit that it reads, so that what it cannot do shows before a row.
+
+    Raises:
+        InvalidInput: the point is for other exits than the model's, or its policy was fitted for another number.
+        NotApplicable: the policy has no meaning for the model.
+    """
+    policy, read = load_policy(point.policy), point.layers_read(model.layers)
+    logits = torch.zeros(1, model.config.num_labels)
+    certainty = None if model.gate is None else torch.zeros(1)
+    out = ExitOutput(logits, certainty, problem_type=model.config.problem_type)
+    memory: Memory = ()
+    for number, layer in enumerate(read):
+        memory = policy.step(number, replace(out, layer=layer, last=layer == read[-1]), memory).memory
 
 
 def refuse_unfitted(classifier: LexicalClassifier | None) -> None:

@@ -34,6 +34,7 @@ from offramp.model.exits import (
     encoder_exits,
     in_front,
     lexical_output,
+    refuse_policy,
     refuse_unfitted,
     renew_lexical,
 )
@@ -330,10 +331,11 @@ class MultiExitModel(PreTrainedModel):
             UnknownName: no point of that name.
             InvalidInput: a point for other exits, or for one that is not fitted; a name, and the weights have changed
                 since it was loaded.
+            NotApplicable: its policy has no meaning for the model.
         """
         chosen = named_point(self.operating_points, point) if isinstance(point, str) else point
         if chosen is not None:
-            load_policy(chosen.policy)
+            refuse_policy(self, chosen)
             reads_lexical = 0 in chosen.layers_read(self.layers)
             if isinstance(point, str) and chosen.fingerprint is not None:
                 refuse_changed_weights(self, self._loaded_weights, point, reads_lexical)

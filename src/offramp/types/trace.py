@@ -129,10 +129,10 @@ class Trace:
             >>> trace.select([2, 4]).layer_numbers
             [2, 4]
         """
-        numbers = self.layer_numbers
-        if not layers or any(layer not in numbers for layer in layers):
-            raise InvalidInput(f"the trace has exits at layers {numbers}, got {list(layers)}")
-        exits = torch.tensor([numbers.index(layer) for layer in layers])
+        numbers, wanted = self.layer_numbers, [int(layer) for layer in layers]  # `layers` may be another trace's
+        if not wanted or any(layer not in numbers for layer in wanted):
+            raise InvalidInput(f"the trace has exits at layers {numbers}, got {wanted}")
+        exits = torch.tensor([numbers.index(layer) for layer in wanted])
         return self._indexed((exits, ("logits", "certainty", "layers", "macs")))
 
     def _indexed(self, *choices: tuple[Any, tuple[str, ...]]) -> Trace:
