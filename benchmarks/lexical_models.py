@@ -143,7 +143,7 @@ def trace_of(cell: Cell, layers: Sequence[int]) -> Trace:
     config = load_config(cell.folder)
     config.set_lexical(LexicalExit())
     logits = torch.cat((logits_of(cell, "lexical").unsqueeze(0), trace.logits))
-    whole = replace(trace, logits=logits, layers=torch.tensor(config.layers))
+    whole = replace(trace, logits=logits, layers=torch.tensor(config.layers), macs=None)  # they follow
     costs = macs(config, trace.tokens, list(layers)).float()
     return replace(whole.select(list(layers)), macs=costs).take(new_rows(cell))
 
