@@ -217,15 +217,15 @@ def classifier_table(alone: dict[str, dict[str, list[float]]], tasks: list[str])
     )
 
 
-READING = """**What it says.** Where words decide (intents, topics, kinds of questions) most rows leave before
-layer 1, at the loss that was asked for. On Banking77 and AG News the lexical exit alone is as good as these encoders,
-so that a cascade of the two is as cheap. On CLINC150, SST-2 and TREC it is not, and the exits behind it answer what it
-is not sure of for less than the last exit alone. On IMDb the first exits are weak and the cascade is cheaper; TF-IDF is
-ahead of all, because it reads whole reviews and the model 128 tokens. Of pairs (SNLI) hardly a row leaves there;
-with 5,000 rows to choose on points read that exit all the same, for a third of a percent of the cost. Single draws are chance: with 250 to 500 rows on
-either side (SST-2, TREC, Banking77) they lose up to three points more or less than asked, with the lexical exit and
-without it. How much the lexical exit learns from soft labels and from token vectors was chosen on seed 0 of these
-rows; seeds 1 and 2 had no say in it."""
+READING = """**What it says.** Where words decide (intents, topics, kinds of questions) most rows leave before layer
+1, at the loss that was asked for. On Banking77 and AG News the lexical exit alone is as good as these encoders, so
+that a cascade of the two is as cheap. On CLINC150, SST-2 and TREC it is not, and the exits behind it answer what it
+is not sure of for less than the last exit alone. On IMDb the first exits are weak and the cascade is cheaper; TF-IDF
+is ahead of all, because it reads whole reviews and the model 128 tokens. Of pairs (SNLI) hardly a row leaves there;
+with 5,000 rows to choose on points read that exit all the same, for a third of a percent of the cost. Single draws
+are chance: with 250 to 500 rows on either side (SST-2, TREC, Banking77) they lose up to three points more or less
+than asked, with the lexical exit and without it. How much the lexical exit learns from soft labels and from token
+vectors was chosen on seed 0 of these rows; seeds 1 and 2 had no say in it."""
 
 
 def main() -> None:

@@ -177,9 +177,9 @@ def in_words(rows: list[Figures]) -> str:
 
 
 READING = """**What it says.** As asked, the mean loss on other rows is about what was asked, but a third to a half
-of the draws lose more, with few rows three or four times as much; the lexical exit does not change that. With a
-standard error to spare the mean is 0 to 0.7 % at every number of rows, 5 to 24 % of the draws lose more than 1 %, and
-0.1 to 0.4 more layers run from 449 rows on. Half an error leaves a quarter to a third of the draws above. One row less
+of the draws lose more, with few rows three or four times as much; the lexical exit does not raise that. With a
+standard error to spare the mean is 0 to 0.7 % at every number of rows, 0 to 24 % of the draws lose more than 1 %, and
+0.1 to 0.6 more layers run from 449 rows on. Half an error leaves a quarter to a third of the draws above. One row less
 lets nothing leave on 100 rows and does little on 3,000. Counting losses alone, as a certificate does, is safest and
 takes 0.2 to 0.9 layers more. One threshold for all exits, and a scale of the lexical exit from rows of training, are as
 asked. So `offramp train` and `offramp demo` choose their default points with a standard error to spare; `offramp
