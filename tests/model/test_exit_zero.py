@@ -165,6 +165,8 @@ def test_it_is_saved_and_loaded_with_the_model(rank: int | None, shards: dict[st
     loaded = [MultiExitModel.from_pretrained(tmp_path, dtype=dtype) for dtype in (torch.float16, torch.bfloat16)]
     for half in (*loaded, again.half()):
         assert torch.equal(half.lexical(inputs).logits, exact)
+        buffers = zip(half.lexical_exit.buffers(), model.lexical_exit.buffers(), strict=True)
+        assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in buffers)
         half.save_pretrained(tmp_path / "half")
         assert torch.equal(MultiExitModel.from_pretrained(tmp_path / "half").lexical(inputs).logits, exact)
 

@@ -85,7 +85,7 @@ class MultiExitModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _keep_in_fp32_modules_strict = ("lexical_exit",)  # its scales, see `LexicalClassifier`
+    _keep_in_fp32_modules_strict = ("lexical_exit.scales",)  # not the whole part: its integers would become floats
     accepts_loss_kwargs = False  # losses here are batch means; the Trainer divides by the accumulation steps
 
     def __init__(self, config: MultiExitConfig) -> None:
