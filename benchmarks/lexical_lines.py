@@ -62,10 +62,11 @@ def known_traces(cell: Cell) -> tuple[Trace, Trace]:
         behind = record(str(cell.folder), known).logits
         own, twin = (lexical(cell, rows, known)["logits"] for rows in (every, others))
         save_file({"behind": behind.contiguous(), "own": own, "twin": twin}, file)
-    kept = load_file(file)
-    labels, layers = torch.tensor(known.labels), torch.arange(len(kept["behind"]) + 1)
+    logits = load_file(file)
+    labels, layers = torch.tensor(known.labels), torch.arange(len(logits["behind"]) + 1)
     own, twin = (
-        Trace(torch.cat((kept[name].unsqueeze(0), kept["behind"])), labels, layers=layers) for name in ("own", "twin")
+        Trace(torch.cat((logits[name].unsqueeze(0), logits["behind"])), labels, layers=layers)
+        for name in ("own", "twin")
     )
     return own, twin
 
@@ -141,21 +142,15 @@ def main() -> None:
     """Compare the ways on the first seed of each task that is trained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--again", action="store_true", help="write the page again from the kept results")
-    options = parser.parse_args()
-    file = RESULTS / "lexical_lines.json"
-    if options.again:
-        kept = json.loads(file.read_text())
-    else:
-        results = []
-        for cell in cells(options):
-            if cell.seed == 0 and cell.task in NAMES and cell.is_trained():
-                results += list(measured(cell))
-                print(cell.task, flush=True)
-        kept = {"about": provenance(), "results": [asdict(row) for row in results]}
-        file.write_text(json.dumps(kept, indent=1) + "\n")
-    page = as_markdown([Figures(**row) for row in kept["results"]], kept["about"])
-    file.with_suffix(".md").write_text(page)
+    options, results = parser.parse_args(), []
+    for cell in cells(options):
+        if cell.seed == 0 and cell.task in NAMES and cell.is_trained():
+            results += list(measured(cell))
+            print(cell.task, flush=True)
+    about = provenance()
+    data = {"about": about, "results": [asdict(row) for row in results]}
+    (RESULTS / "lexical_lines.json").write_text(json.dumps(data, indent=1) + "\n")
+    (RESULTS / "lexical_lines.md").write_text(as_markdown(results, about))
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def cautious_point(outputs: PolicyOutputs, max_drop: float, metric: str | None =
     for threshold in curve.thresholds[tested]:
         exits = continues(reached, threshold).sum(dim=0)  # (N,)
         errors.append(_spread(_contributions(rule, statistics[exits, rows]) - share_of_full))
-    kept = curve.scores[tested] - torch.stack(errors) >= least - 1e-12
-    threshold = loosest(curve.thresholds[tested], kept)
+    holds = curve.scores[tested] - torch.stack(errors) >= least - 1e-12
+    threshold = loosest(curve.thresholds[tested], holds)
     return outputs.point(curve.thresholds[0].item() if threshold is None else threshold, {"max_drop": max_drop}, metric)
 
 

@@ -104,10 +104,10 @@ def fit_saved_lines(trace: Trace, lexical_logits: Tensor | None = None) -> Saved
 
 def _without_flat(lines: Sequence[tuple[float, float]], repeats: Sequence[bool]) -> tuple[tuple[float, float], ...]:
     """Return lines with the line of the exit before in place of those of exits that repeat the last one's answers."""
-    kept: list[tuple[float, float]] = []
+    result: list[tuple[float, float]] = []
     for line, flat in zip(lines, repeats, strict=True):
-        kept.append(kept[-1] if kept and flat else line)
-    return tuple(kept)
+        result.append(result[-1] if result and flat else line)
+    return tuple(result)
 
 
 def _with_first(trace: Trace, logits: Tensor) -> Trace:

@@ -58,7 +58,9 @@ def model_card(config: PreTrainedConfig, points: Mapping[str, OperatingPoint]) -
         depth=config.backbone.num_hidden_layers,
         exits=("a classifier after layers " if config.lexical is None else "exits at layers ")
         + layers_text(config.layers),
-        lexical="" if config.lexical is None else f" Layer 0 is the lexical exit: {LEXICAL}; it costs microseconds.",
+        lexical=""
+        if config.lexical is None
+        else f" Layer 0 is the lexical exit: {LEXICAL}; it costs far less than a layer.",
         head=config.head,
         pooling=config.pooling,
         problem=config.problem_type.replace("_", " "),

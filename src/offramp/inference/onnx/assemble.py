@@ -140,7 +140,7 @@ class _Assembly:
         ]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="offramp", ir_version=10)
         model.functions.extend(self.parts.functions.values())
-        model.functions.extend(self._kept_cut(i) for i in range(self.exits - 1) if not self._reads(i))
+        model.functions.extend(self._uncalled_cut(i) for i in range(self.exits - 1) if not self._reads(i))
         helper.set_model_props(model, self.metadata.to_metadata())
         return model
 
@@ -232,14 +232,16 @@ class _Assembly:
         """Return whether the policy reads exit i, which is not the last one."""
         return self.calls[i].function is not None
 
-    def _kept_cut(self, i: int) -> FunctionProto:
+    def _uncalled_cut(self, i: int) -> FunctionProto:
         """Return the cut after exit i as a function, from which `disassemble` takes it again."""
         cut, outputs = self.parts.cuts[i], [names.cut(i, field) for field in self.metadata.carried[i]]
         constants = [helper.make_node("Constant", [], [weight.name], value=weight) for weight in cut.weights]
         inner = {name for node in (*constants, *cut.nodes) for name in node.output}
         reads = dict.fromkeys(name for node in cut.nodes for name in node.input if name and name not in inner)
         opsets = [helper.make_opsetid("", OPSET)]
-        return helper.make_function(DOMAIN, names.kept_cut(i), list(reads), outputs, [*constants, *cut.nodes], opsets)
+        return helper.make_function(
+            DOMAIN, names.uncalled_cut(i), list(reads), outputs, [*constants, *cut.nodes], opsets
+        )
 
     def _deeper(self, i: int) -> GraphProto:
         """Return the branch after exit i: the cut of the batch, and the next level."""

@@ -162,7 +162,7 @@ def _lexical_spec(model: MultiExitModel, inputs: Mapping[str, Pair]) -> ExitSpec
     """Return the functions of the exit before the first layer: its outputs, and the cut of the inputs."""
     outputs = ("logits",) if model.gate is None else ("logits", "certainty")
     block = BlockCode(Function(partial(_lexical, tuple(inputs), outputs), inputs, outputs), (), (), ())
-    cut = Function(partial(_cut_inputs, tuple(inputs)), {"rows": _kept_rows(*SIZES), **inputs}, tuple(inputs))
+    cut = Function(partial(_cut_inputs, tuple(inputs)), {"rows": _continuing_rows(*SIZES), **inputs}, tuple(inputs))
     return ExitSpec(block, {name: KINDS[pair[0].dtype] for name, pair in inputs.items()}, (), cut)
 
 
@@ -184,7 +184,7 @@ def _exit_spec(model: MultiExitModel, blocks: range, before: Sequence[Carry]) ->
         raise UnsupportedBackbone(
             f"layer {model.layers[blocks[-1]]} leaves too few tokens: its masks cannot be exported"
         )
-    cut = Function(partial(_cut, present), {"rows": _kept_rows(*SIZES), **_pairs(both, present)}, present)
+    cut = Function(partial(_cut, present), {"rows": _continuing_rows(*SIZES), **_pairs(both, present)}, present)
     carried = {name: KINDS[getattr(after, name).dtype] for name in present}
     return ExitSpec(block, carried, written, cut), [carry.take(torch.arange(len(carry.hidden))) for carry in both]
 
@@ -278,7 +278,7 @@ def _cut_inputs(fields: Sequence[str], _: MultiExitModel, rows: Tensor, *values:
     return tuple(taken[name] for name in fields)
 
 
-def _kept_rows(one: tuple[int, int], other: tuple[int, int]) -> Pair:
+def _continuing_rows(one: tuple[int, int], other: tuple[int, int]) -> Pair:
     """Return the rows that continue in two examples of (rows, tokens): numbers that differ."""
     return torch.arange(0, one[0], 2), torch.arange(other[0] - 1)
 

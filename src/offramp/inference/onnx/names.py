@@ -58,7 +58,7 @@ def table(i: int) -> str:
     return f"table{i}"
 
 
-def kept_cut(i: int) -> str:
+def uncalled_cut(i: int) -> str:
     """Return the name of the function that keeps the cut after exit `i`, which the file's policy does not read."""
     return f"cut{i}"
 

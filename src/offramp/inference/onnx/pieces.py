@@ -138,8 +138,8 @@ def disassemble(model: ModelProto) -> ModelParts:
 
     cuts, functions = [], {function.name: function for function in model.functions}
     for number, scope in enumerate(scopes[1:]):
-        if kept := functions.pop(value_names.kept_cut(number), None):  # the policy does not read this exit
-            cuts.append(_from_function(kept))
+        if uncalled := functions.pop(value_names.uncalled_cut(number), None):  # the policy does not read this exit
+            cuts.append(_from_function(uncalled))
             continue
         cut = _branch(_named(scope, value_names.if_all_continue(number)), "else_branch")
         cuts.append(piece(f"cut{number}/", cut, {weight.name: weight for weight in cut.initializer}))
