@@ -45,10 +45,13 @@ def point() -> OperatingPoint:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The warnings of this test."""
     messages: list[str] = []
-    for module in ("load_engine", "onnx_engine"):
-        monkeypatch.setattr(
-            f"offramp.inference.{module}.logger.warning", lambda text, *values: messages.append(text % values)
-        )
+    monkeypatch.setattr(
+        "offramp.inference.load_engine.logger.warning", lambda text, *values: messages.append(text % values)
+    )
+    monkeypatch.setattr(
+        "offramp.inference.point_check.log.log",
+        lambda level, text, *values: messages.append(text % values) if level == logging.WARNING else None,
+    )
     return messages
 
 
@@ -158,7 +161,7 @@ def test_auto_is_torch_where_there_is_no_graph(folder: Path, told: list[str]) ->
 
 
 def test_auto_is_torch_without_onnx_runtime(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.inference.load_engine.find_spec", lambda name: None)
+    monkeypatch.setattr("offramp.inference.choose_engine.find_spec", lambda name: None)
     assert Predictor.load(exported).engine.name == "torch-float32"
 
 

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import os
-import platform
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from offramp.bench.timer import LayerCostModel, time_batches
+from offramp.bench.timer import LayerCostModel, median, time_interleaved
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput
 from offramp.inference.engine import Engine
+from offramp.inference.load_engine import threads_of
 from offramp.inference.onnx_engine import leave_layers
 from offramp.inference.record import resolve_engine
 from offramp.inference.torch_engine import TorchEngine
+from offramp.inference.workers import WorkerPool, shared
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import default_unfitted_policy
-from offramp.types.cost_table import CostTable
-from offramp.types.operating_point import fixed_depth_point
+from offramp.types.cost_table import CostTable, processor
+from offramp.types.operating_point import OperatingPoint, fixed_depth_point
 
 TIMED = 64
 """The largest number of rows that are timed, or four batches: each goes to every exit in every round."""
@@ -38,6 +39,8 @@ def measure_costs(
     *,
     batch_size: int = 1,
     rounds: int = 5,
+    threads: int | None = None,
+    workers: int | None = None,
 ) -> CostTable:
     """Time every exit of a model on this machine, which should do nothing else meanwhile.
 
@@ -58,6 +61,8 @@ def measure_costs(
         engine: for a folder's model: "torch", "onnx" or "onnx-int8".
         batch_size: rows at once, of similar length.
         rounds: how often all rows go to every exit.
+        threads: that compute a batch, for a folder's model (see `offramp.Predictor.load`).
+        workers: among which a batch is divided, likewise.
 
     Raises:
         InvalidInput: no rows; texts but no tokenizer; a model of one exit; counts below 1.
@@ -69,41 +74,56 @@ def measure_costs(
     """
     if min(batch_size, rounds) < 1 or not len(rows):
         raise InvalidInput(f"timing takes rows, batch_size and rounds, got {len(rows)}, {batch_size} and {rounds}")
-    loaded, tokens = _tokens(model, rows, engine)
+    loaded, tokens, workers = _tokens(model, rows, engine, threads, workers)
     layers, read = tuple(loaded.layers), leave_layers(loaded)
     if len(read) == 1:
         raise InvalidInput("a model of one exit has nowhere to leave early")
     timed = _spread(tokens, max(TIMED, 4 * batch_size))
-    pad = loaded.config.pad_token_id
-    batches = [collate([timed[number] for number in numbers], pad) for numbers in length_sorted(timed, batch_size)]
+    order = length_sorted(timed, batch_size)
+    batches = [_parts(numbers, timed, workers, loaded.config.pad_token_id) for numbers in order]
     policy = {"name": default_unfitted_policy(loaded.config.problem_type)}
     points = {layer: replace(fixed_depth_point(layer, read), policy=policy) for layer in read}
-    times, _ = time_batches(
-        {layer: partial(loaded.answer, point=point) for layer, point in points.items()}, batches, rounds
-    )
-    medians = {layer: 1000 / times[layer].per_second for layer in read}
+    pool = WorkerPool(workers)
+
+    def answer_all(point: OperatingPoint, _: int) -> None:
+        for parts in batches:
+            pool.map(partial(loaded.answer, point=point), parts)
+
+    times = time_interleaved({layer: partial(answer_all, point) for layer, point in points.items()}, rounds)
+    medians = {layer: 1000 * median(seconds) / len(timed) for layer, seconds in times.items()}
     ms = tuple(accumulate((medians[read[bisect_left(read, layer)]] for layer in layers), max))
     first = ms[1] - ms[0] if layers[0] == 0 else ms[0]  # of the first exit behind a layer
     embed = min(max(LayerCostModel.through(medians).embed, 0.0), first)
     lengths = [len(row["input_ids"]) for row in timed if "input_ids" in row]
     mean = sum(lengths) / len(lengths) if lengths else None
-    return CostTable(layers, ms, embed, loaded.name, min(batch_size, len(timed)), mean, _machine(loaded))
+    size, machine, threads = min(batch_size, len(timed)), _machine(loaded), threads_of(loaded)
+    return CostTable(layers, ms, embed, loaded.name, size, mean, machine, threads, workers)
+
+
+def _parts(
+    numbers: Sequence[int], rows: Sequence[Mapping[str, Any]], workers: int, pad: int | None
+) -> list[dict[str, Tensor]]:
+    """Return a batch of rows as the parts that workers answer at the same time."""
+    lengths = [len(row.get("input_ids", ())) for row in rows]
+    return [collate([rows[number] for number in part], pad) for part in shared([numbers], lengths, workers)]
 
 
 def _tokens(
     model: MultiExitModel | Engine | str | os.PathLike[str],
     rows: Sequence[Text] | Sequence[Mapping[str, Any]],
     engine: str,
-) -> tuple[Engine, Sequence[Mapping[str, Any]]]:
-    """Return the engine of a model, and the rows tokenized."""
+    threads: int | None,
+    workers: int | None,
+) -> tuple[Engine, Sequence[Mapping[str, Any]], int]:
+    """Return the engine of a model, the rows tokenized, and the number of workers."""
     tokenized = [row for row in rows if isinstance(row, Mapping)]
-    loaded, tokenizer = resolve_engine(model, engine, of_texts=not tokenized)
+    loaded, tokenizer, count = resolve_engine(model, engine, not tokenized, threads, workers)
     if tokenized:
-        return loaded, tokenized
+        return loaded, tokenized, count
     if tokenizer is None:
         raise InvalidInput("texts need a tokenizer: give measure_costs() the model's folder, or tokenized rows")
     texts = [row for row in rows if not isinstance(row, Mapping)]
-    return loaded, encode(tokenizer, texts, token_limit(tokenizer, loaded.config.backbone))
+    return loaded, encode(tokenizer, texts, token_limit(tokenizer, loaded.config.backbone)), count
 
 
 def _spread(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
@@ -117,8 +137,4 @@ def _machine(engine: Engine) -> str:
     """Describe the processor that runs the model."""
     if isinstance(engine, TorchEngine) and engine.model.device.type == "cuda":
         return torch.cuda.get_device_name(engine.model.device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    machine = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-    return f"{machine}, {torch.get_num_threads()} threads" if isinstance(engine, TorchEngine) else machine
+    return processor()

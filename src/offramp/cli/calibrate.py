@@ -89,7 +89,8 @@ def calibrate(
     that the point stays at full depth, and its certificate names how many rows are needed.
 
     --latency-ms times every exit with the engine, on the texts of --data and on this machine. In batches a run takes
-    longer, because the rows that stay make small batches.
+    longer, because the rows that stay make small batches. The times are kept in costs.json, where the engine "auto"
+    looks for the fastest.
 
     --ladder saves the points full, keep-99.5, keep-99, keep-98 (percent of the full model's score), 2x and 4x
     (cheaper), from slow to fast, without those that are no faster than another. With --confidence all keep-... points
@@ -133,18 +134,18 @@ def calibrate(
     from offramp.calibration.saved_lines import read_saved_lines
     from offramp.types.operating_point import Target
 
-    # 1) the trace, the times, and the policy with its numbers
+    # 1) the times, the trace, and the policy with its numbers
     check_data_or_trace(options)
     check_metric_of(folder, options["metric"], for_thresholds=ladder or "max_drop" in targets)
     labelled = ladder or "max_drop" in targets or options["metric"] is not None or label_thresholds
     data = None if options["data"] is None else read_data(folder, options, labelled=labelled)
+    cost = _measure_costs(folder, data, options) if data is not None and "latency_ms" in targets else None
     trace = read_trace(folder, options, data)
     parameters = {key: options[key] for key in POLICY_PARAMETERS if options[key] is not None}
     if policy is not None:
         parameters["name"] = policy
     if hold_back is not None:
         parameters["offsets"] = _parse_offsets(folder, hold_back)
-    cost = _measure_costs(folder, data, options) if data is not None and "latency_ms" in targets else None
     prepared = prepare_policy(
         trace,
         parameters,
@@ -216,11 +217,17 @@ def _metric(label_thresholds: bool, metric: str | None) -> str | None:
 
 
 def _measure_costs(folder: Path, data: Examples | list[Text], options: Mapping[str, Any]) -> CostTable:
-    """Time every exit on the texts of --data, and print the times."""
+    """Time every exit on the texts of --data, print the times, and keep them with a local folder's model."""
     from offramp.bench.cost_table import measure_costs
+    from offramp.types.costs_file import read_costs, save_costs
 
+    if folder.is_dir():
+        read_costs(folder)  # before anything long is done
     texts = data if isinstance(data, list) else data.texts
-    cost = measure_costs(folder, texts, options["engine"], batch_size=options["batch_size"] or 1)
+    threads = {name: options[name] for name in ("threads", "workers")}
+    cost = measure_costs(folder, texts, options["engine"], batch_size=options["batch_size"] or 1, **threads)
+    if folder.is_dir():
+        save_costs(folder, [cost])
     click.echo(f"timed: {cost.describe()}", err=True)
     times = ", ".join(f"{exit_time(layer)}: {ms:.3g}" for layer, ms in zip(cost.layers, cost.ms, strict=True))
     click.echo(f"ms a sample that leaves {times}", err=True)

@@ -12,9 +12,11 @@ import click
 
 from offramp.cli.options import FOLDER, json_option, silence_transformers
 from offramp.policies.registry import policy_text
+from offramp.types.cost_table import CostTable
 from offramp.types.exit_names import layers_text
 from offramp.types.graph_file import ABOUT, GRAPHS, read_metadata, stale
 from offramp.types.model_content import ModelContent
+from offramp.types.operating_point import DEFAULT
 
 if TYPE_CHECKING:
     from offramp.model.config import MultiExitConfig
@@ -28,7 +30,10 @@ Examined = Mapping[str, "tuple[OperatingPoint, str | None]"]
 @click.option("--verify", "verifying", is_flag=True, help="Compare every byte; exit code 1 where a file is stale.")
 @json_option
 def info(folder: Path, verifying: bool, as_json: bool) -> None:
-    """Print a model's encoder, exits, exported graphs and operating points.
+    """Print a model's encoder, exits, exported graphs, engine and operating points.
+
+    auto is the engine that runs the operating point "default" here, and why; costs are the times that `offramp
+    calibrate --latency-ms` and `offramp bench` measured on this machine.
 
     --verify reads the weights, the graphs with their .data, the operating points and the card, and prints for each
     whether it is of this model. A tokenizer or a lines.json that cannot be read is printed too.
@@ -82,6 +87,26 @@ def _facts(config: MultiExitConfig, content: ModelContent, points: Examined) -> 
     paths = [content.folder / name for name in GRAPHS.values()]
     if graphs := [_graph(path, content, config) for path in paths if path.exists()]:
         facts["graphs"] = graphs
+    default = points.get(DEFAULT, (None, None))
+    return {**facts, **_engines(content.folder, default[0] if default[1] is None else None)}
+
+
+def _engines(folder: Path, point: OperatingPoint | None) -> dict[str, Any]:
+    """Return which engine "auto" takes for a point on this machine, and the cost tables that were measured on it."""
+    from offramp.inference.choose_engine import choose_engine, costs_here
+    from offramp.types.costs_file import COSTS_FILE, read_costs
+
+    here, saved = costs_here(folder), read_costs(folder)
+    choices = {
+        size: choose_engine(folder, point, batch_size=size) for size in sorted({1, *(t.batch_size for t in here)})
+    }
+    facts: dict[str, Any] = {"auto": {str(size): asdict(choice) for size, choice in choices.items()}}
+    if here:
+        facts["costs"] = [asdict(table) for table in here]
+    if saved is None:
+        facts["costs_unused"] = f"{COSTS_FILE} is of other weights"
+    elif len(saved) > len(here):
+        facts["costs_unused"] = f"{len(saved) - len(here)} of other machines"
     return facts
 
 
@@ -122,12 +147,28 @@ def _lexical_text(lexical: Mapping[str, Any]) -> str:
     return f"exit at layer 0: {sizes}, {fitted}; read by {', '.join(lexical['read_by']) or 'no point'}"
 
 
+def _costs_text(table: CostTable) -> str:
+    """Return what a table was measured with, and its times."""
+    return f"{table.describe()}: {table.ms[0]:.3g} to {table.ms[-1]:.3g} ms a sample"
+
+
+def _words(name: str, fact: Any) -> list[str]:
+    """Return a fact in lines."""
+    if name == "lexical":
+        return [_lexical_text(fact)]
+    if name == "auto":
+        return list(dict.fromkeys(f"{choice['engine']}: {choice['reason']}" for choice in fact.values()))
+    if name == "costs":
+        return [_costs_text(CostTable(**table)) for table in fact]
+    return [", ".join(map(str, fact)) if isinstance(fact, list) else str(fact)]
+
+
 def _print(facts: Mapping[str, Any], points: Examined, outdated: list[str], layers: Sequence[int]) -> None:
     from offramp.report.tables import point_text
 
     for name, fact in facts.items():
-        words = _lexical_text(fact) if name == "lexical" else fact
-        click.echo(f"{name:<14}{', '.join(map(str, fact)) if isinstance(fact, list) else words}")
+        for number, line in enumerate(_words(name, fact)):
+            click.echo(f"{'' if number else name:<14}{line}")
     for name, (point, reason) in points.items():
         click.echo(f"\noperating point {name!r}: {point_text(point, layers if reason is None else None)}")
         if reason is not None:

@@ -103,6 +103,14 @@ def engine_option(command: Command) -> Command:
     return click.option("--engine", type=click.Choice(ENGINES), default="torch", show_default=True, help=text)(command)
 
 
+def thread_options(command: Command) -> Command:
+    """Add --threads and --workers, for commands that run an engine."""
+    threads = "Threads that compute a batch.  [default: 1 for a graph; for torch OMP_NUM_THREADS, or all cores]"
+    workers = "Batches that are computed at the same time.  [default: for a graph as many as the cores; for torch 1]"
+    command = click.option("--workers", type=click.IntRange(min=1), help=workers)(command)
+    return click.option("--threads", type=click.IntRange(min=1), help=threads)(command)
+
+
 def metric_option(text: str) -> Callable[[Command], Command]:
     """Return a decorator that adds --metric."""
     return click.option("--metric", type=click.Choice(METRICS), help=text)
@@ -115,12 +123,12 @@ SCORE = (
 
 
 def scored_options(split: str, score: str) -> Callable[[Command], Command]:
-    """Return a decorator that adds --data, --trace, --engine, --split and --metric, for commands that score a model."""
+    """Return a decorator that adds data, an engine, --split and --metric, for commands that score a model."""
 
     def add(command: Command) -> Command:
         command = metric_option(score)(command)
         command = click.option("--split", default=split, show_default=True, help="Split of a named data set.")(command)
-        command = engine_option(command)
+        command = engine_option(thread_options(command))
         command = click.option("--trace", type=FILE, help="Instead of --data: a file of `offramp record`.")(command)
         return click.option("--data", metavar="FILE", help=f"{UNTRAINED}: {SOURCE}.")(command)
 
@@ -230,7 +238,8 @@ def read_trace(folder: Path, options: Mapping[str, Any], data: Examples | list[T
         _refuse_other_model(trace, options["trace"], load_config(folder))
         return trace
     data = read_data(folder, options, labelled=True) if data is None else data
-    trace = record(folder, data, options["engine"])
+    threads = {name: options[name] for name in ("threads", "workers")}
+    trace = record(folder, data, options["engine"], **threads)
     return replace(trace, provenance={**trace.provenance, "data": data_name(options["data"], options["split"])})
 
 

@@ -14,7 +14,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from offramp.cli.options import FILE, FOLDER, columns_of, reading_of, reading_options, silence_transformers
+from offramp.cli.options import (
+    FILE,
+    FOLDER,
+    columns_of,
+    reading_of,
+    reading_options,
+    silence_transformers,
+    thread_options,
+)
 from offramp.cli.output import finished_only
 from offramp.errors import DataError
 from offramp.inference.engine import ENGINES
@@ -25,7 +33,8 @@ if TYPE_CHECKING:
     from offramp.inference.predictor import Answer, Predictor
 
 ENGINE = (
-    "The engine that runs the model; auto takes an exported graph on a machine without a GPU, if it fits the point."
+    "The engine that runs the model; auto takes the one that the point was certified with, else the fastest that was "
+    "measured here, else an exported graph, else torch; `offramp info` says which."
 )
 
 
@@ -39,8 +48,9 @@ ENGINE = (
 )
 @click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True, help=ENGINE)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts in a batch.")
+@thread_options
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of the engine.  [default: OMP_NUM_THREADS, or all]"
+    "--allow-other-engine", is_flag=True, help="Run a point with a certificate on an engine that it does not hold for."
 )
 @click.option("--scores", is_flag=True, help="Add every label's probability, the largest first.")
 @click.option("--strict", is_flag=True, help="Stop at the first row that has no answer, with exit code 1.")
@@ -55,6 +65,8 @@ def predict(
     engine: str,
     batch_size: int,
     threads: int | None,
+    workers: int | None,
+    allow_other_engine: bool,
     scores: bool,
     strict: bool,
     **options: Any,
@@ -86,7 +98,7 @@ def predict(
     from offramp.types.operating_point import DEFAULT
 
     point = None if operating_point == "full" else operating_point or DEFAULT
-    predictor = Predictor.load(folder, engine, point, threads)
+    predictor = Predictor.load(folder, engine, point, threads, workers, batch_size, allow_other_engine)
     columns, reading = columns_of(options), reading_of(options)
     rows = read_rows(source, columns, split="test", labelled=False, reading=reading, lenient=True)
     windows = live_windows(_with_stdin(rows), WINDOW) if _may_pause(source) else full_windows(rows, WINDOW)

@@ -19,6 +19,7 @@ from offramp.cli.options import (
     reading_of,
     reading_options,
     silence_transformers,
+    thread_options,
 )
 from offramp.types.whole_file import refuse_output
 
@@ -30,6 +31,7 @@ from offramp.types.whole_file import refuse_output
 @click.option("--split", default="validation", show_default=True, help="Split of a named data set.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @engine_option
+@thread_options
 @column_options
 @reading_options
 @json_option
@@ -48,8 +50,17 @@ def record(
     silence_transformers()
     from offramp.inference.record import record as record_trace
 
-    columns, reading = columns_of(options), reading_of(options)
-    trace = record_trace(folder, data, engine, columns=columns, split=split, reading=reading, batch_size=batch_size)
+    trace = record_trace(
+        folder,
+        data,
+        engine,
+        columns=columns_of(options),
+        split=split,
+        reading=reading_of(options),
+        batch_size=batch_size,
+        threads=options["threads"],
+        workers=options["workers"],
+    )
     trace.save(output)
     without = "" if trace.labels is not None else ", without labels"
     shape = {

@@ -1,23 +1,22 @@
-"""Choose and load the engine of a model."""
+"""Load the engine of a model, with its threads and workers."""
 
 from __future__ import annotations
 
-import json
 import os
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from transformers.utils import logging
 
 from offramp.errors import InvalidInput, UnknownName
+from offramp.inference.choose_engine import Choice, choose_engine, fault
 from offramp.inference.engine import ENGINES, Engine
 from offramp.inference.onnx_engine import OnnxEngine
+from offramp.inference.point_check import check_engine_of
 from offramp.inference.torch_engine import TorchEngine
-from offramp.model.hub import find_file, hub_digest, load_config
+from offramp.inference.workers import cores
+from offramp.model.hub import find_file, load_config
 from offramp.model.loading import load_model
-from offramp.types.graph_file import ABOUT, GRAPHS, WEIGHTS, read_metadata, stale
-from offramp.types.model_content import WEIGHTS_FILE, ModelContent
+from offramp.types.graph_file import GRAPHS
 from offramp.types.operating_point import OperatingPoint
 
 logger = logging.get_logger(__name__)
@@ -40,73 +39,88 @@ def load_engine(
     engine: str = AUTO,
     point: OperatingPoint | None = None,
     threads: int | None = None,
+    batch_size: int = 1,
+    allow_other_engine: bool = False,
 ) -> Engine:
     """Load the engine for the model of a folder or hub name.
 
     Args:
         folder: what `save_pretrained` wrote, and `offramp export` if a graph is to run.
-        engine: one of ENGINES; "auto" takes the exported graph on a machine without a GPU, if there is one for the
-            point's policy: the int8 one for a point that was measured with it, else the float32 one.
+        engine: one of ENGINES; "auto" chooses one (see `offramp.inference.choose_engine`).
         point: the operating point to be run.
-        threads: that compute a batch, at least 1; in torch of the whole process. None = OMP_NUM_THREADS, else one a
-            core.
+        threads: that compute a batch, at least 1; in torch of the whole process. None = for a graph 1, for torch
+            OMP_NUM_THREADS, else one a core.
+        batch_size: for "auto": rows of a batch that will be served.
+        allow_other_engine: run a point with a certificate on an engine that the certificate does not hold for.
 
     Raises:
         UnknownName: no such engine.
-        InvalidInput: nothing can be loaded from there; no such graph, or one of other weights; fewer than one thread.
+        InvalidInput: nothing can be loaded from there; no such graph, or one of other weights; a point that the engine
+            cannot run, or that its certificate does not hold for; fewer than one thread.
     """
+    return load_with_workers(folder, engine, point, threads, None, batch_size, allow_other_engine)[0]
+
+
+def load_with_workers(
+    folder: str | os.PathLike[str],
+    engine: str = AUTO,
+    point: OperatingPoint | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
+    batch_size: int = 1,
+    allow_other_engine: bool = False,
+) -> tuple[Engine, int]:
+    """Load an engine as `load_engine` does, and return with it the number of its workers (see `workers_of`)."""
     check_name(engine)
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise InvalidInput(f"threads must be at least 1, got {threads!r}")
+    _check_count("threads", threads)
+    _check_count("workers", workers)
+    choice = Choice(engine, threads, workers, "asked for")
     if engine == AUTO:
-        return _best(folder, point, threads)
-    return TorchEngine(load_model(folder), threads) if engine == "torch" else _exported(folder, engine, threads)
+        choice = choose_engine(folder, point, threads, workers, batch_size, allow_other_engine)
+        if choice.without is not None:
+            logger.warning("torch runs this model: %s", choice.without)
+    loaded = _load(folder, choice.engine, choice.threads)
+    loaded.check(point)
+    check_engine_of(point, loaded, allow_other_engine)
+    return loaded, workers_of(loaded, choice.workers)
 
 
-def _best(folder: str | os.PathLike[str], point: OperatingPoint | None, threads: int | None) -> Engine:
-    measured = point.measured.provenance.get("engine") if point is not None and point.measured is not None else None
-    engine = "onnx-int8" if measured == "onnx-int8" else "onnx"
-    if (
-        torch.accelerator.is_available()
-        or find_spec("onnxruntime") is None
-        or find_file(folder, GRAPHS[engine]) is None
-    ):
+def workers_of(engine: Engine, workers: int | None) -> int:
+    """Return how many workers answer with an engine: those asked for, else as many as the cores have its threads.
+
+    Torch has one, and uses its threads for every batch. So has an engine of a class that is not offramp's, unless it is
+    asked for more.
+
+    Raises:
+        InvalidInput: fewer than one; more than one for torch.
+    """
+    _check_count("workers", workers)
+    if isinstance(engine, TorchEngine) and workers not in (None, 1):
+        raise InvalidInput(f"torch answers one batch at a time; workers={workers} needs an exported graph")
+    if workers is not None or not isinstance(engine, OnnxEngine):
+        return workers or 1
+    return max(cores() // (engine.graph.threads or cores()), 1)
+
+
+def threads_of(engine: Engine) -> int | None:
+    """Return how many threads compute a batch with an engine; None for a class that is not offramp's."""
+    if isinstance(engine, TorchEngine):
+        return torch.get_num_threads()
+    return engine.graph.threads or cores() if isinstance(engine, OnnxEngine) else None
+
+
+def _check_count(name: str, count: int | None) -> None:
+    if count is not None and (type(count) is not int or count < 1):
+        raise InvalidInput(f"{name} must be at least 1, got {count!r}")
+
+
+def _load(folder: str | os.PathLike[str], engine: str, threads: int | None) -> Engine:
+    """Load an engine by its name."""
+    if engine == "torch":
         return TorchEngine(load_model(folder), threads)
-    try:
-        exported = _exported(folder, engine, threads)
-        exported.check(point)
-    except InvalidInput as error:
-        logger.warning("torch runs this model: %s", error)
-        return TorchEngine(load_model(folder), threads)
-    return exported
-
-
-def _exported(folder: str | os.PathLike[str], engine: str, threads: int | None) -> OnnxEngine:
     config = load_config(folder)
-    path, weights = (find_file(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
-    remedy = _remedy(folder, engine)
-    if path is None or weights is None:
-        raise InvalidInput(f"{folder}: no {GRAPHS[engine] + ('' if path is None else WEIGHTS)}; {remedy} makes it")
-    try:
-        from offramp.inference.onnx.session import OnnxSession
-    except ImportError:
-        raise InvalidInput("a graph needs ONNX Runtime: pip install 'offramp[onnx]'") from None
-    if reason := stale(Path(path), ModelContent(Path(path).parent)) or _stale_on_hub(folder, Path(path)):
-        raise InvalidInput(f"{reason}; {remedy} makes it anew")
-    return OnnxEngine(OnnxSession.load(path, threads), config)
+    if (reason := fault(folder, engine, None)) is not None:
+        raise InvalidInput(reason)
+    from offramp.inference.onnx.session import OnnxSession
 
-
-def _remedy(folder: str | os.PathLike[str], engine: str) -> str:
-    """Return the command that makes a graph."""
-    option = " --int8" if engine == "onnx-int8" else ""
-    return f"`offramp export {folder if Path(folder).is_dir() else 'FOLDER'}{option}`"
-
-
-def _stale_on_hub(folder: str | os.PathLike[str], path: Path) -> str | None:
-    """Return the reason why a graph must not answer where its weights are on the hub and not on this machine."""
-    if Path(folder).is_dir() or ModelContent(path.parent).weight_files:
-        return None
-    model = json.loads(read_metadata(path)[ABOUT])["model"]
-    if hub_digest(os.fspath(folder), WEIGHTS_FILE, revision=path.parent.name) in (None, model):
-        return None
-    return f"{path}: made of other weights than those beside it on the hub"
+    return OnnxEngine(OnnxSession.load(str(find_file(folder, GRAPHS[engine])), threads or 1), config)

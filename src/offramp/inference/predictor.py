@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -17,8 +18,9 @@ from offramp.data.rows import Text
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.engine import Engine
 from offramp.inference.inputs import encode_texts, in_halves, read_texts
-from offramp.inference.load_engine import AUTO, load_engine
+from offramp.inference.load_engine import AUTO, load_with_workers, workers_of
 from offramp.inference.stream import WINDOW, full_windows, live_windows
+from offramp.inference.workers import WorkerPool, shared
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import load_config, load_point, load_tokenizer, refuse_images
 from offramp.types.operating_point import DEFAULT, OperatingPoint
@@ -43,6 +45,8 @@ class Predictor:
         engine: runs the model.
         tokenizer: the model's.
         point: policy and thresholds; None = full depth.
+        workers: threads that answer batches at the same time; an engine must allow that. The last batches of a call are
+            divided among workers that would have none.
 
     Example:
         >>> predictor = offramp.Predictor.load(folder)
@@ -53,6 +57,10 @@ class Predictor:
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     point: OperatingPoint | None = None
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        workers_of(self.engine, self.workers)
 
     @classmethod
     def load(
@@ -61,22 +69,30 @@ class Predictor:
         engine: str = AUTO,
         operating_point: OperatingPoint | str | None = DEFAULT,
         threads: int | None = None,
+        workers: int | None = None,
+        batch_size: int = 1,
+        allow_other_engine: bool = False,
     ) -> Predictor:
         """Load a model folder or a hub name.
 
         Args:
             folder: what `save_pretrained` wrote, with its tokenizer.
             engine: "torch", on the GPU if there is one; "onnx" or "onnx-int8", what `offramp export` wrote; "auto"
-                takes the best there is (see `offramp.inference.load_engine.load_engine`).
+                chooses one (see `offramp.inference.choose_engine`).
             operating_point: a point, or the name of one saved with the model; None = full depth. A model without a
                 point called "default" runs at full depth.
-            threads: that compute a batch, at least 1. ONNX Runtime has them for this predictor, torch for the whole
-                process. None = the environment's OMP_NUM_THREADS, else one a core.
+            threads: that compute a batch, at least 1. None = for a graph 1; for torch OMP_NUM_THREADS, else one a core,
+                and that of the whole process.
+            workers: that answer batches at the same time, at least 1; for torch 1. None = for a graph as many as there
+                are cores (or OMP_NUM_THREADS) for their threads.
+            batch_size: for "auto": the batch size that will be served; costs measured for it choose the engine, its
+                threads and its workers.
+            allow_other_engine: run a point with a certificate on an engine that the certificate does not hold for.
 
         Raises:
             UnknownName: no such engine, no operating point of that name.
-            InvalidInput: no model with exits can be loaded from there, or the engine cannot run the point; fewer than
-                one thread.
+            InvalidInput: no model with exits can be loaded from there, or the engine cannot run the point, or the
+                point's certificate does not hold for it; fewer than one thread or worker.
         """
         config = load_config(folder)
         refuse_images(folder, config)
@@ -84,9 +100,8 @@ class Predictor:
         point = operating_point
         if isinstance(point, str):
             point = load_point(folder, point)
-        loaded = load_engine(folder, engine, point, threads)
-        loaded.check(point)
-        return cls(loaded, tokenizer, point)
+        loaded, count = load_with_workers(folder, engine, point, threads, workers, batch_size, allow_other_engine)
+        return cls(loaded, tokenizer, point, count)
 
     def __call__(
         self, texts: Iterable[Text | Mapping[str, Any]], batch_size: int = 32, top_k: int | None = 0
@@ -116,7 +131,7 @@ class Predictor:
         return self._answer_all(list(read_texts(texts)), batch_size, top_k)
 
     def answer(self, inputs: dict[str, Tensor]) -> Answers:
-        """Answer a batch of tokens, (B, T) each; the answers are on the CPU."""
+        """Answer a batch of tokens, (B, T) each, in this thread; the answers are on the CPU."""
         return self.engine.answer(inputs, self.point)
 
     def stream(
@@ -135,6 +150,10 @@ class Predictor:
         self._check(batch_size, top_k)
         windows = full_windows if isinstance(texts, Sized) else live_windows
         return self._answer_windows(windows(read_texts(texts), WINDOW), batch_size, top_k)
+
+    @cached_property
+    def _pool(self) -> WorkerPool:
+        return WorkerPool(self.workers)
 
     def _check(self, batch_size: int, top_k: int | None) -> None:
         if not isinstance(batch_size, Integral) or batch_size < 1:
@@ -164,11 +183,15 @@ class Predictor:
             batch = self.answer(collate([tokens[number] for number in numbers], config.pad_token_id))
             return list(self._to_answers(batch, top_k))
 
+        def answer_or_fail(batch: Sequence[int]) -> tuple[dict[int, Answer], dict[int, str]]:
+            return in_halves(answer_batch, [numbers[index] for index in batch])
+
         numbers = list(tokens)
-        batches = length_sorted(list(tokens.values()), batch_size)
+        lengths = [len(row["input_ids"]) for row in tokens.values()]
+        batches = shared(length_sorted(list(tokens.values()), batch_size), lengths, self.workers)
         short = len(batches) <= 50
-        for batch in tqdm(batches, desc="predict", unit="batch", disable=short or None, leave=False):
-            results, failed = in_halves(answer_batch, [numbers[index] for index in batch])
+        bar = tqdm(batches, desc="predict", unit="batch", disable=short or None, leave=False)
+        for results, failed in self._pool.map(answer_or_fail, bar):
             answers |= results | {number: Answer(error=fault) for number, fault in failed.items()}
         return [answers[number] for number in range(len(texts))]
 

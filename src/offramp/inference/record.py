@@ -21,9 +21,10 @@ from offramp.data.records import AS_NAMED, Reading
 from offramp.data.rows import Text
 from offramp.errors import DataError, InvalidInput, UnsupportedBackbone
 from offramp.inference.engine import Engine
-from offramp.inference.load_engine import AUTO, check_name, load_engine
+from offramp.inference.load_engine import AUTO, check_name, load_with_workers, workers_of
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.inference.torch_engine import TorchEngine
+from offramp.inference.workers import WorkerPool, shared
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig
 from offramp.model.flops import macs
@@ -51,6 +52,8 @@ def record(
     split: str = "validation",
     reading: Reading = AS_NAMED,
     batch_size: int = 32,
+    threads: int | None = None,
+    workers: int | None = None,
 ) -> Trace:
     """Run every layer on a data set and keep the outputs of every exit; a graph has those that it holds.
 
@@ -65,6 +68,8 @@ def record(
         reading: how to read a file, where its name does not say it.
         batch_size: rows at once. In float32 it does not change the trace; in int8 it does, because the scales of
             activations are the batch's: record with the batch size that will be served.
+        threads: that compute a batch, where a folder is given (see `offramp.Predictor.load`).
+        workers: that compute batches at the same time, likewise; a model in torch has one.
 
     Raises:
         DataError: rows or labels that do not fit the model.
@@ -77,7 +82,7 @@ def record(
     """
     if batch_size < 1:
         raise InvalidInput(f"batch_size must be at least 1, got {batch_size}")
-    runner, tokenizer = resolve_engine(model, engine, of_texts=_has_texts(dataset))
+    runner, tokenizer, workers = resolve_engine(model, engine, _has_texts(dataset), threads, workers)
     about = {"engine": runner.name}
     if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
         about["weights"] = weights_digest(model)
@@ -85,7 +90,7 @@ def record(
         about["data"] = data_name(dataset, split)
         dataset = read_data_for(runner.config, os.fspath(dataset), columns, split, reading)
     rows, labels = _tokenized(runner.config, tokenizer, dataset)
-    logits, certainty = _all_exits(runner, rows, batch_size)
+    logits, certainty = _all_exits(runner, rows, batch_size, workers)
     layers = torch.tensor(runner.layers)
     tokens = torch.tensor([_length(row) for row in rows]) if "input_ids" in rows[0] else None
     costs, fitted = row_macs(runner.config, layers.tolist(), tokens), fit_rows(model, runner, layers.tolist(), rows)
@@ -98,23 +103,29 @@ def data_name(source: str | os.PathLike[str], split: str) -> str:
 
 
 def resolve_engine(
-    model: MultiExitModel | Engine | str | os.PathLike[str], engine: str, of_texts: bool
-) -> tuple[Engine, PreTrainedTokenizerBase | None]:
-    """Return the engine of a model, and the tokenizer where texts are to be read."""
+    model: MultiExitModel | Engine | str | os.PathLike[str],
+    engine: str,
+    of_texts: bool,
+    threads: int | None = None,
+    workers: int | None = None,
+) -> tuple[Engine, PreTrainedTokenizerBase | None, int]:
+    """Return the engine of a model, the tokenizer where texts are to be read, and the number of workers."""
     check_name(engine)
     unwrapped = unwrap(model)
     if isinstance(unwrapped, MultiExitModel):
         if engine not in (AUTO, "torch"):
             raise InvalidInput(f"engine {engine!r} runs what was exported to a folder: give record() the folder")
-        return TorchEngine(unwrapped), None
+        loaded: Engine = TorchEngine(unwrapped, threads)
+        return loaded, None, workers_of(loaded, workers)
     if isinstance(model, Engine):
-        return model, None
-    if not of_texts:
-        return load_engine(model, engine), None
-    config = load_config(model)
-    refuse_images(model, config)
-    tokenizer = load_tokenizer(model, config.backbone)
-    return load_engine(model, engine), tokenizer
+        return model, None, workers_of(model, workers)
+    tokenizer = None
+    if of_texts:
+        config = load_config(model)
+        refuse_images(model, config)
+        tokenizer = load_tokenizer(model, config.backbone)
+    loaded, count = load_with_workers(model, engine, None, threads, workers)
+    return loaded, tokenizer, count
 
 
 def read_for(
@@ -224,18 +235,21 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _all_exits(
-    engine: Engine, rows: Sequence[Mapping[str, Any]], batch_size: int
+    engine: Engine, rows: Sequence[Mapping[str, Any]], batch_size: int, workers: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return logits (L, N, C) and certainty (L, N), in the order of the rows."""
     config = engine.config
     logits = torch.empty(len(engine.layers), len(rows), config.num_labels)
     certainty = torch.empty(logits.shape[:2]) if config.certainty else None
-    batches = length_sorted(rows, batch_size)
-    for numbers in tqdm(batches, desc="record", unit="batch", disable=None, leave=False):
+
+    def run(numbers: list[int]) -> None:
         out = engine.all_exits(collate([rows[number] for number in numbers], config.pad_token_id))
         logits[:, numbers] = out.logits
         if certainty is not None and out.certainty is not None:
             certainty[:, numbers] = out.certainty
+
+    batches = shared(length_sorted(rows, batch_size), [len(row.get("input_ids", ())) for row in rows], workers)
+    WorkerPool(workers).map(run, tqdm(batches, desc="record", unit="batch", disable=None, leave=False))
     return logits, certainty
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ class CostTable:
     The mean over samples of their exits' times is the time that a run takes where no sample waits for another. Batches
     take longer: they get smaller as samples leave, and a layer costs more a sample in a smaller batch.
 
+    A batch is divided among the workers, and the next one begins when all parts are answered (see
+    `offramp.inference.workers`): so times of any threads and workers are comparable.
+
     Attributes:
         layers: (L,) the layer number of each exit; 0 = before the first layer.
         ms: (L,) mean time of a sample, from its tokens to its answer, with all exits before it; it never falls.
@@ -36,6 +40,8 @@ class CostTable:
         batch_size: rows at once.
         tokens: mean real tokens of a sample; None = images.
         machine: in words.
+        threads: that computed a batch; None = not known, in tables of earlier versions.
+        workers: that shared a batch.
 
     Raises:
         InvalidInput: numbers that cannot be a cost table.
@@ -53,6 +59,8 @@ class CostTable:
     batch_size: int
     tokens: float | None
     machine: str
+    threads: int | None = None
+    workers: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
@@ -70,6 +78,18 @@ class CostTable:
             )
         if self.ms[0] == 0 or self.batch_size < 1:
             raise InvalidInput(f"times and batch_size must be above 0, got {self.ms} and {self.batch_size}")
+        if not (self.threads is None or self.threads >= 1) or self.workers < 1:
+            raise InvalidInput(f"threads and workers must be at least 1, got {self.threads} and {self.workers}")
+
+    def ms_at(self, mean_exit: float) -> float:
+        """Return the time of a sample at a mean exit layer, on a straight line between the exits beside it."""
+        if mean_exit >= self.layers[-1]:
+            return self.ms[-1]
+        above = bisect_left(self.layers, mean_exit)
+        if above == 0:
+            return self.ms[0]
+        (before, after), (low, high) = self.layers[above - 1 : above + 1], self.ms[above - 1 : above + 1]
+        return low + (high - low) * (mean_exit - before) / (after - before)
 
     def mean_ms(self, exit_layers: Tensor) -> float:
         """Return the mean time of samples that leave at these layers, (N,)."""
@@ -98,7 +118,13 @@ class CostTable:
     def describe(self) -> str:
         """Return what was timed, in one line."""
         length = "" if self.tokens is None else f", {self.tokens:.1f} tokens"
-        return f"{self.engine}, batch size {self.batch_size}{length}, {self.machine}"
+        threads = "" if self.threads is None else f", {self.threads_text()}"
+        return f"{self.engine}, batch size {self.batch_size}{length}{threads}, {self.machine}"
+
+    def threads_text(self) -> str:
+        """Return the number of threads, and of workers where there are several."""
+        threads = "1 thread" if self.threads == 1 else f"{self.threads or 'some'} threads"
+        return threads if self.workers == 1 else f"{self.workers} workers of {threads}"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON."""
@@ -116,3 +142,11 @@ class CostTable:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError) as error:
             raise InvalidInput(f"{os.fspath(path)}: not a cost table ({error})") from None
+
+
+def processor() -> str:
+    """Return this machine's processor and its cores, in words."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"

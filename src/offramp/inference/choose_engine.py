@@ -1,0 +1,160 @@
+"""Choose the engine that runs a model on this machine: once, before it is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from offramp.errors import InvalidInput
+from offramp.inference.onnx.metadata import GraphMetadata
+from offramp.inference.point_check import GraphPoints, measured_with
+from offramp.model.hub import find_file, hub_digest, load_config
+from offramp.types.cost_table import CostTable, processor
+from offramp.types.costs_file import read_costs
+from offramp.types.graph_file import ABOUT, GRAPHS, WEIGHTS, read_metadata, stale
+from offramp.types.model_content import WEIGHTS_FILE, ModelContent
+from offramp.types.operating_point import OperatingPoint
+
+RECORDED = {"torch": "torch-", "onnx": "onnx-float32", "onnx-int8": "onnx-int8"}
+"""Names that users type -> the beginning of the names, with precision, that traces, points and cost tables have."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine that runs a model.
+
+    Attributes:
+        engine: a name of ENGINES.
+        threads: that compute a batch; None = the engine's default.
+        workers: that answer batches at the same time; None = the engine's default.
+        reason: why this one, in words.
+        without: the reason why an exported graph beside the model does not run; None where nothing is wrong.
+    """
+
+    engine: str
+    threads: int | None
+    workers: int | None
+    reason: str
+    without: str | None = None
+
+
+def choose_engine(
+    folder: str | os.PathLike[str],
+    point: OperatingPoint | None,
+    threads: int | None = None,
+    workers: int | None = None,
+    batch_size: int = 1,
+    allow_other_engine: bool = False,
+) -> Choice:
+    """Choose an engine for a point.
+
+    1. For a point with a certificate, the engine that it was certified with.
+    2. On a machine with a GPU, torch.
+    3. The fastest that was measured on this machine for the batch size, at the point's mean exit layer, with its
+       threads and workers. Where some are asked for, only tables with these count.
+    4. The exported graph that the point was measured with, else the float32 one.
+    5. Torch.
+
+    Args:
+        folder: or a hub name.
+        point: to be run; None = full depth.
+        threads: asked for; None = any.
+        workers: asked for; None = any.
+        batch_size: rows of a batch that will be served.
+        allow_other_engine: let another engine run a point with a certificate where its own cannot be loaded.
+
+    Raises:
+        InvalidInput: the file with the cost tables cannot be read.
+    """
+    own = _name_of(measured_with(point))
+    if point is not None and point.certificate is not None and own is not None:
+        without = fault(folder, own, point)
+        if without is None or not allow_other_engine:
+            return Choice(own, threads, workers, "the operating point's certificate holds for it")
+    if torch.accelerator.is_available():
+        return Choice("torch", threads, workers, "this machine has a GPU")
+    for ms, engine, table in _measured(folder, point, batch_size):
+        asked = (threads in (None, table.threads), workers in (None, table.workers))
+        if all(asked) and fault(folder, engine, point) is None:
+            batches = f"batches of {batch_size}" if batch_size > 1 else "single rows"
+            reason = f"the fastest measured here for {batches}, {ms:.3g} ms a sample with {table.threads_text()}"
+            return Choice(engine, table.threads, table.workers, reason)
+    graph = own if own in GRAPHS else "onnx"
+    without = fault(folder, graph, point)
+    if without is None:
+        of_point = " and the operating point was measured with it" if graph == own else ""
+        return Choice(graph, threads, workers, f"its graph is exported{of_point}")
+    present = find_file(folder, GRAPHS[graph]) is not None and find_spec("onnxruntime") is not None
+    return Choice("torch", threads, workers, without, without if present else None)
+
+
+def costs_here(folder: str | os.PathLike[str]) -> tuple[CostTable, ...]:
+    """Return the cost tables of a local folder that were measured on this machine with these weights."""
+    tables = read_costs(folder) if Path(folder).is_dir() else ()
+    machines = {processor()}
+    if torch.cuda.is_available():
+        machines |= {torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())}
+    return tuple(table for table in tables or () if table.machine in machines)
+
+
+def _measured(
+    folder: str | os.PathLike[str], point: OperatingPoint | None, batch_size: int
+) -> Iterator[tuple[float, str, CostTable]]:
+    """Yield the measured engines, the fastest first, each with its milliseconds a sample at a point."""
+    times = []
+    for table in costs_here(folder):
+        engine = _name_of(table.engine)
+        if engine is not None and table.batch_size == batch_size:
+            measured = None if point is None else point.measured
+            ms = table.ms[-1] if measured is None else table.ms_at(measured.mean_exit)
+            times.append((ms, engine, table))
+    yield from sorted(times, key=lambda time: time[0])
+
+
+def _name_of(recorded: str | None) -> str | None:
+    """Return the name of ENGINES for a recorded name; None where it is unknown."""
+    if recorded is None:
+        return None
+    return next((name for name, begin in RECORDED.items() if recorded.startswith(begin)), None)
+
+
+def fault(folder: str | os.PathLike[str], engine: str, point: OperatingPoint | None) -> str | None:
+    """Return why an engine cannot run a point of a folder's model, with the command that helps; None where it can.
+
+    Args:
+        folder: or a hub name.
+        engine: a name of ENGINES.
+        point: None = full depth.
+    """
+    if engine == "torch":
+        return None
+    path, weights = (find_file(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
+    option = " --int8" if engine == "onnx-int8" else ""
+    remedy = f"`offramp export {folder if Path(folder).is_dir() else 'FOLDER'}{option}`"
+    if path is None or weights is None:
+        return f"{folder}: no {GRAPHS[engine] + ('' if path is None else WEIGHTS)}; {remedy} makes it"
+    if find_spec("onnxruntime") is None:
+        return "a graph needs ONNX Runtime: pip install 'offramp[onnx]'"
+    try:
+        if reason := stale(Path(path), ModelContent(Path(path).parent)) or _stale_on_hub(folder, Path(path)):
+            return f"{reason}; {remedy} makes it anew"
+        GraphPoints(GraphMetadata.of(read_metadata(Path(path))), load_config(folder), option).check(point)
+    except InvalidInput as error:
+        return str(error)
+    return None
+
+
+def _stale_on_hub(folder: str | os.PathLike[str], path: Path) -> str | None:
+    """Return the reason why a graph must not answer where its weights are on the hub and not on this machine."""
+    if Path(folder).is_dir() or ModelContent(path.parent).weight_files:
+        return None
+    model = json.loads(read_metadata(path)[ABOUT])["model"]
+    if hub_digest(os.fspath(folder), WEIGHTS_FILE, revision=path.parent.name) in (None, model):
+        return None
+    return f"{path}: made of other weights than those beside it on the hub"
