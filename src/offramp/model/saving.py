@@ -13,6 +13,7 @@ from transformers.utils import CONFIG_NAME, logging
 from offramp.errors import InvalidInput
 from offramp.model.card import read_card, save_points, write_card
 from offramp.model.hub import load_points
+from offramp.types.costs_file import COSTS_FILE, read_costs
 from offramp.types.graph_file import GRAPHS, WEIGHTS, stale
 from offramp.types.model_content import WEIGHTS_FILE, WEIGHTS_INDEX, ModelContent
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points, write_points
@@ -29,8 +30,8 @@ def finish_folder(
 ) -> dict[str, OperatingPoint]:
     """Make the files beside newly written weights true, and say what was removed.
 
-    Points that were chosen for other weights are not written, a graph of other weights is removed, the card is written
-    or lists the points that there are.
+    Points that were chosen for other weights are not written, graphs and cost tables of other weights are removed, the
+    card is written or lists the points that there are.
 
     Args:
         folder: with the weights and the configuration.
@@ -58,6 +59,7 @@ def finish_folder(
         logger.warning("%s: removed, the model has no operating points", folder / POINTS_FILE)
     for name in GRAPHS.values():
         _remove_stale_graph(folder / name, content)
+    _remove_stale_costs(folder)
     write_card(folder, fresh, config)
     return fresh
 
@@ -160,3 +162,14 @@ def _remove_stale_graph(path: Path, content: ModelContent) -> None:
         for file in (path, path.with_name(path.name + WEIGHTS)):
             file.unlink(missing_ok=True)
         logger.warning("%s; it is removed, `offramp export %s` makes it anew", reason, path.parent)
+
+
+def _remove_stale_costs(folder: Path) -> None:
+    """Remove cost tables that are not of the weights in the folder; a file that cannot be read stays."""
+    try:
+        stale_costs = read_costs(folder) is None
+    except InvalidInput:
+        return
+    if stale_costs:
+        (folder / COSTS_FILE).unlink()
+        logger.warning("%s: of other weights; it is removed, `offramp bench` measures anew", folder / COSTS_FILE)
