@@ -1,26 +1,36 @@
-"""Full-depth baselines: the same encoder with its last head alone, in every runtime that is installed.
+"""Full-depth contestants in torch and in ONNX Runtime, the encoder cut at a layer, and the lexical exit alone.
 
-They use the exporter and the quantizer of the early-exit graphs, attention as plain products, and ONNX Runtime with and
-without the fusion that is slow on some CPUs; the faster of the two counts.
+All that do not run in torch are made of one exported graph without decisions, which has an output for each exit; a
+contestant gets the part of it that leads to its own exit. Attention is plain products, and ONNX Runtime runs with and
+without the fusion that is slow on some CPUs. Its transformer optimizer (`onnxruntime.transformers.optimizer`) is not
+among them: on these graphs it makes the fusions that a session makes by itself, and no attention node.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.bench.timer import Inputs, Run
-from offramp.errors import one_line
+from offramp.bench.contestant import Kind
+from offramp.bench.texts import Array, Batch, BatchRun, PlainModel
+from offramp.errors import InvalidInput, one_line
 from offramp.model.modeling import MultiExitModel
-from offramp.types.graph_file import GRAPHS
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+log = logging.getLogger("offramp")
+
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
 
 def forward(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -36,103 +46,197 @@ def plain(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
     return forward(model, inputs)
 
 
-log = logging.getLogger("offramp")
+# --- torch ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """A full-depth model without exits in one runtime.
-
-    Attributes:
-        engine: the one that it belongs to; the fastest baseline of an engine is that engine's plain model.
-        name: unique among the baselines.
-        run: returns a batch's logits (B, C).
-    """
-
-    engine: str
-    name: str
-    run: Run
-
-
-def full_depth(model: MultiExitModel, folder: Path, trial: Inputs) -> list[Baseline]:
-    """Return all baselines that can run on this machine; a log line names those that cannot.
-
-    Args:
-        model: in eval mode.
-        folder: of the plain exports, which are made if missing (see `plain_exports`).
-        trial: a batch to try torch.compile on.
-    """
-    baselines = [Baseline("torch", "plain torch", partial(on_device, plain, model)), *_compiled(model, trial)]
-    if any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")):
-        log.info("without ONNX Runtime, the strongest baseline on a CPU: pip install 'offramp[onnx]'")
-        return baselines
-    return [*baselines, *exported(model, folder)]
+def in_torch(model: MultiExitModel) -> list[PlainModel]:
+    """Return the full-depth contestants in torch: eager, and compiled where that works; a log line says where not."""
+    depth = model.config.exit_layers[-1]
+    eager = PlainModel("plain torch", "full-depth", "torch", depth, partial(_load_torch, plain, model))
+    compiled = torch.no_grad()(torch.compile(forward, dynamic=True))
+    log.info("compiling the plain model with torch.compile")
+    try:
+        run = _load_torch(compiled, model, torch.get_num_threads(), 1)
+        for rows, tokens in ((2, 8), (1, 5)):
+            run(_example(rows, tokens, model))
+    except Exception as error:  # compilers fail in many ways: none is installed, or it cannot trace the encoder
+        log.info("torch.compile is not among the contestants: %s", one_line(error))
+        return [eager]
+    load = partial(_load_torch, compiled, model)
+    return [eager, PlainModel("plain torch.compile", "full-depth", "torch.compile", depth, load)]
 
 
-def exported(model: MultiExitModel, folder: Path) -> list[Baseline]:
-    """Return the baselines in ONNX Runtime: float32 and int8, with and without the fusion."""
-    return [
-        Baseline(engine, f"plain {engine}{suffix}", session(path, fused))
-        for engine, path in plain_exports(model, folder).items()
-        for fused, suffix in ((False, ""), (True, ", norms fused"))
-    ]
+def _load_torch(
+    function: Callable[[MultiExitModel, Mapping[str, Tensor]], Tensor],
+    model: MultiExitModel,
+    threads: int,
+    workers: int,
+) -> BatchRun:
+    if workers > 1:
+        raise InvalidInput(f"torch computes one batch at a time, with threads: workers must be 1, got {workers}")
 
-
-def plain_exports(model: MultiExitModel, folder: Path) -> dict[str, Path]:
-    """Return the plain model's files by engine, in float32 and in int8; missing ones are exported."""
-    paths = {engine: folder / f"plain-{file}" for engine, file in GRAPHS.items()}
-    if all(path.exists() for path in paths.values()):
-        return paths
-    import onnx
-
-    from offramp.inference.onnx.export_blocks import export_whole
-    from offramp.inference.onnx.quantize import int8
-    from offramp.inference.onnx.torch_export import silence_exporter
-
-    log.info("exporting the plain model to ONNX, in float32 and int8")
-    whole = export_whole(copy.deepcopy(model).float().cpu(), forward)
-    onnx.save(whole, paths["onnx"])
-    with silence_exporter():
-        onnx.save(int8(whole), paths["onnx-int8"])
-    return paths
-
-
-def session(path: Path, fused: bool) -> Run:
-    """Load a plain export in ONNX Runtime.
-
-    Args:
-        path: of the file.
-        fused: with the fusion of sums and norms that `OnnxSession` switches off.
-    """
-    import onnxruntime
-
-    from offramp.inference.onnx.session import SLOW, session_options
-
-    loaded = onnxruntime.InferenceSession(
-        path, session_options(), providers=["CPUExecutionProvider"], disabled_optimizers=[] if fused else [SLOW]
-    )
-    names = [value.name for value in loaded.get_inputs()]
-
-    def run(inputs: Inputs) -> Tensor:
-        absent = torch.zeros_like(inputs["input_ids"])  # token types, where the tokenizer returns none
-        feeds = {name: inputs.get(name, absent).numpy() for name in names}
-        return torch.from_numpy(loaded.run(None, feeds)[0])
+    def run(batch: Batch) -> Array:
+        if torch.get_num_threads() != threads:  # of the whole process
+            torch.set_num_threads(threads)
+        inputs = {name: torch.from_numpy(values).to(model.device) for name, values in batch.items()}
+        logits: Array = function(model, inputs).float().cpu().numpy()
+        return logits
 
     return run
 
 
-def on_device(function: Callable[[MultiExitModel, Inputs], Tensor], model: MultiExitModel, inputs: Inputs) -> Tensor:
-    """Apply a function to a batch on the model's device; return the logits on the CPU."""
-    logits = function(model, {name: value.to(model.device) for name, value in inputs.items()})
-    return logits.cpu()
+def _example(rows: int, tokens: int, model: MultiExitModel) -> Batch:
+    names = ("input_ids", "attention_mask", "token_type_ids")[
+        : 2 + (getattr(model.config.backbone, "type_vocab_size", 0) > 1)
+    ]
+    return {name: np.full((rows, tokens), int(name == "attention_mask"), np.int64) for name in names}
 
 
-def _compiled(model: MultiExitModel, trial: Inputs) -> list[Baseline]:
-    log.info("compiling the plain model with torch.compile")
-    run = partial(on_device, torch.no_grad()(torch.compile(forward, dynamic=True)), model)
-    try:
-        run(trial)
-    except Exception as error:  # compilers fail in many ways: none is installed, or it cannot trace the encoder
-        log.info("torch.compile is not among the baselines: %s", one_line(error))
-        return []
-    return [Baseline("torch.compile", "plain torch.compile", run)]
+# --- exported graphs --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A way to run an exported graph.
+
+    Attributes:
+        name: of the full-depth contestant, see `Contestant.name`.
+        engine: the runtime with its precision.
+        prepare: the graph in float32 with all exits -> the graph that runs.
+        load: one output of that graph, threads and workers -> the run.
+    """
+
+    name: str
+    engine: str
+    load: Callable[[str, int, int], BatchRun]
+
+    def at(self, layer: int, kind: Kind = "full-depth", name: str | None = None) -> PlainModel:
+        """Return the contestant that answers at a layer."""
+        return PlainModel(name or self.name, kind, self.engine, layer, partial(self.load, output_at(layer)))
+
+
+def output_at(layer: int) -> str:
+    """Return the name of an exit's output in the graphs of `export_exits` and `lexical_alone`."""
+    return f"new.{_output(layer)}"  # as `torch_export.output_name`, which needs onnx
+
+
+def _output(layer: int) -> str:
+    return f"logits_{layer}"
+
+
+def missing() -> str | None:
+    """Return why nothing can be exported; None where it can."""
+    if any(find_spec(name) is None for name in NEEDED):
+        return "without ONNX Runtime, the strongest baseline on many CPUs: pip install 'offramp[onnx]'"
+    return None
+
+
+def export_exits(model: MultiExitModel) -> ModelProto:
+    """Export the encoder with the head of every exit behind a layer, without decisions; one output an exit.
+
+    Where tokens exit, it is transformers' own forward with the last head alone.
+    """
+    from offramp.inference.onnx.export_blocks import export_whole
+
+    layers = exit_layers(model)
+    function = _all_exits if model.config.token_exit is None else _last_exit
+    return export_whole(copy.deepcopy(model).float().cpu(), function, [_output(layer) for layer in layers])
+
+
+def exit_layers(model: MultiExitModel) -> list[int]:
+    """Return the layers at which an exported encoder without decisions can be cut, the last one among them."""
+    layers = list(model.config.exit_layers)
+    return layers if model.config.token_exit is None else layers[-1:]
+
+
+def _all_exits(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    carry, logits = model.embed(inputs), []
+    for exit, layer in enumerate(model.layers):
+        if layer:
+            carry = model.block(exit, carry)
+            logits.append(model.exit(exit, carry).logits)
+    return tuple(logits)
+
+
+def _last_exit(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return (forward(model, inputs),)
+
+
+def in_onnx_runtime(graph: ModelProto) -> list[Runtime]:
+    """Return the ways to run exits in ONNX Runtime: float32 and dynamic int8, each with and without the fusion."""
+    from offramp.bench.dynamic_int8 import dynamic_int8
+    from offramp.inference.onnx.torch_export import silence_exporter
+
+    @cache
+    def quantized() -> ModelProto:
+        with silence_exporter():
+            return dynamic_int8(graph)
+
+    graphs: dict[tuple[str, str], Callable[[], ModelProto]] = {
+        ("plain onnx", "onnx"): lambda: graph,
+        ("plain dynamic int8", "onnx-int8"): quantized,
+    }
+    return [
+        Runtime(name + suffix, engine, partial(load_output, content, fused))
+        for (name, engine), content in graphs.items()
+        for fused, suffix in ((False, ""), (True, ", norms fused"))
+    ]
+
+
+def load_output(graph: Callable[[], ModelProto], fused: bool, output: str, threads: int, workers: int) -> BatchRun:
+    """Load the part of a graph that leads to one output in ONNX Runtime; the workers share one session.
+
+    Args:
+        graph: returns the graph.
+        fused: with the fusion of sums and norms that `OnnxSession` switches off.
+        output: its name.
+        threads: of the session.
+        workers: that call it.
+    """
+    import onnxruntime
+    from onnx.utils import Extractor
+
+    from offramp.inference.onnx.session import SLOW, session_options
+
+    whole = graph()
+    part = Extractor(whole).extract_model([value.name for value in whole.graph.input], [output])
+    session = onnxruntime.InferenceSession(
+        part.SerializeToString(),
+        session_options(threads),
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=[] if fused else [SLOW],
+    )
+    names = [value.name for value in session.get_inputs()]
+
+    def run(batch: Batch) -> Array:
+        logits: Array = session.run(None, {name: batch[name] for name in names})[0]
+        return logits
+
+    return run
+
+
+# --- the exit before the first layer ----------------------------------------------------------------------------------
+
+
+def lexical_alone(model: MultiExitModel) -> PlainModel:
+    """Return the exit before the first layer alone: in ONNX Runtime where it is installed, else in torch."""
+    if missing() is not None:
+        return PlainModel("lexical", "lexical", "torch", 0, partial(_load_torch, _lexical_logits, model))
+    from offramp.inference.onnx.export_blocks import export_whole
+
+    graph = export_whole(copy.deepcopy(model).float().cpu(), _lexical, [_output(0)])
+    return PlainModel("lexical", "lexical", "onnx", 0, partial(load_output, lambda: graph, False, output_at(0)))
+
+
+@torch.inference_mode()
+def _lexical_logits(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    return model.lexical(inputs).logits
+
+
+def _lexical(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return (model.lexical(inputs).logits,)
+
+
+def cuts(runtime: Runtime, layers: Sequence[int]) -> list[PlainModel]:
+    """Return the encoder cut behind each layer but the last, with that exit's own head."""
+    return [runtime.at(layer, "cut", f"cut at layer {layer}") for layer in layers[:-1]]

@@ -1,94 +1,84 @@
-"""Early exit against full depth: every engine at every operating point and every batch size, on the same texts.
+"""Rows of a benchmark: early exit against full depth, the cut encoder, the lexical exit alone and a cascade.
 
-The upper limit of early exit is measured, too. A batch that leaves at layer k as a whole takes about embed + k block;
-a least-squares line through some depths gives both numbers, for any engine. With a mean exit of m of L layers the
-ideal speed-up is (embed + L block) / (embed + m block). Where an exit before the first layer is read, all rows take
-its time, and the rows that leave there nothing else. Efficiency is the speed-up over the plain model, which has no
-exits, as a share of the ideal one. So efficiency counts all costs of early exit: exits, decisions, cutting the batch,
-and the small batches of the rows that stay, whose layers cost more a row.
+The upper limit of early exit is computed, too. In the fastest full-depth model of the same engine a text takes
+t + e + L b: tokenizer, embedding and L layers. If early exit cost nothing but the parts that run, a text would take t,
+the lexical exit l where it is read, the embedding if it goes on, and as many layers as it runs, m on average. So the
+ceiling is (t + e + L b) / (t + l + e (share that goes on) + m b). The share of the ceiling that is reached counts all
+else against early exit: exits, decisions, cutting the batch, the small batches of the rows that stay, and the making of
+answers in Python.
+
+The tokenizer and the lexical exit are measured as contestants; the cost table of the engine divides what remains of the
+full-depth model's time between embedding and layers. `ideal` and `efficiency` are the same without the tokenizer, and
+with the lexical exit as the engine runs it.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from offramp.bench.baselines import Baseline
-from offramp.bench.timer import LayerCostModel, Run, SpeedupRange, Times, median, time_batches
-from offramp.data.batching import collate, length_sorted
+from offramp.bench.adaptive import FULL
+from offramp.bench.contestant import Contestant, Kind, TextAnswers
+from offramp.bench.settings import Ready
+from offramp.bench.texts import TextEncoder
+from offramp.bench.timer import LayerCostModel, SpeedupRange, TextTimes, median, time_texts
+from offramp.data.rows import Text
 from offramp.evaluation.metrics import layerwise, metric_for
-from offramp.inference.engine import Engine
-from offramp.inference.onnx_engine import leave_layers
 from offramp.model.config import MultiExitConfig
-from offramp.types.operating_point import OperatingPoint, fixed_depth_point
-from offramp.types.outputs import Answers, at_label_thresholds
 from offramp.types.trace import Trace
-
-log = logging.getLogger("offramp")
-
-FULL = "full"
-"""The name of an engine's full depth among its operating points."""
-
-
-@dataclass(frozen=True)
-class RunKey:
-    """A timed run.
-
-    Attributes:
-        engine: the one that runs, or that the baseline belongs to.
-        kind: a full-depth baseline, an operating point (or FULL), or a fixed depth for the cost of a layer.
-        name: the baseline's or the point's, or the layer number.
-    """
-
-    engine: str
-    kind: Literal["baseline", "point", "depth"]
-    name: str
 
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """Figures of an engine at an operating point, or of a full-depth baseline, at one batch size.
+    """Figures of one contestant at one batch size.
 
     Attributes:
-        batch_size: rows at once, of similar length.
-        engine: of a baseline, the one that it belongs to.
-        name: the operating point's, or FULL, or the baseline's.
-        rival: True for a full-depth baseline, without exits.
+        batch_size: texts at once, of similar length.
+        engine: the runtime.
+        name: the operating point's, or FULL, or the contestant's.
+        kind: see `offramp.bench.contestant.Kind`.
+        rival: True for a full-depth model without exits.
+        threads: that compute a batch.
+        workers: that answer batches at the same time.
         score: on the benchmark's metric; None without labels.
         mean_exit: mean exit layer.
-        p50_ms: milliseconds a sample in the median batch (see `Times.ms`).
-        p99_ms: in the slowest batches.
-        per_second: samples.
-        speedup: over the plain model in the same engine.
-        ideal: the upper limit of that speed-up; None for a baseline.
-        efficiency: the median speed-up as a share of the ideal one; None for a baseline.
-        against_best: speed over that of the fastest full-depth baseline, in any engine.
+        p50_ms: milliseconds a text of a request of `batch_size` texts alone, in the median request.
+        p99_ms: in the slowest requests.
+        texts_per_second: of all texts in one call.
+        speedup: over the fastest full-depth model in the same engine; in any, where that engine has none.
+        ideal: the upper limit of that speed-up, the tokenizer not counted; None where no text can leave early.
+        efficiency: the median speed-up as a share of `ideal`.
+        ceiling: the upper limit of that speed-up, tokenizer and lexical exit counted (see the module).
+        share_of_ceiling: the median speed-up as a share of `ceiling`.
+        against_best: speed over that of the fastest full-depth model, in any engine.
     """
 
     batch_size: int
     engine: str
     name: str
+    kind: Kind
     rival: bool
+    threads: int
+    workers: int
     score: float | None
     mean_exit: float
     p50_ms: float
     p99_ms: float
-    per_second: float
+    texts_per_second: float
     speedup: SpeedupRange
     ideal: float | None
     efficiency: float | None
+    ceiling: float | None
+    share_of_ceiling: float | None
     against_best: SpeedupRange
 
     @property
     def early(self) -> bool:
-        """Return True for an operating point, False for a baseline or full depth."""
-        return not self.rival and self.name != FULL
+        """Return True for an operating point."""
+        return self.kind == "adaptive"
 
 
 @dataclass(frozen=True)
@@ -99,9 +89,9 @@ class BenchmarkResult:
         metric: of the scores; None without labels.
         depth: layers of the full model.
         rows: number of texts.
-        rounds: how often each run answered all of them.
-        threads: of torch; ONNX Runtime takes OMP_NUM_THREADS, else one a core.
-        results: by batch size, baselines first.
+        rounds: how often each contestant answered all of them.
+        threads: cores that threads and workers share.
+        results: by batch size, full-depth models first.
     """
 
     metric: str | None
@@ -112,127 +102,112 @@ class BenchmarkResult:
     results: tuple[BenchmarkRow, ...]
 
 
-def run_benchmark(
-    engines: Mapping[str, Engine],
-    points: Mapping[str, Mapping[str, OperatingPoint]],
-    baselines: Sequence[Baseline],
-    rows: Sequence[Mapping[str, Any]],
+def compare(
+    contestants: Sequence[Ready],
+    texts: Sequence[Text],
     labels: Tensor | None,
     batch_size: int,
     rounds: int,
+    *,
+    config: MultiExitConfig,
+    encoder: TextEncoder,
+    costs: Mapping[str, LayerCostModel],
 ) -> list[BenchmarkRow]:
-    """Time engines at their operating points, and at full depth, against full-depth baselines.
+    """Race contestants in their settings; return a row for each.
 
     Args:
-        engines: by name, all of one model with two exits or more.
-        points: by engine, by name.
-        baselines: at least one for each engine.
-        rows: tokens, unpadded; rows of similar length make a batch, as in `Predictor`.
+        contestants: at least one full-depth model.
+        texts: all of them are answered in one call.
         labels: (N,) or (N, C); None = nothing is scored.
-        batch_size: rows at once.
-        rounds: how often each run answers all rows.
-
-    Raises:
-        InvalidInput: a point that its engine cannot run.
+        batch_size: texts at once.
+        rounds: how often each contestant answers all texts.
+        config: of the model.
+        encoder: its time is that of the tokenizer.
+        costs: of a layer, by engine; an engine without has no ceilings.
     """
-    # 1) batches
-    config = next(iter(engines.values())).config
-    order = length_sorted(rows, batch_size)
-    batches = [collate([rows[number] for number in numbers], config.pad_token_id) for numbers in order]
-    ordered = None if labels is None else labels[[number for numbers in order for number in numbers]]
-    # 2) every run, timed in turn
-    runs = {RunKey(baseline.engine, "baseline", baseline.name): baseline.run for baseline in baselines}
-    for name, engine in engines.items():
-        runs |= _engine_runs(name, engine, points.get(name, {}))
-    times, answers = time_batches(runs, batches, rounds)
-    # 3) a row for each baseline and each point
-    depth: int = config.exit_layers[-1]
-    measurements = _Measurements(batch_size, depth, config.problem_type, ordered, times, answers, points)
-    results = [measurements.row(key) for key in runs if key.kind == "baseline"]
-    for name, engine in engines.items():
-        depths = {layer: RunKey(name, "depth", str(layer)) for layer in _timed_depths(engine)}
-        depths[depth] = RunKey(name, "point", FULL)
-        costs = LayerCostModel.through({layer: median(times[key].passes) for layer, key in depths.items()})
-        for label, point in {FULL: None, **points.get(name, {})}.items():
-            reads_lexical = point is not None and point.layers_read(engine.layers)[0] == 0
-            results.append(measurements.row(RunKey(name, "point", label), costs, reads_lexical))
-    return results
+    runs = {index: ready.run for index, ready in enumerate(contestants)}
+
+    def tokenize(texts: Sequence[Text], batch_size: int) -> TextAnswers:
+        rows = encoder.encode(texts)
+        for start in range(0, len(rows), batch_size):
+            encoder.batch(rows[start : start + batch_size])
+        return TextAnswers(torch.empty(0), torch.empty(0))
+
+    times, answers = time_texts({**runs, TOKENIZER: tokenize}, texts, batch_size, rounds)
+    measured = _Race(contestants, times, answers, labels, config, costs)
+    return [measured.row(index, batch_size) for index in runs]
 
 
-def _timed_depths(engine: Engine) -> list[int]:
-    """Return the layers, but the last, after which an engine's rows leave together for the cost of a layer."""
-    *before, _ = leave_layers(engine)
-    behind = [layer for layer in before if layer]
-    chosen = [behind[share * len(behind) // 3] for share in range(3)] if behind else []
-    return sorted({0} & {*before} | {*chosen})
-
-
-def _engine_runs(name: str, engine: Engine, points: Mapping[str, OperatingPoint]) -> dict[RunKey, Run]:
-    """Return an engine's runs at full depth, at its points and at fixed depths.
-
-    Raises:
-        InvalidInput: a point that the engine cannot run.
-    """
-    all_points: dict[str, OperatingPoint | None] = {FULL: None, **points}
-    for point in all_points.values():
-        engine.check(point)
-    runs: dict[RunKey, Run] = {
-        RunKey(name, "point", label): partial(engine.answer, point=point) for label, point in all_points.items()
-    }
-    for layer in _timed_depths(engine):
-        point = fixed_depth_point(layer, leave_layers(engine))
-        runs[RunKey(name, "depth", str(layer))] = partial(engine.answer, point=point)
-    return runs
+TOKENIZER = -1
 
 
 @dataclass(frozen=True)
-class _Measurements:
-    """Times and answers of all runs at one batch size."""
+class _Race:
+    """Times and answers of all contestants at one batch size, by their number."""
 
-    batch_size: int
-    depth: int
-    problem_type: str
+    contestants: Sequence[Ready]
+    times: Mapping[int, TextTimes]
+    answers: Mapping[int, TextAnswers]
     labels: Tensor | None
-    times: Mapping[RunKey, Times]
-    answers: Mapping[RunKey, Sequence[Answers | Tensor]]
-    points: Mapping[str, Mapping[str, OperatingPoint]]
+    config: MultiExitConfig
+    costs: Mapping[str, LayerCostModel]
 
-    def fastest_baseline(self, engine: str | None = None) -> Times:
-        """Return the times of the fastest baseline of an engine, or of all."""
-        times = [self.times[key] for key in self.times if key.kind == "baseline" and engine in (None, key.engine)]
-        return min(times, key=lambda run: median(run.passes))
+    def fastest(self, engine: str | None = None) -> TextTimes:
+        """Return the times of the fastest full-depth model of an engine, or of all if it has none."""
+        full = [number for number, ready in enumerate(self.contestants) if ready.contestant.kind == "full-depth"]
+        own = [number for number in full if self.contestants[number].contestant.engine == engine]
+        return min((self.times[number] for number in own or full), key=lambda times: median(times.passes))
 
-    def row(self, key: RunKey, costs: LayerCostModel | None = None, reads_lexical: bool = False) -> BenchmarkRow:
-        """Return the row of a run; a baseline has no costs of layers, and reads no exit before the first layer."""
-        times = self.times[key]
-        logits, exits = _concatenate(self.answers[key])
-        if key.kind == "point" and (point := self.points.get(key.engine, {}).get(key.name)):
-            logits = at_label_thresholds(logits, point.label_thresholds)
-        mean_exit = float(self.depth) if exits is None else exits.double().mean().item()
-        speedup = SpeedupRange.of(self.fastest_baseline(key.engine), times)
-        ideal = None if costs is None or exits is None else costs.ideal(self.depth, exits, reads_lexical)
+    def row(self, number: int, batch_size: int) -> BenchmarkRow:
+        """Return a contestant's row."""
+        ready, times, answers = self.contestants[number], self.times[number], self.answers[number]
+        contestant = ready.contestant
+        speedup = SpeedupRange.of(self.fastest(contestant.engine), times)
+        ideal, ceiling = self._limits(contestant, answers.exit_layers)
         return BenchmarkRow(
-            batch_size=self.batch_size,
-            engine=key.engine,
-            name=key.name,
-            rival=key.kind == "baseline",
-            score=None if self.labels is None else layerwise(_trace(logits, self.labels, self.problem_type))[0],
-            mean_exit=mean_exit,
-            p50_ms=times.ms(0.5),
-            p99_ms=times.ms(0.99),
-            per_second=times.per_second,
+            batch_size=batch_size,
+            engine=contestant.engine,
+            name=contestant.name,
+            kind=contestant.kind,
+            rival=contestant.kind == "full-depth" and contestant.name != FULL,
+            threads=ready.threads,
+            workers=ready.workers,
+            score=None if self.labels is None else score(answers.logits, self.labels, self.config),
+            mean_exit=answers.exit_layers.double().mean().item(),
+            p50_ms=times.requests.ms(0.5),
+            p99_ms=times.requests.ms(0.99),
+            texts_per_second=times.per_second,
             speedup=speedup,
             ideal=ideal,
             efficiency=None if ideal is None else speedup.median / ideal,
-            against_best=SpeedupRange.of(self.fastest_baseline(), times),
+            ceiling=ceiling,
+            share_of_ceiling=None if ceiling is None else speedup.median / ceiling,
+            against_best=SpeedupRange.of(self.fastest(), times),
         )
 
+    def _limits(self, contestant: Contestant, exits: Tensor) -> tuple[float | None, float | None]:
+        """Return the upper limits of a speed-up, without and with the tokenizer; None where there is no early exit."""
+        costs = self.costs.get(contestant.engine)
+        if costs is None or not (contestant.kind == "adaptive" or contestant.name == FULL):
+            return None, None
+        depth, reads = self.config.exit_layers[-1], bool((exits == 0).any())
+        tokenizer, full = 1 / self.times[TOKENIZER].per_second, 1 / self.fastest(contestant.engine).per_second
+        cost = tokenizer + max(full - tokenizer, 0.0) * costs.share(depth, exits)
+        cost += self._lexical(tokenizer, full, costs) * reads
+        return costs.ideal(depth, exits, reads), full / cost
 
-def _concatenate(batches: Sequence[Answers | Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return logits (N, C) and exit layers (N,) of all batches; no layers where the run returns logits alone."""
-    logits = torch.cat([batch if isinstance(batch, Tensor) else batch.logits for batch in batches]).float()
-    exits = [batch.exit_layers for batch in batches if isinstance(batch, Answers)]
-    return logits, torch.cat(exits) if exits else None
+    def _lexical(self, tokenizer: float, full: float, costs: LayerCostModel) -> float:
+        """Return the seconds that the lexical exit takes a text, without the tokenizer."""
+        for number, ready in enumerate(self.contestants):
+            if ready.contestant.kind == "lexical":
+                return max(1 / self.times[number].per_second - tokenizer, 0.0)
+        whole: float = costs.embed + costs.block * self.config.exit_layers[-1]
+        return costs.lexical / whole * max(full - tokenizer, 0.0)
+
+
+def score(logits: Tensor, labels: Tensor, config: MultiExitConfig) -> float:
+    """Return the default metric's value of answers."""
+    return layerwise(_trace(logits, labels, config.problem_type))[0]
 
 
 def metric_name(config: MultiExitConfig, labels: Tensor) -> str:
@@ -242,4 +217,4 @@ def metric_name(config: MultiExitConfig, labels: Tensor) -> str:
 
 def _trace(logits: Tensor, labels: Tensor, problem_type: str) -> Trace:
     """Wrap answers as a trace of one exit."""
-    return Trace(logits.unsqueeze(0), labels, problem_type=problem_type)
+    return Trace(logits.float().unsqueeze(0), labels, problem_type=problem_type)

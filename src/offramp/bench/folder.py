@@ -1,31 +1,39 @@
-"""Benchmark a model's folder: its engines at its operating points."""
+"""Benchmark a model's folder: early exit in its engines against all that the same model can do without it."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-from offramp.bench.baselines import full_depth
-from offramp.bench.compare import FULL, BenchmarkResult, BenchmarkRow, log, metric_name, run_benchmark
-from offramp.data.batching import collate, encode, token_limit
+from offramp.bench.adaptive import FULL, adaptive, engine_loader
+from offramp.bench.baselines import log
+from offramp.bench.compare import BenchmarkResult, BenchmarkRow, compare, metric_name
+from offramp.bench.contestant import Contestant
+from offramp.bench.cost_table import measure_costs
+from offramp.bench.entry import Entry
+from offramp.bench.plain_models import plain_models
+from offramp.bench.settings import cores, trial_texts
+from offramp.bench.texts import TextEncoder
+from offramp.bench.timer import LayerCostModel
+from offramp.data.batching import encode
 from offramp.data.columns import GUESSED, Columns
 from offramp.data.examples import Examples
 from offramp.data.records import AS_NAMED, Reading
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES, Engine
-from offramp.inference.load_engine import load_engine
 from offramp.inference.onnx_engine import leave_layers
 from offramp.inference.record import read_data_for
-from offramp.inference.torch_engine import TorchEngine
 from offramp.model.hub import load_config, load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
 from offramp.types.operating_point import OperatingPoint
+
+EXAMPLES = 128  # texts that OpenVINO's int8 takes its ranges from
 
 
 def benchmark_folder(
@@ -40,15 +48,15 @@ def benchmark_folder(
     split: str = "test",
     reading: Reading = AS_NAMED,
 ) -> BenchmarkResult:
-    """Time a model's folder: each engine, each of its saved points that the engine can run, each batch size.
+    """Race a model's folder: each engine at each of its saved points that it can run, at each batch size.
 
     Args:
         folder: of a saved model, with its tokenizer.
         source: texts, and labels if there are some: a file or a data set's name.
-        engines: names of ENGINES; None = torch and the exported graphs.
-        batch_sizes: rows at once.
+        engines: names of ENGINES; None = torch and what was exported.
+        batch_sizes: texts at once.
         rows: the largest number of texts, taken evenly from the source.
-        rounds: how often each run answers all of them.
+        rounds: how often each contestant answers all of them.
         columns: the columns of a file to read.
         split: the part of a named data set to read.
         reading: how to read a file, where its name does not say it.
@@ -57,39 +65,45 @@ def benchmark_folder(
         DataError: rows or labels that do not fit the model.
         InvalidInput: a model of images or of one exit, no such graph.
     """
+    # 1) the model, its engines and points, the texts
     config = load_config(folder)
     refuse_images(folder, config)
-    loaded = _engines(folder, engines)
+    model = load_model(folder)
+    loaders = {name: engine_loader(folder, name, model) for name in engines or ENGINES}
+    loaded = _load(loaders, required=engines or ("torch",))
     if all(len(leave_layers(engine)) == 1 for engine in loaded.values()):
         raise InvalidInput(f"{folder}: a model of one exit has nowhere to leave early")
-    points = {key: _points(key, engine, folder) for key, engine in loaded.items()}
     texts, labels = _texts(folder, source, columns, split, reading)
     indices = [number * len(texts) // min(rows, len(texts)) for number in range(min(rows, len(texts)))]
+    texts, labels = [texts[number] for number in indices], None if labels is None else labels[indices]
+    # 2) the contestants
     tokenizer = load_tokenizer(folder, config.backbone)
-    tokens = encode(tokenizer, [texts[number] for number in indices], token_limit(tokenizer, config.backbone))
-    labels = None if labels is None else labels[indices]
-    eager = loaded.get("torch")
-    model = eager.model if isinstance(eager, TorchEngine) else load_model(folder)
+    encoder = TextEncoder.of(tokenizer, config.backbone, config.pad_token_id, texts[:EXAMPLES])
+    early: list[Contestant] = []
+    for name, engine in loaded.items():
+        early += adaptive(name, loaders[name], tokenizer, {FULL: None, **_points(name, engine, folder)})
     results: list[BenchmarkRow] = []
-    with tempfile.TemporaryDirectory() as exports:
-        baselines = full_depth(model, Path(exports), collate(tokens[:2], config.pad_token_id))
+    with TemporaryDirectory(prefix="offramp-bench-") as exports:
+        entry = Entry(plain_models(model, encoder, texts[:EXAMPLES], Path(exports)), early, model, texts, labels)
+        # 3) a race for each batch size
         for size in batch_sizes:
-            log.info("%d texts, batches of %d", len(tokens), size)
-            results += run_benchmark(loaded, points, baselines, tokens, labels, size, rounds)
+            log.info("%d texts, batches of %d: choosing threads and workers", len(texts), size)
+            ready = entry.in_settings(size)
+            costs = {name: _costs(engine, encoder, texts, size) for name, engine in loaded.items()}
+            log.info("%d texts, batches of %d: %d contestants", len(texts), size, len(ready))
+            results += compare(ready, texts, labels, size, rounds, config=config, encoder=encoder, costs=costs)
     metric = None if labels is None else metric_name(config, labels)
-    return BenchmarkResult(metric, config.exit_layers[-1], len(tokens), rounds, torch.get_num_threads(), tuple(results))
+    return BenchmarkResult(metric, config.exit_layers[-1], len(texts), rounds, cores(), tuple(results))
 
 
-def _engines(folder: str | os.PathLike[str], names: Sequence[str] | None) -> dict[str, Engine]:
-    """Load the named engines; without names torch and every graph that can run."""
-    if names is not None:
-        return {name: load_engine(folder, name) for name in names}
+def _load(loaders: Mapping[str, Callable[[int], Engine]], required: Collection[str]) -> dict[str, Engine]:
+    """Load engines with one thread; those that are not required may fail, with a log line."""
     engines: dict[str, Engine] = {}
-    for name in ENGINES:
+    for name, load in loaders.items():
         try:
-            engines[name] = load_engine(folder, name)
+            engines[name] = load(1)
         except InvalidInput as error:
-            if name == "torch":
+            if name in required:
                 raise
             log.info("without %s: %s", name, error)
     return engines
@@ -115,3 +129,10 @@ def _texts(
     """Read texts, and their labels where every text has one."""
     data = read_data_for(load_config(folder), source, columns, split, reading)
     return (data.texts, torch.tensor(data.labels)) if isinstance(data, Examples) else (data, None)
+
+
+def _costs(engine: Engine, encoder: TextEncoder, texts: Sequence[Text], batch_size: int) -> LayerCostModel:
+    """Measure what the layers of an engine take, on some of the texts."""
+    rows = encode(encoder.tokenizer, trial_texts(texts, batch_size, 1), encoder.limit)
+    table = measure_costs(engine, rows, batch_size=batch_size, rounds=3)
+    return LayerCostModel.through(dict(zip(table.layers, table.ms, strict=True)))

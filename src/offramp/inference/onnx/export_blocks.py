@@ -127,21 +127,24 @@ def export_parts(
 
 @torch.no_grad()
 def export_whole(
-    model: MultiExitModel, function: Callable[[MultiExitModel, Mapping[str, Tensor]], Tensor]
+    model: MultiExitModel,
+    function: Callable[[MultiExitModel, Mapping[str, Tensor]], tuple[Tensor, ...]],
+    outputs: Sequence[str] = ("logits",),
 ) -> ModelProto:
-    """Export a function of a model and its inputs as one graph, for example the model without its exits.
+    """Export a function of a model and its inputs as one graph, for example the model without its decisions.
 
     Args:
         model: in eval mode, on the CPU, in float32.
         function: of the model and its inputs, (B, T) each.
+        outputs: the names of what it returns; in the graph see `output_name`.
     """
     inputs = _inputs(model)
 
     def call(model: MultiExitModel, *values: Tensor) -> tuple[Tensor, ...]:
-        return (function(model, dict(zip(inputs, values, strict=True))),)
+        return function(model, dict(zip(inputs, values, strict=True)))
 
     with _plain_attention(model), silence_exporter():
-        return export_function(model, Function(call, inputs, ["logits"]))
+        return export_function(model, Function(call, inputs, outputs))
 
 
 def _blocks_between(layers: Sequence[int], held: Sequence[int]) -> Iterator[range]:
