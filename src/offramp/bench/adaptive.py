@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from offramp.bench.contestant import Contestant, TextAnswers, TextRun
 from offramp.data.rows import Text
-from offramp.errors import InvalidInput
 from offramp.inference.engine import Engine
 from offramp.inference.load_engine import load_engine
 from offramp.inference.predictor import Predictor
@@ -64,9 +63,7 @@ def adaptive(
 
     def contestant(name: str, point: OperatingPoint | None) -> Contestant:
         def load_run(threads: int, workers: int) -> TextRun:
-            if workers > 1:
-                raise InvalidInput("one worker")
-            predictor = Predictor(load(threads), tokenizer, point)
+            predictor = Predictor(load(threads), tokenizer, point, workers)
 
             def run(texts: Sequence[Text], batch_size: int) -> TextAnswers:
                 if torch.get_num_threads() != threads:  # of the whole process

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from offramp.bench.contestant import Contestant, TextAnswers, TextRun
-from offramp.bench.texts import PlainModel, TextEncoder, Workers
+from offramp.bench.texts import PlainModel, TextEncoder, answer_rows
 from offramp.data.rows import Text
+from offramp.inference.workers import WorkerPool
 
 Certainty = Callable[[Tensor], Tensor]
 """Logits (N, C) -> certainty (N,), such as `LexicalClassifier.certainty`."""
@@ -28,7 +29,7 @@ def cascade(
     lexical: PlainModel,
     full: PlainModel,
     certainty: Certainty,
-    threshold: float,
+    leaving_at: float,
     encoder: TextEncoder,
 ) -> Contestant:
     """Return the contestant in which texts of at least this certainty leave; the others make new, full batches.
@@ -38,20 +39,21 @@ def cascade(
         lexical: the exit before the first layer.
         full: answers the other texts.
         certainty: of the lexical exit's logits.
-        threshold: inf = all texts go on.
+        leaving_at: the certainty; inf = all texts go on.
         encoder: tokenizes all texts once.
     """
 
     def load(threads: int, workers: int) -> TextRun:
-        first, second, pool = lexical.load(1, workers), full.load(threads, workers), Workers(workers)
+        first, second, pool = lexical.load(1, workers), full.load(threads, workers), WorkerPool(workers)
 
         def run(texts: Sequence[Text], batch_size: int) -> TextAnswers:
             rows = encoder.encode(texts)
-            logits = torch.from_numpy(pool.answer(encoder, rows, first, batch_size))
-            going_on = (certainty(logits) < threshold).nonzero().flatten()
+            logits = torch.from_numpy(answer_rows(encoder, rows, first, batch_size, pool))
+            going_on = (certainty(logits) < leaving_at).nonzero().flatten()
             layers = torch.zeros(len(rows), dtype=torch.long)
             if len(going_on):
-                behind = pool.answer(encoder, [rows[number] for number in going_on.tolist()], second, batch_size)
+                left = [rows[number] for number in going_on.tolist()]
+                behind = answer_rows(encoder, left, second, batch_size, pool)
                 logits[going_on], layers[going_on] = torch.from_numpy(behind), full.layer
             return TextAnswers(logits, layers)
 

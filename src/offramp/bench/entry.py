@@ -72,9 +72,9 @@ class Entry:
         for name, one in fastest.items():
             score = self._right(one.run(self.texts, batch_size).logits, behind).mean().item()
             sure, full_right = (self._right(logits, behind) for logits in (first, behind))
-            threshold = equal_threshold(certainty(first), sure, full_right, score)
+            least = equal_threshold(certainty(first), sure, full_right, score)
             plain = self.plain.by_name(full.contestant.name)
-            yield cascade(cascade_name(name), self.plain.lexical, plain, certainty, threshold, self.plain.encoder)
+            yield cascade(cascade_name(name), self.plain.lexical, plain, certainty, least, self.plain.encoder)
 
     def _right(self, logits: Tensor, full: Tensor) -> Tensor:
         """Return (N,) 1.0 where an answer is right, else 0.0; without labels the full-depth model's counts as right."""

@@ -17,7 +17,7 @@ from offramp.bench.contestant import Contestant
 from offramp.bench.cost_table import measure_costs
 from offramp.bench.entry import Entry
 from offramp.bench.plain_models import plain_models
-from offramp.bench.settings import cores, trial_texts
+from offramp.bench.settings import trial_texts
 from offramp.bench.texts import TextEncoder
 from offramp.bench.timer import LayerCostModel
 from offramp.data.batching import encode
@@ -29,6 +29,7 @@ from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES, Engine
 from offramp.inference.onnx_engine import leave_layers
 from offramp.inference.record import read_data_for
+from offramp.inference.workers import cores
 from offramp.model.hub import load_config, load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
 from offramp.types.operating_point import OperatingPoint

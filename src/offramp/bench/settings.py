@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from offramp.bench.contestant import Contestant, TextRun
 from offramp.bench.timer import median, time_interleaved
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput, one_line
+from offramp.inference.workers import cores
 
 log = logging.getLogger("offramp")
 
@@ -36,14 +36,6 @@ class Ready:
     workers: int
     run: TextRun
     seconds: float
-
-
-def cores() -> int:
-    """Return how many cores the process may use: OMP_NUM_THREADS, else those of its affinity."""
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if first.isdecimal() and int(first):
-        return int(first)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def candidates(count: int) -> list[tuple[int, int]]:

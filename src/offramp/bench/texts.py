@@ -5,8 +5,7 @@ The tokenizer library is called directly, and the logits are the answer: neither
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from offramp.bench.contestant import Contestant, Kind, TextAnswers, TextRun
 from offramp.data.batching import encode, token_limit
 from offramp.data.rows import Text
+from offramp.inference.workers import WorkerPool, shared
 
 Array = np.ndarray[Any, Any]
 Batch = dict[str, Array]
@@ -112,10 +112,10 @@ class PlainModel:
         """Return the contestant that answers texts."""
 
         def load(threads: int, workers: int) -> TextRun:
-            answer, pool = self.load(threads, workers), Workers(workers)
+            answer, pool = self.load(threads, workers), WorkerPool(workers)
 
             def run(texts: Sequence[Text], batch_size: int) -> TextAnswers:
-                logits = pool.answer(encoder, encoder.encode(texts), answer, batch_size)
+                logits = answer_rows(encoder, encoder.encode(texts), answer, batch_size, pool)
                 return TextAnswers(torch.from_numpy(logits), torch.full((len(texts),), self.layer))
 
             return run
@@ -123,34 +123,17 @@ class PlainModel:
         return Contestant(self.name, self.kind, self.engine, load)
 
 
-class Workers:
-    """Threads that answer batches at the same time.
+def answer_rows(encoder: TextEncoder, rows: Sequence[Row], run: BatchRun, batch_size: int, pool: WorkerPool) -> Array:
+    """Return the logits (N, C) of rows, in their order; rows of similar length make a batch, longest first.
 
-    Args:
-        count: of threads; 1 = the caller's own.
+    Workers share the batches as in `Predictor`.
     """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.pool = ThreadPoolExecutor(count) if count > 1 else None
-
-    def answer(self, encoder: TextEncoder, rows: Sequence[Row], run: BatchRun, batch_size: int) -> Array:
-        """Return the logits (N, C) of rows, in their order; rows of similar length make a batch, longest first.
-
-        Fewer batches than workers are split among them.
-        """
-        if self.pool is not None:
-            batch_size = min(batch_size, -(-len(rows) // self.count))
-        order = sorted(range(len(rows)), key=lambda number: -len(rows[number].ids))
-        batches = iter([order[start : start + batch_size] for start in range(0, len(order), batch_size)])
-
-        def work(_: int = 0) -> list[tuple[list[int], Array]]:
-            return [(numbers, run(encoder.batch([rows[number] for number in numbers]))) for numbers in batches]
-
-        parts: Iterator[list[tuple[list[int], Array]]]
-        parts = iter([work()]) if self.pool is None else self.pool.map(work, range(self.count))
-        answered = [pair for part in parts for pair in part]
-        logits = np.empty((len(rows), answered[0][1].shape[-1]), np.float32)
-        for numbers, values in answered:
-            logits[numbers] = values
-        return logits
+    lengths = [len(row.ids) for row in rows]
+    order = sorted(range(len(rows)), key=lambda number: -lengths[number])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = shared(batches, lengths, pool.workers)
+    answered = pool.map(lambda numbers: run(encoder.batch([rows[number] for number in numbers])), batches)
+    logits = np.empty((len(rows), answered[0].shape[-1]), np.float32)
+    for numbers, values in zip(batches, answered, strict=True):
+        logits[numbers] = values
+    return logits
