@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BatchEncoding
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from offramp.data.batching import NO_LIMIT, Cuts, collate, encode, length_sorted, token_limit
 from offramp.errors import InvalidInput
@@ -118,6 +118,7 @@ class SlowTokenizer:
     [
         (["the cat sat on the mat", "a dog"], []),  # 6 words and two special tokens: just so
         (["the cat sat on the mat", "the cat sat on the mat ran"], ["1 of 2 texts was cut to 8 tokens"]),
+        (["the cat sat on the mat", "the cat sat on the mat ran"] * 20, ["20 of 40 texts were cut to 8 tokens"]),
         (
             [("the cat sat", "a dog"), ("the cat sat on", "a dog"), *["a dog ran " * 9] * 2],
             ["3 of 4 texts were cut to 8 tokens"],
@@ -164,3 +165,29 @@ def test_encode_does_not_pad() -> None:
 
 def test_encode_of_nothing_is_nothing() -> None:
     assert encode(tiny_tokenizer(), [], max_length=8) == []
+
+
+@pytest.mark.parametrize("length", [5, 8, 64])
+def test_encode_returns_what_the_tokenizer_returns_whatever_state_it_is_in(length: int) -> None:
+    tokenizer, other = tiny_tokenizer(), tiny_tokenizer()
+    tokenizer.truncation_side = other.truncation_side = "left"
+    mixed = ["the cat sat on the mat", "[CLS] a dog", ("the cat sat on", "a dog ran on the mat"), ""]
+    for names in (["input_ids", "token_type_ids", "attention_mask"], ["attention_mask", "input_ids"], ["input_ids"]):
+        tokenizer.model_input_names = other.model_input_names = names
+        tokenizer.backend_tokenizer.enable_padding(length=20)
+        tokenizer.backend_tokenizer.enable_truncation(3)
+        tokenizer.backend_tokenizer.encode_special_tokens = True
+        parts = [(text,) if isinstance(text, str) else text for text in mixed]
+        expected = [dict(other(*part, truncation=True, max_length=length)) for part in parts]
+        assert encode(tokenizer, mixed, max_length=length) == expected
+        assert encode(tokenizer, mixed * 8, max_length=length) == expected * 8
+
+
+def test_encode_calls_a_tokenizer_of_its_own_kind() -> None:
+    class Shouted(PreTrainedTokenizerFast):
+        def __call__(self, text: list[str], *pair: Any, **how: Any) -> BatchEncoding:
+            return super().__call__([each.lower() for each in text], *pair, **how)
+
+    tokenizer = Shouted(tokenizer_object=tiny_tokenizer().backend_tokenizer, unk_token="[UNK]")
+    (row,), (expected,) = encode(tokenizer, ["THE CAT"], 8), encode(tiny_tokenizer(), ["the cat"], 8)
+    assert row["input_ids"] == expected["input_ids"]

@@ -36,6 +36,8 @@ def read_texts(texts: Iterable[Text | Mapping[str, Any]]) -> Iterator[Text]:
 
 def _container_fault(texts: object) -> str | None:
     """Return what was given in place of a list of texts, and what would be right; None for a list of texts."""
+    if type(texts) is list:
+        return None
     kind = type(texts).__name__
     columns = getattr(texts, "column_names", getattr(texts, "columns", None))  # of pandas, polars, pyarrow, datasets
     if isinstance(texts, str):
@@ -64,6 +66,8 @@ def _listed(names: Iterable[object]) -> str:
 
 
 def _to_text(item: object, index: int) -> Text:
+    if isinstance(item, str):
+        return item
     parts = item
     if isinstance(item, Mapping) and "text" in item and all(key in PAIR_KEYS for key in item):
         parts = item["text"] if item.get("text_pair") is None else (item["text"], item["text_pair"])
@@ -112,11 +116,11 @@ def encode_texts(
     encoded, failed = in_halves(
         lambda numbers: encode(tokenizer, [texts[number] for number in numbers], max_length), readable
     )
-    special = {kind: tokenizer.num_special_tokens_to_add(pair=kind is tuple) for kind in (str, tuple)}
+    paired = {number: not isinstance(texts[number], str) for number in encoded}
+    special = {pair: tokenizer.num_special_tokens_to_add(pair) for pair in set(paired.values())}
     unusable = {}
     for number, tokens in encoded.items():
-        alone = special[str if isinstance(texts[number], str) else tuple]
-        if (fault := _ids_fault(tokens, vocabulary, alone)) is not None:
+        if (fault := _ids_fault(tokens, vocabulary, special[paired[number]])) is not None:
             unusable[number] = fault
     rows = {number: tokens for number, tokens in encoded.items() if number not in unusable}
     return rows, faults | failed | unusable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from offramp.inference.onnx.session import OnnxSession
 
 
+@dataclass
+class _LastLimits:
+    """The last point and its limits: batch after batch has the same ones."""
+
+    pair: tuple[OperatingPoint, np.ndarray[Any, Any]] | None = None
+
+
 @final
 @dataclass(frozen=True)
 class OnnxEngine:
@@ -34,6 +41,7 @@ class OnnxEngine:
 
     graph: OnnxSession
     config: MultiExitConfig
+    _last_limits: _LastLimits = field(default_factory=_LastLimits, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -55,6 +63,13 @@ class OnnxEngine:
         """Refuse a point that this engine cannot run."""
         self.points.check(point)
 
+    def _limits(self, point: OperatingPoint) -> np.ndarray[Any, Any]:
+        """Return a point's thresholds as an array, (1, L-1)."""
+        last = self._last_limits.pair
+        if last is None or last[0] is not point:
+            self._last_limits.pair = last = (point, np.array([self.points.limits(point)], np.float32))
+        return last[1]
+
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
         """Answer a batch at a point; None = full depth.
 
@@ -62,10 +77,11 @@ class OnnxEngine:
         the same logits as in torch, but only torch marks it as failed: the graph returns no scores. Of offramp's
         policies that takes a gate whose certainty is NaN, or numbers that overflow float32 (logits of 1e30 and more).
         """
-        output = self.graph.run(_arrays(inputs, self.config), math.inf if point is None else self.points.limits(point))
+        output = self.graph.run(_arrays(inputs, self.config), math.inf if point is None else self._limits(point))
         # without a point the last exit's own answer, which an ensemble may have changed
-        logits = torch.from_numpy(output.logits_by_exit[:, -1] if point is None else output.logits)
-        return Answers(logits, torch.from_numpy(output.exit_layers), ~logits.isfinite().all(dim=-1))
+        logits = output.logits_by_exit[:, -1] if point is None else output.logits
+        failed = ~np.isfinite(logits).all(axis=-1)
+        return Answers(torch.from_numpy(logits), torch.from_numpy(output.exit_layers), torch.from_numpy(failed))
 
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """Return the outputs of the graph's exits at full depth."""

@@ -21,7 +21,6 @@ from offramp.inference.inputs import encode_texts, in_halves, read_texts
 from offramp.inference.load_engine import AUTO, load_with_workers, workers_of
 from offramp.inference.stream import WINDOW, full_windows, live_windows
 from offramp.inference.workers import WorkerPool, shared
-from offramp.model.config import MultiExitConfig
 from offramp.model.hub import load_config, load_point, load_tokenizer, refuse_images
 from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import Answers, at_label_thresholds
@@ -178,10 +177,11 @@ class Predictor:
         limit = token_limit(self.tokenizer, config.backbone)
         tokens, faults = encode_texts(self.tokenizer, texts, limit, config.vocab_size)
         answers = {number: Answer(error=fault) for number, fault in faults.items()}
+        pad_token_id = config.pad_token_id
 
         def answer_batch(numbers: Sequence[int]) -> list[Answer]:
-            batch = self.answer(collate([tokens[number] for number in numbers], config.pad_token_id))
-            return list(self._to_answers(batch, top_k))
+            batch = self.answer(collate([tokens[number] for number in numbers], pad_token_id))
+            return self._to_answers(batch, top_k)
 
         def answer_or_fail(batch: Sequence[int]) -> tuple[dict[int, Answer], dict[int, str]]:
             return in_halves(answer_batch, [numbers[index] for index in batch])
@@ -189,40 +189,49 @@ class Predictor:
         numbers = list(tokens)
         lengths = [len(row["input_ids"]) for row in tokens.values()]
         batches = shared(length_sorted(list(tokens.values()), batch_size), lengths, self.workers)
-        short = len(batches) <= 50
-        bar = tqdm(batches, desc="predict", unit="batch", disable=short or None, leave=False)
+        many = len(batches) > 50
+        bar = tqdm(batches, desc="predict", unit="batch", disable=None, leave=False) if many else batches
         for results, failed in self._pool.map(answer_or_fail, bar):
-            answers |= results | {number: Answer(error=fault) for number, fault in failed.items()}
+            answers |= results
+            answers |= {number: Answer(error=fault) for number, fault in failed.items()}
         return [answers[number] for number in range(len(texts))]
 
-    def _to_answers(self, answers: Answers, top_k: int | None) -> Iterator[Answer]:
+    def _to_answers(self, answers: Answers, top_k: int | None) -> list[Answer]:
         config, logits = self.engine.config, answers.logits.float()
+        kind, names = config.problem_type, config.id2label
         decided = logits  # for several labels, those above 0 are the answer
-        if config.problem_type == MULTI_LABEL and self.point is not None:
+        if kind == MULTI_LABEL and self.point is not None:
             decided = at_label_thresholds(logits, self.point.label_thresholds)
-        rows = zip(logits, decided, answers.exit_layers.tolist(), answers.failed.tolist(), strict=True)
-        for row, shifted, layer, failed in rows:
+        results = _answer_rows(decided, kind, names)
+        for answer, layer in zip(results, answers.exit_layers.tolist(), strict=True):
+            answer["exit_layer"] = layer
+        if top_k != 0:
+            for answer, scores in zip(results, _top_scores(logits, kind, names, top_k), strict=True):
+                answer["scores"] = scores
+        for number, failed in enumerate(answers.failed.tolist()):
             if failed:
-                yield {"error": "the model's logits are not finite", "exit_layer": layer}
-                continue
-            answer = {**_to_answer(shifted, config), "exit_layer": layer}
-            yield answer if top_k == 0 else {**answer, "scores": _top_scores(row, config, top_k)}
+                layer = results[number]["exit_layer"]
+                results[number] = {"error": "the model's logits are not finite", "exit_layer": layer}
+        return results
 
 
-def _to_answer(logits: Tensor, config: MultiExitConfig) -> Answer:
-    """Return one row's logits, (C,), as a label, labels or values."""
-    if config.problem_type == REGRESSION:
-        values = logits.tolist()
-        return {"value": values[0] if len(values) == 1 else values}
-    if config.problem_type == MULTI_LABEL:
-        return {"labels": [config.id2label[index] for index in (logits > 0).nonzero().flatten().tolist()]}
-    probability, label = logits.softmax(dim=-1).max(dim=-1)
-    return {"label": config.id2label[int(label)], "score": probability.item()}
+def _answer_rows(logits: Tensor, problem_type: str, names: Mapping[int, str]) -> list[Answer]:
+    """Return logits, (B, C), as a label, labels or values for each row."""
+    if problem_type == REGRESSION:
+        return [{"value": values[0] if len(values) == 1 else values} for values in logits.tolist()]
+    if problem_type == MULTI_LABEL:
+        return [{"labels": [names[index] for index, on in enumerate(row) if on]} for row in (logits > 0).tolist()]
+    probabilities, labels = (values.tolist() for values in logits.softmax(dim=-1).max(dim=-1))
+    return [
+        {"label": names[label], "score": probability} for label, probability in zip(labels, probabilities, strict=True)
+    ]
 
 
-def _top_scores(logits: Tensor, config: MultiExitConfig, count: int | None) -> dict[str, float]:
-    """Return the most probable labels of one row's logits, (C,), with their probabilities, the largest first."""
-    probabilities = logits.sigmoid() if config.problem_type == MULTI_LABEL else logits.softmax(dim=-1)
+def _top_scores(
+    logits: Tensor, problem_type: str, names: Mapping[int, str], count: int | None
+) -> Iterator[dict[str, float]]:
+    """Yield each row's most probable labels with their probabilities, the largest first; logits are (B, C)."""
+    probabilities = logits.sigmoid() if problem_type == MULTI_LABEL else logits.softmax(dim=-1)
     ranked = probabilities.sort(descending=True, stable=True)
-    pairs = zip(ranked.indices.tolist()[:count], ranked.values.tolist()[:count], strict=True)
-    return {config.id2label[index]: probability for index, probability in pairs}
+    for labels, values in zip(ranked.indices[:, :count].tolist(), ranked.values[:, :count].tolist(), strict=True):
+        yield {names[label]: value for label, value in zip(labels, values, strict=True)}

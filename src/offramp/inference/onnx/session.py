@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -113,10 +115,14 @@ class OnnxSession:
         certainty = outputs[3] if self.metadata.certainty else None
         return GraphOutput(outputs[0], outputs[1], outputs[2], certainty)
 
+    @cached_property
+    def _expected(self) -> list[tuple[str, int]]:
+        """Return the names of the graph's inputs, and how many axes they have."""
+        return [(value.name, len(value.shape)) for value in self.session.get_inputs() if value.name != "thresholds"]
+
     def _inputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the graph's inputs, checked and in its dtypes."""
-        expected = [(value.name, len(value.shape)) for value in self.session.get_inputs() if value.name != "thresholds"]
-        first, axes = expected[0]
+        first, axes = self._expected[0]
         if first not in inputs:
             raise InvalidInput(f"the graph reads {first}, got {', '.join(inputs) or 'nothing'}")
         shape = np.shape(inputs[first])
@@ -124,7 +130,7 @@ class OnnxSession:
             raise InvalidInput(f"{first} must have {axes} axes, none of them empty; got {shape}")
         fillers = {"attention_mask": np.ones, "token_type_ids": np.zeros}
         arrays = {}
-        for name, _ in expected:
+        for name, _ in self._expected:
             value = inputs[name] if name in inputs else fillers[name](shape, np.int64)
             arrays[name] = np.ascontiguousarray(value, np.float32 if name == "pixel_values" else np.int64)
             if arrays[name].shape != shape:
@@ -136,13 +142,14 @@ class OnnxSession:
     def _limits(self, thresholds: float | Sequence[float] | Array, rows: int) -> Array:
         exits = len(self.metadata.layers)
         values = np.asarray(thresholds, np.float32)
-        values = np.full((1, exits - 1), values) if values.ndim == 0 else np.atleast_2d(values)
+        if values.ndim < 2:
+            values = np.full((1, exits - 1), values) if values.ndim == 0 else values[None]
         if values.shape not in ((1, exits - 1), (rows, exits - 1)):
             raise InvalidInput(
                 f"{exits} exits take 1 or {exits - 1} thresholds (all exits but the last), for all or for each of "
                 f"{rows} rows; got {values.shape}"
             )
-        if np.isnan(values).any():
+        if math.isnan(values.min(initial=math.inf)):
             raise InvalidInput(f"a threshold must be a number, got {values.tolist()}")
         return values
 
