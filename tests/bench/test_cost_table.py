@@ -11,6 +11,7 @@ from offramp.bench.cost_table import TIMED, measure_costs
 from offramp.errors import InvalidInput
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.lexical.config import LexicalExit
+from offramp.types.costs_file import read_costs
 from offramp.types.operating_point import POINTS_FILE, read_points
 from offramp.types.outputs import Answers, ExitOutput
 from support.command_line import offramp
@@ -172,6 +173,9 @@ def test_a_latency_is_measured_and_met_on_the_command_line(place: Path) -> None:
     assert "timed: torch-float32, batch size 3" in outcome.stderr
     assert "ms a sample that leaves after layer 1: " in outcome.stderr
     assert "ms a sample" in outcome.stdout
+    (table,) = read_costs(place / "model") or ()
+    assert (table.engine, table.batch_size, table.threads, table.workers) == ("torch-float32", 3, 1, 1)
+    assert f"costs         {table.describe()}: " in offramp("info", place / "model").stdout
     point = read_points(place / "model" / POINTS_FILE)["quick"]
     assert point.target == {"latency_ms": 1000}
     assert 0 < point.measured.expected_ms < 1000

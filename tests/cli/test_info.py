@@ -42,7 +42,9 @@ def test_a_whole_folder_is_ok(folder: Path) -> None:
     assert [line.split()[0] for line in lines] == ["model.safetensors", f"{POINTS_FILE}:", "README.md"]
 
 
-@pytest.mark.parametrize(("name", "file"), [("tokenizer.json", "tokenizer"), ("lines.json", "lines.json")])
+@pytest.mark.parametrize(
+    ("name", "file"), [("tokenizer.json", "tokenizer"), ("lines.json", "lines.json"), ("costs.json", "costs.json")]
+)
 def test_a_file_cut_on_the_way_is_stale(folder: Path, name: str, file: str) -> None:
     (folder / name).write_text('{"cut')
     code, states = verified(folder)

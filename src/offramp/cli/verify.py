@@ -11,6 +11,7 @@ from offramp.errors import InvalidInput
 from offramp.model.card import HEADING, read_card, true_card
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import TOKENIZER_FILES, load_tokenizer
+from offramp.types.costs_file import COSTS_FILE, read_costs
 from offramp.types.graph_file import GRAPHS, WEIGHTS, stale
 from offramp.types.model_content import ModelContent, spans
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
@@ -39,7 +40,7 @@ def verify(folder: Path, config: MultiExitConfig) -> list[Finding]:
     findings = list(_weights(content))
     if any(finding.state == STALE for finding in findings):
         return findings  # nothing can be compared with broken weights
-    findings += [*_unreadable_tokenizer(folder, config), *_unreadable_lines(folder)]
+    findings += [*_unreadable_tokenizer(folder, config), *_unreadable_lines(folder), *_costs(folder)]
     try:
         points = read_points(folder / POINTS_FILE) if (folder / POINTS_FILE).exists() else {}
     except InvalidInput as error:
@@ -81,6 +82,18 @@ def _unreadable_lines(folder: Path) -> Iterator[Finding]:
         read_saved_lines(folder)
     except InvalidInput as error:
         yield Finding(LINES_FILE, STALE, str(error))
+
+
+def _costs(folder: Path) -> Iterator[Finding]:
+    try:
+        tables = read_costs(folder)
+    except InvalidInput as error:
+        yield Finding(COSTS_FILE, STALE, str(error))
+        return
+    if tables is None:
+        yield Finding(COSTS_FILE, STALE, "measured with other weights; `offramp bench` measures anew")
+    elif tables:
+        yield Finding(COSTS_FILE, OK, f"{len(tables)} cost tables of these weights")
 
 
 def _point(name: str, point: OperatingPoint, content: ModelContent) -> Finding:
