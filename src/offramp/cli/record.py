@@ -40,8 +40,8 @@ def record(
 ) -> None:
     """Run every layer on data and save the logits of every exit, with the labels if every row has one.
 
-    In int8 the logits depend on the batch: between batches of 1 and of 32, 1.1 % of the labels and 3.2 % of the exit
-    layers differed on the demo's model. So record with the --batch-size that will be served.
+    Logits do not depend on the batch, in float32 but for rounding and in int8 to the last bit. Operating points should
+    come from a trace of the engine that will run them.
 
     \b
     offramp record model --data validation.csv -o trace.safetensors

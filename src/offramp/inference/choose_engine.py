@@ -135,8 +135,7 @@ def fault(folder: str | os.PathLike[str], engine: str, point: OperatingPoint | N
     if engine == "torch":
         return None
     path, weights = (find_file(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
-    option = " --int8" if engine == "onnx-int8" else ""
-    remedy = f"`offramp export {folder if Path(folder).is_dir() else 'FOLDER'}{option}`"
+    remedy = _remedy(folder, engine)
     if path is None or weights is None:
         return f"{folder}: no {GRAPHS[engine] + ('' if path is None else WEIGHTS)}; {remedy} makes it"
     if find_spec("onnxruntime") is None:
@@ -144,10 +143,17 @@ def fault(folder: str | os.PathLike[str], engine: str, point: OperatingPoint | N
     try:
         if reason := stale(Path(path), ModelContent(Path(path).parent)) or _stale_on_hub(folder, Path(path)):
             return f"{reason}; {remedy} makes it anew"
+        option = " --int8" if engine == "onnx-int8" else ""
         GraphPoints(GraphMetadata.of(read_metadata(Path(path))), load_config(folder), option).check(point)
     except InvalidInput as error:
         return str(error)
     return None
+
+
+def _remedy(folder: str | os.PathLike[str], engine: str) -> str:
+    """Return the command that makes a graph."""
+    option = " --int8" if engine == "onnx-int8" else ""
+    return f"`offramp export {folder if Path(folder).is_dir() else 'FOLDER'}{option}`"
 
 
 def _stale_on_hub(folder: str | os.PathLike[str], path: Path) -> str | None:

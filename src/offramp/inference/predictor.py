@@ -33,9 +33,8 @@ Answer = dict[str, Any]
 class Predictor:
     """A tokenizer, an engine and an operating point: answers texts, each at the depth that it needs.
 
-    In float32 an answer does not depend on the texts beside it. **In int8 it does**, because the scales of activations
-    are the batch's: on the demo's model 1.1 % of the labels and 3.2 % of the exit layers differ between batches of 1
-    and of 32.
+    An answer does not depend on the texts beside it: in float32 but for rounding, in ONNX Runtime's int8 to the last bit.
+    In bfloat16 and in OpenVINO it may, where scores lie close to a threshold.
 
     Relations: a predictor can be pickled and sent to other processes. An exported graph is loaded again there, from
     the same path; a model in torch travels with its weights.
@@ -109,8 +108,8 @@ class Predictor:
 
         Args:
             texts: each a text, a pair of texts, or a dict of "text" and perhaps "text_pair".
-            batch_size: how many at once; it does not change the answers in float32, but in int8 it does (see the
-                class). Texts of similar length go together.
+            batch_size: how many at once; it does not change the answers (see the class). Texts of similar length go
+                together.
             top_k: how many labels "scores" holds, as in transformers' pipelines; None = all of them, 0 = no "scores".
 
         Returns:
@@ -144,7 +143,7 @@ class Predictor:
 
         A source without a length, such as a generator, is read in a thread of its own, at most a window ahead: what it
         uses must allow that (for sqlite3: `check_same_thread=False`). Which of its texts are answered together depends
-        on when they come; in int8 so do the answers.
+        on when they come.
         """
         self._check(batch_size, top_k)
         windows = full_windows if isinstance(texts, Sized) else live_windows

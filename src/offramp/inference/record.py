@@ -66,8 +66,8 @@ def record(
         columns: which columns of a file to read.
         split: which part of a named data set to read.
         reading: how to read a file, where its name does not say it.
-        batch_size: rows at once. In float32 it does not change the trace; in int8 it does, because the scales of
-            activations are the batch's: record with the batch size that will be served.
+        batch_size: rows at once. It does not change the trace, but for rounding in float32; in bfloat16 and in OpenVINO
+            logits may depend on the rest of the batch.
         threads: that compute a batch, where a folder is given (see `offramp.Predictor.load`).
         workers: that compute batches at the same time, likewise; a model in torch has one.
 
