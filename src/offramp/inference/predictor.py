@@ -33,8 +33,8 @@ Answer = dict[str, Any]
 class Predictor:
     """A tokenizer, an engine and an operating point: answers texts, each at the depth that it needs.
 
-    An answer does not depend on the texts beside it: in float32 but for rounding, in ONNX Runtime's int8 to the last bit.
-    In bfloat16 and in OpenVINO it may, where scores lie close to a threshold.
+    An answer does not depend on the texts beside it: in float32 but for rounding, in ONNX Runtime's int8 to the last
+    bit. In bfloat16 and in OpenVINO it may, where scores lie close to a threshold.
 
     Relations: a predictor can be pickled and sent to other processes. An exported graph is loaded again there, from
     the same path; a model in torch travels with its weights.
