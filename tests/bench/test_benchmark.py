@@ -28,10 +28,12 @@ from offramp.bench.timer import (
     time_texts,
 )
 from offramp.errors import InvalidInput
+from offramp.inference.choose_engine import choose_engine
 from offramp.inference.export import export
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.card import save_points
 from offramp.model.lexical.config import LexicalExit
+from offramp.types.costs_file import read_costs
 from offramp.types.operating_point import OperatingPoint, fixed_depth_point
 from support.command_line import offramp
 from support.models import LAYERS, balanced, padded, save_folder, text_rows, texts, tiny_model, tiny_tokenizer
@@ -433,6 +435,10 @@ def test_without_labels_nothing_is_scored_and_the_verdict_ends_the_text(
     assert "no labels" in outcome.stdout
     assert outcome.stdout.splitlines()[-1].startswith("Early exit ")
     assert "nothing can be exported" in outcome.stderr
+    (table,) = read_costs(folders / "model") or ()
+    assert (table.engine, table.batch_size, table.threads, table.workers) == ("onnx-float32", 4, 1, 1)
+    chosen = choose_engine(folders / "model", None, batch_size=4)
+    assert (chosen.engine, chosen.reason.partition(",")[0]) == ("onnx", "the fastest measured here for batches of 4")
 
 
 def test_exported_models_answer_as_torch_at_each_layer() -> None:

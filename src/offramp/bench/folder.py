@@ -17,7 +17,7 @@ from offramp.bench.contestant import Contestant
 from offramp.bench.cost_table import measure_costs
 from offramp.bench.entry import Entry
 from offramp.bench.plain_models import plain_models
-from offramp.bench.settings import trial_texts
+from offramp.bench.settings import Ready, trial_texts
 from offramp.bench.texts import TextEncoder
 from offramp.bench.timer import LayerCostModel
 from offramp.data.batching import encode
@@ -32,6 +32,8 @@ from offramp.inference.record import read_data_for
 from offramp.inference.workers import cores
 from offramp.model.hub import load_config, load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
+from offramp.types.cost_table import CostTable
+from offramp.types.costs_file import save_costs
 from offramp.types.operating_point import OperatingPoint
 
 EXAMPLES = 128  # texts that OpenVINO's int8 takes its ranges from
@@ -90,7 +92,11 @@ def benchmark_folder(
         for size in batch_sizes:
             log.info("%d texts, batches of %d: choosing threads and workers", len(texts), size)
             ready = entry.in_settings(size)
-            costs = {name: _costs(engine, encoder, texts, size) for name, engine in loaded.items()}
+            tables = {name: _costs(name, loaders[name], ready, encoder, texts, size) for name in loaded}
+            _keep(folder, tables.values())
+            costs = {
+                name: LayerCostModel.through(dict(zip(at.layers, at.ms, strict=True))) for name, at in tables.items()
+            }
             log.info("%d texts, batches of %d: %d contestants", len(texts), size, len(ready))
             results += compare(ready, texts, labels, size, rounds, config=config, encoder=encoder, costs=costs)
     metric = None if labels is None else metric_name(config, labels)
@@ -132,8 +138,29 @@ def _texts(
     return (data.texts, torch.tensor(data.labels)) if isinstance(data, Examples) else (data, None)
 
 
-def _costs(engine: Engine, encoder: TextEncoder, texts: Sequence[Text], batch_size: int) -> LayerCostModel:
-    """Measure what the layers of an engine take, on some of the texts."""
+def _costs(
+    name: str,
+    load: Callable[[int], Engine],
+    ready: Sequence[Ready],
+    encoder: TextEncoder,
+    texts: Sequence[Text],
+    batch_size: int,
+) -> CostTable:
+    """Measure what the layers of an engine take, on some of the texts, with its threads and workers at full depth."""
+    wanted = ("full-depth", name, FULL)
+    own = (one for one in ready if (one.contestant.kind, one.contestant.engine, one.contestant.name) == wanted)
+    threads, workers = next(((one.threads, one.workers) for one in own), (1, 1))
+    engine = load(threads)
+    torch.set_num_threads(threads)  # of the whole process
     rows = encode(encoder.tokenizer, trial_texts(texts, batch_size, 1), encoder.limit)
-    table = measure_costs(engine, rows, batch_size=batch_size, rounds=3)
-    return LayerCostModel.through(dict(zip(table.layers, table.ms, strict=True)))
+    return measure_costs(engine, rows, batch_size=batch_size, rounds=3, workers=workers)
+
+
+def _keep(folder: str | os.PathLike[str], tables: Collection[CostTable]) -> None:
+    """Keep cost tables with a local folder's model, where they tell "auto" the fastest engine."""
+    if not Path(folder).is_dir():
+        return
+    try:
+        save_costs(folder, tuple(tables))
+    except InvalidInput as error:  # a folder that cannot be written can be raced all the same
+        log.info("the cost tables are not kept: %s", error)
