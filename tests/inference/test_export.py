@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from offramp.inference.onnx.pieces import ModelParts
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import record
+from offramp.model.activation_ranges import RANGES_FILE, ActivationRanges
 from offramp.model.lexical.config import LexicalExit
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import load_policy
@@ -85,12 +87,13 @@ def test_a_file_whose_policy_is_wrong_is_not_written(
     path = folder / ("model.int8.onnx" if int8 else "model.onnx")
     if old:
         path.write_bytes(old)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
     monkeypatch.setattr(
         "offramp.inference.export.with_steps", lambda *given: with_a_wrong_comparison(with_steps(*given))
     )
     with pytest.raises(ExportMismatch, match="rows leave elsewhere than they should, at the threshold"):
         export(folder, int8=int8)
-    assert {file.name: file.read_bytes() for file in folder.glob("*onnx*")} == ({path.name: old} if old else {})
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_a_file_whose_weights_are_wrong_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,10 +236,10 @@ def floats(weights: list[TensorProto]) -> list[np.ndarray[Any, Any]]:
     return [numpy_helper.to_array(weight) for weight in weights if weight.data_type == TensorProto.FLOAT]
 
 
-def test_in_8_bits_are_the_encoders_tables_and_matrices_and_nothing_else(exported: Path) -> None:
+def test_in_8_bits_are_the_matrices_of_the_encoders_layers_and_nothing_else(exported: Path) -> None:
     file = onnx.load(exported / "model.int8.onnx")
     found = [list(weight.dims) for weight in weights_in(file) if weight.data_type in EIGHT_BITS]
-    matrices = [list(weight.shape) for weight in gated().backbone.parameters() if weight.dim() == 2]
+    matrices = [list(weight.shape) for weight in gated().backbone.encoder.parameters() if weight.dim() == 2]
     assert sorted(map(sorted, (dims for dims in found if len(dims) == 2))) == sorted(map(sorted, matrices))
 
 
@@ -251,13 +254,37 @@ def test_what_belongs_to_an_exit_stays_in_float32(exported: Path) -> None:
     assert not any(node.op_type in QUANTIZING for function in file.functions for node in function.node)
 
 
-def test_in_8_bits_no_piece_but_embedding_and_blocks_quantizes(exported: Path) -> None:
+def test_in_8_bits_no_piece_but_the_blocks_quantizes(exported: Path) -> None:
     file = onnx.load(exported / "model.int8.onnx")
     where = {
         node.name.split("/")[0] for graph in graphs_in(file.graph) for node in graph.node if node.op_type in QUANTIZING
     }
-    assert where == {"embed", *(f"level{number}" for number in range(4))}
-    assert (exported / "model.int8.onnx").stat().st_size > 0
+    assert where == {f"level{number}" for number in range(4)}
+
+
+def test_without_ranges_and_without_data_int8_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / RANGES_FILE).unlink()
+    command = f"`offramp export {folder} --int8 --data FILE`"
+    with pytest.raises(InvalidInput, match=re.escape(f"{folder}: no {RANGES_FILE} of these weights")) as refused:
+        export(folder, int8=True)
+    assert str(refused.value).endswith(command)
+    assert not list(folder.glob("*onnx*"))
+
+
+def test_data_gives_ranges_that_stay_beside_the_weights(folder: Path, data: Path) -> None:
+    (folder / RANGES_FILE).unlink()
+    checked = export(folder, int8=True, dataset=data)
+    kept = ActivationRanges.load(folder)
+    assert kept is not None
+    assert checked.activations == {"rows": 40, "data": "data.jsonl"} == {"rows": kept.rows, "data": kept.data}
+    assert OnnxSession.load(checked.path).metadata.activations == checked.activations
+
+
+def test_without_data_an_int8_file_is_compared_with_nothing(folder: Path) -> None:
+    """The built-in sample is of another kind than the model's texts."""
+    checked = export(folder, int8=True)
+    assert (checked.difference, checked.agreement, checked.score) == (None, None, None)
+    assert checked.activations == {"rows": 40, "data": "rows in memory"}
 
 
 def test_one_by_one_an_8_bit_graph_leaves_where_its_own_trace_says(exported: Path) -> None:

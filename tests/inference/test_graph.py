@@ -12,6 +12,7 @@ import torch
 
 from offramp.early_exit.loop import run
 from offramp.inference.onnx.session import GraphOutput, OnnxSession
+from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import record
 from offramp.model.bypass import Bypass
 from offramp.model.heads import HEADS
@@ -19,7 +20,7 @@ from offramp.model.lexical.config import LexicalExit
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import load_policy
-from offramp.policies.replay import scores
+from offramp.policies.replay import replay, scores
 from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from support.contracts import CHOICES, LEAVING, OUTPUTS, Case, clear_of_noise
@@ -248,6 +249,43 @@ def test_where_all_texts_are_one_token_some_may_leave_too(name: str) -> None:
     assert told.exit_layers.tolist() == layers.tolist()
     expected = record(case.model, rows).logits[numbers, np.arange(4)]
     assert np.allclose(told.logits, expected, atol=TOLERANCE, rtol=0)
+
+
+def assert_int8_is_exact(model: MultiExitModel, policy: str = "entropy") -> None:
+    """Alone, in batches, shuffled, with more padding: one answer, that of a replay, equal to the last bit."""
+    rule, rows = load_policy(POLICIES[policy]), rows_for(model, ROWS)
+    engine = OnnxEngine(graph_of(model, rule, int8=True), model.config)
+    trace = record(engine, rows, batch_size=1)
+    thresholds = [threshold_between(scores(rule, trace)[:-1], 0.6)] * (len(model.layers) - 1)
+    expected = replay(trace, rule, thresholds)
+    assert len(set(expected.exit_layers.tolist())) > 1  # else nothing was tested
+    shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(5))
+    for size, extra in [(1, 0), (1, 1), (7, 0), (32, 2), (64, 5), (64, 51)]:
+        extra = extra if "input_ids" in rows[0] else 0
+        for numbers in shuffled.split(size):
+            batch = padded(model, [rows[number] for number in numbers.tolist()], extra)
+            assert torch.equal(engine.all_exits(batch).logits, trace.logits[:, numbers])
+            told = engine.graph.run(arrays(batch), thresholds)
+            assert told.exit_layers.tolist() == expected.exit_layers[numbers].tolist()
+            assert np.array_equal(told.logits, expected.logits[numbers])
+
+
+@pytest.mark.parametrize("name", ["albert", "bert, all that exits may have", "modernbert"])
+def test_in_int8_nothing_depends_on_the_batch(name: str) -> None:
+    assert_int8_is_exact(kind(name).model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("exits", [{"pooling": "mean"}, {"head": "shared_pooler"}, {"head": "attention"}], ids=str)
+def test_in_int8_nothing_depends_on_the_batch_in_any_family(exits: dict[str, Any], family: str) -> None:
+    assert_int8_is_exact(tiny_model(family, **exits))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["weighted_mean", "weighted_sum", "none"])
+def test_in_int8_nothing_depends_on_the_batch_where_tokens_leave(fusion: str) -> None:
+    assert_int8_is_exact(tiny_model(pooling="mean", token_exit=replace(LEAVING, fusion=fusion)))
 
 
 @pytest.mark.slow

@@ -23,16 +23,20 @@ from offramp.inference.export import with_steps
 from offramp.inference.onnx.assemble import assemble
 from offramp.inference.onnx.export_blocks import Prepare, export_parts
 from offramp.inference.onnx.pieces import ModelParts
+from offramp.inference.onnx.quantize import exact_int8
 from offramp.inference.onnx.session import OnnxSession
+from offramp.inference.onnx.torch_export import export_functions
+from offramp.model.activation_ranges import measure_ranges
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import policy_to_dict
 from offramp.types.operating_point import OperatingPoint, write_points
-from support.models import balanced, save_folder, tiny_model
+from support.models import balanced, rows_for, save_folder, tiny_model, token_rows
 
 NAMES = {0: "bad", 1: "fine", 2: "good"}
 DEFAULT = OperatingPoint({"name": "entropy"}, (0.05, 0.06, 0.07))
 _PARTS: dict[str, ModelParts] = {}
+_EXPORTS: dict[str, onnx.ModelProto] = {}
 _registry = cache(ONNXRegistry.from_torchlib)
 
 
@@ -41,6 +45,20 @@ def one_registry() -> Iterator[None]:
     """The exporter makes its table of operators anew each time, which takes as long as a step does; once will do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(_registry))
+        yield
+
+
+@contextmanager
+def one_export(key: str) -> Iterator[None]:
+    """The exporter runs once for a model's pieces, whatever becomes of them."""
+
+    def exported(model: Any, functions: Sequence[Any]) -> onnx.ModelProto:
+        if key not in _EXPORTS:
+            _EXPORTS[key] = export_functions(model, functions)
+        return _EXPORTS[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offramp.inference.onnx.export_blocks.export_functions", exported)
         yield
 
 
@@ -60,7 +78,6 @@ def parts_of(
     """`export_parts`, once for the same weights: their digest is in no piece, the kind of problem in that of exit 0."""
     config = model.config
     shape = (
-        precision,
         model.layers,
         config.head,
         config.format,
@@ -75,10 +92,11 @@ def parts_of(
     key = hashlib.sha256(repr(shape).encode())
     for name, weight in model.state_dict().items():
         key.update(name.encode() + weight.numpy().tobytes())
-    if key.hexdigest() not in _PARTS:
-        with one_registry():
-            _PARTS[key.hexdigest()] = export_parts(model, digest, precision, prepare, layers)
-    parts = _PARTS[key.hexdigest()]
+    name = f"{precision} {key.hexdigest()}"
+    if name not in _PARTS:
+        with one_registry(), one_export(key.hexdigest()):
+            _PARTS[name] = export_parts(model, digest, precision, prepare, layers)
+    parts = _PARTS[name]
     return replace(parts, metadata=replace(parts.metadata, model=digest, problem_type=config.problem_type))
 
 
@@ -89,10 +107,16 @@ def with_policies(parts: ModelParts, policies: Sequence[Policy], read: Sequence[
 
 
 def graph_of(
-    model: MultiExitModel, policy: Policy, layers: Sequence[int] | None = None, read: Sequence[int] | None = None
+    model: MultiExitModel,
+    policy: Policy,
+    layers: Sequence[int] | None = None,
+    read: Sequence[int] | None = None,
+    int8: bool = False,
 ) -> OnnxSession:
     """A model with one policy, ready to run: the exits at `layers`, of which the policy reads those at `read`."""
-    parts = with_policies(parts_of(model, "of a test", layers=layers), [policy], read)
+    prepare = exact_int8(measure_ranges(model, rows_for(model, 40, seed=9))) if int8 else None
+    parts = parts_of(model, "of a test", "int8" if int8 else "float32", prepare, layers)
+    parts = with_policies(parts, [policy], read)
     return OnnxSession.load(assemble(parts, policy_to_dict(policy), read).SerializeToString())
 
 
@@ -114,6 +138,7 @@ def weights_in(model: onnx.ModelProto) -> list[TensorProto]:
 def exported_folder(folder: Path) -> Path:
     """The gated model with a point called "default", and both files beside it; they hold entropy, margin and pcee."""
     save_folder(folder, gated())
+    measure_ranges(gated(), token_rows(40, seed=5)).save(folder)
     write_points({"default": DEFAULT}, folder / "operating_points.json")
     for int8 in (False, True):
         offramp.inference.export.export(folder, policies=["pcee"], int8=int8)

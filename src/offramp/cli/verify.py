@@ -8,11 +8,12 @@ from pathlib import Path
 
 from offramp.calibration.saved_lines import LINES_FILE, read_saved_lines
 from offramp.errors import InvalidInput
+from offramp.model.activation_ranges import RANGES_FILE, ActivationRanges, read_ranges
 from offramp.model.card import HEADING, read_card, true_card
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import TOKENIZER_FILES, load_tokenizer
 from offramp.types.costs_file import COSTS_FILE, read_costs
-from offramp.types.graph_file import GRAPHS, WEIGHTS, stale
+from offramp.types.graph_file import GRAPHS, WEIGHTS, export_command, stale
 from offramp.types.model_content import ModelContent, spans
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
 
@@ -40,15 +41,15 @@ def verify(folder: Path, config: MultiExitConfig) -> list[Finding]:
     findings = list(_weights(content))
     if any(finding.state == STALE for finding in findings):
         return findings  # nothing can be compared with broken weights
-    findings += [*_unreadable_tokenizer(folder, config), *_unreadable_lines(folder), *_costs(folder)]
+    findings += [*_unreadable_tokenizer(folder, config), *_unreadable_lines(folder), *_costs(folder), *_ranges(folder)]
     try:
         points = read_points(folder / POINTS_FILE) if (folder / POINTS_FILE).exists() else {}
     except InvalidInput as error:
         points = {}
         findings.append(Finding(POINTS_FILE, STALE, str(error)))
     findings += [_point(name, point, content) for name, point in points.items()]
-    for graph in GRAPHS.values():
-        findings += _graph(folder / graph, content)
+    for engine in GRAPHS:
+        findings += _graph(engine, content)
     return [*findings, *_card(folder / "README.md", points, config)]
 
 
@@ -96,6 +97,24 @@ def _costs(folder: Path) -> Iterator[Finding]:
         yield Finding(COSTS_FILE, OK, f"{len(tables)} cost tables of these weights")
 
 
+def _ranges(folder: Path) -> Iterator[Finding]:
+    """Compare the ranges of activations with the weights."""
+    try:
+        ranges = read_ranges(folder)
+        if ranges is None:
+            return
+        own = ActivationRanges.load(folder) is not None
+    except InvalidInput as error:
+        yield Finding(RANGES_FILE, STALE, str(error))
+        return
+    remedy = f"`offramp export {folder} --int8 --data FILE` measures them anew"
+    yield (
+        Finding(RANGES_FILE, OK, "of these weights")
+        if own
+        else Finding(RANGES_FILE, STALE, f"measured with other weights; {remedy}")
+    )
+
+
 def _point(name: str, point: OperatingPoint, content: ModelContent) -> Finding:
     file = f"{POINTS_FILE}: {name}"
     remedy = "`offramp calibrate` chooses it anew"
@@ -114,7 +133,8 @@ def _point(name: str, point: OperatingPoint, content: ModelContent) -> Finding:
     return Finding(file, STALE, f"chosen for other weights; {remedy}")
 
 
-def _graph(path: Path, content: ModelContent) -> Iterator[Finding]:
+def _graph(engine: str, content: ModelContent) -> Iterator[Finding]:
+    path = content.folder / GRAPHS[engine]
     data = path.with_name(path.name + WEIGHTS)
     if not path.exists():
         if data.exists():
@@ -127,8 +147,7 @@ def _graph(path: Path, content: ModelContent) -> Iterator[Finding]:
     if reason is None and not data.exists():
         reason = f"there is no {data.name}"
     if reason is not None:
-        option = " --int8" if path.name == GRAPHS["onnx-int8"] else ""
-        yield Finding(path.name, STALE, f"{reason}; `offramp export {path.parent}{option}` makes it anew")
+        yield Finding(path.name, STALE, f"{reason}; {export_command(path.parent, engine)} makes it anew")
     elif content.weight_files:
         yield Finding(path.name, OK, f"of this model, with {data.name}")
     else:

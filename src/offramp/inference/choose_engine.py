@@ -17,7 +17,7 @@ from offramp.inference.point_check import GraphPoints, measured_with
 from offramp.model.hub import find_file, hub_digest, load_config
 from offramp.types.cost_table import CostTable, processor
 from offramp.types.costs_file import read_costs
-from offramp.types.graph_file import ABOUT, GRAPHS, WEIGHTS, read_metadata, stale
+from offramp.types.graph_file import ABOUT, GRAPHS, WEIGHTS, export_command, read_metadata, stale
 from offramp.types.model_content import WEIGHTS_FILE, ModelContent
 from offramp.types.operating_point import OperatingPoint
 
@@ -135,7 +135,7 @@ def fault(folder: str | os.PathLike[str], engine: str, point: OperatingPoint | N
     if engine == "torch":
         return None
     path, weights = (find_file(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
-    remedy = _remedy(folder, engine)
+    remedy = export_command(folder, engine)
     if path is None or weights is None:
         return f"{folder}: no {GRAPHS[engine] + ('' if path is None else WEIGHTS)}; {remedy} makes it"
     if find_spec("onnxruntime") is None:
@@ -148,12 +148,6 @@ def fault(folder: str | os.PathLike[str], engine: str, point: OperatingPoint | N
     except InvalidInput as error:
         return str(error)
     return None
-
-
-def _remedy(folder: str | os.PathLike[str], engine: str) -> str:
-    """Return the command that makes a graph."""
-    option = " --int8" if engine == "onnx-int8" else ""
-    return f"`offramp export {folder if Path(folder).is_dir() else 'FOLDER'}{option}`"
 
 
 def _stale_on_hub(folder: str | os.PathLike[str], path: Path) -> str | None:

@@ -1,7 +1,7 @@
 """A model's folder -> one ONNX graph that leaves early, checked against torch before it bears its name.
 
-In int8 the file is held to its own trace (`check_graph.py`), and the share of answers that are the float32 model's is
-reported.
+In int8 the file is held to its own trace (`check_graph.py`), and on rows of the model's own data its answers and its
+score are compared with those of torch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from offramp.data.columns import GUESSED, Columns
 from offramp.data.examples import read_rows
 from offramp.data.readers import SAMPLE
 from offramp.data.records import AS_NAMED, Reading
+from offramp.errors import InvalidInput
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.inference.check_graph import Rows, check
 from offramp.inference.onnx.assemble import assemble, refuse_depth
@@ -30,10 +31,11 @@ from offramp.inference.onnx.export_blocks import export_parts
 from offramp.inference.onnx.export_policy import at_all_exits, export_steps
 from offramp.inference.onnx.metadata import policy_key, weights_digest
 from offramp.inference.onnx.pieces import ModelParts, data_spans, with_weights_beside
-from offramp.inference.onnx.quantize import int8 as to_int8
+from offramp.inference.onnx.quantize import exact_int8
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
-from offramp.inference.record import read_for, record
+from offramp.inference.record import data_name, read_for, record
+from offramp.model.activation_ranges import RANGES_FILE, ActivationRanges, measure_ranges
 from offramp.model.exits import refuse_unfitted
 from offramp.model.hub import load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
@@ -71,8 +73,9 @@ class ExportReport:
         bytes: its size, with the weights beside it.
         seconds: that exporting and checking took.
         rows: that it was compared on.
-        difference: largest one between its logits and torch's, at any exit.
-        agreement: share of rows whose answer at full depth is torch's; None for a regression.
+        difference: largest one between its logits and torch's, at any exit; None in int8 without data.
+        agreement: share of rows whose answer at full depth is torch's; None for a regression, and in int8 without data.
+        activations: of int8, the data and the rows that the scales of activations come from; None in float32.
         metric: the name of what the scores below are; None where there were no labels.
         score: of the file at full depth.
         torch_score: of the model in torch at full depth.
@@ -87,8 +90,9 @@ class ExportReport:
     bytes: int
     seconds: float
     rows: int
-    difference: float
+    difference: float | None
     agreement: float | None
+    activations: Mapping[str, Any] | None = None
     metric: str | None = None
     score: float | None = None
     torch_score: float | None = None
@@ -117,16 +121,18 @@ def export(
         folder: what `save_pretrained` wrote.
         policy: the one that the graph runs; None = that of the operating point "default", else the default policy.
         policies: others whose steps the file is to hold.
-        int8: the encoder's weights as int8; answers then depend on the batch (see `offramp.Predictor`).
-        dataset: what to check it on: labelled data for the model (see `offramp.record`), or rows that are
-            tokenized already; None = texts of the built-in sample.
+        int8: the encoder's linear layers and its table of words in 8 bits, with constant scales of activations, which
+            come from the ranges that `offramp train` leaves beside the weights, else from `dataset`, which then leaves
+            them there.
+        dataset: what to compare it on: labelled data for the model (see `offramp.record`), or rows that are
+            tokenized already; None = texts of the built-in sample, where an int8 file is checked against its own trace.
         columns: which columns of a file to read.
         reading: how to read a file, where its name does not say it.
         split: which part of a named data set to read.
 
     Raises:
-        InvalidInput: a model that cannot be exported, or whose exit before the first layer is not fitted; or an
-            operating point for other exits than it has.
+        InvalidInput: a model that cannot be exported, or whose exit before the first layer is not fitted; an
+            operating point for other exits than it has; int8 without ranges and without data.
         NotApplicable: a policy has no meaning for the model; nothing has been exported.
         ExportMismatch: the file does not do what torch does; it is not left there.
     """
@@ -140,10 +146,19 @@ def export(
     default, *others = _distinct_policies(model, points, layers, policy, policies)
     for rule, read in (default, *others):
         _refuse_policy(model, rule, read)
+    saved = ActivationRanges.load(folder) if int8 else None
+    if int8 and saved is None and dataset is None:
+        raise InvalidInput(
+            f"{folder}: no {RANGES_FILE} of these weights, from which int8 takes its scales; give texts of the "
+            f"model's own kind: `offramp export {folder} --int8 --data FILE`"
+        )
     rows = _rows(folder, model, dataset, columns, split, reading)
     path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
-    precision, prepare = ("int8", to_int8) if int8 else ("float32", None)
+    ranges = (saved or _measured(folder, model, rows, dataset, split)) if int8 else None
+    precision, prepare = ("float32", None) if ranges is None else ("int8", exact_int8(ranges))
     parts = export_parts(model, weights_digest(folder), precision, prepare, layers)
+    activations = None if ranges is None else {"rows": ranges.rows, "data": ranges.data}
+    parts = replace(parts, metadata=replace(parts.metadata, activations=activations))
     for rule, read in (default, *others):
         parts = with_steps(parts, [rule], read)
     reference = record(model, rows).select(layers)
@@ -163,6 +178,7 @@ def export(
         exported = assembled(*default)  # last, because its file stays
         check(exported, rows[:CHECKED], few)
         trace = record(exported, rows)
+        compared = not int8 or dataset is not None
         size = graph.stat().st_size + weights.stat().st_size
         give_name(weights, folder / weights.name)
         give_name(graph, path)
@@ -176,8 +192,9 @@ def export(
         bytes=size,
         seconds=time.perf_counter() - started,
         rows=len(rows),
-        difference=(trace.logits - reference.logits).abs().max().item(),
-        agreement=_agreement(trace, reference),
+        difference=(trace.logits - reference.logits).abs().max().item() if compared else None,
+        agreement=_agreement(trace, reference) if compared else None,
+        activations=activations,
         **_scores(trace, reference),
     )
 
@@ -260,6 +277,14 @@ def _rows(
     examples = read_for(model.config, os.fspath(dataset), columns, split, reading)
     rows = encode(tokenizer, examples.texts, limit)
     return [{**row, "labels": label} for row, label in zip(rows, examples.labels, strict=True)]
+
+
+def _measured(folder: Path, model: MultiExitModel, rows: Rows, dataset: object, split: str) -> ActivationRanges:
+    """Return the ranges of activations on these rows, and keep them beside the weights."""
+    name = data_name(dataset, split) if isinstance(dataset, (str, os.PathLike)) else "rows in memory"
+    ranges = measure_ranges(model, rows, name)
+    ranges.save(folder)
+    return ranges
 
 
 def _agreement(trace: Trace, reference: Trace) -> float | None:

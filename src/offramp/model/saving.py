@@ -14,7 +14,7 @@ from offramp.errors import InvalidInput
 from offramp.model.card import read_card, save_points, write_card
 from offramp.model.hub import load_points
 from offramp.types.costs_file import COSTS_FILE, read_costs
-from offramp.types.graph_file import GRAPHS, WEIGHTS, stale
+from offramp.types.graph_file import GRAPHS, WEIGHTS, export_command, stale
 from offramp.types.model_content import WEIGHTS_FILE, WEIGHTS_INDEX, ModelContent
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points, write_points
 from offramp.types.whole_file import whole_file
@@ -57,8 +57,8 @@ def finish_folder(
     elif _readable_points(folder / POINTS_FILE):
         (folder / POINTS_FILE).unlink()
         logger.warning("%s: removed, the model has no operating points", folder / POINTS_FILE)
-    for name in GRAPHS.values():
-        _remove_stale_graph(folder / name, content)
+    for engine in GRAPHS:
+        _remove_stale_graph(engine, content)
     _remove_stale_costs(folder)
     write_card(folder, fresh, config)
     return fresh
@@ -150,8 +150,9 @@ def _readable_points(path: Path) -> bool:
         return False
 
 
-def _remove_stale_graph(path: Path, content: ModelContent) -> None:
+def _remove_stale_graph(engine: str, content: ModelContent) -> None:
     """Remove an exported graph that is not of the model in the folder; somebody else's file stays."""
+    path = content.folder / GRAPHS[engine]
     if not path.exists():
         return
     try:
@@ -161,7 +162,7 @@ def _remove_stale_graph(path: Path, content: ModelContent) -> None:
     if reason is not None:
         for file in (path, path.with_name(path.name + WEIGHTS)):
             file.unlink(missing_ok=True)
-        logger.warning("%s; it is removed, `offramp export %s` makes it anew", reason, path.parent)
+        logger.warning("%s; it is removed, %s makes it anew", reason, export_command(path.parent, engine))
 
 
 def _remove_stale_costs(folder: Path) -> None:

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
 from offramp.data.batching import Cuts, check_vocabulary, collate, encode, token_limit
-from offramp.data.examples import Examples
+from offramp.data.examples import Examples, subsample
+from offramp.model.activation_ranges import RANGE_ROWS, measure_ranges
 from offramp.model.adapters import without_wrappers
 from offramp.model.card import save_points
 from offramp.model.exits import renew_lexical
@@ -168,7 +169,7 @@ def fit(
             _log_refit(exits)
             with Cuts().counted():  # `token_rows` has logged it
                 fit_lexical(exits, tokenizer, train)
-        _save(model, tokenizer, Path(folder))
+        _save(model, tokenizer, Path(folder), train)
         if not keep_checkpoints:
             remove_checkpoints(folder)
     log: list[dict[str, float]] = trainer.state.log_history
@@ -203,7 +204,7 @@ def fit_lexical_alone(
                 points[WITHOUT_LEXICAL] = points[DEFAULT]
                 logger.info("the operating point %r is kept as %r", DEFAULT, WITHOUT_LEXICAL)
             del points[DEFAULT]
-        _save(model, tokenizer, Path(folder))
+        _save(model, tokenizer, Path(folder), train)
         _name_weights(Path(folder), model.operating_points)
 
 
@@ -225,11 +226,17 @@ def _log_refit(model: MultiExitModel) -> None:
         logger.info("the exit before the first layer is fitted anew")
 
 
-def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a model with its tokenizer, the configuration last: then it is a model."""
+def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, train: Examples) -> None:
+    """Save a model with its tokenizer and the ranges of its activations, the configuration last: then it is a model."""
+    bare = without_wrappers(model)
+    texts = subsample(train, RANGE_ROWS).texts
+    with Cuts().counted():  # `token_rows` has logged it
+        rows = encode(tokenizer, texts, token_limit(tokenizer, bare.config.backbone))
+    ranges = measure_ranges(bare, rows, "training rows")
     with unfinished_folder(folder / "model") as unfinished:
         tokenizer.save_pretrained(unfinished)
-        without_wrappers(model).save_pretrained(unfinished)
+        bare.save_pretrained(unfinished)
+        ranges.save(unfinished)
         for file in sorted(unfinished.iterdir(), key=lambda file: file.name == "config.json"):
             give_name(file, folder / file.name)
 

@@ -7,6 +7,7 @@ here, without the packages that could do so: that takes milliseconds, importing 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from offramp.types.model_content import ModelContent, is_pointer
 
 GRAPHS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}
 """Engines that run an exported file -> the file's name in a model's folder."""
+RANGES_FILE = "activation_ranges.json"
+"""The file beside the weights from which int8 takes its scales (`offramp.model.activation_ranges`)."""
 WEIGHTS = ".data"  # ending of the file with a graph's weights
 ABOUT = "offramp"
 """The key under which the file's metadata has offramp's."""
@@ -154,6 +157,8 @@ def stale(path: Path, content: ModelContent, whole: bool = False) -> str | None:
     precision = "int8" if path.name == GRAPHS["onnx-int8"] else "float32"
     if about["precision"] != precision:
         return f"{path}: made in {about['precision']}, and its name is that of {precision}"
+    if precision == "int8" and "activations" not in about:
+        return f"{path}: made by an earlier version, its answers depend on the batch"
     if source is None:  # a file of an earlier version names the digest of the files alone
         if about["model"] in (None, content.file_digest) or not content.weight_files:
             return None
@@ -164,6 +169,14 @@ def stale(path: Path, content: ModelContent, whole: bool = False) -> str | None:
     if data.exists() and (difference := source.data_difference(data, whole)):
         return f"{data}: {difference}"
     return None
+
+
+def export_command(folder: str | os.PathLike[str], engine: str) -> str:
+    """Return the command that makes a graph; without ranges in the folder int8 needs data."""
+    option = ""
+    if engine == "onnx-int8":
+        option = " --int8" if Path(folder, RANGES_FILE).exists() else " --int8 --data FILE"
+    return f"`offramp export {folder if Path(folder).is_dir() else 'FOLDER'}{option}`"
 
 
 def read_metadata(path: Path) -> dict[str, str]:

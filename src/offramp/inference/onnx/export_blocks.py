@@ -46,7 +46,9 @@ FIELDS = tuple(field.name for field in fields(Carry) if field.name not in EXIT_F
 """The fields that a block passes on."""
 
 
-Prepare = Callable[[ModelProto], ModelProto]
+Prepare = Callable[[ModelProto, Sequence[int], Mapping[str, str]], ModelProto]
+"""Changes a piece. Takes the piece, the layers that it runs (0 = the embedding), and for each module of the encoder
+that the piece names the module that runs in its place, both as paths in the encoder."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,14 @@ class ExitSpec:
     """One exit's functions, to be exported.
 
     Attributes:
-        block: the blocks that lead to the exit, with the exit.
+        layers: those that lead to the exit, by the number of the exit behind them.
+        block: the blocks that run them, with the exit.
         carried: the fields that go on to the next block, with their element types; none after the last exit.
         written: those of them that the block writes.
         cut: of the batch; None after the last exit.
     """
 
+    layers: tuple[int, ...]
     block: BlockCode
     carried: Mapping[str, int]
     written: tuple[str, ...]
@@ -80,7 +84,7 @@ def export_parts(
         model: in eval mode, on the CPU, in float32.
         digest: of its weights.
         precision: the name of what `prepare` does.
-        prepare: changes the embedding and each block, for example quantizes them; None = nothing.
+        prepare: changes the embedding and each block, for example quantizes them; None = leave them as they are.
         layers: those whose exits the graph holds, the last one among them; None = all.
     """
     held = tuple(model.layers if layers is None else layers)
@@ -98,9 +102,9 @@ def export_parts(
             spec, carries = _exit_spec(model, blocks, carries)
             specs.append(spec)
         # 2) Export, and optimize each piece with its own weights.
-        pieces, cuts = _export_pieces(model, embed, specs, prepare or (lambda graph: graph), first_block)
+        pieces, cuts = _export_pieces(model, embed, specs, prepare or (lambda graph, *_: graph), first_block)
     # 3) Name the values as the whole graph does.
-    shared = shared_weights(pieces)
+    shared = shared_weights(pieces, packed=precision == "int8")
     embedding, *levels = (rename_values(piece, shared) for piece in pieces)
     return ModelParts(
         inputs=tuple(
@@ -166,7 +170,7 @@ def _lexical_spec(model: MultiExitModel, inputs: Mapping[str, Pair]) -> ExitSpec
     outputs = ("logits",) if model.gate is None else ("logits", "certainty")
     block = BlockCode(Function(partial(_lexical, tuple(inputs), outputs), inputs, outputs), (), (), ())
     cut = Function(partial(_cut_inputs, tuple(inputs)), {"rows": _continuing_rows(*SIZES), **inputs}, tuple(inputs))
-    return ExitSpec(block, {name: KINDS[pair[0].dtype] for name, pair in inputs.items()}, (), cut)
+    return ExitSpec((), block, {name: KINDS[pair[0].dtype] for name, pair in inputs.items()}, (), cut)
 
 
 def _exit_spec(model: MultiExitModel, blocks: range, before: Sequence[Carry]) -> tuple[ExitSpec, list[Carry]]:
@@ -180,16 +184,18 @@ def _exit_spec(model: MultiExitModel, blocks: range, before: Sequence[Carry]) ->
     outputs = ("logits",) if output.certainty is None else ("logits", "certainty")
     function = Function(partial(_blocks, blocks, read, written), _pairs(before, read), (*written, *outputs))
     results = (*_values(after, changed), *(getattr(output, name) for name in outputs))
-    block = BlockCode(function, changed, modules, results)
+    block, layers = BlockCode(function, changed, modules, results), tuple(model.layers[number] for number in blocks)
     if last:
-        return ExitSpec(block, {}, (), None), []
+        return ExitSpec(layers, block, {}, (), None), []
     if ("attention" in read) != ("attention" in present):
         raise UnsupportedBackbone(
             f"layer {model.layers[blocks[-1]]} leaves too few tokens: its masks cannot be exported"
         )
     cut = Function(partial(_cut, present), {"rows": _continuing_rows(*SIZES), **_pairs(both, present)}, present)
     carried = {name: KINDS[getattr(after, name).dtype] for name in present}
-    return ExitSpec(block, carried, written, cut), [carry.take(torch.arange(len(carry.hidden))) for carry in both]
+    return ExitSpec(layers, block, carried, written, cut), [
+        carry.take(torch.arange(len(carry.hidden))) for carry in both
+    ]
 
 
 def _export_pieces(
@@ -217,11 +223,15 @@ def _export_pieces(
             cuts[_shapes(spec.cut)] = len(functions)
             functions.append(spec.cut)
     exported = export_functions(model, functions)
-    embedding = prepare(optimize(subgraph(exported, 0, embed)))
+    paths = {module: path for path, module in model.backbone.named_modules()}
+    own = {path: path for path in paths.values()}
+    embedding = prepare(optimize(subgraph(exported, 0, embed)), (0,), own)
     pieces = [ExportedGraph(embedding, "embed", _embed_names(embed, first_block))]
     for exit, (spec, (number, weights)) in enumerate(zip(specs, sources, strict=True)):
-        graph = bind(subgraph(exported, number, spec.block.function), weights)
-        pieces.append(ExportedGraph(prepare(optimize(graph)), f"level{exit}", _block_names(exit, spec)))
+        graph = optimize(bind(subgraph(exported, number, spec.block.function), weights))
+        pairs = zip(blocks[number].modules, spec.block.modules, strict=True)
+        modules = {paths[one]: paths[other] for one, other in pairs if one in paths} if weights else own
+        pieces.append(ExportedGraph(prepare(graph, spec.layers, modules), f"level{exit}", _block_names(exit, spec)))
     graphs = {number: optimize(subgraph(exported, number, functions[number])) for number in cuts.values()}
     return pieces, [
         ExportedGraph(graphs[cuts[_shapes(spec.cut)]], f"cut{exit}", _cut_names(exit, spec))

@@ -49,6 +49,8 @@ class GraphMetadata:
         policies: the key of a policy (see `policy_key`) -> its calls, one an exit.
         exit_layers: the layers whose exits the policy reads; None = all of the graph's.
         source: what the graph was made of; None in a file of an earlier version.
+        activations: of int8, the data and the rows that the scales of activations come from; None in a file of an
+            earlier version, whose scales depend on the batch.
     """
 
     model: str
@@ -63,6 +65,7 @@ class GraphMetadata:
     policies: Mapping[str, tuple[PolicyCall, ...]] = field(default_factory=dict)
     exit_layers: tuple[int, ...] | None = None
     source: GraphSource | None = None
+    activations: Mapping[str, Any] | None = None
 
     @property
     def layers_read(self) -> tuple[int, ...]:
@@ -101,8 +104,9 @@ class GraphMetadata:
     def to_metadata(self) -> dict[str, str]:
         """Return the entries of a file's metadata."""
         fields = {name: value for name, value in asdict(self).items() if name != "source"}
-        if self.exit_layers is None:
-            del fields["exit_layers"]
+        for name in ("exit_layers", "activations"):
+            if fields[name] is None:
+                del fields[name]
         return {ABOUT: json.dumps(fields), **({} if self.source is None else self.source.to_metadata())}
 
 

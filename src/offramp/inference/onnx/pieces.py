@@ -14,6 +14,7 @@ import offramp.inference.onnx.names as value_names
 from offramp.inference.onnx.metadata import GraphMetadata
 
 SHARED_BYTES = 1024  # smaller weights are kept where they are used
+PRODUCTS = ("MatMul", "Gemm")
 BESIDE_BYTES, PAGE = 1024, 4096  # smaller weights stay in the graph
 
 
@@ -63,12 +64,21 @@ class ExportedGraph:
     names: Mapping[str, str]
 
 
-def shared_weights(pieces: Sequence[ExportedGraph]) -> dict[str, TensorProto]:
-    """Return the large weights that several pieces have, by digest, with their names in the whole graph."""
+def shared_weights(pieces: Sequence[ExportedGraph], packed: bool = False) -> dict[str, TensorProto]:
+    """Return the large weights that several pieces have, by digest, with their names in the whole graph.
+
+    Args:
+        pieces: of the model.
+        packed: not those of products of floats. ONNX Runtime packs only what the branch that reads it holds, and has
+            for one row another kernel without packing: its sums differ in the last bit.
+    """
     digests: set[str] = set()
     shared: dict[str, TensorProto] = {}
     for piece in pieces:
-        large = {_digest(weight): weight for weight in piece.model.graph.initializer if _large(weight)}
+        graph = piece.model.graph
+        factors = {value for node in graph.node if packed and node.op_type in PRODUCTS for value in node.input}
+        weights = (weight for weight in graph.initializer if _large(weight) and weight.name not in factors)
+        large = {_digest(weight): weight for weight in weights}
         for digest, weight in large.items():
             if digest in digests and digest not in shared:
                 shared[digest] = numpy_helper.from_array(numpy_helper.to_array(weight), f"shared/{digest[:16]}")
