@@ -70,6 +70,19 @@ def test_attention_over_more_masked_tokens_is_the_same_to_the_last_bit(tokens: i
     assert np.array_equal(alone, plain)
 
 
+@pytest.mark.parametrize("tokens", range(2, 24))
+def test_a_mean_over_more_tokens_of_weight_0_is_the_same_to_the_last_bit(tokens: int) -> None:
+    shapes: dict[str, list[Any]] = {"weights": ["rows", 1, "tokens"], "states": ["rows", "tokens", 48]}
+    mean = graph([helper.make_node("MatMul", ["weights", "states"], ["out"])], shapes, {"out": ["rows", 1, 48]})
+    weights, states = (GENERATOR.normal(size=(4, *shape)).astype(np.float32) for shape in ((1, tokens), (tokens, 48)))
+    padded = pad_tokens(mean)
+    plain = run(padded, weights=weights, states=states)
+    assert np.allclose(plain, weights.astype(np.float64) @ states, atol=1e-5)
+    for more in (1, 5, 43):
+        longer, behind = np.pad(weights, ((0, 0), (0, 0), (0, more))), ((0, 0), (0, more), (0, 0))
+        assert np.array_equal(run(padded, weights=longer, states=np.pad(states, behind, constant_values=7)), plain)
+
+
 def test_who_reads_a_softmax_itself_gets_its_own_columns() -> None:
     shares = graph(ATTENTION.graph.node[:1], {"scores": ["rows", 2, "tokens"]}, {"shares": ["rows", 2, "tokens"]})
     found = run(pad_tokens(shares), scores=np.zeros((1, 2, 5), np.float32))
