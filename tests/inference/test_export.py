@@ -23,11 +23,12 @@ from offramp.inference.onnx.pieces import ModelParts
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import record
-from offramp.model.activation_ranges import RANGES_FILE, ActivationRanges
+from offramp.model.activation_ranges import ActivationRanges
 from offramp.model.lexical.config import LexicalExit
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, scores
+from offramp.types.graph_file import RANGES_FILE
 from offramp.types.operating_point import OperatingPoint, write_points
 from support.graphs import DEFAULT, NAMES, copied, gated, graphs_in, parts_of, weights_in
 from support.models import encoder_config, rows_for, save_folder, text_rows, texts, tiny_model

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from offramp.errors import InvalidInput
-from offramp.model.activation_ranges import RANGES_FILE, ActivationRanges, measure_ranges, read_ranges
+from offramp.model.activation_ranges import ActivationRanges, measure_ranges, read_ranges
+from offramp.types.graph_file import RANGES_FILE
 from support.models import padded, rows_for, save_folder, tiny_model
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from offramp.calibration.saved_lines import LINES_FILE, read_saved_lines
 from offramp.errors import InvalidInput
-from offramp.model.activation_ranges import RANGES_FILE, ActivationRanges, read_ranges
+from offramp.model.activation_ranges import ActivationRanges, read_ranges
 from offramp.model.card import HEADING, read_card, true_card
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import TOKENIZER_FILES, load_tokenizer
 from offramp.types.costs_file import COSTS_FILE, read_costs
-from offramp.types.graph_file import GRAPHS, WEIGHTS, export_command, stale
+from offramp.types.graph_file import GRAPHS, RANGES_FILE, WEIGHTS, export_command, stale
 from offramp.types.model_content import ModelContent, spans
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
 

@@ -35,14 +35,14 @@ from offramp.inference.onnx.quantize import exact_int8
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import data_name, read_for, record
-from offramp.model.activation_ranges import RANGES_FILE, ActivationRanges, measure_ranges
+from offramp.model.activation_ranges import ActivationRanges, measure_ranges
 from offramp.model.exits import refuse_unfitted
 from offramp.model.hub import load_points, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import as_policy, default_unfitted_policy, policy_to_dict
-from offramp.types.graph_file import GRAPHS, WEIGHTS, GraphSource
+from offramp.types.graph_file import GRAPHS, RANGES_FILE, WEIGHTS, GraphSource
 from offramp.types.model_content import ModelContent
 from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import predictions
