@@ -237,6 +237,7 @@ def test_a_pickled_predictor_answers_the_same_with_its_threads(folder: Path, mon
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     predictor = Predictor.load(folder, threads=3)
+    predictor(texts(1))  # its workers are not pickled
     copy = pickle.loads(pickle.dumps(predictor))
     assert threads == [3, 3]
     assert copy.point == predictor.point
