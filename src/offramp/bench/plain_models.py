@@ -18,6 +18,8 @@ from offramp.bench.baselines import (
     missing,
 )
 from offramp.bench.contestant import Contestant
+from offramp.bench.in_ctranslate2 import in_ctranslate2
+from offramp.bench.in_openvino import in_openvino
 from offramp.bench.texts import PlainModel, TextEncoder
 from offramp.data.rows import Text
 from offramp.model.modeling import MultiExitModel
@@ -63,7 +65,7 @@ def plain_models(model: MultiExitModel, encoder: TextEncoder, texts: Sequence[Te
         texts: examples of the texts to come, which int8 of OpenVINO takes its ranges from.
         folder: for exported files; it must stay as long as a contestant may be loaded.
     """
-    full, runtimes = in_torch(model), list[Runtime]()
+    full, runtimes = [*in_torch(model), *in_ctranslate2(model, encoder.tokenizer, folder)], list[Runtime]()
     lexical = None if model.lexical_exit is None else lexical_alone(model)
     layers = exit_layers(model)
     if (reason := missing()) is not None:
@@ -71,6 +73,7 @@ def plain_models(model: MultiExitModel, encoder: TextEncoder, texts: Sequence[Te
         return PlainModels(full, runtimes, lexical, layers, encoder)
     log.info("exporting the plain model")
     graph = export_exits(model)
-    runtimes += in_onnx_runtime(graph)
+    examples = [encoder.batch([row]) for row in encoder.encode(texts)]
+    runtimes += [*in_onnx_runtime(graph), *in_openvino(graph, folder, examples)]
     full += [runtime.at(layers[-1]) for runtime in runtimes]
     return PlainModels(full, runtimes, lexical, layers, encoder)
