@@ -2,6 +2,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from offramp.bench.cascade import cascade, equal_threshold
 from offramp.bench.compare import BenchmarkResult, compare
 from offramp.bench.compare import BenchmarkRow as Row
 from offramp.bench.contestant import Contestant, TextAnswers, TextRun
+from offramp.bench.in_ctranslate2 import in_ctranslate2
+from offramp.bench.in_openvino import in_openvino
 from offramp.bench.settings import Ready, candidates, fastest_settings
 from offramp.bench.summary import benchmark_text, conclusion, to_json
 from offramp.bench.texts import Batch, PlainModel, TextEncoder
@@ -27,6 +30,7 @@ from offramp.bench.timer import (
     time_interleaved,
     time_texts,
 )
+from offramp.data.batching import collate, encode
 from offramp.errors import InvalidInput
 from offramp.inference.choose_engine import choose_engine
 from offramp.inference.export import export
@@ -127,7 +131,7 @@ def test_rows_that_leave_before_the_first_layer_take_the_lexical_exit_alone() ->
 
 
 def encoder_for(model: Any) -> TextEncoder:
-    return TextEncoder.of(tiny_tokenizer(), model.config.backbone, model.config.pad_token_id, texts(8))
+    return TextEncoder(tiny_tokenizer(), model.config)
 
 
 def answering(*layers: int, seconds: float, clock: Clock) -> TextRun:
@@ -203,7 +207,7 @@ def test_limits_count_the_tokenizer_and_the_lexical_exit(clock: Clock, monkeypat
     ]
     labels = torch.tensor([1, 0, 1, 1])
     costs = {"onnx": LayerCostModel(2.0, 4.5, 0.5)}  # 20 at full depth, as the plain model without the tokenizer
-    encoder = TextEncoder(tiny_tokenizer(), None, 8, 0, False)
+    encoder = TextEncoder(tiny_tokenizer(), config)
     rows = compare(some, texts(4), labels, 2, 3, config=config, encoder=encoder, costs=costs)
     by_name = {row.name: row for row in rows}
     fast = by_name["fast"]
@@ -234,7 +238,7 @@ def test_a_cascade_sends_on_what_the_lexical_exit_is_not_sure_of() -> None:
 
         return PlainModel("any", "full-depth", "any", layer, lambda threads, workers: run)
 
-    first = torch.tensor([encoder.encode([text])[0].ids[1] for text in some])
+    first = torch.tensor([encoder.encode([text])[0]["input_ids"][1] for text in some])
     threshold = float(first.float().median())
     contestant = cascade(
         "c", plain_model(0, 1.0), plain_model(4, 100.0), lambda logits: logits[:, 0], threshold, encoder
@@ -456,15 +460,22 @@ def test_exported_models_answer_as_torch_at_each_layer() -> None:
     assert 0 < (torch.from_numpy(quantized) - plain(model, padded(model, text_rows(7)))).abs().max() < 1
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-def test_the_tokenizer_in_rust_makes_the_same_batches(pairs: bool) -> None:
-    model, some = tiny_model(), texts(5)
-    given = [(text, texts(1, seed=9)[0]) for text in some] if pairs else some
-    fast = encoder_for(model)
-    slow = TextEncoder(fast.tokenizer, None, fast.limit, fast.pad, fast.typed)
-    assert fast.fast is not None
-    for name, values in slow.batch(slow.encode(given)).items():
-        assert fast.batch(fast.encode(given))[name].tolist() == values.tolist()
+def test_openvino_and_ctranslate2_answer_as_torch(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("ctranslate2")
+    model = balanced(tiny_model(pooling="mean"))
+    given = list(zip(texts(6), texts(6, seed=5), strict=True))
+    encoder = TextEncoder(tiny_tokenizer(), model.config)
+    expected = plain(model, collate(encode(encoder.tokenizer, given, 32), 0))
+    with mock.patch(
+        "offramp.bench.in_openvino.find_spec", lambda name: None if name == "nncf" else name
+    ):  # which takes seconds
+        float32, *bf16 = in_openvino(baselines.export_exits(model), tmp_path, [])
+    others = [runtime.at(LAYERS) for runtime in bf16] + in_ctranslate2(model, encoder.tokenizer, tmp_path)
+    for one, tolerance in ((float32.at(LAYERS), 1e-5), *((other, 0.1) for other in others)):
+        logits = one.contestant(encoder).load(1, 2)(given, 4).logits
+        torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)
+    assert others[-1].engine == "ctranslate2"
 
 
 @pytest.mark.parametrize(

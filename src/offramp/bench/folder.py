@@ -20,7 +20,7 @@ from offramp.bench.plain_models import plain_models
 from offramp.bench.settings import Ready, trial_texts
 from offramp.bench.texts import TextEncoder
 from offramp.bench.timer import LayerCostModel
-from offramp.data.batching import encode
+from offramp.data.batching import Cuts
 from offramp.data.columns import GUESSED, Columns
 from offramp.data.examples import Examples
 from offramp.data.records import AS_NAMED, Reading
@@ -81,12 +81,13 @@ def benchmark_folder(
     texts, labels = [texts[number] for number in indices], None if labels is None else labels[indices]
     # 2) the contestants
     tokenizer = load_tokenizer(folder, config.backbone)
-    encoder = TextEncoder.of(tokenizer, config.backbone, config.pad_token_id, texts[:EXAMPLES])
+    encoder = TextEncoder(tokenizer, config)
+    encoder.encode(texts)  # logs once how many are cut
     early: list[Contestant] = []
     for name, engine in loaded.items():
         early += adaptive(name, loaders[name], tokenizer, {FULL: None, **_points(name, engine, folder)})
     results: list[BenchmarkRow] = []
-    with TemporaryDirectory(prefix="offramp-bench-") as exports:
+    with TemporaryDirectory(prefix="offramp-bench-") as exports, Cuts().counted():
         entry = Entry(plain_models(model, encoder, texts[:EXAMPLES], Path(exports)), early, model, texts, labels)
         # 3) a race for each batch size
         for size in batch_sizes:
@@ -94,9 +95,8 @@ def benchmark_folder(
             ready = entry.in_settings(size)
             tables = {name: _costs(name, loaders[name], ready, encoder, texts, size) for name in loaded}
             _keep(folder, tables.values())
-            costs = {
-                name: LayerCostModel.through(dict(zip(at.layers, at.ms, strict=True))) for name, at in tables.items()
-            }
+            lines = {name: dict(zip(table.layers, table.ms, strict=True)) for name, table in tables.items()}
+            costs = {name: LayerCostModel.through(line) for name, line in lines.items()}
             log.info("%d texts, batches of %d: %d contestants", len(texts), size, len(ready))
             results += compare(ready, texts, labels, size, rounds, config=config, encoder=encoder, costs=costs)
     metric = None if labels is None else metric_name(config, labels)
@@ -152,7 +152,7 @@ def _costs(
     threads, workers = next(((one.threads, one.workers) for one in own), (1, 1))
     engine = load(threads)
     torch.set_num_threads(threads)  # of the whole process
-    rows = encode(encoder.tokenizer, trial_texts(texts, batch_size, 1), encoder.limit)
+    rows = encoder.encode(trial_texts(texts, batch_size, 1))
     return measure_costs(engine, rows, batch_size=batch_size, rounds=3, workers=workers)
 
 
