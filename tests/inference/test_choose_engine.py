@@ -72,17 +72,17 @@ MEASURED = "the fastest measured here"
         (point("torch-float32", certified=True), (), {}, ("torch", None, "certificate")),
         (point("onnx-float32", certified=True), (), {}, ("onnx", None, "certificate")),
         (point("onnx-float32", certified=True), ("onnx",), {}, ("onnx", None, "certificate")),  # loading says why not
-        (point("onnx-float32", certified=True), ("onnx",), {"allow_other_engine": True}, ("onnx-int8", 2, MEASURED)),
+        (point("onnx-float32", certified=True), ("onnx",), {"allow_other_engine": True}, ("onnx-int8", 1, MEASURED)),
         (point("onnx-float32", certified=True), (), {"allow_other_engine": True}, ("onnx", None, "certificate")),
         # the fastest that was measured on this machine for the batch size
-        (None, (), {}, ("onnx-int8", 2, f"{MEASURED} for single rows, 5 ms a sample with 2 workers of 1 thread")),
-        (point("onnx-int8", 1.5), (), {}, ("onnx", 2, f"{MEASURED} for single rows, 2 ms")),
-        (point("torch-float32"), ("onnx-int8",), {}, ("onnx", 2, MEASURED)),
-        (None, ("onnx", "onnx-int8"), {}, ("torch", 1, f"{MEASURED} for single rows, 16 ms a sample with 2 threads")),
-        (None, (), {"batch_size": 32}, ("torch", 1, f"{MEASURED} for batches of 32, 2 ms")),
-        (None, (), {"batch_size": 32, "threads": 1}, ("onnx", None, "exported")),
-        (None, (), {"threads": 2}, ("torch", 1, MEASURED)),
-        (None, (), {"workers": 3}, ("onnx", 3, "exported")),
+        (None, (), {}, ("onnx-int8", 1, f"{MEASURED} for single rows, 5 ms a sample with 2 workers of 1 thread")),
+        (point("onnx-int8", 1.5), (), {}, ("onnx", 1, f"{MEASURED} for single rows, 2 ms")),
+        (point("torch-float32"), ("onnx-int8",), {}, ("onnx", 1, MEASURED)),
+        (None, ("onnx", "onnx-int8"), {}, ("torch", 2, f"{MEASURED} for single rows, 16 ms a sample with 2 threads")),
+        (None, (), {"batch_size": 32}, ("torch", 2, f"{MEASURED} for batches of 32, 2 ms")),
+        (None, (), {"batch_size": 32, "threads": 1}, ("onnx", 1, "exported")),
+        (None, (), {"threads": 2}, ("torch", 2, MEASURED)),
+        (None, (), {"workers": 3}, ("onnx", None, "exported")),
         # nothing measured: the graph that the point was measured with, else the float32 one, else torch
         (None, (), {"batch_size": 8}, ("onnx", None, "its graph is exported")),
         (point("torch-float32"), (), {"batch_size": 8}, ("onnx", None, "its graph is exported")),
@@ -103,25 +103,43 @@ def test_the_engine_is_chosen_once_by_the_contract(
     expected: tuple[str, int | None, str],
     folder: Path,
     faults: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     faults.update({engine: f"no {engine}" for engine in without})
+    (folder / COSTS_FILE).unlink(missing_ok=True)
     save_costs(folder, TABLES)
     choice = choose_engine(folder, at, **asked)
-    engine, workers, reason = expected
-    assert (choice.engine, choice.workers) == (engine, workers)
+    engine, threads, reason = expected
+    assert (choice.engine, choice.threads, choice.workers) == (engine, threads, asked.get("workers"))
     assert reason in choice.reason
+
+
+def test_tables_of_more_threads_than_cores_do_not_count(
+    folder: Path, faults: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_costs(folder, [table("onnx-int8", 1, 1, 1, 1, threads=4, workers=1), table("torch-float32", 2, 2, 2, 2)])
+    for variable, engine in (("3", "torch"), ("4", "onnx-int8")):
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+        assert choose_engine(folder, None).engine == engine
+    (folder / COSTS_FILE).unlink()
 
 
 def test_a_gpu_takes_torch_but_for_a_certificate(
     folder: Path, faults: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (folder / COSTS_FILE).unlink(missing_ok=True)
     save_costs(folder, TABLES)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert choose_engine(folder, point("onnx-int8")).engine == "torch"
     assert choose_engine(folder, point("onnx-int8", certified=True)).engine == "onnx-int8"
 
 
-def test_what_auto_takes_is_printed_by_info(folder: Path, faults: dict[str, str]) -> None:
+def test_what_auto_takes_is_printed_by_info(
+    folder: Path, faults: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    (folder / COSTS_FILE).unlink(missing_ok=True)
     save_costs(folder, TABLES)
     lines = offramp("info", folder).stdout.splitlines()
     assert f"auto          onnx-int8: {MEASURED} for single rows, 5 ms a sample with 2 workers of 1 thread" in lines

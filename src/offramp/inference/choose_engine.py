@@ -14,6 +14,7 @@ import torch
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import GraphMetadata
 from offramp.inference.point_check import GraphPoints, measured_with
+from offramp.inference.workers import cores
 from offramp.model.hub import find_file, hub_digest, load_config
 from offramp.types.cost_table import CostTable, processor
 from offramp.types.costs_file import read_costs
@@ -57,7 +58,7 @@ def choose_engine(
     1. For a point with a certificate, the engine that it was certified with.
     2. On a machine with a GPU, torch.
     3. The fastest that was measured on this machine for the batch size, at the point's mean exit layer, with its
-       threads and workers. Where some are asked for, only tables with these count.
+       threads. Where threads or workers are asked for, only tables with these count.
     4. The exported graph that the point was measured with, else the float32 one.
     5. Torch.
 
@@ -80,11 +81,11 @@ def choose_engine(
     if torch.accelerator.is_available():
         return Choice("torch", threads, workers, "this machine has a GPU")
     for ms, engine, table in _measured(folder, point, batch_size):
-        asked = (threads in (None, table.threads), workers in (None, table.workers))
-        if all(asked) and fault(folder, engine, point) is None:
+        fits = threads in (None, table.threads) and workers in (None, table.workers)
+        if fits and (table.threads or 1) <= cores() and fault(folder, engine, point) is None:
             batches = f"batches of {batch_size}" if batch_size > 1 else "single rows"
             reason = f"the fastest measured here for {batches}, {ms:.3g} ms a sample with {table.threads_text()}"
-            return Choice(engine, table.threads, table.workers, reason)
+            return Choice(engine, table.threads, workers, reason)
     graph = own if own in GRAPHS else "onnx"
     without = fault(folder, graph, point)
     if without is None:

@@ -83,8 +83,8 @@ class Predictor:
                 and that of the whole process.
             workers: that answer batches at the same time, at least 1; for torch 1. None = for a graph as many as there
                 are cores (or OMP_NUM_THREADS) for their threads.
-            batch_size: for "auto": the batch size that will be served; costs measured for it choose the engine, its
-                threads and its workers.
+            batch_size: for "auto": the batch size that will be served; costs measured for it choose the engine and its
+                threads.
             allow_other_engine: run a point with a certificate on an engine that the certificate does not hold for.
 
         Raises:
