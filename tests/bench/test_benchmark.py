@@ -447,8 +447,9 @@ def test_without_labels_nothing_is_scored_and_the_verdict_ends_the_text(
 
 def test_exported_models_answer_as_torch_at_each_layer() -> None:
     model = balanced(tiny_model(lexical=LexicalExit(), pooling="mean"))
-    runtimes = {runtime.name: runtime for runtime in baselines.in_onnx_runtime(baselines.export_exits(model))}
     encoder, some = encoder_for(model), texts(7)
+    all_runtimes = baselines.in_onnx_runtime(baselines.export_exits(model), model, encoder.encode(some))
+    runtimes = {runtime.name: runtime for runtime in all_runtimes}
     expected = model.all_exits(padded(model, text_rows(7))).logits  # (L, B, C)
     for name in ("plain onnx", "plain onnx, norms fused"):
         models = [*baselines.cuts(runtimes[name], range(1, LAYERS + 1)), runtimes[name].at(LAYERS)]
@@ -456,8 +457,9 @@ def test_exported_models_answer_as_torch_at_each_layer() -> None:
             answers = one.contestant(encoder).load(1, 2)(some, 3)
             torch.testing.assert_close(answers.logits, expected[layer], rtol=0, atol=1e-4)
             assert answers.exit_layers.tolist() == [layer] * 7
-    quantized = runtimes["plain dynamic int8"].load(output_at(LAYERS), 1, 1)(encoder.batch(encoder.encode(some)))
-    assert 0 < (torch.from_numpy(quantized) - plain(model, padded(model, text_rows(7)))).abs().max() < 1
+    for name in ("plain dynamic int8", "plain exact int8"):
+        quantized = runtimes[name].load(output_at(LAYERS), 1, 1)(encoder.batch(encoder.encode(some)))
+        assert 0 < (torch.from_numpy(quantized) - plain(model, padded(model, text_rows(7)))).abs().max() < 1
 
 
 def test_openvino_and_ctranslate2_answer_as_torch(tmp_path: Path) -> None:

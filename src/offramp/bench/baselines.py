@@ -22,7 +22,9 @@ from torch import Tensor
 
 from offramp.bench.contestant import Kind
 from offramp.bench.texts import Array, Batch, BatchRun, PlainModel
+from offramp.data.batching import Tokens
 from offramp.errors import InvalidInput, one_line
+from offramp.model.activation_ranges import EMBEDDING, measure_ranges
 from offramp.model.modeling import MultiExitModel
 
 if TYPE_CHECKING:
@@ -162,19 +164,32 @@ def _last_exit(model: MultiExitModel, inputs: Mapping[str, Tensor]) -> tuple[Ten
     return (forward(model, inputs),)
 
 
-def in_onnx_runtime(graph: ModelProto) -> list[Runtime]:
-    """Return the ways to run exits in ONNX Runtime: float32 and dynamic int8, each with and without the fusion."""
+def in_onnx_runtime(graph: ModelProto, model: MultiExitModel, rows: Sequence[Tokens]) -> list[Runtime]:
+    """Return the ways to run exits in ONNX Runtime: float32 and two kinds of int8, each with and without the fusion.
+
+    Args:
+        graph: of `export_exits`.
+        model: that it was exported from.
+        rows: from which exact int8, which `offramp export --int8` writes, takes the ranges of activations.
+    """
     from offramp.bench.dynamic_int8 import dynamic_int8
+    from offramp.inference.onnx.quantize import exact_int8
     from offramp.inference.onnx.torch_export import silence_exporter
 
     @cache
-    def quantized() -> ModelProto:
+    def dynamic() -> ModelProto:
         with silence_exporter():
             return dynamic_int8(graph)
 
+    @cache
+    def exact() -> ModelProto:
+        modules = {name: name for name, _ in model.backbone.named_modules()}
+        return exact_int8(measure_ranges(model, rows))(graph, (EMBEDDING, *exit_layers(model)), modules)
+
     graphs: dict[tuple[str, str], Callable[[], ModelProto]] = {
         ("plain onnx", "onnx"): lambda: graph,
-        ("plain dynamic int8", "onnx-int8"): quantized,
+        ("plain exact int8", "onnx-int8"): exact,
+        ("plain dynamic int8", "onnx-int8"): dynamic,
     }
     return [
         Runtime(name + suffix, engine, partial(load_output, content, fused))

@@ -36,7 +36,7 @@ from offramp.types.cost_table import CostTable
 from offramp.types.costs_file import save_costs
 from offramp.types.operating_point import OperatingPoint
 
-EXAMPLES = 128  # texts that OpenVINO's int8 takes its ranges from
+EXAMPLES = 128  # texts that int8 takes the ranges of activations from
 
 
 def benchmark_folder(

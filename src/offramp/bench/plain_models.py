@@ -62,7 +62,7 @@ def plain_models(model: MultiExitModel, encoder: TextEncoder, texts: Sequence[Te
     Args:
         model: in eval mode.
         encoder: of the texts.
-        texts: examples of the texts to come, which int8 of OpenVINO takes its ranges from.
+        texts: examples of the texts to come, which int8 takes the ranges of activations from.
         folder: for exported files; it must stay as long as a contestant may be loaded.
     """
     full, runtimes = [*in_torch(model), *in_ctranslate2(model, encoder.tokenizer, folder)], list[Runtime]()
@@ -73,7 +73,8 @@ def plain_models(model: MultiExitModel, encoder: TextEncoder, texts: Sequence[Te
         return PlainModels(full, runtimes, lexical, layers, encoder)
     log.info("exporting the plain model")
     graph = export_exits(model)
-    examples = [encoder.batch([row]) for row in encoder.encode(texts)]
-    runtimes += [*in_onnx_runtime(graph), *in_openvino(graph, folder, examples)]
+    rows = encoder.encode(texts)
+    runtimes += in_onnx_runtime(graph, model, rows)
+    runtimes += in_openvino(graph, folder, [encoder.batch([row]) for row in rows])
     full += [runtime.at(layers[-1]) for runtime in runtimes]
     return PlainModels(full, runtimes, lexical, layers, encoder)
