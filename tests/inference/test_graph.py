@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from offramp.early_exit.loop import run
-from offramp.inference.onnx.session import GraphOutput, OnnxSession
+from offramp.inference.graph_inputs import GraphOutput
+from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import record
 from offramp.model.bypass import Bypass

@@ -15,8 +15,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from offramp.errors import InvalidInput
+from offramp.inference.graph_inputs import Array
 from offramp.inference.onnx.assemble import assemble
-from offramp.inference.onnx.session import Array, OnnxSession
+from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.record import record
 from offramp.policies.registry import load_policy, policy_to_dict
 from support.contracts import POISON

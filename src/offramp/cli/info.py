@@ -115,7 +115,8 @@ def _graph(path: Path, content: ModelContent, config: MultiExitConfig) -> str:
     about = json.loads(read_metadata(path)[ABOUT])
     exits = "" if about["layers"] == config.layers else f", exits at layers {layers_text(about['layers'])}"
     reason = stale(path, content)
-    return f"{path.name} ({policy_text(about['policy'])}{exits})" + (f", stale: {reason}" if reason else "")
+    name = path.relative_to(content.folder).as_posix()
+    return f"{name} ({policy_text(about['policy'])}{exits})" + (f", stale: {reason}" if reason else "")
 
 
 def _outdated_certificates(content: ModelContent, points: Examined) -> list[str]:

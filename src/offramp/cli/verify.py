@@ -13,7 +13,7 @@ from offramp.model.card import HEADING, read_card, true_card
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import TOKENIZER_FILES, load_tokenizer
 from offramp.types.costs_file import COSTS_FILE, read_costs
-from offramp.types.graph_file import GRAPHS, RANGES_FILE, WEIGHTS, export_command, stale
+from offramp.types.graph_file import GRAPHS, RANGES_FILE, export_command, stale, weights_beside
 from offramp.types.model_content import ModelContent, spans
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
 
@@ -134,11 +134,12 @@ def _point(name: str, point: OperatingPoint, content: ModelContent) -> Finding:
 
 
 def _graph(engine: str, content: ModelContent) -> Iterator[Finding]:
-    path = content.folder / GRAPHS[engine]
-    data = path.with_name(path.name + WEIGHTS)
+    name = GRAPHS[engine]
+    path = content.folder / name
+    data = weights_beside(path)
     if not path.exists():
         if data.exists():
-            yield Finding(data.name, STALE, f"there is no {path.name}; delete it")
+            yield Finding(data.relative_to(content.folder).as_posix(), STALE, f"there is no {path.name}; delete it")
         return
     try:
         reason = stale(path, content, whole=True)
@@ -147,11 +148,11 @@ def _graph(engine: str, content: ModelContent) -> Iterator[Finding]:
     if reason is None and not data.exists():
         reason = f"there is no {data.name}"
     if reason is not None:
-        yield Finding(path.name, STALE, f"{reason}; {export_command(path.parent, engine)} makes it anew")
+        yield Finding(name, STALE, f"{reason}; {export_command(content.folder, engine)} makes it anew")
     elif content.weight_files:
-        yield Finding(path.name, OK, f"of this model, with {data.name}")
+        yield Finding(name, OK, f"of this model, with {data.name}")
     else:
-        yield Finding(path.name, UNKNOWN, "of this configuration and tokenizer; there are no weights to compare with")
+        yield Finding(name, UNKNOWN, "of this configuration and tokenizer; there are no weights to compare with")
 
 
 def _card(path: Path, points: dict[str, OperatingPoint], config: MultiExitConfig) -> Iterator[Finding]:

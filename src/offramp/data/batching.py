@@ -39,14 +39,23 @@ def token_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) ->
     Raises:
         InvalidInput: an encoder of images.
     """
+    positions, longest = position_limit(config), tokenizer.model_max_length
+    return positions if longest > NO_LIMIT else min(positions, int(longest))
+
+
+def position_limit(config: PreTrainedConfig) -> int:
+    """Return how many tokens an encoder has positions for.
+
+    Raises:
+        InvalidInput: an encoder of images.
+    """
     if not hasattr(config, "max_position_embeddings"):
         raise InvalidInput(f"a {config.model_type} encoder reads images, not texts")
     # MPNet counts positions from 2, whatever its pad token is
     family = config.model_type
     reserved = config.pad_token_id + 1 if family in COUNTED_FROM_PAD else 2 if family == "mpnet" else 0
     positions: int = config.max_position_embeddings - reserved
-    longest: int = tokenizer.model_max_length
-    return positions if longest > NO_LIMIT else min(positions, longest)
+    return positions
 
 
 @dataclass

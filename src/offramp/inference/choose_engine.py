@@ -18,12 +18,23 @@ from offramp.inference.workers import cores
 from offramp.model.hub import find_file, hub_digest, load_config
 from offramp.types.cost_table import CostTable, processor
 from offramp.types.costs_file import read_costs
-from offramp.types.graph_file import ABOUT, GRAPHS, WEIGHTS, export_command, read_metadata, stale
+from offramp.types.graph_file import (
+    ABOUT,
+    GRAPHS,
+    export_command,
+    export_options,
+    model_folder,
+    read_metadata,
+    stale,
+    weights_beside,
+)
 from offramp.types.model_content import WEIGHTS_FILE, ModelContent
 from offramp.types.operating_point import OperatingPoint
 
-RECORDED = {"torch": "torch-", "onnx": "onnx-float32", "onnx-int8": "onnx-int8"}
+RECORDED = {"torch": "torch-", "onnx": "onnx-float32", "onnx-int8": "onnx-int8", "openvino": "openvino-"}
 """Names that users type -> the beginning of the names, with precision, that traces, points and cost tables have."""
+RUNTIMES = {"onnx": ("onnxruntime", "onnx"), "onnx-int8": ("onnxruntime", "onnx"), "openvino": ("openvino", "openvino")}
+"""Engines that run an exported file -> the package that runs it, and offramp's extra with that package."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ def choose_engine(
     if without is None:
         of_point = " and the operating point was measured with it" if graph == own else ""
         return Choice(graph, threads, workers, f"its graph is exported{of_point}")
-    present = find_file(folder, GRAPHS[graph]) is not None and find_spec("onnxruntime") is not None
+    present = find_file(folder, GRAPHS[graph]) is not None and find_spec(RUNTIMES[graph][0]) is not None
     return Choice("torch", threads, workers, without, without if present else None)
 
 
@@ -135,17 +146,20 @@ def fault(folder: str | os.PathLike[str], engine: str, point: OperatingPoint | N
     """
     if engine == "torch":
         return None
-    path, weights = (find_file(folder, GRAPHS[engine] + ending) for ending in ("", WEIGHTS))
+    graph, (runtime, extra) = Path(GRAPHS[engine]), RUNTIMES[engine]
+    paths = [find_file(folder, file.as_posix()) for file in (graph, weights_beside(graph))]
+    path = paths[0] and Path(paths[0])
     remedy = export_command(folder, engine)
-    if path is None or weights is None:
-        return f"{folder}: no {GRAPHS[engine] + ('' if path is None else WEIGHTS)}; {remedy} makes it"
-    if find_spec("onnxruntime") is None:
-        return "a graph needs ONNX Runtime: pip install 'offramp[onnx]'"
+    if path is None or paths[1] is None:
+        absent = graph if path is None else weights_beside(graph)
+        return f"{folder}: no {absent.as_posix()}; {remedy} makes it"
+    if find_spec(runtime) is None:
+        return f"a graph needs {runtime}: pip install 'offramp[{extra}]'"
     try:
-        if reason := stale(Path(path), ModelContent(Path(path).parent)) or _stale_on_hub(folder, Path(path)):
+        if reason := stale(path, ModelContent(model_folder(path))) or _stale_on_hub(folder, path):
             return f"{reason}; {remedy} makes it anew"
-        option = " --int8" if engine == "onnx-int8" else ""
-        GraphPoints(GraphMetadata.of(read_metadata(Path(path))), load_config(folder), option).check(point)
+        metadata = GraphMetadata.of(read_metadata(path))
+        GraphPoints(metadata, load_config(folder), export_options(engine, metadata.precision)).check(point)
     except InvalidInput as error:
         return str(error)
     return None
@@ -153,9 +167,9 @@ def fault(folder: str | os.PathLike[str], engine: str, point: OperatingPoint | N
 
 def _stale_on_hub(folder: str | os.PathLike[str], path: Path) -> str | None:
     """Return the reason why a graph must not answer where its weights are on the hub and not on this machine."""
-    if Path(folder).is_dir() or ModelContent(path.parent).weight_files:
+    if Path(folder).is_dir() or ModelContent(model_folder(path)).weight_files:
         return None
     model = json.loads(read_metadata(path)[ABOUT])["model"]
-    if hub_digest(os.fspath(folder), WEIGHTS_FILE, revision=path.parent.name) in (None, model):
+    if hub_digest(os.fspath(folder), WEIGHTS_FILE, revision=model_folder(path).name) in (None, model):
         return None
     return f"{path}: made of other weights than those beside it on the hub"

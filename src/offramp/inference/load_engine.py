@@ -10,7 +10,7 @@ from transformers.utils import logging
 from offramp.errors import InvalidInput, UnknownName
 from offramp.inference.choose_engine import Choice, choose_engine, fault
 from offramp.inference.engine import ENGINES, Engine
-from offramp.inference.onnx_engine import OnnxEngine
+from offramp.inference.onnx_engine import GraphEngine, OnnxEngine
 from offramp.inference.point_check import check_engine_of
 from offramp.inference.torch_engine import TorchEngine
 from offramp.inference.workers import cores
@@ -79,7 +79,7 @@ def load_with_workers(
         choice = choose_engine(folder, point, threads, workers, batch_size, allow_other_engine)
         if choice.without is not None:
             logger.warning("torch runs this model: %s", choice.without)
-    loaded = _load(folder, choice.engine, choice.threads)
+    loaded = _load(folder, choice.engine, choice.threads, choice.workers)
     loaded.check(point)
     check_engine_of(point, loaded, allow_other_engine)
     return loaded, workers_of(loaded, choice.workers)
@@ -97,7 +97,7 @@ def workers_of(engine: Engine, workers: int | None) -> int:
     _check_count("workers", workers)
     if isinstance(engine, TorchEngine) and workers not in (None, 1):
         raise InvalidInput(f"torch answers one batch at a time; workers={workers} needs an exported graph")
-    if workers is not None or not isinstance(engine, OnnxEngine):
+    if workers is not None or not isinstance(engine, GraphEngine):
         return workers or 1
     return max(cores() // (engine.graph.threads or cores()), 1)
 
@@ -106,7 +106,7 @@ def threads_of(engine: Engine) -> int | None:
     """Return how many threads compute a batch with an engine; None for a class that is not offramp's."""
     if isinstance(engine, TorchEngine):
         return torch.get_num_threads()
-    return engine.graph.threads or cores() if isinstance(engine, OnnxEngine) else None
+    return engine.graph.threads or cores() if isinstance(engine, GraphEngine) else None
 
 
 def _check_count(name: str, count: int | None) -> None:
@@ -114,13 +114,18 @@ def _check_count(name: str, count: int | None) -> None:
         raise InvalidInput(f"{name} must be at least 1, got {count!r}")
 
 
-def _load(folder: str | os.PathLike[str], engine: str, threads: int | None) -> Engine:
+def _load(folder: str | os.PathLike[str], engine: str, threads: int | None, workers: int | None) -> Engine:
     """Load an engine by its name."""
     if engine == "torch":
         return TorchEngine(load_model(folder), threads)
     config = load_config(folder)
     if (reason := fault(folder, engine, None)) is not None:
         raise InvalidInput(reason)
+    path = str(find_file(folder, GRAPHS[engine]))
+    if engine == "openvino":
+        from offramp.inference.openvino_engine import load_openvino
+
+        return load_openvino(path, config, threads or 1, workers or max(cores() // (threads or 1), 1))
     from offramp.inference.onnx.session import OnnxSession
 
-    return OnnxEngine(OnnxSession.load(str(find_file(folder, GRAPHS[engine])), threads or 1), config)
+    return OnnxEngine(OnnxSession.load(path, threads or 1), config)

@@ -1,11 +1,12 @@
-"""Run an exported graph in ONNX Runtime."""
+"""Run an exported graph: what all runtimes share, and the engine of ONNX Runtime."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import numpy as np
 import torch
@@ -19,7 +20,24 @@ from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, ExitOutput
 
 if TYPE_CHECKING:
+    from offramp.inference.graph_inputs import Array, GraphOutput
+    from offramp.inference.onnx.metadata import GraphMetadata
     from offramp.inference.onnx.session import OnnxSession
+
+
+class GraphSession(Protocol):
+    """An exported graph, loaded in a runtime."""
+
+    @property
+    def metadata(self) -> GraphMetadata:
+        """Return the metadata of the file."""
+
+    @property
+    def threads(self) -> int | None:
+        """Return how many threads compute a batch; None = one a core."""
+
+    def run(self, inputs: Mapping[str, Array], thresholds: float | Sequence[float] | Array) -> GraphOutput:
+        """Answer a batch; each sample leaves at the first exit where its score reaches its threshold."""
 
 
 @dataclass
@@ -29,24 +47,28 @@ class _LastLimits:
     pair: tuple[OperatingPoint, np.ndarray[Any, Any]] | None = None
 
 
-@final
 @dataclass(frozen=True)
-class OnnxEngine:
-    """A graph that `offramp export` wrote, in ONNX Runtime on the CPU.
+class GraphEngine(ABC):
+    """A graph that `offramp export` wrote, in a runtime on the CPU.
 
     Attributes:
         graph: runs one policy, whatever the thresholds.
         config: of the model that it was made of.
     """
 
-    graph: OnnxSession
+    graph: GraphSession
     config: MultiExitConfig
     _last_limits: _LastLimits = field(default_factory=_LastLimits, init=False, repr=False, compare=False)
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Return the engine's name with its precision."""
-        return f"onnx-{self.graph.metadata.precision}"
+
+    @property
+    @abstractmethod
+    def export_options(self) -> str:
+        """Return the options of `offramp export` that write such a graph, with a space before each."""
 
     @property
     def layers(self) -> Sequence[int]:
@@ -56,8 +78,7 @@ class OnnxEngine:
     @property
     def points(self) -> GraphPoints:
         """Return the operating points that the graph can run."""
-        metadata = self.graph.metadata
-        return GraphPoints(metadata, self.config, " --int8" if metadata.precision == "int8" else "")
+        return GraphPoints(self.graph.metadata, self.config, self.export_options)
 
     def check(self, point: OperatingPoint | None) -> None:
         """Refuse a point that this engine cannot run."""
@@ -91,9 +112,27 @@ class OnnxEngine:
         return ExitOutput(logits, certainty, problem_type=self.config.problem_type)
 
 
+@final
+@dataclass(frozen=True)
+class OnnxEngine(GraphEngine):
+    """A graph that `offramp export` wrote, in ONNX Runtime."""
+
+    graph: OnnxSession
+
+    @property
+    def name(self) -> str:
+        """Return the engine's name with its precision."""
+        return f"onnx-{self.graph.metadata.precision}"
+
+    @property
+    def export_options(self) -> str:
+        """Return the options of `offramp export` that write such a graph."""
+        return " --int8" if self.graph.metadata.precision == "int8" else ""
+
+
 def leave_layers(engine: Engine) -> tuple[int, ...]:
     """Return the layers at which rows can leave an engine: of a graph those that its policy reads."""
-    return engine.graph.metadata.layers_read if isinstance(engine, OnnxEngine) else tuple(engine.layers)
+    return engine.graph.metadata.layers_read if isinstance(engine, GraphEngine) else tuple(engine.layers)
 
 
 def _arrays(inputs: Mapping[str, Tensor], config: MultiExitConfig) -> dict[str, np.ndarray[Any, Any]]:

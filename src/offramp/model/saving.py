@@ -14,7 +14,7 @@ from offramp.errors import InvalidInput
 from offramp.model.card import read_card, save_points, write_card
 from offramp.model.hub import load_points
 from offramp.types.costs_file import COSTS_FILE, read_costs
-from offramp.types.graph_file import GRAPHS, WEIGHTS, export_command, stale
+from offramp.types.graph_file import GRAPHS, export_command, stale, weights_beside
 from offramp.types.model_content import WEIGHTS_FILE, WEIGHTS_INDEX, ModelContent
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points, write_points
 from offramp.types.whole_file import whole_file
@@ -160,9 +160,10 @@ def _remove_stale_graph(engine: str, content: ModelContent) -> None:
     except InvalidInput:
         return
     if reason is not None:
-        for file in (path, path.with_name(path.name + WEIGHTS)):
+        remedy = export_command(content.folder, engine)
+        for file in (path, weights_beside(path)):
             file.unlink(missing_ok=True)
-        logger.warning("%s; it is removed, %s makes it anew", reason, export_command(path.parent, engine))
+        logger.warning("%s; it is removed, %s makes it anew", reason, remedy)
 
 
 def _remove_stale_costs(folder: Path) -> None:

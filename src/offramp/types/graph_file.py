@@ -1,4 +1,4 @@
-"""Exported graphs as files: their names, their metadata, what they were made of. Needs neither torch nor onnx.
+"""Exported graphs as files: their names, their metadata, what they were made of. Needs no torch and no runtime.
 
 An ONNX file is a protobuf message. Its metadata is read here, and the name of the file with its weights is changed
 here, without the packages that could do so: that takes milliseconds, importing them takes longer.
@@ -15,12 +15,14 @@ from pathlib import Path
 from offramp.errors import InvalidInput
 from offramp.types.fingerprint import class_names_digest, config_digest, pieces, tensor_digest
 from offramp.types.model_content import ModelContent, is_pointer
+from offramp.types.openvino_file import read_xml_metadata
 
-GRAPHS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}
+ONNX_GRAPHS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}
+GRAPHS = {**ONNX_GRAPHS, "openvino": "openvino/model.xml"}
 """Engines that run an exported file -> the file's name in a model's folder."""
 RANGES_FILE = "activation_ranges.json"
 """The file beside the weights from which int8 takes its scales (`offramp.model.activation_ranges`)."""
-WEIGHTS = ".data"  # ending of the file with a graph's weights
+WEIGHTS = ".data"  # ending of the file with the weights of an ONNX graph
 ABOUT = "offramp"
 """The key under which the file's metadata has offramp's."""
 SOURCE = "offramp.source"
@@ -138,6 +140,16 @@ def _compared(content: ModelContent, layers: Sequence[int]) -> Sequence[int] | N
     return None if 0 in layers else content.config.get("exit_layers")
 
 
+def weights_beside(graph: Path) -> Path:
+    """Return the path of the file with a graph's weights."""
+    return graph.with_suffix(".bin") if graph.suffix == ".xml" else graph.with_name(graph.name + WEIGHTS)
+
+
+def model_folder(graph: Path) -> Path:
+    """Return the folder of the model that a graph was made of."""
+    return graph.parent.parent if graph.suffix == ".xml" else graph.parent
+
+
 def stale(path: Path, content: ModelContent, whole: bool = False) -> str | None:
     """Return the reason why a graph must not answer for the model beside it, in words that begin with the file.
 
@@ -155,9 +167,9 @@ def stale(path: Path, content: ModelContent, whole: bool = False) -> str | None:
     if not set(about["layers"]) <= set(layers) or about["layers"][-1:] != layers[-1:]:  # it may leave out some
         return f"{path}: made for exits after layers {about['layers']}, config.json has {layers}"
     precision = "int8" if path.name == GRAPHS["onnx-int8"] else "float32"
-    if about["precision"] != precision:
+    if path.suffix != ".xml" and about["precision"] != precision:
         return f"{path}: made in {about['precision']}, and its name is that of {precision}"
-    if precision == "int8" and "activations" not in about:
+    if about["precision"] == "int8" and "activations" not in about:
         return f"{path}: made by an earlier version, its answers depend on the batch"
     if source is None:  # a file of an earlier version names the digest of the files alone
         if about["model"] in (None, content.file_digest) or not content.weight_files:
@@ -165,17 +177,29 @@ def stale(path: Path, content: ModelContent, whole: bool = False) -> str | None:
         return f"{path}: made of other weights than those beside it"
     if difference := source.difference(content, about["layers"], whole):
         return f"{path}: made {difference}"
-    data = path.with_name(path.name + WEIGHTS)
+    data = weights_beside(path)
     if data.exists() and (difference := source.data_difference(data, whole)):
         return f"{data}: {difference}"
     return None
 
 
+def export_options(engine: str, precision: str = "float32") -> str:
+    """Return the options of `offramp export` that make a graph of an engine, each with a space before it."""
+    int8 = " --int8 --data FILE" if precision == "int8" else ""
+    return {"onnx": "", "onnx-int8": " --int8", "openvino": f" --openvino{int8}"}[engine]
+
+
 def export_command(folder: str | os.PathLike[str], engine: str) -> str:
-    """Return the command that makes a graph; without ranges in the folder int8 needs data."""
-    option = ""
-    if engine == "onnx-int8":
-        option = " --int8" if Path(folder, RANGES_FILE).exists() else " --int8 --data FILE"
+    """Return the command that makes a graph, of OpenVINO's in the precision of the one there; int8 may need data."""
+    option = export_options(engine)
+    path = Path(folder, GRAPHS[engine])
+    if engine == "onnx-int8" and not Path(folder, RANGES_FILE).exists():
+        option += " --data FILE"
+    elif engine == "openvino" and path.exists():
+        try:
+            option = export_options(engine, json.loads(read_metadata(path)[ABOUT])["precision"])
+        except InvalidInput:  # what is wrong with it is told elsewhere
+            pass
     return f"`offramp export {folder if Path(folder).is_dir() else 'FOLDER'}{option}`"
 
 
@@ -185,6 +209,11 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         InvalidInput: it did not write the file, or the file cannot be read.
     """
+    if path.suffix == ".xml":
+        metadata = read_xml_metadata(path)
+        if ABOUT not in metadata:
+            raise InvalidInput(f"{path}: not a graph that `offramp export` wrote")
+        return metadata
     try:
         entries = [content for number, content in _fields(path.read_bytes()) if number == _METADATA]
         pairs = [dict(_fields(entry)) for entry in entries if entry is not None]

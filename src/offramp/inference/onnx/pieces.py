@@ -13,6 +13,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 import offramp.inference.onnx.names as value_names
 from offramp.inference.onnx.metadata import GraphMetadata
 
+ENCODER = ".backbone."  # in the scopes of what belongs to the encoder
 SHARED_BYTES = 1024  # smaller weights are kept where they are used
 PRODUCTS = ("MatMul", "Gemm")
 BESIDE_BYTES, PAGE = 1024, 4096  # smaller weights stay in the graph
@@ -94,9 +95,15 @@ def _digest(weight: TensorProto) -> str:
     return hashlib.sha256(numpy_helper.to_array(weight).tobytes() + repr(list(weight.dims)).encode()).hexdigest()
 
 
+def of_the_encoder(node: NodeProto) -> bool:
+    """Return whether a node that the exporter wrote belongs to the encoder, not to an exit."""
+    return any(ENCODER in entry.value for entry in node.metadata_props if entry.key.endswith("name_scopes"))
+
+
 def rename_values(piece: ExportedGraph, shared: Mapping[str, TensorProto]) -> Subgraph:
-    """Return a piece with the names that it has in the whole graph."""
+    """Return a piece with the names that it has in the whole graph; those of an exit's nodes have "/exit/"."""
     names = dict(piece.names)
+    encoder = {node.name for node in piece.model.graph.node if of_the_encoder(node)}
     nodes: list[NodeProto] = []
     read = set(names)
     for node in reversed(piece.model.graph.node):  # ONNX Runtime keeps unused nodes of branches
@@ -117,7 +124,7 @@ def rename_values(piece: ExportedGraph, shared: Mapping[str, TensorProto]) -> Su
     for node in nodes:
         names |= {value: f"{piece.prefix}/{value}" for value in node.output if value and value not in names}
     for number, node in enumerate(nodes):
-        node.name = f"{piece.prefix}/{number}"
+        node.name = f"{piece.prefix}/{number}" if node.name in encoder else f"{piece.prefix}/exit/{number}"
         for values in (node.input, node.output):
             values[:] = [names.get(value, value) for value in values]
     return Subgraph(tuple(nodes), tuple(weights))

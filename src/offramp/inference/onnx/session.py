@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,32 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from offramp.errors import InvalidInput, one_line
+from offramp.inference.graph_inputs import Array, GraphInputs, GraphOutput
 from offramp.inference.onnx.metadata import GraphMetadata
 from offramp.types.graph_file import WEIGHTS, with_data_at
 
-Array = np.ndarray[Any, Any]
 SLOW = "SkipLayerNormFusion"  # on CPUs slower than the sum and the norm that it replaces
-
-
-@dataclass(frozen=True)
-class GraphOutput:
-    """A graph's answers to a batch.
-
-    Attributes:
-        logits: (B, C) of the answers.
-        exit_layers: (B,) int64 layer numbers.
-        logits_by_exit: (B, L, C), NaN after the exit at which a row has left.
-        certainty_by_exit: (B, L) likewise; None where the model has no gate.
-    """
-
-    logits: Array
-    exit_layers: Array
-    logits_by_exit: Array
-    certainty_by_exit: Array | None
 
 
 def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
@@ -109,49 +90,18 @@ class OnnxSession:
         Raises:
             InvalidInput: no rows or no tokens; inputs that do not fit; the wrong number of thresholds, or a NaN.
         """
-        arrays = self._inputs(inputs)
-        rows = len(next(iter(arrays.values())))
-        outputs = self.session.run(None, {**arrays, "thresholds": self._limits(thresholds, rows)})
+        arrays = self._inputs.arrays(inputs)
+        limits = self._inputs.limits(thresholds, len(next(iter(arrays.values()))))
+        outputs = self.session.run(None, {**arrays, "thresholds": limits})
         certainty = outputs[3] if self.metadata.certainty else None
         return GraphOutput(outputs[0], outputs[1], outputs[2], certainty)
 
     @cached_property
-    def _expected(self) -> list[tuple[str, int]]:
-        """Return the names of the graph's inputs, and how many axes they have."""
-        return [(value.name, len(value.shape)) for value in self.session.get_inputs() if value.name != "thresholds"]
-
-    def _inputs(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the graph's inputs, checked and in its dtypes."""
-        first, axes = self._expected[0]
-        if first not in inputs:
-            raise InvalidInput(f"the graph reads {first}, got {', '.join(inputs) or 'nothing'}")
-        shape = np.shape(inputs[first])
-        if len(shape) != axes or 0 in shape:
-            raise InvalidInput(f"{first} must have {axes} axes, none of them empty; got {shape}")
-        fillers = {"attention_mask": np.ones, "token_type_ids": np.zeros}
-        arrays = {}
-        for name, _ in self._expected:
-            value = inputs[name] if name in inputs else fillers[name](shape, np.int64)
-            arrays[name] = np.ascontiguousarray(value, np.float32 if name == "pixel_values" else np.int64)
-            if arrays[name].shape != shape:
-                raise InvalidInput(f"{name} must be of shape {shape} as {first} is, got {arrays[name].shape}")
-        if axes == 2 and shape[1] == 1:  # some branches need a second token, if only padding
-            arrays = {name: np.pad(value, ((0, 0), (0, 1))) for name, value in arrays.items()}
-        return arrays
-
-    def _limits(self, thresholds: float | Sequence[float] | Array, rows: int) -> Array:
-        exits = len(self.metadata.layers)
-        values = np.asarray(thresholds, np.float32)
-        if values.ndim < 2:
-            values = np.full((1, exits - 1), values) if values.ndim == 0 else values[None]
-        if values.shape not in ((1, exits - 1), (rows, exits - 1)):
-            raise InvalidInput(
-                f"{exits} exits take 1 or {exits - 1} thresholds (all exits but the last), for all or for each of "
-                f"{rows} rows; got {values.shape}"
-            )
-        if math.isnan(values.min(initial=math.inf)):
-            raise InvalidInput(f"a threshold must be a number, got {values.tolist()}")
-        return values
+    def _inputs(self) -> GraphInputs:
+        """Return the graph's inputs but the thresholds."""
+        values = [value for value in self.session.get_inputs() if value.name != "thresholds"]
+        axes = {value.name: len(value.shape) for value in values}
+        return GraphInputs(axes, len(self.metadata.layers), lambda tokens: max(tokens, 2))  # some branches need two
 
 
 def _load_again(source: str | bytes, threads: int | None, metadata: GraphMetadata) -> OnnxSession:
