@@ -20,7 +20,16 @@ settings.load_profile("offramp")
 BUDGET_S = 4.0  # a test should take 2 s at most on an idle machine; a slow one may need twice that
 EXPORT_BUDGET_S = 60.0  # the first test that needs a graph exports it, for all that come after
 UNLIMITED = ("slow", "network", "gpu")
-EXPORTED = ("assemble", "commands", "load_engine", "export", "session", "stale_graphs")  # these share what was exported
+# These share what was exported.
+EXPORTED = (
+    "assemble",
+    "commands",
+    "load_engine",
+    "export",
+    "openvino",
+    "session",
+    "stale_graphs",
+)  # these share what was exported
 EXPORTING = (*EXPORTED, "benchmark", "exits_in_graph", "graph", "saved_folder")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offramp.data.batching import collate
 from offramp.errors import OfframpError
-from offramp.inference.onnx_engine import OnnxEngine
+from offramp.inference.onnx_engine import GraphEngine
 from offramp.inference.record import record
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import replay, scores
@@ -32,7 +32,7 @@ class ExportMismatch(OfframpError):
     """An exported file does not do what the model does."""
 
 
-def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
+def check(exported: GraphEngine, rows: Rows, reference: Trace) -> None:
     """Compare a graph with a trace: each row must leave at the exit of a replay, with the same logits.
 
     Args:
@@ -73,7 +73,7 @@ def check(exported: OnnxEngine, rows: Rows, reference: Trace) -> None:
             raise ExportMismatch(f"{name}: logits are off by {apart.max():.2g} between a row alone and in a batch")
 
 
-def _answers(exported: OnnxEngine, rows: Rows, threshold: float, size: int) -> Answers:
+def _answers(exported: GraphEngine, rows: Rows, threshold: float, size: int) -> Answers:
     """Answer rows, in batches of `size` in their order."""
     metadata = exported.graph.metadata
     read = metadata.layers_read

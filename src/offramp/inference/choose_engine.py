@@ -148,7 +148,7 @@ def fault(folder: str | os.PathLike[str], engine: str, point: OperatingPoint | N
         return None
     graph, (runtime, extra) = Path(GRAPHS[engine]), RUNTIMES[engine]
     paths = [find_file(folder, file.as_posix()) for file in (graph, weights_beside(graph))]
-    path = paths[0] and Path(paths[0])
+    path = None if paths[0] is None else Path(paths[0])
     remedy = export_command(folder, engine)
     if path is None or paths[1] is None:
         absent = graph if path is None else weights_beside(graph)

@@ -16,6 +16,7 @@ from offramp.data.batching import check_token_ids
 from offramp.inference.engine import Engine
 from offramp.inference.point_check import GraphPoints
 from offramp.model.config import MultiExitConfig
+from offramp.types.graph_file import export_options
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, ExitOutput
 
@@ -67,8 +68,8 @@ class GraphEngine(ABC):
 
     @property
     @abstractmethod
-    def export_options(self) -> str:
-        """Return the options of `offramp export` that write such a graph, with a space before each."""
+    def kind(self) -> str:
+        """Return the engine's name as users type it."""
 
     @property
     def layers(self) -> Sequence[int]:
@@ -78,7 +79,8 @@ class GraphEngine(ABC):
     @property
     def points(self) -> GraphPoints:
         """Return the operating points that the graph can run."""
-        return GraphPoints(self.graph.metadata, self.config, self.export_options)
+        metadata = self.graph.metadata
+        return GraphPoints(metadata, self.config, export_options(self.kind, metadata.precision))
 
     def check(self, point: OperatingPoint | None) -> None:
         """Refuse a point that this engine cannot run."""
@@ -125,9 +127,9 @@ class OnnxEngine(GraphEngine):
         return f"onnx-{self.graph.metadata.precision}"
 
     @property
-    def export_options(self) -> str:
-        """Return the options of `offramp export` that write such a graph."""
-        return " --int8" if self.graph.metadata.precision == "int8" else ""
+    def kind(self) -> str:
+        """Return the engine's name as users type it."""
+        return "onnx-int8" if self.graph.metadata.precision == "int8" else "onnx"
 
 
 def leave_layers(engine: Engine) -> tuple[int, ...]:

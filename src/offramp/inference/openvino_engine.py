@@ -32,9 +32,9 @@ class OpenVinoEngine(GraphEngine):
         return f"openvino-{'int8' if int8 else self.graph.precision}"
 
     @property
-    def export_options(self) -> str:
-        """Return the options of `offramp export` that write such a graph."""
-        return " --openvino --int8" if self.graph.metadata.precision == "int8" else " --openvino"
+    def kind(self) -> str:
+        """Return the engine's name as users type it."""
+        return "openvino"
 
 
 def load_openvino(

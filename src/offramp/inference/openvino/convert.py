@@ -1,8 +1,8 @@
 """An ONNX graph of a model -> OpenVINO's format, with what OpenVINO needs changed.
 
 1. Functions (the policy's steps) become nodes.
-2. A branch that passes its inputs on unchanged is left out: OpenVINO 2026.4 returns wrong values from one when a batch is
-   larger than all before. The other branch does the same work at every size.
+2. A branch that passes its inputs on unchanged is left out: OpenVINO 2026.4 returns wrong values from one when a batch
+   is larger than all before. The other branch does the same work at every size.
 3. The lexical exit's hash multiplies numbers below its buckets by a constant. OpenVINO takes remainders in float32,
    exact below 2^24; the products are larger, so their remainders come from a table.
 """

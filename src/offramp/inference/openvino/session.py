@@ -104,8 +104,8 @@ class OpenVinoSession:
 
     def run(self, inputs: Mapping[str, Array], thresholds: float | Sequence[float] | Array) -> GraphOutput:
         """Answer a batch; see `OnnxSession.run`."""
-        arrays = self._inputs.arrays(inputs)
-        arrays["thresholds"] = self._inputs.limits(thresholds, len(next(iter(arrays.values()))))
+        arrays = self.inputs.arrays(inputs)
+        arrays["thresholds"] = self.inputs.limits(thresholds, len(next(iter(arrays.values()))))
         outputs = self._request.infer(arrays)
         certainty = outputs["certainty_by_exit"] if self.metadata.certainty else None
         return GraphOutput(outputs["logits"], outputs["exit_layer"], outputs["logits_by_exit"], certainty)
@@ -119,7 +119,7 @@ class OpenVinoSession:
         return request
 
     @cached_property
-    def _inputs(self) -> GraphInputs:
+    def inputs(self) -> GraphInputs:
         """Return the graph's inputs but the thresholds; an input may have several names."""
         axes = {
             name: len(value.get_partial_shape())
