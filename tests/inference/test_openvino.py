@@ -107,7 +107,9 @@ def test_the_encoder_alone_runs_in_int8(exported: Path, tmp_path: Path) -> None:
     quantized = [name for name, sources in reads if "FakeQuantize" in sources]
     assert len(quantized) == 4 * 6  # of each layer: query, key, value, output, and both of the feed-forward part
     assert all(of_the_encoder(name) for name in quantized)
-    with pytest.raises(InvalidInput, match=r"export FOLDER --openvino --int8 --policy margin` lets the graph run it"):
+    with pytest.raises(
+        InvalidInput, match=r"export FOLDER --openvino --int8 --data FILE --policy margin` lets the graph run it"
+    ):
         load_engine(folder, "openvino", OperatingPoint({"name": "margin"}, (0.5, 0.5, 0.5)))
 
 

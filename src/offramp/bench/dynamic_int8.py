@@ -6,16 +6,17 @@ import tempfile
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from offramp.inference.onnx.pieces import of_the_encoder
+
 QUANTIZED = ["MatMul", "Gemm", "Gather"]
-ENCODER = ".backbone."
 
 
 def dynamic_int8(graph: ModelProto) -> ModelProto:
     """Quantize the encoder's tables and matrices, with one scale a channel; heads stay in float32."""
-    excluded = [node.name for node in graph.graph.node if node.op_type in QUANTIZED and not _of_the_encoder(node)]
+    excluded = [node.name for node in graph.graph.node if node.op_type in QUANTIZED and not of_the_encoder(node)]
     excluded += [f"{name}_MatMul" for name in excluded]  # the name of a Gemm by then
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
@@ -29,7 +30,3 @@ def dynamic_int8(graph: ModelProto) -> ModelProto:
         )
         quantized: ModelProto = onnx.load(path)
     return quantized
-
-
-def _of_the_encoder(node: NodeProto) -> bool:
-    return any(ENCODER in entry.value for entry in node.metadata_props if entry.key.endswith("name_scopes"))

@@ -13,7 +13,8 @@ from offramp.model.card import HEADING, read_card, true_card
 from offramp.model.config import MultiExitConfig
 from offramp.model.hub import TOKENIZER_FILES, load_tokenizer
 from offramp.types.costs_file import COSTS_FILE, read_costs
-from offramp.types.graph_file import GRAPHS, RANGES_FILE, export_command, stale, weights_beside
+from offramp.types.export_command import export_command
+from offramp.types.graph_file import GRAPHS, RANGES_FILE, stale, weights_beside
 from offramp.types.model_content import ModelContent, spans
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points
 

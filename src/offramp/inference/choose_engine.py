@@ -18,16 +18,8 @@ from offramp.inference.workers import cores
 from offramp.model.hub import find_file, hub_digest, load_config
 from offramp.types.cost_table import CostTable, processor
 from offramp.types.costs_file import read_costs
-from offramp.types.graph_file import (
-    ABOUT,
-    GRAPHS,
-    export_command,
-    export_options,
-    model_folder,
-    read_metadata,
-    stale,
-    weights_beside,
-)
+from offramp.types.export_command import export_command, export_options
+from offramp.types.graph_file import ABOUT, GRAPHS, model_folder, read_metadata, stale, weights_beside
 from offramp.types.model_content import WEIGHTS_FILE, ModelContent
 from offramp.types.operating_point import OperatingPoint
 

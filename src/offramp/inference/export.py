@@ -18,15 +18,12 @@ import onnx
 import torch
 from tqdm import tqdm
 
-from offramp.data.batching import encode, token_limit
 from offramp.data.columns import GUESSED, Columns
-from offramp.data.examples import read_rows
-from offramp.data.readers import SAMPLE
 from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import InvalidInput
-from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.inference.check_graph import Rows, check
-from offramp.inference.onnx.assemble import assemble, refuse_depth
+from offramp.inference.export_plan import ExportPlan, PolicyLike, agreement, rows_to_compare, scores_beside
+from offramp.inference.onnx.assemble import assemble
 from offramp.inference.onnx.export_blocks import export_parts
 from offramp.inference.onnx.export_policy import at_all_exits, export_steps
 from offramp.inference.onnx.metadata import policy_key, weights_digest
@@ -34,28 +31,16 @@ from offramp.inference.onnx.pieces import ModelParts, data_spans, with_weights_b
 from offramp.inference.onnx.quantize import exact_int8
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
-from offramp.inference.record import data_name, read_for, record
+from offramp.inference.record import data_name, record
 from offramp.model.activation_ranges import ActivationRanges, measure_ranges
-from offramp.model.exits import refuse_unfitted
-from offramp.model.hub import load_points, load_tokenizer, refuse_images
-from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
-from offramp.policies.registry import as_policy, default_unfitted_policy, policy_to_dict
+from offramp.policies.registry import policy_to_dict
 from offramp.types.graph_file import GRAPHS, RANGES_FILE, WEIGHTS, GraphSource
 from offramp.types.model_content import ModelContent
-from offramp.types.operating_point import DEFAULT, OperatingPoint
-from offramp.types.outputs import predictions
-from offramp.types.problem_types import REGRESSION
-from offramp.types.trace import Trace
 from offramp.types.whole_file import give_name, unfinished_folder
 
-SAMPLE_TEXTS = Columns(text="text", label="intent")
 CHECKED = 64  # rows that are checked in batches
-PolicyLike = Policy | Mapping[str, Any] | str
-"""A policy, its name, or its data; see `load_policy`."""
-PolicyAtExits = tuple[Policy, tuple[int, ...]]
-"""A policy, and the layer numbers of the exits that it reads."""
 
 
 @dataclass(frozen=True)
@@ -138,28 +123,22 @@ def export(
     """
     started = time.perf_counter()
     folder = Path(folder)
-    model = load_model(folder).float().cpu()
-    refuse_unfitted(model.lexical_exit)
-    points = load_points(folder)
-    layers = _layers_held(model, points)
-    refuse_depth(len(layers))
-    default, *others = _distinct_policies(model, points, layers, policy, policies)
-    for rule, read in (default, *others):
-        _refuse_policy(model, rule, read)
+    plan = ExportPlan.of(folder, policy, policies)
+    model, layers = plan.model, plan.layers
     saved = ActivationRanges.load(folder) if int8 else None
     if int8 and saved is None and dataset is None:
         raise InvalidInput(
             f"{folder}: no {RANGES_FILE} of these weights, from which int8 takes its scales; give texts of the "
             f"model's own kind: `offramp export {folder} --int8 --data FILE`"
         )
-    rows = _rows(folder, model, dataset, columns, split, reading)
+    rows = rows_to_compare(folder, model, dataset, columns, split, reading)
     path = folder / GRAPHS["onnx-int8" if int8 else "onnx"]
     ranges = (saved or _measured(folder, model, rows, dataset, split)) if int8 else None
     precision, prepare = ("float32", None) if ranges is None else ("int8", exact_int8(ranges))
     parts = export_parts(model, weights_digest(folder), precision, prepare, layers)
     activations = None if ranges is None else {"rows": ranges.rows, "data": ranges.data}
     parts = replace(parts, metadata=replace(parts.metadata, activations=activations))
-    for rule, read in (default, *others):
+    for rule, read in (plan.default, *plan.others):
         parts = with_steps(parts, [rule], read)
     reference = record(model, rows).select(layers)
     with unfinished_folder(path) as unfinished:
@@ -173,9 +152,9 @@ def export(
             return OnnxEngine(OnnxSession.load(graph), model.config)
 
         few = reference.take(torch.arange(min(CHECKED, len(rows))))
-        for other in tqdm(others, desc="check", unit="policy", disable=None, leave=False):
+        for other in tqdm(plan.others, desc="check", unit="policy", disable=None, leave=False):
             check(assembled(*other), rows[:CHECKED], few)
-        exported = assembled(*default)  # last, because its file stays
+        exported = assembled(*plan.default)  # last, because its file stays
         check(exported, rows[:CHECKED], few)
         trace = record(exported, rows)
         compared = not int8 or dataset is not None
@@ -185,17 +164,17 @@ def export(
     return ExportReport(
         path=path,
         engine=exported.name,
-        policy=policy_to_dict(default[0]),
+        policy=policy_to_dict(plan.default[0]),
         policies=[json.loads(key) for key in parts.metadata.policies],
         layers=layers,
-        left_out=[layer for layer in model.layers if layer not in layers],
+        left_out=plan.left_out,
         bytes=size,
         seconds=time.perf_counter() - started,
         rows=len(rows),
         difference=(trace.logits - reference.logits).abs().max().item() if compared else None,
-        agreement=_agreement(trace, reference) if compared else None,
+        agreement=agreement(trace, reference) if compared else None,
         activations=activations,
-        **_scores(trace, reference),
+        **scores_beside(trace, reference),
     )
 
 
@@ -223,82 +202,9 @@ def with_steps(parts: ModelParts, policies: Sequence[Policy], read: Sequence[int
     return replace(parts, functions=functions, metadata=replace(metadata, policies=calls))
 
 
-def _layers_held(model: MultiExitModel, points: Mapping[str, OperatingPoint]) -> tuple[int, ...]:
-    """Return the layers whose exits a graph holds: those that some point reads; without points all of the model's."""
-    held: set[int] = set() if points else set(model.layers)
-    if model.config.token_exit is not None:  # the exporter cannot run a layer after one that removes tokens
-        held.update(model.config.exit_layers)
-    for point in points.values():
-        held.update(point.layers_read(model.layers))
-    return tuple(sorted(held))
-
-
-def _distinct_policies(
-    model: MultiExitModel,
-    points: Mapping[str, OperatingPoint],
-    layers: tuple[int, ...],
-    policy: PolicyLike | None,
-    policies: Sequence[PolicyLike],
-) -> list[PolicyAtExits]:
-    """Return the policies that a file holds with the layers whose exits they read, each once; it runs the first one."""
-    default = default_unfitted_policy(model.config.problem_type)
-    of_points = {name: (point.policy, point.layers_read(model.layers)) for name, point in points.items()}
-    first = of_points.get(DEFAULT, (default, layers)) if policy is None else (policy, layers)
-    others = [(like, layers) for like in (default, *policies)]
-    by_key: dict[str, PolicyAtExits] = {}
-    for like, read in (first, *of_points.values(), *others):
-        rule = as_policy(like)
-        by_key.setdefault(policy_key(policy_to_dict(rule), read), (rule, read))
-    return list(by_key.values())
-
-
-def _refuse_policy(model: MultiExitModel, rule: Policy, read: tuple[int, ...]) -> None:
-    """Raise NotApplicable where a policy does not fit, before the blocks are exported; its steps are kept."""
-    key, config = policy_key(policy_to_dict(rule)), model.config
-    export_steps(key, read, config.num_labels, config.problem_type, model.gate is not None)
-
-
-def _rows(
-    folder: Path,
-    model: MultiExitModel,
-    dataset: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None,
-    columns: Columns,
-    split: str,
-    reading: Reading,
-) -> Rows:
-    """Return the rows that the file is checked on, tokenized, with labels where there are some."""
-    if dataset is not None and not isinstance(dataset, (str, os.PathLike)):
-        return [dict(row) for row in dataset]
-    refuse_images(folder, model.config)
-    tokenizer = load_tokenizer(folder, model.config.backbone)
-    limit = token_limit(tokenizer, model.config.backbone)
-    if dataset is None:
-        return list(encode(tokenizer, [row.text for row in read_rows(SAMPLE, SAMPLE_TEXTS, split="test")], limit))
-    examples = read_for(model.config, os.fspath(dataset), columns, split, reading)
-    rows = encode(tokenizer, examples.texts, limit)
-    return [{**row, "labels": label} for row, label in zip(rows, examples.labels, strict=True)]
-
-
 def _measured(folder: Path, model: MultiExitModel, rows: Rows, dataset: object, split: str) -> ActivationRanges:
     """Return the ranges of activations on these rows, and keep them beside the weights."""
     name = data_name(dataset, split) if isinstance(dataset, (str, os.PathLike)) else "rows in memory"
     ranges = measure_ranges(model, rows, name)
     ranges.save(folder)
     return ranges
-
-
-def _agreement(trace: Trace, reference: Trace) -> float | None:
-    if trace.problem_type == REGRESSION:
-        return None
-    exported, full = (predictions(one.exit(one.depth - 1)) for one in (trace, reference))
-    return (exported == full).all(dim=-1).float().mean().item()
-
-
-def _scores(trace: Trace, reference: Trace) -> dict[str, Any]:
-    if trace.labels is None:
-        return {}
-    return {
-        "metric": metric_for(trace, None)[0],
-        "score": float(layerwise(trace)[-1]),
-        "torch_score": float(layerwise(reference)[-1]),
-    }

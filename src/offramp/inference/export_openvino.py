@@ -23,30 +23,17 @@ from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import InvalidInput
 from offramp.inference.check_graph import Rows, check
 from offramp.inference.engine import Engine
-from offramp.inference.export import (
-    CHECKED,
-    ExportReport,
-    PolicyLike,
-    _agreement,
-    _distinct_policies,
-    _layers_held,
-    _refuse_policy,
-    _rows,
-    _scores,
-    with_steps,
-)
+from offramp.inference.export import CHECKED, ExportReport, with_steps
+from offramp.inference.export_plan import ExportPlan, PolicyLike, agreement, rows_to_compare, scores_beside
 from offramp.inference.graph_inputs import Array
-from offramp.inference.onnx.assemble import assemble, refuse_depth
+from offramp.inference.onnx.assemble import assemble
 from offramp.inference.onnx.export_blocks import export_parts
 from offramp.inference.onnx.metadata import GraphMetadata, weights_digest
 from offramp.inference.onnx.pieces import ModelParts, with_weights_beside
 from offramp.inference.openvino.convert import of_the_encoder, to_openvino
 from offramp.inference.openvino.session import FLOAT32
 from offramp.inference.openvino_engine import OpenVinoEngine, load_openvino
-from offramp.inference.record import record
-from offramp.model.exits import refuse_unfitted
-from offramp.model.hub import load_points
-from offramp.model.loading import load_model
+from offramp.inference.record import data_name, record
 from offramp.policies.fixed import Fixed
 from offramp.policies.registry import policy_to_dict
 from offramp.types.graph_file import GRAPHS, GraphSource, weights_beside
@@ -126,19 +113,13 @@ def export_openvino(
             f"{folder}: int8 in OpenVINO measures the ranges of activations on texts of the model's own kind: "
             f"`offramp export {folder} --openvino --int8 --data FILE`"
         )
-    model = load_model(folder).float().cpu()
-    refuse_unfitted(model.lexical_exit)
-    points = load_points(folder)
-    layers = _layers_held(model, points)
-    refuse_depth(len(layers))
-    default, *others = _distinct_policies(model, points, layers, policy, ())
-    for rule, read in (default, *others):
-        _refuse_policy(model, rule, read)
-    rows = _rows(folder, model, dataset, columns, split, reading)
-    parts = export_parts(model, weights_digest(folder), layers=layers)
-    for rule, read in (default, *others):  # the others' names stay in the metadata, for the command that switches
+    plan = ExportPlan.of(folder, policy)
+    model, default = plan.model, plan.default
+    rows = rows_to_compare(folder, model, dataset, columns, split, reading)
+    parts = export_parts(model, weights_digest(folder), layers=plan.layers)
+    for rule, read in (default, *plan.others):  # the others are only named in the file, for the command that switches
         parts = with_steps(parts, [rule], read)
-    reference = record(model, rows).select(layers)
+    reference = record(model, rows).select(plan.layers)
     path = folder / GRAPHS["openvino"]
     with unfinished_folder(path) as unfinished:
         parts = with_weights_beside(parts, unfinished / "model.onnx.data")
@@ -153,10 +134,13 @@ def export_openvino(
         if int8:
             written = unfinished / "int8.xml"
             _quantize(converted, parts, unfinished / "flat.onnx", exported, rows)
-            _save(converted, written, folder, replace(metadata, precision="int8"))
+            name = data_name(dataset, split) if isinstance(dataset, (str, os.PathLike)) else "rows in memory"
+            activations = {"rows": min(MEASURED_ROWS, len(rows)), "data": name}
+            metadata = replace(metadata, precision="int8", activations=activations)
+            _save(converted, written, folder, metadata)
         engine = load_openvino(written, model.config)
         trace = record(engine, rows)
-        point = points.get(DEFAULT) if policy is None else None
+        point = plan.points.get(DEFAULT) if policy is None else None
         between_batches = _between_batches(engine, rows, point)
         size = sum(file.stat().st_size for file in (written, weights_beside(written)))
         give_name(weights_beside(written), weights_beside(path))
@@ -166,15 +150,16 @@ def export_openvino(
         engine=engine.name,
         policy=policy_to_dict(default[0]),
         policies=[policy_to_dict(default[0])],
-        layers=layers,
-        left_out=[layer for layer in model.layers if layer not in layers],
+        layers=plan.layers,
+        left_out=plan.left_out,
         bytes=size,
         seconds=time.perf_counter() - started,
         rows=len(rows),
         difference=(trace.logits - reference.logits).abs().max().item(),
-        agreement=_agreement(trace, reference),
+        agreement=agreement(trace, reference),
+        activations=metadata.activations,
         between_batches=between_batches,
-        **_scores(trace, reference),
+        **scores_beside(trace, reference),
     )
 
 

@@ -16,7 +16,7 @@ from offramp.data.batching import check_token_ids
 from offramp.inference.engine import Engine
 from offramp.inference.point_check import GraphPoints
 from offramp.model.config import MultiExitConfig
-from offramp.types.graph_file import export_options
+from offramp.types.export_command import export_options
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, ExitOutput
 

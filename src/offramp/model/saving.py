@@ -14,7 +14,8 @@ from offramp.errors import InvalidInput
 from offramp.model.card import read_card, save_points, write_card
 from offramp.model.hub import load_points
 from offramp.types.costs_file import COSTS_FILE, read_costs
-from offramp.types.graph_file import GRAPHS, export_command, stale, weights_beside
+from offramp.types.export_command import export_command
+from offramp.types.graph_file import GRAPHS, stale, weights_beside
 from offramp.types.model_content import WEIGHTS_FILE, WEIGHTS_INDEX, ModelContent
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points, write_points
 from offramp.types.whole_file import whole_file

@@ -7,7 +7,6 @@ here, without the packages that could do so: that takes milliseconds, importing 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -181,26 +180,6 @@ def stale(path: Path, content: ModelContent, whole: bool = False) -> str | None:
     if data.exists() and (difference := source.data_difference(data, whole)):
         return f"{data}: {difference}"
     return None
-
-
-def export_options(engine: str, precision: str = "float32") -> str:
-    """Return the options of `offramp export` that make a graph of an engine, each with a space before it."""
-    int8 = " --int8 --data FILE" if precision == "int8" else ""
-    return {"onnx": "", "onnx-int8": " --int8", "openvino": f" --openvino{int8}"}[engine]
-
-
-def export_command(folder: str | os.PathLike[str], engine: str) -> str:
-    """Return the command that makes a graph, of OpenVINO's in the precision of the one there; int8 may need data."""
-    option = export_options(engine)
-    path = Path(folder, GRAPHS[engine])
-    if engine == "onnx-int8" and not Path(folder, RANGES_FILE).exists():
-        option += " --data FILE"
-    elif engine == "openvino" and path.exists():
-        try:
-            option = export_options(engine, json.loads(read_metadata(path)[ABOUT])["precision"])
-        except InvalidInput:  # what is wrong with it is told elsewhere
-            pass
-    return f"`offramp export {folder if Path(folder).is_dir() else 'FOLDER'}{option}`"
 
 
 def read_metadata(path: Path) -> dict[str, str]:
