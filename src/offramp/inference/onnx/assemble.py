@@ -1,10 +1,11 @@
 """Pieces of a model -> one ONNX graph that leaves early: the loop of `early_exit/loop.py`, unrolled. No torch in here.
 
     block 0, exit 0, step 0
-    if a row continues:  if a row leaves: write answers, cut the batch
+    if a row continues:  if a row leaves: cut the batch
                          block 1, exit 1, step 1
                          if a row continues: ...
-    else:                write answers
+                         if a row left: put the answers of the others among those that left
+    else:                the answers of all rows
 
 An exit before the first layer is exit 0 and has no block: it reads the inputs, which are then cut as the carry is, and
 the embedding runs in the branch of block 1, on the rows that continue.
@@ -15,10 +16,10 @@ A step of a policy is a function of the ONNX file, called at each exit; a file h
 another policy is a matter of other calls. An exit that the policy does not read has no branch: its logits are an output
 and no row leaves there. The cut that another policy needs after it is kept as a function that nothing calls.
 
-Two values go from level to level with the carry: the table of answers, with a row for each sample, and the state: each
-sample's number in the table, its thresholds and the outputs of the exits so far. Where a sample leaves, all samples at
-that exit are written into the table, and those that continue are written again later, which costs less than selecting
-the ones that leave. Columns of later exits hold a filler, which becomes NaN at the end.
+Each level returns a table with a row for each sample that reached it: the outputs of its exit and of the deeper ones
+(NaN behind the exit where a sample left), the answer, and the layer after which it left. So nothing of what lies behind
+goes down with the carry but the thresholds. Where some samples leave, the table has the answers of this exit for all of
+them; the rows of those that continued are then overwritten, which costs less than selecting the ones that leave.
 """
 
 from __future__ import annotations
@@ -130,7 +131,12 @@ class _Assembly:
         graph.input.extend(self.parts.inputs)
         graph.input.append(helper.make_tensor_value_info("thresholds", FLOAT, ["rows", self.exits - 1]))
         graph.initializer.extend(self.parts.shared)
-        self._start(graph)
+        for name, value in (("axis1", [1]), ("flat", [-1]), ("nan", math.nan)):
+            _constant(graph, name, np.array(value, np.float32 if name == "nan" else np.int64))
+        _add(graph, "Identity", ["thresholds"], [names.carry(0, "limits")])
+        if self.metadata.first_block:  # what goes on from exit 0 to the embedding
+            for value in self.parts.inputs:
+                _add(graph, "Identity", [value.name], [names.carry(0, value.name)])
         self._level(graph, 0)
         self._outputs(graph)
         opsets = [
@@ -144,29 +150,6 @@ class _Assembly:
         helper.set_model_props(model, self.metadata.to_metadata())
         return model
 
-    def _start(self, graph: GraphProto) -> None:
-        """Add the state of each sample, its row number and its thresholds, and the table of answers, still empty."""
-        for name, value in (("zero", 0), ("one", 1), ("axis1", [1]), ("flat", [-1])):
-            _constant(graph, name, np.array(value))
-        _add(graph, "Shape", [self.parts.inputs[0].name], ["rows"], start=0, end=1)
-        _add(graph, "Squeeze", ["rows"], ["rows.number"])
-        _add(graph, "Range", ["zero", "rows.number", "one"], ["rows.range"])
-        _add(graph, "Unsqueeze", ["rows.range", "axis1"], ["rows.column"])  # (B, 1)
-        _add(graph, "Cast", ["rows.column"], ["rows.float"], to=FLOAT)
-        for name, columns in (("limits", self.exits - 1), ("table", self._columns(self.exits) + 1)):
-            _constant(graph, f"{name}.columns", np.array([columns]))
-            _add(graph, "Concat", ["rows", f"{name}.columns"], [f"{name}.shape"], axis=0)
-        _add(graph, "Expand", ["thresholds", "limits.shape"], ["limits"])
-        _add(graph, "Concat", ["rows.float", "limits"], [names.carry(0, "state")], axis=1)
-        _add(graph, "ConstantOfShape", ["table.shape"], [names.carry(0, "table")])
-        if self.metadata.first_block:  # what goes on from exit 0 to the embedding
-            for value in self.parts.inputs:
-                _add(graph, "Identity", [value.name], [names.carry(0, value.name)])
-
-    def _columns(self, exits: int) -> int:
-        """Count the table's columns but the last: row number, thresholds, the outputs of `exits` exits, the answer."""
-        return self.exits + exits * (self.metadata.outputs + self.metadata.certainty) + self.metadata.outputs
-
     def _level(self, graph: GraphProto, i: int) -> None:
         """Add block, exit and step i, and the deeper ones in a branch; writes `table(i)`."""
         if i == self.metadata.first_block:
@@ -178,35 +161,34 @@ class _Assembly:
         if self.metadata.certainty:
             _add(graph, "Unsqueeze", [names.certainty(i), "axis1"], [names.certainty_column(i)])
             outputs.append(names.certainty_column(i))
-        _add(graph, "Concat", [names.carry(i, "state"), *outputs], [names.after(i, "state")], axis=1)
         self._step(graph, i)
+        behind = f"{names.table(i)}.behind"
         if i == self.exits - 1:
-            self._write(graph, i, names.table(i))
-            return
-        if not self._reads(i):
+            self._leave(graph, i, behind)
+        elif self._reads(i):
+            _add(graph, "ReduceMax", [names.continues(i)], [f"any_continues{i}"], keepdims=0)
+            leave, answers = GraphProto(name=f"all_left{i}"), f"all_left{i}.answers"
+            self._leave(leave, i, answers)
+            leave.output.append(_info(answers, FLOAT))
+            _branch(graph, f"any_continues{i}", [behind], names.if_continues(i), self._deeper(i), leave)
+        else:
             for field in self._carried(i):
                 _add(graph, "Identity", [self._after(i, field)], [names.carry(i + 1, field)])
             self._level(graph, i + 1)
-            _add(graph, "Identity", [names.table(i + 1)], [names.table(i)])
-            return
-        _add(graph, "ReduceMax", [names.continues(i)], [f"any_continues{i}"], keepdims=0)
-        leave, table = GraphProto(name=f"all_left{i}"), f"all_left{i}.table"
-        self._write(leave, i, table)
-        leave.output.append(_info(table, FLOAT))
-        _branch(graph, f"any_continues{i}", [names.table(i)], names.if_continues(i), self._deeper(i), leave)
+            behind = names.table(i + 1)
+        _add(graph, "Concat", [*outputs, behind], [names.table(i)], axis=1)
 
-    def _write(self, graph: GraphProto, i: int, table: str) -> None:
-        """Write all rows at exit i into the table; rows that continue are written again further up."""
-        missing = self._columns(self.exits) - self._columns(i + 1)  # outputs of the later exits
-        _constant(graph, f"{table}.padding", np.array([0, missing, 0, 1]))
-        _constant(graph, f"{table}.layer", np.array(self.metadata.layers[i], dtype=np.float32))
+    def _leave(self, graph: GraphProto, i: int, answers: str) -> None:
+        """Write `answers` of all rows at exit i: NaN for the later exits, the answer, the layer."""
+        later = (self.exits - 1 - i) * (self.metadata.outputs + self.metadata.certainty)
         answer = names.answer(i) if self.calls[i].answers else names.logits(i)
-        _add(graph, "Pad", [answer, f"{table}.padding", f"{table}.layer"], [f"{table}.answer"])
-        _add(graph, "Concat", [names.after(i, "state"), f"{table}.answer"], [f"{table}.update"], axis=1)
-        _constant(graph, f"{table}.first", np.array([0]))
-        _add(graph, "Gather", [names.carry(i, "state"), f"{table}.first"], [f"{table}.number"], axis=1)  # (K, 1)
-        _add(graph, "Cast", [f"{table}.number"], [f"{table}.row"], to=INT)
-        _add(graph, "ScatterND", [names.carry(i, "table"), f"{table}.row", f"{table}.update"], [table])
+        if later:
+            _constant(graph, f"{answers}.later", np.array([0, later, 0, 0]))
+            _add(graph, "Pad", [answer, f"{answers}.later", "nan"], [f"{answers}.filled"])
+            answer = f"{answers}.filled"
+        _constant(graph, f"{answers}.column", np.array([0, 0, 0, 1]))
+        _constant(graph, f"{answers}.layer", np.array(self.metadata.layers[i], dtype=np.float32))
+        _add(graph, "Pad", [answer, f"{answers}.column", f"{answers}.layer"], [answers])
 
     def _step(self, graph: GraphProto, i: int) -> None:
         """Call the policy's function of exit i, if it has one."""
@@ -217,8 +199,8 @@ class _Assembly:
         if self.metadata.certainty:
             reads.append(names.certainty(i))
         if i < self.exits - 1:
-            _constant(graph, f"{names.limit(i)}.column", np.array(1 + i))
-            _add(graph, "Gather", [names.carry(i, "state"), f"{names.limit(i)}.column"], [names.limit(i)], axis=1)
+            _constant(graph, f"{names.limit(i)}.column", np.array(i))
+            _add(graph, "Gather", [names.carry(i, "limits"), f"{names.limit(i)}.column"], [names.limit(i)], axis=1)
             reads.append(names.limit(i))
             writes.append(names.continues(i))
         memory = self.calls[i - 1].memory if i else ()
@@ -244,7 +226,7 @@ class _Assembly:
         )
 
     def _deeper(self, i: int) -> GraphProto:
-        """Return the branch after exit i: the cut of the batch, and the next level."""
+        """Return the branch after exit i: the cut of the batch, the next level, and the answers of both."""
         graph, kinds = GraphProto(name=f"deeper{i}"), self._carried(i)
         _add(graph, "ReduceMin", [names.continues(i)], [f"all_continue{i}"], keepdims=0)
         whole = GraphProto(name=f"whole{i}")
@@ -254,26 +236,43 @@ class _Assembly:
         outputs = [names.carry(i + 1, field) for field in kinds]
         _branch(graph, f"all_continue{i}", outputs, names.if_all_continue(i), whole, self._cut(i, kinds))
         self._level(graph, i + 1)
-        graph.output.append(_info(names.table(i + 1), FLOAT))
+        same = GraphProto(name=f"none_left{i}")
+        _add(same, "Identity", [names.table(i + 1)], [f"none_left{i}.answers"])
+        same.output.append(_info(f"none_left{i}.answers", FLOAT))
+        _branch(graph, f"all_continue{i}", [f"deeper{i}.answers"], f"merge{i}", same, self._merge(i))
+        graph.output.append(_info(f"deeper{i}.answers", FLOAT))
+        return graph
+
+    def _merge(self, i: int) -> GraphProto:
+        """Return the branch that puts the answers of the rows that continued among those of exit i."""
+        graph, answers = GraphProto(name=f"some_left{i}"), f"some_left{i}.answers"
+        self._leave(graph, i, f"some_left{i}.here")
+        _add(graph, "NonZero", [names.continues(i)], [f"some_left{i}.indices"])  # (1, K)
+        _add(graph, "Transpose", [f"some_left{i}.indices"], [f"some_left{i}.rows"], perm=[1, 0])
+        reads = [f"some_left{i}.here", f"some_left{i}.rows", names.table(i + 1)]
+        _add(graph, "ScatterND", reads, [answers])
+        graph.output.append(_info(answers, FLOAT))
         return graph
 
     def _cut(self, i: int, kinds: Mapping[str, int]) -> GraphProto:
-        """Return the branch that writes answers and takes the rows that continue."""
+        """Return the branch that takes the rows that continue; of limits that all rows share, a row for each."""
         graph, rows = GraphProto(name=f"fewer{i}"), names.rows(i)
         _add(graph, "NonZero", [names.continues(i)], [f"{rows}.indices"])  # (1, K)
         _add(graph, "Reshape", [f"{rows}.indices", "flat"], [rows])  # (K,)
-        self._write(graph, i, names.cut(i, "table"))
+        _add(graph, "Shape", [names.carry(i, "limits")], [f"{rows}.limits"], start=0, end=1)
+        _add(graph, "Mod", [rows, f"{rows}.limits"], [f"{rows}.of_limits"])
         graph.initializer.extend(self.parts.cuts[i].weights)
         graph.node.extend(self.parts.cuts[i].nodes)
         for field, kind in kinds.items():
-            if field != "table" and field not in self.metadata.carried[i]:
-                _add(graph, "Gather", [self._after(i, field), rows], [names.cut(i, field)], axis=0)
+            if field not in self.metadata.carried[i]:
+                chosen = f"{rows}.of_limits" if field == "limits" else rows
+                _add(graph, "Gather", [self._after(i, field), chosen], [names.cut(i, field)], axis=0)
             graph.output.append(_info(names.cut(i, field), kind))
         return graph
 
     def _carried(self, i: int) -> dict[str, int]:
-        """Return what goes on from exit i, with element types: the carry's fields, memory, state and table."""
-        return {**self.metadata.carried[i], **self._memory(i), "state": FLOAT, "table": FLOAT}
+        """Return what goes on from exit i, with element types: the carry's fields, memory and limits."""
+        return {**self.metadata.carried[i], **self._memory(i), "limits": FLOAT}
 
     def _memory(self, i: int) -> dict[str, int]:
         """Return the fields of the policy's memory after exit i, with element types."""
@@ -282,24 +281,18 @@ class _Assembly:
     def _after(self, i: int, field: str) -> str:
         """Return the name of a field's value after exit i."""
         remembered = self._reads(i) and field in self._memory(i)
-        written = field in self.metadata.written[i] or field == "state" or remembered
+        written = field in self.metadata.written[i] or remembered
         return (names.after if written else names.carry)(i, field)
 
     def _outputs(self, graph: GraphProto) -> None:
         """Split the table into the graph's outputs."""
         outputs, gate, exits = self.metadata.outputs, self.metadata.certainty, self.exits
-        _constant(graph, "columns", np.array([exits, exits * (outputs + gate), outputs, 1]))
-        _add(graph, "Split", [names.table(0), "columns"], ["state", "by_exit", "logits", "layer"], axis=1)
+        _constant(graph, "columns", np.array([exits * (outputs + gate), outputs, 1]))
+        _add(graph, "Split", [names.table(0), "columns"], ["by_exit", "logits", "layer"], axis=1)
         _add(graph, "Squeeze", ["layer", "axis1"], ["layer_number"])
         _add(graph, "Cast", ["layer_number"], ["exit_layer"], to=INT)
         _constant(graph, "by_exit.shape", np.array([0, exits, outputs + gate]))
-        _add(graph, "Reshape", ["by_exit", "by_exit.shape"], ["with_fillers"])
-        _constant(graph, "layer_numbers", np.array(self.metadata.layers, dtype=np.float32))
-        _add(graph, "Greater", ["layer_numbers", "layer"], ["behind"])  # (B, L)
-        _constant(graph, "inner_axis", np.array([2]))
-        _add(graph, "Unsqueeze", ["behind", "inner_axis"], ["is_filler"])
-        _constant(graph, "nan", np.array(math.nan, dtype=np.float32))
-        _add(graph, "Where", ["is_filler", "nan", "with_fillers"], ["all_outputs" if gate else "logits_by_exit"])
+        _add(graph, "Reshape", ["by_exit", "by_exit.shape"], ["all_outputs" if gate else "logits_by_exit"])
         shapes: list[tuple[str, int, list[str | int]]] = [
             ("logits", FLOAT, ["batch", outputs]),
             ("exit_layer", INT, ["batch"]),
@@ -308,6 +301,7 @@ class _Assembly:
         if gate:
             _constant(graph, "output_columns", np.array([outputs, 1]))
             _add(graph, "Split", ["all_outputs", "output_columns"], ["logits_by_exit", "certainties"], axis=2)
+            _constant(graph, "inner_axis", np.array([2]))
             _add(graph, "Squeeze", ["certainties", "inner_axis"], ["certainty_by_exit"])
             shapes.append(("certainty_by_exit", FLOAT, ["batch", exits]))
         graph.output.extend(helper.make_tensor_value_info(*shape) for shape in shapes)

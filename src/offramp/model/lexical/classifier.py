@@ -10,6 +10,7 @@ the model's dtype leaves them as they are: the scales stay in float32, whose exp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import final
 
@@ -21,11 +22,12 @@ from offramp.model.lexical.config import MAX_RANK, LexicalExit
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
 MULTIPLIER = 4093  # of the hash; a prime; times a bucket it stays below 2^31
+NO_TOKEN = -1  # stands for padding, and for a special token that a tokenizer does not have
 BOUNDARY = 0  # stands for special tokens, padding, and what lies before the first token
 SPECIAL_TOKENS = ("sep_token", "cls_token", "bos_token", "eos_token", "pad_token", "mask_token")
 LARGEST = 2**7 - 1  # of the entries of table and factors
 LARGEST_STEP = 2**7  # 1,024 n-grams x LARGEST x LARGEST_STEP are below 2^24
-LARGEST_SQUARE, SQUARE_UNIT = 2**14 - 1, 64  # of the squared idf
+LARGEST_SQUARE, SQUARE_UNIT = 2**14 - 1, 64  # of the squared idf; the unit is a power of 4, whose root is exact
 LARGEST_PROJECTED = 2**10 - 1  # MAX_RANK of them have a norm below 2^14, and a column of factors one below 2^10
 
 
@@ -85,15 +87,15 @@ class LexicalClassifier(nn.Module):
         buckets, weights = self.features(input_ids, attention_mask)  # (B, n T)
         weights = weights.unsqueeze(1)  # (B, 1, n T)
         steps, squares = F.embedding(buckets, self.steps).float(), F.embedding(buckets, self.squares).float()
-        sums = torch.bmm(weights * steps.mT, F.embedding(buckets, self.table).float()).squeeze(1)  # (B, R)
-        squared = (torch.bmm(weights, squares).squeeze(1) / SQUARE_UNIT).clamp(min=1)  # a squared idf is at least 1
-        norm = squared.double().sqrt().float()  # torch's root of a float32 may be off by one digit, others' is not
+        sums = torch.bmm(weights * steps.mT, F.embedding(buckets, self.table).float())  # (B, 1, R)
+        squared = torch.bmm(weights, squares).clamp(min=SQUARE_UNIT)  # (B, 1, 1); a squared idf is at least 1
+        root = squared.double().sqrt().float()  # torch's root of a float32 may be off by one digit, others' is not
         scales = self.scales.float()
-        logits = sums * scales[0] / norm
+        logits = sums / (root / (scales[0] * math.sqrt(SQUARE_UNIT)))  # which rounds once: these are powers of two
         if self.factors is not None:
             projected = logits.round().clamp(-LARGEST_PROJECTED, LARGEST_PROJECTED)
             logits = projected @ self.factors.float() * scales[1]
-        return logits + self.bias.float() * scales[2]
+        return logits.squeeze(1) + self.bias.float() * scales[2]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LexicalClassifier:
         """Move the buffers, as a module does; the scales keep their dtype."""
@@ -110,20 +112,22 @@ class LexicalClassifier(nn.Module):
         boundary. N-grams that end in the second text of a pair have buckets of their own.
         """
         input_ids = input_ids.long()
-        special = (input_ids.unsqueeze(-1) == self.special_ids).any(dim=-1)  # (B, T)
-        real = torch.ones_like(special) if attention_mask is None else attention_mask != 0
-        separators = (real & (input_ids == self.special_ids[0])).long()
-        second = (separators.cumsum(dim=1, dtype=separators.dtype) - separators).clamp(
-            max=1
-        )  # 1 after the first separator
-        words = torch.where(real & ~special, input_ids + 1, BOUNDARY)
-        buckets, counted = [], []
-        for length in range(1, self.ngrams + 1):
-            hashed, word = second + (2 * length - 1), torch.zeros_like(special)
-            for back in range(length - 1, -1, -1):
-                token = F.pad(words, (back, 0), value=BOUNDARY)[:, : words.shape[1]]
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        ids = torch.where(real, input_ids, NO_TOKEN)
+        special = (ids.unsqueeze(-1) == self.special_ids).any(dim=-1)  # (B, T)
+        words = torch.where(special, BOUNDARY, ids + 1)
+        separators = ((ids == self.special_ids[0]) & real).long()
+        passed = (separators.cumsum(dim=1, dtype=separators.dtype) - separators).bool()  # a separator lies before
+        start = torch.where(passed, words.new_full((), 2 * MULTIPLIER), MULTIPLIER)
+        last_tokens = [words]  # then the tokens before them, and so on
+        buckets, counted, word = [(start + words) % self.buckets], [words.bool()], words.bool()
+        for back in range(1, self.ngrams):
+            first = F.pad(words, (back, 0), value=BOUNDARY)[:, :-back]
+            hashed = (start + 2 * back * MULTIPLIER + first) % self.buckets
+            for token in reversed(last_tokens):
                 hashed = (hashed * MULTIPLIER + token) % self.buckets
-                word = word | (token != BOUNDARY)
+            last_tokens.append(first)
+            word = word | first.bool()
             buckets.append(hashed)
             counted.append(word & real)
         return torch.cat(buckets, dim=1), torch.cat(counted, dim=1).float()
