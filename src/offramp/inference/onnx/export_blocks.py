@@ -84,7 +84,8 @@ def export_parts(
         model: in eval mode, on the CPU, in float32.
         digest: of its weights.
         precision: the name of what `prepare` does.
-        prepare: changes the embedding and each block, for example quantizes them; None = leave them as they are.
+        prepare: changes the embedding and each block, for example quantizes them, but not the exit before the first
+            layer; None = leave them as they are.
         layers: those whose exits the graph holds, the last one among them; None = all.
     """
     held = tuple(model.layers if layers is None else layers)
@@ -231,7 +232,9 @@ def _export_pieces(
         graph = optimize(bind(subgraph(exported, number, spec.block.function), weights))
         pairs = zip(blocks[number].modules, spec.block.modules, strict=True)
         modules = {paths[one]: paths[other] for one, other in pairs if one in paths} if weights else own
-        pieces.append(ExportedGraph(prepare(graph, spec.layers, modules), f"level{exit}", _block_names(exit, spec)))
+        if spec.layers:  # the sums of an exit before the first layer are exact
+            graph = prepare(graph, spec.layers, modules)
+        pieces.append(ExportedGraph(graph, f"level{exit}", _block_names(exit, spec)))
     graphs = {number: optimize(subgraph(exported, number, functions[number])) for number in cuts.values()}
     return pieces, [
         ExportedGraph(graphs[cuts[_shapes(spec.cut)]], f"cut{exit}", _cut_names(exit, spec))
