@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from machine import as_lines, provenance
 from offramp.bench.baselines import export_exits, in_onnx_runtime, output_at
 from offramp.data.batching import collate, encode, token_limit
@@ -28,8 +31,6 @@ from offramp.data.examples import read_examples
 from offramp.inference.predictor import Predictor
 from offramp.model.loading import load_model
 from offramp.types.graph_file import GRAPHS
-from torch import Tensor
-from torch.nn import functional as F
 
 RESULTS = Path(__file__).parent / "results"
 Rows = Sequence[dict[str, Any]]
