@@ -99,7 +99,7 @@ def test_an_error_ends_the_other_workers() -> None:
 
 
 def test_a_pool_starts_again_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool, names = WorkerPool(2), set()
+    pool, names = WorkerPool(2), set[threading.Thread]()
     both = threading.Barrier(2, timeout=20)
 
     def run(item: int) -> int:
@@ -108,13 +108,15 @@ def test_a_pool_starts_again_in_another_process(monkeypatch: pytest.MonkeyPatch)
         return -item
 
     assert pool.map(run, range(4)) == [0, -1, -2, -3]
-    assert len(names) == 2
+    before = set(names)
+    assert pool.map(run, range(2)) == [0, -1]
+    assert names == before
     assert pickle.loads(pickle.dumps(pool)).map(run, [1, 2]) == [-1, -2]
     monkeypatch.setattr("os.getpid", lambda: -1)  # as in a forked process, where the threads are not
     names.clear()
     pool.map(run, [1, 2])
+    assert names & before == {threading.current_thread()}
     assert len(names) == 2
-    assert threading.current_thread() in names
 
 
 @pytest.mark.parametrize(
