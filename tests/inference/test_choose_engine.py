@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def faults(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Engines that cannot run here, with the reason."""
     reasons: dict[str, str] = {}
-    monkeypatch.setattr(module, "fault", lambda folder, engine, point: reasons.get(engine))
+    monkeypatch.setattr(module, "fault", lambda folder, engine, point, recorded: reasons.get(engine))
     return reasons
 
 
@@ -93,7 +93,10 @@ MEASURED = "the fastest measured here"
             ("onnx-int8", None, "exported and the operating point was measured"),
         ),
         (point("onnx-int8"), ("onnx-int8",), {"batch_size": 8}, ("torch", None, "no onnx-int8")),
-        (None, ("onnx",), {"batch_size": 8}, ("torch", None, "no onnx")),
+        (None, ("onnx",), {"batch_size": 8}, ("openvino", None, "its graph is exported")),
+        (point("onnx-int8"), ("onnx", "onnx-int8"), {"batch_size": 8}, ("torch", None, "no onnx-int8")),
+        (point("openvino-bf16"), (), {"batch_size": 8}, ("openvino", None, "the operating point was measured with it")),
+        (None, ("onnx", "openvino"), {"batch_size": 8}, ("torch", None, "no onnx")),
     ],
 )
 def test_the_engine_is_chosen_once_by_the_contract(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from offramp.errors import InvalidInput
+from offramp.inference.choose_engine import fault
 from offramp.inference.load_engine import load_engine
 from offramp.inference.record import record
 from offramp.model.lexical.config import LexicalExit
@@ -64,6 +65,14 @@ def session_of(model: MultiExitModel, policy: str, path: Path, precision: str) -
 def in_float32(folder: Path) -> OpenVinoEngine:
     engine = load_engine(folder, "openvino")
     return load_openvino(engine.graph.path, engine.config, precision=FLOAT32)
+
+
+def test_a_point_or_a_table_of_int8_takes_no_file_of_float32(folder: Path) -> None:
+    assert fault(folder, "openvino", None, "openvino-bf16") is fault(folder, "openvino", DEFAULT) is None
+    reason = fault(folder, "openvino", None, "openvino-int8")
+    assert reason is not None
+    assert "model.xml: in float32; `offramp export " in reason
+    assert reason.endswith(" --openvino --int8 --data FILE` makes it for openvino-int8")
 
 
 def test_rows_leave_where_they_leave_in_torch(folder: Path) -> None:

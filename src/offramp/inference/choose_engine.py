@@ -62,7 +62,8 @@ def choose_engine(
     2. On a machine with a GPU, torch.
     3. The fastest that was measured on this machine for the batch size, at the point's mean exit layer, with its
        threads. Where threads or workers are asked for, only tables with these count.
-    4. The exported graph that the point was measured with, else the float32 one.
+    4. The exported graph that the point was measured with, where that was a graph; else the one of ONNX Runtime in
+       float32, else that of OpenVINO if it is not in int8.
     5. Torch.
 
     Args:
@@ -76,26 +77,30 @@ def choose_engine(
     Raises:
         InvalidInput: the file with the cost tables cannot be read.
     """
-    own = _name_of(measured_with(point))
+    recorded = measured_with(point)
+    own = _name_of(recorded)
     if point is not None and point.certificate is not None and own is not None:
-        without = fault(folder, own, point)
+        without = fault(folder, own, point, recorded)
         if without is None or not allow_other_engine:
             return Choice(own, threads, workers, "the operating point's certificate holds for it")
     if torch.accelerator.is_available():
         return Choice("torch", threads, workers, "this machine has a GPU")
     for ms, engine, table in _measured(folder, point, batch_size):
         fits = threads in (None, table.threads) and workers in (None, table.workers)
-        if fits and (table.threads or 1) <= cores() and fault(folder, engine, point) is None:
+        if fits and (table.threads or 1) <= cores() and not fault(folder, engine, point, table.engine):
             batches = f"batches of {batch_size}" if batch_size > 1 else "single rows"
             reason = f"the fastest measured here for {batches}, {ms:.3g} ms a sample with {table.threads_text()}"
             return Choice(engine, table.threads, workers, reason)
-    graph = own if own in GRAPHS else "onnx"
-    without = fault(folder, graph, point)
-    if without is None:
+    # the exported graphs: the point's own, else those in float32 (or bfloat16)
+    graphs = {own: recorded} if own in GRAPHS else {name: f"{name}-float32" for name in ("onnx", "openvino")}
+    faults = {graph: fault(folder, graph, point, name) for graph, name in graphs.items()}
+    graph = next((graph for graph, fault in faults.items() if fault is None), None)
+    if graph is not None:
         of_point = " and the operating point was measured with it" if graph == own else ""
         return Choice(graph, threads, workers, f"its graph is exported{of_point}")
-    present = find_file(folder, GRAPHS[graph]) is not None and find_spec(RUNTIMES[graph][0]) is not None
-    return Choice("torch", threads, workers, without, without if present else None)
+    present = [graph for graph in graphs if find_file(folder, GRAPHS[graph]) and find_spec(RUNTIMES[graph][0])]
+    without = faults[next(iter(present or graphs))]
+    return Choice("torch", threads, workers, str(without), without if present else None)
 
 
 def costs_here(folder: str | os.PathLike[str]) -> tuple[CostTable, ...]:
@@ -128,13 +133,16 @@ def _name_of(recorded: str | None) -> str | None:
     return next((name for name, begin in RECORDED.items() if recorded.startswith(begin)), None)
 
 
-def fault(folder: str | os.PathLike[str], engine: str, point: OperatingPoint | None) -> str | None:
+def fault(
+    folder: str | os.PathLike[str], engine: str, point: OperatingPoint | None, recorded: str | None = None
+) -> str | None:
     """Return why an engine cannot run a point of a folder's model, with the command that helps; None where it can.
 
     Args:
         folder: or a hub name.
         engine: a name of ENGINES.
         point: None = full depth.
+        recorded: a recorded name; OpenVINO's file must be in int8 where this is, and only there. None = either.
     """
     if engine == "torch":
         return None
@@ -151,6 +159,10 @@ def fault(folder: str | os.PathLike[str], engine: str, point: OperatingPoint | N
         if reason := stale(path, ModelContent(model_folder(path))) or _stale_on_hub(folder, path):
             return f"{reason}; {remedy} makes it anew"
         metadata = GraphMetadata.of(read_metadata(path))
+        wanted = metadata.precision if recorded is None else "int8" if recorded.endswith("-int8") else "float32"
+        if metadata.precision != wanted:
+            command = f"offramp export {folder}{export_options(engine, wanted)}"
+            return f"{path}: in {metadata.precision}; `{command}` makes it for {recorded}"
         GraphPoints(metadata, load_config(folder), export_options(engine, metadata.precision)).check(point)
     except InvalidInput as error:
         return str(error)
