@@ -3,7 +3,9 @@
 All that do not run in torch are made of one exported graph without decisions, which has an output for each exit; a
 contestant gets the part of it that leads to its own exit. Attention is plain products, and ONNX Runtime runs with and
 without the fusion that is slow on some CPUs. Its transformer optimizer (`onnxruntime.transformers.optimizer`) is not
-among them: on these graphs it makes the fusions that a session makes by itself, and no attention node.
+among them: on these graphs it makes the fusions that a session makes by itself. On a graph of torch's older exporter it
+makes attention nodes, too, which take 0.97 / 1.06 / 1.09 of the time in float32 and 1.08 / 1.28 / 1.30 in int8 (batch 1
+/ 8 / 32, a six-layer MiniLM, 16 tokens, one thread, AMD EPYC, ONNX Runtime 1.32).
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from tqdm import tqdm
+
 from offramp.bench.contestant import Contestant, TextRun
 from offramp.bench.timer import median, time_interleaved
 from offramp.data.rows import Text
@@ -65,7 +67,7 @@ def fastest_settings(
     count = cores() if count is None else count
     some = trial_texts(texts, batch_size, count)
     best: dict[tuple[str, ...], Ready] = {}
-    for contestant in contestants:
+    for contestant in tqdm(contestants, desc="choose threads", unit="contestant", disable=None, leave=False):
         ready = _fastest(contestant, some, batch_size, candidates(count))
         if ready is not None and (contestant.group not in best or ready.seconds < best[contestant.group].seconds):
             best[contestant.group] = ready
