@@ -24,7 +24,7 @@ UNFINISHED = ".unfinished-"
 MODEL_FILES = (
     "config.json", "*.safetensors.index.json", "model*.safetensors", "adapter_*", "tokenizer*", "vocab*", "merges.txt",
     "*.model", "special_tokens_map.json", "preprocessor_config.json", "operating_points.json", "costs.json",
-    "lines.json", "README.md", "model*.onnx", "model*.onnx.data",
+    "lines.json", "README.md", "model*.onnx", "model*.onnx.data", "openvino/*",
 )  # fmt: skip
 
 
