@@ -26,6 +26,7 @@ from offramp.bench.contestant import Kind
 from offramp.bench.texts import Array, Batch, BatchRun, PlainModel
 from offramp.data.batching import Tokens
 from offramp.errors import InvalidInput, one_line
+from offramp.inference.workers import cores
 from offramp.model.activation_ranges import EMBEDDING, measure_ranges
 from offramp.model.modeling import MultiExitModel
 
@@ -60,7 +61,7 @@ def in_torch(model: MultiExitModel) -> list[PlainModel]:
     compiled = torch.no_grad()(torch.compile(forward, dynamic=True))
     log.info("compiling the plain model with torch.compile")
     try:
-        run = _load_torch(compiled, model, torch.get_num_threads(), 1)
+        run = _load_torch(compiled, model, cores(), 1)  # the number of threads is compiled in
         for rows, tokens in ((2, 8), (1, 5)):
             run(_example(rows, tokens, model))
     except Exception as error:  # compilers fail in many ways: none is installed, or it cannot trace the encoder

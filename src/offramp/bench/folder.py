@@ -45,7 +45,7 @@ def benchmark_folder(
     engines: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (1, 8, 32),
     *,
-    rows: int = 512,
+    rows: int = 256,
     rounds: int = 5,
     columns: Columns = GUESSED,
     split: str = "test",

@@ -31,7 +31,7 @@ from offramp.inference.engine import ENGINES
 @click.option(
     "--engines", metavar=",".join(ENGINES), help="Engines of early exit.  [default: torch and what was exported]"
 )
-@click.option("--rows", type=click.IntRange(min=1), default=512, show_default=True, help="Texts at most.")
+@click.option("--rows", type=click.IntRange(min=1), default=256, show_default=True, help="Texts at most.")
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -60,8 +60,8 @@ def bench(
     full-depth model. Each runs with the threads and workers that are fastest for it here. The output ends with a
     conclusion.
 
-    A six-layer MiniLM takes about ten minutes on two cores with the usual options, which should run nothing else
-    meanwhile; fewer --rows, --rounds, batch sizes or engines take less.
+    A six-layer MiniLM takes about five minutes on two cores with the usual options; fewer --rows, --rounds, batch sizes
+    or engines take less. The machine should run nothing else meanwhile.
 
     \b
     offramp bench model --data test.csv
