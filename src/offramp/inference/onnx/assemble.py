@@ -4,8 +4,8 @@
     if a row continues:  if a row leaves: cut the batch
                          block 1, exit 1, step 1
                          if a row continues: ...
-                         if a row left: put the answers of the others among those that left
-    else:                the answers of all rows
+                         the answers of exit 0, those of the rows that continued overwritten
+    else:                the answers of exit 0
 
 An exit before the first layer is exit 0 and has no block: it reads the inputs, which are then cut as the carry is, and
 the embedding runs in the branch of block 1, on the rows that continue.
@@ -236,22 +236,12 @@ class _Assembly:
         outputs = [names.carry(i + 1, field) for field in kinds]
         _branch(graph, f"all_continue{i}", outputs, names.if_all_continue(i), whole, self._cut(i, kinds))
         self._level(graph, i + 1)
-        same = GraphProto(name=f"none_left{i}")
-        _add(same, "Identity", [names.table(i + 1)], [f"none_left{i}.answers"])
-        same.output.append(_info(f"none_left{i}.answers", FLOAT))
-        _branch(graph, f"all_continue{i}", [f"deeper{i}.answers"], f"merge{i}", same, self._merge(i))
+        here, rows = f"left{i}.answers", f"left{i}.rows"
+        self._leave(graph, i, here)
+        _add(graph, "NonZero", [names.continues(i)], [f"{rows}.row"])  # (1, K)
+        _add(graph, "Transpose", [f"{rows}.row"], [rows], perm=[1, 0])
+        _add(graph, "ScatterND", [here, rows, names.table(i + 1)], [f"deeper{i}.answers"])
         graph.output.append(_info(f"deeper{i}.answers", FLOAT))
-        return graph
-
-    def _merge(self, i: int) -> GraphProto:
-        """Return the branch that puts the answers of the rows that continued among those of exit i."""
-        graph, answers = GraphProto(name=f"some_left{i}"), f"some_left{i}.answers"
-        self._leave(graph, i, f"some_left{i}.here")
-        _add(graph, "NonZero", [names.continues(i)], [f"some_left{i}.indices"])  # (1, K)
-        _add(graph, "Transpose", [f"some_left{i}.indices"], [f"some_left{i}.rows"], perm=[1, 0])
-        reads = [f"some_left{i}.here", f"some_left{i}.rows", names.table(i + 1)]
-        _add(graph, "ScatterND", reads, [answers])
-        graph.output.append(_info(answers, FLOAT))
         return graph
 
     def _cut(self, i: int, kinds: Mapping[str, int]) -> GraphProto:

@@ -54,7 +54,7 @@ def answer(i: int) -> str:
 
 
 def table(i: int) -> str:
-    """Return the name of the table of answers once all rows before exit `i` have left."""
+    """Return the name of what level `i` returns, (B, columns): the outputs from exit `i` on, the answer, the layer."""
     return f"table{i}"
 
 
