@@ -58,7 +58,7 @@ def measure_costs(
         model: a model, an engine (see `offramp.inference.engine`), or a model's folder or hub name.
         rows: texts and pairs, which need a model's folder, or tokenized rows, of typical lengths. At most TIMED, or
             four batches, are timed, spread evenly over their lengths.
-        engine: for a folder's model: "torch", "onnx" or "onnx-int8".
+        engine: for a folder's model: "torch", "onnx", "onnx-int8" or "openvino".
         batch_size: rows at once, of similar length.
         rounds: how often all rows go to every exit.
         threads: that compute a batch, for a folder's model (see `offramp.Predictor.load`).

@@ -75,8 +75,8 @@ class Predictor:
 
         Args:
             folder: what `save_pretrained` wrote, with its tokenizer.
-            engine: "torch", on the GPU if there is one; "onnx" or "onnx-int8", what `offramp export` wrote; "auto"
-                chooses one (see `offramp.inference.choose_engine`).
+            engine: "torch", on the GPU if there is one; "onnx", "onnx-int8" or "openvino", what `offramp export` wrote;
+                "auto" chooses one (see `offramp.inference.choose_engine`).
             operating_point: a point, or the name of one saved with the model; None = full depth. A model without a
                 point called "default" runs at full depth.
             threads: that compute a batch, at least 1. None = for a graph 1; for torch OMP_NUM_THREADS, else one a core,

@@ -62,7 +62,8 @@ def record(
         dataset: a file or a data set's name (see `offramp.data`), whose labels are kept if every row has one; examples
             or texts in memory; or rows that are tokenized already: mappings with `input_ids` (`pixel_values` of images)
             and perhaps `labels`, such as a `datasets.Dataset`. Texts need a model's folder.
-        engine: what runs the model: "torch", or for a folder "onnx" or "onnx-int8", which `offramp export` wrote.
+        engine: what runs the model: "torch", or for a folder "onnx", "onnx-int8" or "openvino", which `offramp export`
+            wrote.
         columns: which columns of a file to read.
         split: which part of a named data set to read.
         reading: how to read a file, where its name does not say it.
