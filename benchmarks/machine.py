@@ -7,20 +7,24 @@ import importlib.metadata
 import platform
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+MODULES = {"scikit-learn": "sklearn"}
+
 
 def provenance() -> dict[str, object]:
     """Command, date, versions and machine of this run."""
-    packages = ("torch", "transformers", "numpy", "scikit-learn", "onnxruntime")
+    packages = ("torch", "transformers", "numpy", "scikit-learn", "onnxruntime", "openvino", "nncf", "ctranslate2")
+    installed = (name for name in packages if find_spec(MODULES.get(name, name)) is not None)
     return {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
+            **{name: importlib.metadata.version(name) for name in installed},
         },
         "processor": _processor(),
         "threads": torch.get_num_threads(),
