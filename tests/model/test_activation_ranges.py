@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from offramp.errors import InvalidInput
+from offramp.model import activation_ranges
 from offramp.model.activation_ranges import ActivationRanges, measure_ranges, read_ranges
 from offramp.types.graph_file import RANGES_FILE
 from support.models import padded, rows_for, save_folder, tiny_model
@@ -43,6 +44,27 @@ def test_a_range_is_of_real_tokens_at_each_layer(family: str) -> None:
         ends = min(value.min().item() for value in values), max(value.max().item() for value in values)
         assert ranges.by_layer[layer][module] == pytest.approx(ends, abs=1e-5)
     assert (ranges.rows, ranges.data) == (12, "rows in memory")
+
+
+def test_a_range_is_the_mean_over_batches_without_the_tail_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tiny_model(), rows_for(tiny_model(), 64)
+    layer, name = model.backbone.encoder.layer[0], "encoder.layer.0.intermediate.dense"
+    values: list[torch.Tensor] = []
+    layer.intermediate.dense.register_forward_pre_hook(lambda _, inputs: values.append(inputs[0].clone()))
+    order = sorted(range(64), key=lambda number: -len(rows[number]["input_ids"]))
+    ends = []
+    for start in (0, 32):
+        batch = padded(model, [rows[number] for number in order[start : start + 32]])
+        with torch.no_grad():
+            model(**batch)
+        numbers = values[-1][batch["attention_mask"].bool()].flatten().sort().values
+        beyond = len(numbers) // 100
+        assert beyond > 5
+        ends.append((numbers[beyond].item(), numbers[-1 - beyond].item()))
+    monkeypatch.setattr(activation_ranges, "TAIL", 0.01)
+    low, high = measure_ranges(model, rows).by_layer[1][name]
+    assert low == pytest.approx((ends[0][0] + ends[1][0]) / 2, abs=1e-6)
+    assert high == pytest.approx((ends[0][1] + ends[1][1]) / 2, abs=1e-6)
 
 
 def test_layers_together_have_the_union() -> None:
