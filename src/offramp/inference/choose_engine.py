@@ -91,16 +91,26 @@ def choose_engine(
             batches = f"batches of {batch_size}" if batch_size > 1 else "single rows"
             reason = f"the fastest measured here for {batches}, {ms:.3g} ms a sample with {table.threads_text()}"
             return Choice(engine, table.threads, workers, reason)
-    # the exported graphs: the point's own, else those in float32 (or bfloat16)
+    return _graph_or_torch(folder, point, threads, workers)
+
+
+def _graph_or_torch(
+    folder: str | os.PathLike[str], point: OperatingPoint | None, threads: int | None, workers: int | None
+) -> Choice:
+    """Choose the exported graph that the point was measured with, else one in float32 (or bfloat16), else torch."""
+    recorded = measured_with(point)
+    own = _name_of(recorded)
     graphs = {own: recorded} if own in GRAPHS else {name: f"{name}-float32" for name in ("onnx", "openvino")}
-    faults = {graph: fault(folder, graph, point, name) for graph, name in graphs.items()}
-    graph = next((graph for graph, fault in faults.items() if fault is None), None)
-    if graph is not None:
-        of_point = " and the operating point was measured with it" if graph == own else ""
-        return Choice(graph, threads, workers, f"its graph is exported{of_point}")
+    faults: dict[str, str] = {}
+    for graph, name in graphs.items():
+        reason = fault(folder, graph, point, name)
+        if reason is None:
+            of_point = " and the operating point was measured with it" if graph == own else ""
+            return Choice(graph, threads, workers, f"its graph is exported{of_point}")
+        faults[graph] = reason
     present = [graph for graph in graphs if find_file(folder, GRAPHS[graph]) and find_spec(RUNTIMES[graph][0])]
     without = faults[next(iter(present or graphs))]
-    return Choice("torch", threads, workers, str(without), without if present else None)
+    return Choice("torch", threads, workers, without, without if present else None)
 
 
 def costs_here(folder: str | os.PathLike[str]) -> tuple[CostTable, ...]:
