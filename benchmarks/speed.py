@@ -46,7 +46,7 @@ from speed_report import page
 
 SIZES, ROWS, ROUNDS = (1, 8, 32), 512, 5
 SLOW = 2.0
-"""A full-depth model that takes so many times the fastest one's time in the trial at batch size 1 does not race."""
+"""A full-depth model that takes so many times the fastest one's time in the trial does not race at that batch size."""
 GRID = (1, 2)
 """Multiples of the loss that is allowed, asked for as they are; the point itself has a standard error to spare."""
 RESULTS = Path(__file__).parent / "results"
@@ -139,7 +139,7 @@ def ready_to_race(race: Race, size: int, slow: set[tuple[str, ...]]) -> tuple[li
     Args:
         race: the task.
         size: of the batches.
-        slow: groups of full-depth models that do not take part; those that turn out slow are added.
+        slow: groups of full-depth models that are not tried; those in torch that turn out slow are added.
     """
     examples = race.prepared.held_out
     texts = [examples.texts[row] for row in race.numbers.tolist()]
@@ -147,7 +147,7 @@ def ready_to_race(race: Race, size: int, slow: set[tuple[str, ...]]) -> tuple[li
     plain = [one for one in race.plain.contestants() if one.group not in slow]
     full = sorted(fastest_settings(plain, texts, size), key=lambda one: one.seconds)
     left_out = [one for one in full if one.seconds > SLOW * full[0].seconds]
-    slow |= {one.contestant.group for one in left_out}
+    slow |= {one.contestant.group for one in left_out if one.contestant.engine.startswith("torch")}
     loaders = {engine: engine_loader(folder, engine) for engine in ENGINES}
     early, tokenizer = [], load_tokenizer(folder)
     for engine, points in race.points.items():

@@ -222,7 +222,11 @@ def contestants(results: Results) -> Iterator[str]:
                 for row in cell["rows"]
             ]
             slow = [f"{name} ({times:.1f} times)" for name, times in cell["not_raced"].items()]
-            note = f"Slower in the trial, and not raced from here on: {', '.join(slow)}.\n\n" if slow else ""
+            note = (
+                f"Slower in the trial, and not raced (in torch, not tried again): {', '.join(slow)}.\n\n"
+                if slow
+                else ""
+            )
             yield f"### {NAMES[task]}, batch {size}\n\n{note}" + "\n".join(table(head, rows))
 
 
