@@ -161,14 +161,14 @@ def choose(prepared: Prepared, engine: str) -> PreparedPolicy:
 
 
 def choose_exits(prepared: Prepared) -> PreparedPolicy:
-    """Return the policy for the exits that pay, on the choosing half in float32: exits go as long as that saves."""
+    """Return the policy for the exits that pay, on the choosing half in float32: those that save nothing go."""
     trace, target = prepared.trace("torch").take(prepared.choosing()), Target(max_drop=prepared.allowed)
     best, cost = priced(trace, target)
     while best.rows.depth > 2:
         layers = best.rows.layer_numbers
         fewer = [priced(trace.select([*layers[:exit], *layers[exit + 1 :]]), target) for exit in range(len(layers) - 1)]
         other, less = min(fewer, key=lambda pair: pair[1])
-        if less >= cost:
+        if less > cost:
             break
         best, cost = other, less
     return best
