@@ -18,6 +18,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.policies.confidence import Entropy
 from offramp.policies.replay import replay, scores
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, write_points
+from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from support.models import (
     LAYERS,
@@ -246,10 +247,24 @@ def test_a_pickled_predictor_answers_the_same_with_its_threads(folder: Path, mon
     assert threads == [3, 3]
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5])
-def test_less_than_one_thread_is_refused(folder: Path, threads: Any) -> None:
-    with pytest.raises(InvalidInput, match=f"threads must be at least 1, got {threads}"):
-        Predictor.load(folder, threads=threads)
+@pytest.mark.parametrize("number", [0, -1, 1.5, True])
+@pytest.mark.parametrize("name", ["threads", "workers", "batch_size"])
+def test_less_than_one_thread_or_row_is_refused(folder: Path, name: str, number: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"{name} must be at least 1, got {number}"):
+        Predictor.load(folder, **{name: number})
+
+
+def test_probabilities_of_several_labels_do_not_depend_on_the_row_of_the_batch() -> None:
+    predictor = predictor_of(tiny_model(id2label=NAMES, problem_type=MULTI_LABEL))
+    logits = torch.randn(129, 3, generator=torch.Generator().manual_seed(0)) * 3
+
+    def answered(start: int, end: int) -> list[dict[str, Any]]:
+        count = end - start
+        answers = Answers(logits[start:end], torch.full((count,), LAYERS), torch.zeros(count, dtype=torch.bool))
+        return predictor._to_answers(answers, None)
+
+    alone = [answer for row in range(129) for answer in answered(row, row + 1)]
+    assert [answered(start, 129) for start in (0, 1, 6)] == [alone[start:] for start in (0, 1, 6)]
 
 
 # What is refused.

@@ -81,9 +81,17 @@ def test_a_file_is_of_its_weights(tmp_path: Path) -> None:
     kept = ActivationRanges.load(folder)
     assert kept is not None
     assert (kept.by_layer, kept.rows, kept.data) == (ranges.by_layer, 4, "a file")
+    tiny_model().save_pretrained(folder)  # keeps those of its own weights
+    assert ActivationRanges.load(folder) == kept
+    text = (folder / RANGES_FILE).read_text(encoding="utf-8")
     tiny_model(seed=3).save_pretrained(folder)
+    assert not (folder / RANGES_FILE).exists()
+    (folder / RANGES_FILE).write_text(text, encoding="utf-8")
     assert ActivationRanges.load(folder) is None
     assert read_ranges(folder) == kept
+    (folder / RANGES_FILE).write_text("{", encoding="utf-8")
+    tiny_model(seed=3).save_pretrained(folder)
+    assert (folder / RANGES_FILE).read_text(encoding="utf-8") == "{"  # cannot be read, so it stays
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def load_engine(
     Raises:
         UnknownName: no such engine.
         InvalidInput: nothing can be loaded from there; no such graph, or one of other weights; a point that the engine
-            cannot run, or that its certificate does not hold for; fewer than one thread.
+            cannot run, or that its certificate does not hold for; fewer than one thread, or rows of a batch below one.
     """
     return load_with_workers(folder, engine, point, threads, None, batch_size, allow_other_engine)[0]
 
@@ -74,6 +74,7 @@ def load_with_workers(
     check_name(engine)
     _check_count("threads", threads)
     _check_count("workers", workers)
+    _check_count("batch_size", batch_size)
     choice = Choice(engine, threads, workers, "asked for")
     if engine == AUTO:
         choice = choose_engine(folder, point, threads, workers, batch_size, allow_other_engine)

@@ -9,6 +9,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -230,7 +231,10 @@ def _top_scores(
     logits: Tensor, problem_type: str, names: Mapping[int, str], count: int | None
 ) -> Iterator[dict[str, float]]:
     """Yield each row's most probable labels with their probabilities, the largest first; logits are (B, C)."""
-    probabilities = logits.sigmoid() if problem_type == MULTI_LABEL else logits.softmax(dim=-1)
+    if problem_type == MULTI_LABEL:  # `sigmoid` rounds a number by its position in the batch, `softmax` does not
+        probabilities = torch.stack((logits, torch.zeros_like(logits)), dim=-1).softmax(dim=-1)[..., 0]
+    else:
+        probabilities = logits.softmax(dim=-1)
     ranked = probabilities.sort(descending=True, stable=True)
     for labels, values in zip(ranked.indices[:, :count].tolist(), ranked.values[:, :count].tolist(), strict=True):
         yield {names[label]: value for label, value in zip(labels, values, strict=True)}

@@ -15,7 +15,7 @@ from offramp.model.card import read_card, save_points, write_card
 from offramp.model.hub import load_points
 from offramp.types.costs_file import COSTS_FILE, read_costs
 from offramp.types.export_command import export_command
-from offramp.types.graph_file import GRAPHS, stale, weights_beside
+from offramp.types.graph_file import GRAPHS, RANGES_FILE, stale, weights_beside
 from offramp.types.model_content import WEIGHTS_FILE, WEIGHTS_INDEX, ModelContent
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points, write_points
 from offramp.types.whole_file import whole_file
@@ -31,8 +31,8 @@ def finish_folder(
 ) -> dict[str, OperatingPoint]:
     """Make the files beside newly written weights true, and say what was removed.
 
-    Points that were chosen for other weights are not written, graphs and cost tables of other weights are removed, the
-    card is written or lists the points that there are.
+    Points that were chosen for other weights are not written, graphs, cost tables and ranges of activations of other
+    weights are removed, the card is written or lists the points that there are.
 
     Args:
         folder: with the weights and the configuration.
@@ -58,6 +58,7 @@ def finish_folder(
     elif _readable_points(folder / POINTS_FILE):
         (folder / POINTS_FILE).unlink()
         logger.warning("%s: removed, the model has no operating points", folder / POINTS_FILE)
+    _remove_stale_ranges(folder)  # before the graphs: without ranges another command makes an int8 graph anew
     for engine in GRAPHS:
         _remove_stale_graph(engine, content)
     _remove_stale_costs(folder)
@@ -176,3 +177,18 @@ def _remove_stale_costs(folder: Path) -> None:
     if stale_costs:
         (folder / COSTS_FILE).unlink()
         logger.warning("%s: of other weights; it is removed, `offramp bench` measures anew", folder / COSTS_FILE)
+
+
+def _remove_stale_ranges(folder: Path) -> None:
+    """Remove ranges of activations that are not of the weights in the folder; a file that cannot be read stays."""
+    from offramp.model.activation_ranges import ActivationRanges  # which imports the model
+
+    path = folder / RANGES_FILE
+    try:
+        stale_ranges = path.exists() and ActivationRanges.load(folder) is None
+    except InvalidInput:
+        return
+    if stale_ranges:
+        path.unlink()
+        remedy = export_command(folder, "onnx-int8")
+        logger.warning("%s: of other weights; it is removed, %s measures anew", path, remedy)
