@@ -7,9 +7,11 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from offramp.errors import InvalidInput
 from offramp.inference.onnx import quantize as quantizing
-from offramp.inference.onnx.quantize import quantize
+from offramp.inference.onnx.quantize import exact_int8, quantize
 from offramp.inference.onnx.token_padding import pad_tokens
+from offramp.model.activation_ranges import ActivationRanges
 
 GENERATOR = np.random.default_rng(0)
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -139,6 +141,12 @@ def test_layers_that_read_one_value_share_its_integers_and_those_without_a_range
     model = graph(nodes, {"x": ["rows", 2]}, {f"y{n}": ["rows", 2] for n in range(3)}, **weights)
     kinds = [node.op_type for node in quantize(model, {"layer0": (0.0, 1.0), "layer1": (0.0, 1.0)}).graph.node]
     assert kinds == ["QuantizeLinear", "MatMulIntegerToFloat", "MatMulIntegerToFloat", "MatMul"]
+
+
+def test_ranges_that_miss_a_layer_are_refused() -> None:
+    prepare = exact_int8(ActivationRanges({1: {"layer": (0.0, 1.0)}}, 1, "rows"))
+    with pytest.raises(InvalidInput, match=r"activation_ranges\.json: no ranges for layer 2; remove it"):
+        prepare(SUM, [1, 2], {})
 
 
 def test_a_large_table_is_stored_in_integers_with_a_scale_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

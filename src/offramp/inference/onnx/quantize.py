@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from offramp.errors import InvalidInput
 from offramp.inference.onnx.export_blocks import Prepare
 from offramp.inference.onnx.token_padding import pad_tokens
-from offramp.model.activation_ranges import ActivationRanges, Range
+from offramp.model.activation_ranges import EMBEDDING, ActivationRanges, Range
+from offramp.types.graph_file import RANGES_FILE
 
 LARGE = 1 << 18  # numbers in an embedding's table, from which on it is stored in 8 bits
 ENCODER = "model.backbone."
@@ -27,9 +29,15 @@ LEAST_SCALE = 1e-9
 
 
 def exact_int8(ranges: ActivationRanges) -> Prepare:
-    """Return what quantizes the pieces of a model with these ranges, for `export_parts`."""
+    """Return what quantizes the pieces of a model with these ranges, for `export_parts`.
+
+    It raises InvalidInput where there are ranges, but none for a layer.
+    """
 
     def prepare(piece: ModelProto, layers: Sequence[int], modules: Mapping[str, str]) -> ModelProto:
+        missing = set(layers) - set(ranges.by_layer) - {EMBEDDING} if ranges.by_layer else set()
+        if missing:
+            raise InvalidInput(f"{RANGES_FILE}: no ranges for layer {min(missing)}; remove it, and export with --data")
         by_module = ranges.within(layers)
         in_graph = {path: by_module[own] for path, own in modules.items() if own in by_module}
         return quantize(pad_tokens(piece), in_graph)
