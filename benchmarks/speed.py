@@ -44,7 +44,7 @@ from speed_models import ALLOWED, ENGINES, Prepared, add_options, all_prepared, 
 from speed_profile import int8_ratios, layer_costs, profile
 from speed_report import page
 
-SIZES, ROWS, ROUNDS = (1, 8, 32), 512, 5
+SIZES, ROWS, ROUNDS = (1, 8, 32), 256, 5
 SLOW = 2.0
 """A full-depth model that takes so many times the fastest one's time in the trial does not race at that batch size."""
 GRID = (1, 2)
