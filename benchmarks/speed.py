@@ -7,7 +7,7 @@ Six tasks, the default encoder with six layers and a lexical exit (`speed_models
 the rows that nothing was trained on chooses thresholds, from a trace of the engine that runs; the other half reports:
 what is lost there is replayed on all of its rows, and ROWS of them race. The contestants are those of `offramp bench`,
 each in its fastest threads and workers, and take turns. Results of a task lie under `--runs`, and a run goes on where
-it was stopped. Writes `benchmarks/results/speed.json` and `speed.md`. Some 25 minutes on two idle cores.
+it was stopped. Writes `benchmarks/results/speed.json` and `speed.md`. Half an hour on two idle cores.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ from speed_models import ALLOWED, ENGINES, Prepared, add_options, all_prepared, 
 from speed_profile import int8_ratios, layer_costs, profile
 from speed_report import page
 
-SIZES, ROWS, ROUNDS = (1, 8, 32), 256, 5
+SIZES, ALL_SIZES = (1, 32), {"clinc150": (1, 8, 32), "sst2": (1, 8, 32)}
+"""Batch sizes of a task, and of those with targets for each."""
+ROWS, ROUNDS = 256, 5
 SLOW = 2.0
 """A full-depth model that takes so many times the fastest one's time in the trial does not race at that batch size."""
 GRID = (1, 2)
@@ -208,7 +210,7 @@ def measure(prepared: Prepared) -> dict[str, Any]:
         race = Race(prepared, model, plain)
         texts = [examples.texts[row] for row in race.numbers.tolist()]
         labels = torch.tensor([examples.labels[row] for row in race.numbers.tolist()])
-        for size in SIZES:
+        for size in ALL_SIZES.get(prepared.cell.task, SIZES):
             print(folder.name, size, flush=True)
             ready, trial = ready_to_race(race, size, slow)
             costs = {engine: layer_costs(folder, engine, texts, size) for engine in ENGINES}
