@@ -18,6 +18,8 @@ from offramp.bench.contestant import TextAnswers, TextRun
 from offramp.data.rows import Text
 from offramp.types.outputs import Answers
 
+SETTLE_S = 0.05
+"""Seconds between two calls: threads of ONNX Runtime wait for more work for some 20 ms, on a core that others need."""
 REQUESTS, LEAST_REQUESTS = 32, 8  # texts in timed requests, and the number of requests
 Name = TypeVar("Name", bound=Hashable)
 Inputs = dict[str, Tensor]
@@ -30,7 +32,7 @@ def time_interleaved(
 ) -> dict[Name, list[float]]:
     """Return the seconds of every call, by run; each round calls all runs once, after one round that does not count.
 
-    Python's garbage is collected before a call, not during it.
+    Python's garbage is collected before a call, not during it, and threads of the run before get time to stop spinning.
 
     Args:
         runs: functions of the number of the round.
@@ -43,6 +45,7 @@ def time_interleaved(
         for number in range(rounds + 1):
             for name, run in runs.items():
                 gc.collect()
+                time.sleep(SETTLE_S)
                 start = time.perf_counter()
                 run(number)
                 if number:
