@@ -18,7 +18,7 @@ from offramp.inference.workers import cores
 log = logging.getLogger("offramp")
 
 TRIALS = 3  # passes over the texts of a trial
-TRIAL_ROWS = 128  # or four batches for each core: fewer texts take too little time to compare
+TRIAL_ROWS = 64  # or four batches for each core: fewer texts take too little time to compare
 
 
 @dataclass(frozen=True)
