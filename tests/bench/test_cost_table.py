@@ -27,6 +27,9 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now
 
+    def sleep(self, seconds: float) -> None:
+        """Between two calls nothing runs, and nothing counts."""
+
 
 class Timed:
     """An engine that takes so many seconds a row at each exit, and remembers its batches."""

@@ -24,6 +24,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.policies.divergence import DIVERGENCES, WINDOWS, Divergence
 from offramp.policies.ensemble import MEMBERS
 from offramp.policies.registry import POLICIES
+from offramp.types.graph_file import RANGES_FILE
 from offramp.types.operating_point import POINTS_FILE, read_points
 from offramp.types.trace import Trace
 from support.command_line import offramp
@@ -149,7 +150,7 @@ def test_python_m_offramp_is_the_command_line() -> None:
 def test_training_leaves_a_model_folder_with_a_default_point_and_nothing_else(place: Path) -> None:
     files = {file.name for file in (place / "model").iterdir()}
     wanted = {"config.json", "model.safetensors", "README.md", POINTS_FILE, "tokenizer.json", "tokenizer_config.json"}
-    assert files == wanted | {LINES_FILE}
+    assert files == wanted | {LINES_FILE, RANGES_FILE}
     told = json.loads((place / "told.json").read_text())
     assert told["layers"] == [0, 1, 2, 3, 4]
     assert told["metric"] == "accuracy"
