@@ -157,22 +157,24 @@ def ready_to_race(race: Race, size: int, slow: set[tuple[str, ...]]) -> tuple[li
         fastest = fastest_settings([first], texts, size)
         early += [*fastest, *(same_setting(other, fastest[0]) for other in others if fastest)]
     best = min(early, key=lambda one: one.seconds).contestant.engine
-    rest = fastest_settings(adaptive(best, loaders[best], tokenizer, {FULL: None}), texts, size)
+    compared = fastest_settings(adaptive(best, loaders[best], tokenizer, {FULL: None}), texts, size)
     assert race.plain.lexical is not None
     alone = [race.plain.lexical.contestant(encoder)]
     for cut in next(filter(None, (race.plain.cut_in(one.contestant.name) for one in full)), []):
         alone.append(cut.contestant(encoder))
-    rest += fastest_settings(alone, texts, size)
+    compared += fastest_settings(alone, texts, size)
     shares = {}
     for number, (name, point) in enumerate(race.points[best].items()):
         contestant, shares[name] = race.cascade(f"cascade as right as {name}", full[0].contestant, point, best)
-        rest += fastest_settings([contestant], texts, size) if not number else [same_setting(contestant, rest[-1])]
+        compared += (
+            fastest_settings([contestant], texts, size) if not number else [same_setting(contestant, compared[-1])]
+        )
     trial = {
         "adaptive": best,
         "before_layer_1_of_cascades": shares,
         "not_raced": {one.contestant.name: one.seconds / full[0].seconds for one in left_out},
     }
-    return [*(one for one in full if one not in left_out), *early, *rest], trial
+    return [*(one for one in full if one not in left_out), *early, *compared], trial
 
 
 def same_setting(contestant: Contestant, other: Ready) -> Ready:

@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write token rows, thresholds and Python's answers.")
     parser.add_argument("folder", help="the model's, with its exported file")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--engine", choices=GRAPHS, default="onnx-int8")
+    parser.add_argument("--engine", choices=ALLOWED, default="onnx-int8")
     options = parser.parse_args()
     try:
         told = answers(options.folder, options.engine)
@@ -63,7 +63,7 @@ def answers(folder: str, engine: str) -> dict[str, Any]:
     graph = predictor.engine
     assert isinstance(graph, OnnxEngine)
     thresholds = replace(
-        predictor.point, thresholds=tuple(graph.limits(predictor.point)), exit_layers=tuple(graph.layers)
+        predictor.point, thresholds=tuple(graph.points.limits(predictor.point)), exit_layers=tuple(graph.layers)
     )
     pad = graph.config.pad_token_id
     texts = [row.text for row in islice(read_rows(SAMPLE, split="test"), COUNT)]

@@ -24,6 +24,7 @@ def test_the_story_is_told_to_its_end(
 
     monkeypatch.setattr(story, "train", untrained)
     monkeypatch.setattr(story, "CALLS", {1: 2, 32: 1})
+    monkeypatch.setattr(story, "ROUNDS", 1)
     told = main_job(tmp_path, 0, 1)
     assert told["layers"] == [0, 1, 2, 3, 4]
     assert len(told["layerwise"]) == 1 + LAYERS

@@ -48,13 +48,13 @@ class Entry:
         full = [one for one in ready if one.contestant.kind == "full-depth" and one.contestant.name != FULL]
         full.sort(key=lambda one: one.seconds)
         cuts = next(filter(None, (self.plain.cut_in(one.contestant.name) for one in full)), [])
-        rest = [cut.contestant(encoder) for cut in cuts]
+        others = [cut.contestant(encoder) for cut in cuts]
         if self.plain.lexical is not None:
             (lexical,) = self._fastest([self.plain.lexical.contestant(encoder)], batch_size)
             ready.append(lexical)
             if self.model.config.problem_type != REGRESSION:
-                rest += self._cascades(ready, full[0], lexical, batch_size)
-        return [*ready, *self._fastest(rest, batch_size)]
+                others += self._cascades(ready, full[0], lexical, batch_size)
+        return [*ready, *self._fastest(others, batch_size)]
 
     def _fastest(self, contestants: Sequence[Contestant], batch_size: int) -> list[Ready]:
         return fastest_settings(contestants, self.texts, batch_size)

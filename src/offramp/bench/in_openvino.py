@@ -6,10 +6,7 @@ first comes; all have come before the timing begins.
 
 from __future__ import annotations
 
-import io
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,9 +57,11 @@ def in_openvino(graph: ModelProto, folder: Path, examples: Sequence[Batch]) -> l
 
 def quantized(model: Any, examples: Sequence[Batch]) -> Any:
     """Return a model of OpenVINO in int8, with ranges from examples."""
-    with _quiet_nncf():
-        import nncf
+    import nncf
 
+    from offramp.inference.openvino.quantize import quiet_nncf
+
+    with quiet_nncf():
         data = nncf.Dataset([dict(batch) for batch in examples])
         return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(examples))
 
@@ -97,16 +96,3 @@ def _load(
         return logits
 
     return run
-
-
-@contextmanager
-def _quiet_nncf() -> Iterator[None]:
-    """Keep what NNCF logs, and its progress bars, out of the output."""
-    logger = logging.getLogger("nncf")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(before)

@@ -60,7 +60,7 @@ def bench(
     full-depth model. Each runs with the threads and workers that are fastest for it here. The output ends with a
     conclusion.
 
-    A six-layer MiniLM takes about five minutes on two cores with the usual options; fewer --rows, --rounds, batch sizes
+    A six-layer MiniLM takes some six minutes on two cores with the usual options; fewer --rows, --rounds, batch sizes
     or engines take less. The machine should run nothing else meanwhile.
 
     \b

@@ -95,8 +95,8 @@ def read_ranges(folder: str | os.PathLike[str]) -> ActivationRanges | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data.pop("format") > RANGES_FORMAT:
-            raise newer_format(path, json.loads(path.read_text(encoding="utf-8"))["format"], RANGES_FORMAT)
+        if data["format"] > RANGES_FORMAT:
+            raise newer_format(path, data["format"], RANGES_FORMAT)
         by_layer = {
             int(layer): {str(module): (float(low), float(high)) for module, (low, high) in modules.items()}
             for layer, modules in data["by_layer"].items()

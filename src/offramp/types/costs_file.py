@@ -54,8 +54,8 @@ def save_costs(folder: str | os.PathLike[str], tables: Sequence[CostTable]) -> N
     weights = ModelContent(Path(folder)).weights()
     if weights is None:
         raise InvalidInput(f"{os.fspath(folder)}: no weights as safetensors; cost tables are kept beside a model's")
-    kept = {_key(table): table for table in (*(read_costs(folder) or ()), *tables)}
-    data = {"format": COSTS_FORMAT, "weights": weights, "tables": [asdict(table) for table in kept.values()]}
+    by_key = {_key(table): table for table in (*(read_costs(folder) or ()), *tables)}
+    data = {"format": COSTS_FORMAT, "weights": weights, "tables": [asdict(table) for table in by_key.values()]}
     with whole_file(Path(folder) / COSTS_FILE) as file:
         file.write(json.dumps(data, indent=2) + "\n")
 

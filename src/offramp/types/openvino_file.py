@@ -11,7 +11,7 @@ from pathlib import Path
 
 from offramp.errors import InvalidInput
 
-OURS = "offramp"
+ELEMENT = "offramp"
 """The element of the file's own notes (rt_info) that holds the metadata."""
 
 
@@ -29,9 +29,11 @@ def read_xml_metadata(path: Path) -> dict[str, str]:
         raise InvalidInput(f"{path}: {error.strerror}") from None
     if not content.rstrip().endswith(b"</net>"):
         raise InvalidInput(f"{path}: not a model of OpenVINO, or cut")
-    start = content.rfind(f"<{OURS}>".encode())
+    start = content.rfind(f"<{ELEMENT}>".encode())
     try:
-        element = ElementTree.fromstring(content[start : content.rfind(f"</{OURS}>".encode())] + f"</{OURS}>".encode())
+        element = ElementTree.fromstring(
+            content[start : content.rfind(f"</{ELEMENT}>".encode())] + f"</{ELEMENT}>".encode()
+        )
     except ElementTree.ParseError:
         return {}
     return {entry.attrib["key"]: entry.attrib["value"] for entry in element if {"key", "value"} <= entry.attrib.keys()}
@@ -62,7 +64,7 @@ def finish_xml(path: Path, metadata: Mapping[str, str], in_float32: Callable[[st
     root = tree.getroot()
     if (notes := root.find("rt_info")) is not None:  # how it was made, by which versions: not the same in every run
         root.remove(notes)
-    ours = ElementTree.SubElement(ElementTree.SubElement(root, "rt_info"), OURS)
+    notes = ElementTree.SubElement(ElementTree.SubElement(root, "rt_info"), ELEMENT)
     for key, value in metadata.items():
-        ElementTree.SubElement(ours, "entry", {"key": key, "value": value})
+        ElementTree.SubElement(notes, "entry", {"key": key, "value": value})
     tree.write(path, encoding="utf-8", xml_declaration=True)

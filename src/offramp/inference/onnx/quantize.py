@@ -68,8 +68,8 @@ class _Piece:
         weights: its weights, by name.
         readers: of each value.
         nodes: so far.
-        added: weights so far.
-        merged: numbers, by identity, of the sums that are part of a product already.
+        added: weights so far, by name.
+        merged: sums that are part of a product already.
         inputs: value and range -> value in 8 bits.
     """
 
@@ -78,7 +78,7 @@ class _Piece:
     weights: Mapping[str, TensorProto]
     readers: Mapping[str, Sequence[NodeProto]]
     nodes: list[NodeProto] = field(default_factory=list)
-    added: list[TensorProto] = field(default_factory=list)
+    added: dict[str, TensorProto] = field(default_factory=dict)
     merged: set[str] = field(default_factory=set)
     inputs: dict[tuple[str, Range], str] = field(default_factory=dict)
 
@@ -108,8 +108,8 @@ class _Piece:
         model = ModelProto()
         model.CopyFrom(self.before)
         read = {value for node in self.nodes for value in node.input}
-        kept = [weight for weight in (*self.weights.values(), *self.added) if weight.name in read]
-        for target, content in ((model.graph.node, self.nodes), (model.graph.initializer, kept)):
+        weights = [weight for weight in (*self.weights.values(), *self.added.values()) if weight.name in read]
+        for target, content in ((model.graph.node, self.nodes), (model.graph.initializer, weights)):
             del target[:]
             target.extend(content)
         del model.graph.value_info[:]
@@ -156,16 +156,15 @@ class _Piece:
 
     def _in_8_bits(self, value: str, ends: Range) -> tuple[str, str, str]:
         """Return the names of a value in 8 bits, of its scale and of its zero point; the range includes 0."""
-        low, high = min(ends[0], 0.0), max(ends[1], 0.0)
-        scale = np.float32(max((high - low) / 255, LEAST_SCALE))
-        zero = np.uint8(np.clip(round(-low / float(scale)), 0, 255))
-        name = self.inputs.setdefault((value, ends), f"{value}.in8bits{len(self.inputs)}")
-        names = name, f"{name}.scale", f"{name}.zero"
-        if not any(name in node.output for node in self.nodes):
-            self._weight(names[1], scale)
-            self._weight(names[2], zero)
-            self.nodes.append(helper.make_node("QuantizeLinear", [value, *names[1:]], [name], name))
-        return names
+        if (value, ends) not in self.inputs:
+            name = self.inputs[value, ends] = f"{value}.in8bits{len(self.inputs)}"
+            low, high = min(ends[0], 0.0), max(ends[1], 0.0)
+            scale = np.float32(max((high - low) / 255, LEAST_SCALE))
+            zero = np.uint8(np.clip(round(-low / float(scale)), 0, 255))
+            numbers = [self._weight(f"{name}.scale", scale), self._weight(f"{name}.zero", zero)]
+            self.nodes.append(helper.make_node("QuantizeLinear", [value, *numbers], [name], name))
+        name = self.inputs[value, ends]
+        return name, f"{name}.scale", f"{name}.zero"
 
     def _look_up(self, node: NodeProto) -> None:
         """Add a look-up in a table of integers, each row of which has a scale."""
@@ -182,8 +181,8 @@ class _Piece:
 
     def _weight(self, name: str, value: np.ndarray | np.generic) -> str:
         """Add a weight, if there is none of this name, and return the name."""
-        if all(weight.name != name for weight in self.added):
-            self.added.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
+        if name not in self.added:
+            self.added[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name)
         return name
 
     def _is_large(self, name: str) -> bool:

@@ -46,6 +46,7 @@ class _Padded:
         outputs: of the piece.
         nodes: so far.
         constants: so far, by name.
+        padded: values with zeros, or other numbers, appended.
         softmax: output of a softmax -> the padded one.
         extra: the length of an axis -> the name of how many columns it lacks, in the form of `Pad`.
     """
@@ -56,6 +57,7 @@ class _Padded:
     outputs: set[str]
     nodes: list[NodeProto] = field(default_factory=list)
     constants: dict[str, TensorProto] = field(default_factory=dict)
+    padded: set[str] = field(default_factory=set)
     softmax: dict[str, str] = field(default_factory=dict)
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -141,7 +143,8 @@ class _Padded:
     def _pad(self, value: str, axis: int, filler: float = 0.0) -> str:
         """Add what appends columns or rows to a value, and return the name of the result."""
         name = f"{value}.padded{-axis}"
-        if all(name not in node.output for node in self.nodes):
+        if name not in self.padded:
+            self.padded.add(name)
             fill = self._constant(f"padding.fill{filler:g}", filler, np.float32)
             axes = self._constant(f"padding.from_end{-axis}", [axis])
             inputs = [value, self._lacking(value, axis), fill, axes]

@@ -34,7 +34,7 @@ def quantize(model: openvino.Model, flat: openvino.Model, rows: Sequence[Mapping
     """
     names = {operation.get_friendly_name() for operation in flat.get_ops()}
     linear = {operation.get_friendly_name() for operation in flat.get_ops() if _is_linear(operation)}
-    with _quiet():
+    with quiet_nncf():
         quantized = nncf.quantize(
             flat,
             nncf.Dataset(rows),
@@ -106,7 +106,7 @@ def _copy(node: openvino.Node, value: openvino.Output) -> openvino.Node:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_nncf() -> Iterator[None]:
     """Keep NNCF from printing what it does with each operation, and its progress on standard output."""
     logger = logging.getLogger("nncf")
     level = logger.level
