@@ -52,7 +52,7 @@ def examples(data: Path, split: str, count: int) -> Examples:
 @torch.inference_mode()
 def features(model: MultiExitModel, rows: Rows) -> Tensor:
     """The mean of the tokens after each layer, (L, N, D)."""
-    result = torch.empty(len(model.layers), len(rows), model.config.hidden_size)
+    result = torch.empty(len(model.layers), len(rows), model.config.backbone.hidden_size)
     for numbers in length_sorted(rows, 32):
         carry = model.embed(collate([rows[number] for number in numbers], model.config.pad_token_id))
         for exit in range(len(model.layers)):
