@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from offramp.errors import InvalidInput, NotApplicable, UnknownName
+from offramp.inference.answers import to_answers
+from offramp.inference.flight import LeftRows
 from offramp.inference.predictor import Predictor
 from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine
@@ -18,7 +21,6 @@ from offramp.model.modeling import MultiExitModel
 from offramp.policies.confidence import Entropy
 from offramp.policies.replay import replay, scores
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, write_points
-from offramp.types.outputs import Answers
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from support.models import (
     LAYERS,
@@ -254,14 +256,14 @@ def test_less_than_one_thread_or_row_is_refused(folder: Path, name: str, number:
         Predictor.load(folder, **{name: number})
 
 
-def test_probabilities_of_several_labels_do_not_depend_on_the_row_of_the_batch() -> None:
-    predictor = predictor_of(tiny_model(id2label=NAMES, problem_type=MULTI_LABEL))
-    logits = torch.randn(129, 3, generator=torch.Generator().manual_seed(0)) * 3
+@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL])
+def test_probabilities_do_not_depend_on_the_row_of_the_batch(problem_type: str) -> None:
+    config = tiny_model(id2label=NAMES, problem_type=problem_type).config
+    logits = np.random.default_rng(0).normal(scale=3, size=(129, 3)).astype(np.float32)
 
     def answered(start: int, end: int) -> list[dict[str, Any]]:
-        count = end - start
-        answers = Answers(logits[start:end], torch.full((count,), LAYERS), torch.zeros(count, dtype=torch.bool))
-        return predictor._to_answers(answers, None)
+        rows = np.arange(start, end)
+        return to_answers(LeftRows(rows, logits[rows], np.full(len(rows), LAYERS), rows < 0), config, None, None)
 
     alone = [answer for row in range(129) for answer in answered(row, row + 1)]
     assert [answered(start, 129) for start in (0, 1, 6)] == [alone[start:] for start in (0, 1, 6)]

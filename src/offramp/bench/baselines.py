@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from offramp.bench.contestant import Kind
-from offramp.bench.texts import Array, Batch, BatchRun, PlainModel
+from offramp.bench.texts import Batch, BatchRun, PlainModel
 from offramp.data.batching import Tokens
+from offramp.data.padding import Array
 from offramp.errors import InvalidInput, one_line
 from offramp.inference.workers import cores
 from offramp.model.activation_ranges import EMBEDDING, measure_ranges

@@ -17,7 +17,8 @@ import torch
 from transformers.utils import CONFIG_NAME, logging
 
 from offramp.bench.baselines import log
-from offramp.bench.texts import Array, Batch, BatchRun, PlainModel
+from offramp.bench.texts import Batch, BatchRun, PlainModel
+from offramp.data.padding import Array
 from offramp.errors import one_line
 from offramp.model.modeling import MultiExitModel
 

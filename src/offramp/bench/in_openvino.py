@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offramp.bench.baselines import Runtime, log
-from offramp.bench.texts import Array, Batch, BatchRun
+from offramp.bench.texts import Batch, BatchRun
+from offramp.data.padding import Array
 
 if TYPE_CHECKING:
     from onnx import ModelProto

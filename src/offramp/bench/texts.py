@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from offramp.bench.contestant import Contestant, Kind, TextAnswers, TextRun
 from offramp.data.batching import Tokens, collate, encode, length_sorted, token_limit
+from offramp.data.padding import Array
 from offramp.data.rows import Text
 from offramp.inference.workers import WorkerPool, shared
 from offramp.model.config import MultiExitConfig
 
-Array = np.ndarray[Any, Any]
 Batch = dict[str, Array]
 """`input_ids`, `attention_mask` and, where the encoder has them, `token_type_ids`, (B, T) int64 each."""
 BatchRun = Callable[[Batch], Array]

@@ -30,7 +30,8 @@ from offramp.types.whole_file import refuse_output
 
 if TYPE_CHECKING:
     from offramp.data.rows import Row
-    from offramp.inference.predictor import Answer, Predictor
+    from offramp.inference.answers import Answer
+    from offramp.inference.predictor import Predictor
 
 ENGINE = (
     "The engine that runs the model; auto takes the one that the point was certified with, else the fastest that was "

@@ -9,11 +9,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from offramp.data.padding import padded
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput
 
@@ -214,25 +214,11 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int | None) -> dict
     """
     if "pixel_values" in rows[0]:
         return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
-    longest = max(len(row["input_ids"]) for row in rows)
-    batch = {}
-    for name in rows[0]:
-        if name == "labels":
-            batch[name] = torch.as_tensor([row[name] for row in rows])
-            continue
-        filler = max(pad_token_id or 0, 0) if name == "input_ids" else 0
-        batch[name] = _padded([row[name] for row in rows], longest, filler)
-    if "attention_mask" not in batch:
-        batch["attention_mask"] = _padded([[1] * len(row["input_ids"]) for row in rows], longest, 0)
+    tokens = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+    batch = {name: torch.from_numpy(value) for name, value in padded(tokens, pad_token_id).items()}
+    if "labels" in rows[0]:
+        batch["labels"] = torch.as_tensor([row["labels"] for row in rows])
     return batch
-
-
-def _padded(rows: Sequence[Sequence[int]], longest: int, filler: int) -> Tensor:
-    """Return rows as one tensor (B, T) int64; NumPy takes half the time that torch does for lists."""
-    padded = np.full((len(rows), longest), filler, np.int64)
-    for number, row in enumerate(rows):
-        padded[number, : len(row)] = row
-    return torch.from_numpy(padded)
 
 
 def length_sorted(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[list[int]]:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from offramp.data.batching import collate
 from offramp.data.columns import GUESSED, Columns
+from offramp.data.padding import Array
 from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import InvalidInput
 from offramp.inference.check_graph import Rows, check
 from offramp.inference.engine import Engine
 from offramp.inference.export import CHECKED, ExportReport, with_steps
 from offramp.inference.export_plan import ExportPlan, PolicyLike, agreement, rows_to_compare, scores_beside
-from offramp.inference.graph_inputs import Array
 from offramp.inference.onnx.assemble import assemble
 from offramp.inference.onnx.export_blocks import export_parts
 from offramp.inference.onnx.metadata import GraphMetadata, weights_digest

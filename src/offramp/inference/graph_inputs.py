@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from offramp.data.padding import Array
 from offramp.errors import InvalidInput
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

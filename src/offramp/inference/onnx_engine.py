@@ -6,13 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from offramp.data.batching import check_token_ids
+from offramp.data.padding import Array
 from offramp.inference.engine import Engine
 from offramp.inference.point_check import GraphPoints
 from offramp.model.config import MultiExitConfig
@@ -21,7 +22,7 @@ from offramp.types.operating_point import OperatingPoint
 from offramp.types.outputs import Answers, ExitOutput
 
 if TYPE_CHECKING:
-    from offramp.inference.graph_inputs import Array, GraphOutput
+    from offramp.inference.graph_inputs import GraphOutput
     from offramp.inference.onnx.metadata import GraphMetadata
     from offramp.inference.onnx.session import OnnxSession
 
@@ -45,7 +46,7 @@ class GraphSession(Protocol):
 class _LastLimits:
     """The last point and its limits: batch after batch has the same ones."""
 
-    pair: tuple[OperatingPoint, np.ndarray[Any, Any]] | None = None
+    pair: tuple[OperatingPoint, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class GraphEngine(ABC):
         """Refuse a point that this engine cannot run."""
         self.points.check(point)
 
-    def _limits(self, point: OperatingPoint) -> np.ndarray[Any, Any]:
+    def _limits(self, point: OperatingPoint) -> Array:
         """Return a point's thresholds as an array, (1, L-1)."""
         last = self._last_limits.pair
         if last is None or last[0] is not point:
@@ -94,24 +95,32 @@ class GraphEngine(ABC):
         return last[1]
 
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
-        """Answer a batch at a point; None = full depth.
+        """Answer a batch at a point; None = full depth. See `answer_arrays`."""
+        return Answers(*map(torch.from_numpy, self.answer_arrays(_arrays(inputs), point)))
+
+    def answer_arrays(self, inputs: Mapping[str, Array], point: OperatingPoint | None) -> tuple[Array, Array, Array]:
+        """Return a batch's logits (B, C), exit layers (B,) and failures (B,) at a point; None = full depth.
 
         A row has failed where its logits are not finite. A row whose score alone is NaN leaves at the same exit with
         the same logits as in torch, but only torch marks it as failed: the graph returns no scores. Of offramp's
         policies that takes a gate whose certainty is NaN, or numbers that overflow float32 (logits of 1e30 and more).
         """
-        output = self.graph.run(_arrays(inputs, self.config), math.inf if point is None else self._limits(point))
+        output = self._run(inputs, math.inf if point is None else self._limits(point))
         # without a point the last exit's own answer, which an ensemble may have changed
         logits = output.logits_by_exit[:, -1] if point is None else output.logits
-        failed = ~np.isfinite(logits).all(axis=-1)
-        return Answers(torch.from_numpy(logits), torch.from_numpy(output.exit_layers), torch.from_numpy(failed))
+        return logits, output.exit_layers, np.logical_not(np.isfinite(logits).all(axis=-1))
 
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """Return the outputs of the graph's exits at full depth."""
-        output = self.graph.run(_arrays(inputs, self.config), math.inf)
+        output = self._run(_arrays(inputs), math.inf)
         certainty = None if output.certainty_by_exit is None else torch.from_numpy(output.certainty_by_exit).T
         logits = torch.from_numpy(output.logits_by_exit).transpose(0, 1)
         return ExitOutput(logits, certainty, problem_type=self.config.problem_type)
+
+    def _run(self, inputs: Mapping[str, Array], limits: float | Array) -> GraphOutput:
+        if "input_ids" in inputs:
+            check_token_ids(torch.from_numpy(inputs["input_ids"]), self.config.vocab_size)
+        return self.graph.run(inputs, limits)
 
 
 @final
@@ -137,7 +146,5 @@ def leave_layers(engine: Engine) -> tuple[int, ...]:
     return engine.graph.metadata.layers_read if isinstance(engine, GraphEngine) else tuple(engine.layers)
 
 
-def _arrays(inputs: Mapping[str, Tensor], config: MultiExitConfig) -> dict[str, np.ndarray[Any, Any]]:
-    if "input_ids" in inputs:
-        check_token_ids(inputs["input_ids"], config.vocab_size)
+def _arrays(inputs: Mapping[str, Tensor]) -> dict[str, Array]:
     return {name: value.numpy() for name, value in inputs.items()}

@@ -9,25 +9,25 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from offramp.data.batching import Cuts, collate, length_sorted, token_limit
+from offramp.data.batching import Cuts, length_sorted, token_limit
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput, NotApplicable
+from offramp.inference.answers import Answer, to_answers
 from offramp.inference.engine import Engine
 from offramp.inference.inputs import encode_texts, in_halves, read_texts
 from offramp.inference.load_engine import AUTO, load_with_workers, workers_of
+from offramp.inference.one_call import OneCall
 from offramp.inference.stream import WINDOW, full_windows, live_windows
 from offramp.inference.workers import WorkerPool, shared
 from offramp.model.hub import load_config, load_point, load_tokenizer, refuse_images
 from offramp.types.operating_point import DEFAULT, OperatingPoint
-from offramp.types.outputs import Answers, at_label_thresholds
-from offramp.types.problem_types import MULTI_LABEL, REGRESSION
-
-Answer = dict[str, Any]
+from offramp.types.outputs import Answers
+from offramp.types.problem_types import REGRESSION
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,11 @@ class Predictor:
         limit = token_limit(self.tokenizer, config.backbone)
         tokens, faults = encode_texts(self.tokenizer, texts, limit, config.vocab_size)
         answers = {number: Answer(error=fault) for number, fault in faults.items()}
-        pad_token_id = config.pad_token_id
+        runner = OneCall(self.engine, self.point)
 
         def answer_batch(numbers: Sequence[int]) -> list[Answer]:
-            batch = self.answer(collate([tokens[number] for number in numbers], pad_token_id))
-            return self._to_answers(batch, top_k)
+            left, _ = runner.start(np.array(numbers), [tokens[number] for number in numbers]).advance()
+            return to_answers(left, config, self.point, top_k)
 
         def answer_or_fail(batch: Sequence[int]) -> tuple[dict[int, Answer], dict[int, str]]:
             return in_halves(answer_batch, [numbers[index] for index in batch])
@@ -195,46 +195,3 @@ class Predictor:
             answers |= results
             answers |= {number: Answer(error=fault) for number, fault in failed.items()}
         return [answers[number] for number in range(len(texts))]
-
-    def _to_answers(self, answers: Answers, top_k: int | None) -> list[Answer]:
-        config, logits = self.engine.config, answers.logits.float()
-        kind, names = config.problem_type, config.id2label
-        decided = logits  # for several labels, those above 0 are the answer
-        if kind == MULTI_LABEL and self.point is not None:
-            decided = at_label_thresholds(logits, self.point.label_thresholds)
-        results = _answer_rows(decided, kind, names)
-        for answer, layer in zip(results, answers.exit_layers.tolist(), strict=True):
-            answer["exit_layer"] = layer
-        if top_k != 0:
-            for answer, scores in zip(results, _top_scores(logits, kind, names, top_k), strict=True):
-                answer["scores"] = scores
-        for number, failed in enumerate(answers.failed.tolist()):
-            if failed:
-                layer = results[number]["exit_layer"]
-                results[number] = {"error": "the model's logits are not finite", "exit_layer": layer}
-        return results
-
-
-def _answer_rows(logits: Tensor, problem_type: str, names: Mapping[int, str]) -> list[Answer]:
-    """Return logits, (B, C), as a label, labels or values for each row."""
-    if problem_type == REGRESSION:
-        return [{"value": values[0] if len(values) == 1 else values} for values in logits.tolist()]
-    if problem_type == MULTI_LABEL:
-        return [{"labels": [names[index] for index, on in enumerate(row) if on]} for row in (logits > 0).tolist()]
-    probabilities, labels = (values.tolist() for values in logits.softmax(dim=-1).max(dim=-1))
-    return [
-        {"label": names[label], "score": probability} for label, probability in zip(labels, probabilities, strict=True)
-    ]
-
-
-def _top_scores(
-    logits: Tensor, problem_type: str, names: Mapping[int, str], count: int | None
-) -> Iterator[dict[str, float]]:
-    """Yield each row's most probable labels with their probabilities, the largest first; logits are (B, C)."""
-    if problem_type == MULTI_LABEL:  # `sigmoid` rounds a number by its position in the batch, `softmax` does not
-        probabilities = torch.stack((logits, torch.zeros_like(logits)), dim=-1).softmax(dim=-1)[..., 0]
-    else:
-        probabilities = logits.softmax(dim=-1)
-    ranked = probabilities.sort(descending=True, stable=True)
-    for labels, values in zip(ranked.indices[:, :count].tolist(), ranked.values[:, :count].tolist(), strict=True):
-        yield {names[label]: value for label, value in zip(labels, values, strict=True)}

@@ -8,7 +8,8 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 from torch import Tensor
 
-from offramp.errors import InvalidInput, NotApplicable
+from offramp.errors import NotApplicable
+from offramp.types.log_odds import log_odds
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, infer_problem_type
 
 
@@ -102,6 +103,4 @@ def at_label_thresholds(logits: Tensor, label_thresholds: Sequence[float] | None
     """
     if label_thresholds is None:
         return logits
-    if len(label_thresholds) != logits.shape[-1]:
-        raise InvalidInput(f"{len(label_thresholds)} label thresholds for a model with {logits.shape[-1]} outputs")
-    return logits - torch.tensor(label_thresholds, dtype=torch.float64).logit().to(logits)
+    return logits - torch.tensor(log_odds(label_thresholds, logits.shape[-1]), dtype=torch.float64).to(logits)

@@ -18,7 +18,7 @@ from typing import Any
 import nncf
 import openvino
 
-from offramp.inference.graph_inputs import Array
+from offramp.data.padding import Array
 from offramp.inference.openvino.convert import of_the_encoder, operations
 
 LINEAR = ("MatMul", "Convolution", "GroupConvolution")

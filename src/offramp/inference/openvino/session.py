@@ -12,8 +12,9 @@ from typing import Any
 
 import openvino
 
+from offramp.data.padding import Array
 from offramp.errors import InvalidInput, one_line
-from offramp.inference.graph_inputs import Array, GraphInputs, GraphOutput
+from offramp.inference.graph_inputs import GraphInputs, GraphOutput
 from offramp.inference.onnx.metadata import GraphMetadata
 from offramp.types.graph_file import read_metadata
 
