@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from offramp.types.outputs import ExitOutput as ExitOutput
     from offramp.types.trace import Trace as Trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "bench.cost_table": ("measure_costs",),
