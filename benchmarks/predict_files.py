@@ -5,12 +5,14 @@
 
 Two tasks, the default encoder. Each build trains its model on the same rows in the same recipe (that of
 `lexical_models.py`), exports it in int8 and calibrates it for at most 1 % lost, as its README says; all other options
-are its defaults, so the newer model has an exit before the first layer. One half of the rows that nothing was trained
-on chooses thresholds, the other half, repeated up to ROWS, is answered: whole processes from file to file, the builds
-in turn, with the threads that each takes by itself. A run over one text is subtracted for the steady state.
+are its defaults, so the newer model has an exit before the first layer. `--models` has finished models of
+`speed_models.py`, whose recipe is the same, for the newer build: their weights are taken, nothing else. One half of the
+rows that nothing was trained on chooses thresholds, the other half, repeated up to ROWS, is answered: whole processes
+from file to file, the builds in turn, with the threads that each takes by itself. A run over one text is subtracted for
+the steady state.
 
 Models and results of a task lie under `--runs`; what is there is taken up again. Remove `TASK-new.ready` to export and
-calibrate that model anew, its folder to train it anew, and `TASK-measured.json` to measure anew. Writes
+calibrate that model anew, its folder too to train it anew, and `TASK-measured.json` to measure anew. Writes
 `benchmarks/results/predict_files.json` and `.md`. A quarter of an hour to train on two cores, five minutes to measure
 on a machine that does nothing else.
 """
@@ -22,6 +24,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,6 +40,8 @@ from offramp.data.examples import Examples
 
 TASKS = ("sst2", "clinc150")
 ROWS, ROUNDS, SEED, MAX_DROP = 20_000, 3, 0, 0.01
+WEIGHTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "activation_ranges.json")
+"""Files of a finished model, without its graphs and operating points."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -83,6 +88,7 @@ class Build:
     name: str
     checkout: Path
     files: Files
+    weights: Path | None = None  # a finished model's folder, in place of training
 
     @property
     def folder(self) -> Path:
@@ -105,18 +111,28 @@ class Build:
 
     def prepare(self) -> None:
         """Train, export and calibrate what is missing."""
-        ready, setting = self.files.path(f"{self.name}.ready"), self.files.cell.setting
+        ready, choose = self.files.path(f"{self.name}.ready"), self.files.path("choose.jsonl")
         if ready.exists():
             return
-        train, choose = self.files.path("train.jsonl"), self.files.path("choose.jsonl")
-        unfinished = (self.folder / "checkpoints").exists()
+        target = ("calibrate", self.folder, "--data", choose, "--max-drop", MAX_DROP)
+        if self.weights is None:
+            self.train(choose)
+        else:
+            self.folder.mkdir(exist_ok=True)
+            for name in WEIGHTS:
+                shutil.copyfile(self.weights / name, self.folder / name)
+            self.run(*target)  # the exits that the graph holds, as training chooses them
+        self.run("export", self.folder, "--int8")
+        self.run(*target, "--engine", "onnx-int8")
+        ready.touch()
+
+    def train(self, choose: Path) -> None:
+        """Train the model, or go on where a run was stopped."""
+        setting, unfinished = self.files.cell.setting, (self.folder / "checkpoints").exists()
         if unfinished or not (self.folder / "config.json").exists():
-            sources = ("--train", train, "--validation", choose, "-o", self.folder)
+            sources = ("--train", self.files.path("train.jsonl"), "--validation", choose, "-o", self.folder)
             recipe = ("--epochs", setting.epochs, "--max-length", setting.max_length, "--bf16")
             self.run("train", *sources, *recipe, *(["--resume"] if unfinished else []))
-        self.run("export", self.folder, "--int8")
-        self.run("calibrate", self.folder, "--data", choose, "--engine", "onnx-int8", "--max-drop", MAX_DROP)
-        ready.touch()
 
     def predict(self, texts: str, *options: str) -> tuple[float, float, list[dict[str, Any]]]:
         """Answer a file; return seconds on the clock, seconds of the processor, and the answers."""
@@ -126,6 +142,12 @@ class Build:
         self.run("predict", self.folder, self.files.path(texts), "-o", out, *options, environment=environment)
         seconds, busy = time.perf_counter() - began, children_seconds() - busy
         return seconds, busy, [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def commit(checkout: Path) -> str:
+    """Return the commit of a checkout."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def children_seconds() -> float:
@@ -183,7 +205,7 @@ def page(results: dict[str, Any]) -> str:
         lines += [
             f"## {task}: {spread} the texts a second, in the steady state {statistics.median(steady):.2f} times",
             "",
-            f"{as_lines(result['about'])} Old build: {result['old']}.",
+            f"{as_lines(result['about'])} Builds: {result['about']['commits']}.",
             f"{ROWS:,} texts, {result['rows']:,} different ones; {len(whole)} rounds, medians.",
             "",
             "| build | texts a second | steady state | one text, s | processor, s | accuracy | of full depth | lost |"
@@ -209,21 +231,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--old", type=Path, required=True, help="a checkout of the older build")
     parser.add_argument("--runs", type=Path, default=Path("runs/predict_files"), help="where models and results go")
+    parser.add_argument("--models", type=Path, help="finished models of speed_models.py, for the newer build")
     parser.add_argument("--only", choices=TASKS, help="one task")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "-C", str(options.old), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
-    current, old = Path(__file__).parents[1], commit.stdout.strip()
+    current = Path(__file__).parents[1]
     for task in [options.only] if options.only else TASKS:
         files = Files(Cell(task, SEED, options.data, options.runs))
-        builds = (Build("old", options.old, files), Build("new", current, files))
+        weights = options.models and options.models / f"{task}-{SEED}"
+        builds = (Build("old", options.old, files), Build("new", current, files, weights))
         files.write()
         for build in builds:
             build.prepare()
         if not files.path("measured.json").exists():
-            result = {"about": provenance(), "old": old, **measure(builds, files.halves()[1])}
+            about = {**provenance(), "commits": {build.name: commit(build.checkout) for build in builds}}
+            result = {"about": about, **measure(builds, files.halves()[1])}
             files.path("measured.json").write_text(json.dumps(result, indent=1) + "\n")
     paths = {task: options.runs / f"{task}-measured.json" for task in TASKS}
     results = {task: json.loads(path.read_text()) for task, path in paths.items() if path.exists()}
