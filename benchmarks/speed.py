@@ -35,9 +35,10 @@ from offramp.bench.texts import TextEncoder
 from offramp.data.batching import Cuts
 from offramp.evaluation.bootstrap import point_loss_interval
 from offramp.evaluation.measure import replay_point
-from offramp.model.hub import load_config, load_points, load_tokenizer
+from offramp.model.hub import load_config, load_tokenizer
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
+from offramp.model.points import load_points
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
 from speed_models import ALLOWED, ENGINES, Prepared, add_options, all_prepared, choose, finish, point_name

@@ -30,8 +30,9 @@ from offramp.inference.export_openvino import export_openvino
 from offramp.inference.load_engine import load_engine
 from offramp.inference.record import record
 from offramp.model.card import save_points
-from offramp.model.hub import load_config, load_points, load_tokenizer
+from offramp.model.hub import load_config, load_tokenizer
 from offramp.model.loading import load_model
+from offramp.model.points import load_points
 from offramp.policies.fitting import fit_default_policy
 from offramp.training.fit import fit_lexical_alone, remove_checkpoints, token_rows
 from offramp.types.operating_point import DEFAULT, Target

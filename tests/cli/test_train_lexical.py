@@ -11,8 +11,8 @@ import torch
 from click.testing import Result
 
 from offramp.model.card import save_points
-from offramp.model.hub import load_points
 from offramp.model.loading import load_model
+from offramp.model.points import load_points
 from offramp.types.model_content import ModelContent
 from offramp.types.operating_point import Certificate, OperatingPoint
 from support.command_line import offramp

@@ -16,8 +16,8 @@ from offramp.inference.flight import LeftRows
 from offramp.inference.predictor import Predictor
 from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine
-from offramp.model.hub import load_points
 from offramp.model.modeling import MultiExitModel
+from offramp.model.points import load_points
 from offramp.policies.confidence import Entropy
 from offramp.policies.replay import replay, scores
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, write_points

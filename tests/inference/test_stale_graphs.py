@@ -288,7 +288,7 @@ def test_weights_that_are_on_the_hub_alone_are_compared_without_loading_them(
         assert url.endswith(f"org/model/resolve/{cache.name}/model.safetensors")
         return type("Metadata", (), {"etag": digest})
 
-    monkeypatch.setattr("offramp.model.hub.get_hf_file_metadata", metadata)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", metadata)
     if same:
         assert isinstance(load_engine("org/model", "onnx"), OnnxEngine)
     else:

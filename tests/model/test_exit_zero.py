@@ -16,10 +16,10 @@ from offramp.inference.torch_engine import TorchEngine
 from offramp.model.bypass import Bypass
 from offramp.model.card import save_points
 from offramp.model.exits import renew_lexical
-from offramp.model.hub import load_points
 from offramp.model.lexical.config import LexicalExit
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
+from offramp.model.points import load_points
 from offramp.policies.replay import replay
 from offramp.types.graph_file import GraphSource
 from offramp.types.model_content import ModelContent

@@ -16,8 +16,8 @@ from offramp.cli.main import main
 from offramp.errors import InvalidInput
 from offramp.inference.predictor import Predictor
 from offramp.model.card import save_points
-from offramp.model.hub import load_points
 from offramp.model.modeling import MultiExitModel
+from offramp.model.points import load_points
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points, write_points
 from offramp.types.trace import Trace
 from support.files import file_limit
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The warnings of this test."""
     messages: list[str] = []
-    for module in ("hub", "saving"):
+    for module in ("points", "saving"):
         monkeypatch.setattr(
             f"offramp.model.{module}.logger.warning", lambda text, *values: messages.append(text % values)
         )

@@ -18,6 +18,7 @@ from offramp.inference.load_engine import load_engine
 from offramp.inference.predictor import Predictor
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.config import MultiExitConfig
+from offramp.model.graph_config import GraphConfig
 from offramp.model.modeling import MultiExitModel
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
@@ -77,7 +78,7 @@ def adaptive(
     return [contestant(name, point) for name, point in points.items()]
 
 
-def to_text_answers(answers: Sequence[Mapping[str, Any]], config: MultiExitConfig) -> TextAnswers:
+def to_text_answers(answers: Sequence[Mapping[str, Any]], config: MultiExitConfig | GraphConfig) -> TextAnswers:
     """Return a predictor's answers as `TextAnswers`."""
     layers = torch.tensor([answer.get("exit_layer", config.exit_layers[-1]) for answer in answers])
     failed = [number for number, answer in enumerate(answers) if "error" in answer]

@@ -30,8 +30,9 @@ from offramp.inference.engine import ENGINES, Engine
 from offramp.inference.onnx_engine import leave_layers
 from offramp.inference.record import read_data_for
 from offramp.inference.workers import cores
-from offramp.model.hub import load_config, load_points, load_tokenizer, refuse_images
+from offramp.model.hub import load_config, load_tokenizer, refuse_images
 from offramp.model.loading import load_model
+from offramp.model.points import load_points
 from offramp.types.cost_table import CostTable
 from offramp.types.costs_file import save_costs
 from offramp.types.operating_point import OperatingPoint

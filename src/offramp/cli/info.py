@@ -44,7 +44,8 @@ def info(folder: Path, verifying: bool, as_json: bool) -> None:
     """
     silence_transformers()
     from offramp.cli.verify import STALE, verify
-    from offramp.model.hub import examine_points, load_config
+    from offramp.model.hub import load_config
+    from offramp.model.points import examine_points
 
     config, content = load_config(folder), ModelContent(folder)
     if verifying:

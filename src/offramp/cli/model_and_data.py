@@ -76,8 +76,8 @@ def finished_model(start: str) -> Any:
     """
     from transformers import AutoConfig
 
-    from offramp.model.adapters import adapter_settings
     from offramp.model.config import MultiExitConfig
+    from offramp.model.files import adapter_settings
     from offramp.model.hub import from_pretrained_or_raise, load_encoder
     from offramp.model.loading import load_model
     from offramp.model.reuse import has_exits

@@ -32,6 +32,7 @@ METRICS = ("accuracy", "f1", "macro-f1", "matthews", "pearson", "spearman")  # o
 POLICY_PARAMETERS = ("measure", "patience", "divergence", "window", "ensemble")
 SOURCE = "a csv, tsv, jsonl, json or parquet file, or a data set's name"
 UNTRAINED = "Labelled data that the model was not trained on"
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 Command = TypeVar("Command", bound=Callable[..., None])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
@@ -155,10 +156,17 @@ def policy_options(command: Command) -> Command:
 
 
 def silence_transformers() -> None:
-    """Turn off the progress bars and warnings of transformers, the hub client's retries, and in logs datasets' bars."""
+    """Turn off the progress bars and warnings of transformers, the hub client's retries, and in logs datasets' bars.
+
+    The variables are read when these packages are imported, which an exported graph does not need.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     if sys.stderr is None or not sys.stderr.isatty():
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
-    from transformers.utils import logging as transformers_logging  # imports huggingface_hub, which sets its own level
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if "transformers" not in sys.modules:
+        return
+    from transformers.utils import logging as transformers_logging
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()

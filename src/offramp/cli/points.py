@@ -40,7 +40,7 @@ def other_weights(folder: Path, trace: Trace) -> list[str]:
 
 def saved_points(folder: Path) -> dict[str, OperatingPoint]:
     """Read the operating points of a folder, by name; those of other weights are left out with a warning."""
-    from offramp.model.hub import load_points
+    from offramp.model.points import load_points
 
     return load_points(folder) if folder.is_dir() else {}
 

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
+from offramp.data.file_tokenizer import FileTokenizer
 from offramp.data.padding import padded
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 Tokens = dict[str, list[int]]
 """One text as the tokenizer returns it: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
@@ -29,7 +30,7 @@ MANY = 32  # texts; fewer are encoded one by one, since waking up the threads of
 LONGEST_FIRST = "longest_first"  # of a pair the longer text is cut first, as transformers does
 
 
-def token_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+def token_limit(tokenizer: PreTrainedTokenizerBase | FileTokenizer, config: PreTrainedConfig) -> int:
     """Return how many tokens a text may have: the least of the tokenizer's limit and the encoder's positions.
 
     Args:
@@ -95,7 +96,7 @@ class Cuts:
 _COUNTING: ContextVar[Cuts | None] = ContextVar("offramp_cuts", default=None)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase | FileTokenizer, config: PreTrainedConfig) -> None:
     """Refuse a tokenizer that has ids beyond the encoder's embedding; fewer tokens than rows are fine.
 
     Args:
@@ -114,20 +115,18 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
         )
 
 
-def check_token_ids(ids: Tensor, rows: int) -> None:
-    """Refuse token ids without a row in the embedding; only on the CPU, since a GPU would have to wait.
+def refuse_unknown_ids(least: int, most: int, rows: int) -> None:
+    """Refuse token ids, from the least to the most of a batch, without a row in the embedding.
 
     Raises:
         InvalidInput: an id below 0 or beyond the last row.
     """
-    if ids.device.type != "cpu" or not ids.numel() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return
-    for extreme in map(int, torch.aminmax(ids)):
+    for extreme in (least, most):
         if not 0 <= extreme < rows:
             raise InvalidInput(f"there is no token {extreme}: the encoder's embedding has {rows} rows, from 0")
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int) -> list[Tokens]:
+def encode(tokenizer: PreTrainedTokenizerBase | FileTokenizer, texts: Sequence[Text], max_length: int) -> list[Tokens]:
     """Tokenize texts and pairs, each cut to `max_length` tokens, unpadded; log how many were cut (see `Cuts`)."""
     if not texts:
         return []
@@ -141,9 +140,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length
     return rows
 
 
-def _runs_in_rust(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _runs_in_rust(tokenizer: PreTrainedTokenizerBase | FileTokenizer) -> bool:
     """Return whether the `tokenizers` library does all that calling a tokenizer does."""
     kind = type(tokenizer)
+    if kind is FileTokenizer:
+        return True
+    from transformers import PreTrainedTokenizerFast
+
     return (
         isinstance(tokenizer, PreTrainedTokenizerFast)
         and kind.__call__ is PreTrainedTokenizerFast.__call__
@@ -153,11 +156,16 @@ def _runs_in_rust(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _encode_in_rust(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[Text], max_length: int
+    tokenizer: PreTrainedTokenizerBase | FileTokenizer, texts: Sequence[Text], max_length: int
 ) -> tuple[list[Tokens], int]:
     """Return tokens, and how many texts were cut; half the time of calling the tokenizer with one text."""
     backend, special = tokenizer.backend_tokenizer, tokenizer.split_special_tokens
-    target = {"max_length": max_length, "stride": 0, "strategy": LONGEST_FIRST, "direction": tokenizer.truncation_side}
+    target: dict[str, Any] = {
+        "max_length": max_length,
+        "stride": 0,
+        "strategy": LONGEST_FIRST,
+        "direction": tokenizer.truncation_side,
+    }
     if backend.truncation != target:
         backend.enable_truncation(**target)
     if backend.padding is not None:
@@ -166,11 +174,11 @@ def _encode_in_rust(
         backend.encode_special_tokens = special
     named = tokenizer.model_input_names
     types, mask = "token_type_ids" in named, "attention_mask" in named
-    items = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    items = [(text, None) if isinstance(text, str) else tuple(text) for text in texts]
     if len(items) < MANY:
         encodings = [backend.encode(*item) for item in items]
     else:
-        encodings = backend.encode_batch_fast([item if len(item) > 1 else item[0] for item in items])
+        encodings = backend.encode_batch_fast([item[0] if item[1] is None else item for item in items])
     rows: list[Tokens] = []
     cut = 0
     for encoding in encodings:
@@ -212,6 +220,8 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int | None) -> dict
         pad_token_id: fills `input_ids`; everything else is filled with 0. The mask hides it, so where the
             configuration has none (None, or -1) it is 0. Images need none.
     """
+    import torch  # an exported graph needs none
+
     if "pixel_values" in rows[0]:
         return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
     tokens = [{name: value for name, value in row.items() if name != "labels"} for row in rows]

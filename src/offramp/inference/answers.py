@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from offramp.data.padding import Array
 from offramp.inference.flight import LeftRows
-from offramp.model.config import MultiExitConfig
 from offramp.types.log_odds import log_odds
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
+
+if TYPE_CHECKING:
+    from offramp.model.config import MultiExitConfig
+    from offramp.model.graph_config import GraphConfig
 
 Answer = dict[str, Any]
 
 
 def to_answers(
-    left: LeftRows, config: MultiExitConfig, point: OperatingPoint | None, top_k: int | None
+    left: LeftRows, config: MultiExitConfig | GraphConfig, point: OperatingPoint | None, top_k: int | None
 ) -> list[Answer]:
     """Return each row's answer as `offramp.Predictor` does.
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
-
-import torch
 
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import GraphMetadata
 from offramp.inference.point_check import GraphPoints, measured_with
 from offramp.inference.workers import cores
-from offramp.model.hub import find_file, hub_digest, load_config
+from offramp.model.files import find_file, hub_digest
+from offramp.model.graph_config import load_graph_config
 from offramp.types.cost_table import CostTable, processor
 from offramp.types.costs_file import read_costs
 from offramp.types.export_command import export_command, export_options
@@ -27,6 +28,12 @@ RECORDED = {"torch": "torch-", "onnx": "onnx-float32", "onnx-int8": "onnx-int8",
 """Names that users type -> the beginning of the names, with precision, that traces, points and cost tables have."""
 RUNTIMES = {"onnx": ("onnxruntime", "onnx"), "onnx-int8": ("onnxruntime", "onnx"), "openvino": ("openvino", "openvino")}
 """Engines that run an exported file -> the package that runs it, and offramp's extra with that package."""
+
+ACCELERATORS = (
+    *("/dev/nvidia*", "/dev/nvgpu*", "/dev/nvhost*", "/dev/nvmap", "/dev/dxg", "/dev/kfd", "/dev/dri/render*"),
+    *("/dev/accel*", "/dev/davinci*", "/dev/mlu*", "/dev/musa*", "/dev/habana*"),
+)
+"""Devices that torch may run on, under Linux."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ def choose_engine(
         without = fault(folder, own, point, recorded)
         if without is None or not allow_other_engine:
             return Choice(own, threads, workers, "the operating point's certificate holds for it")
-    if torch.accelerator.is_available():
+    if has_accelerator():
         return Choice("torch", threads, workers, "this machine has a GPU")
     for ms, engine, table in _measured(folder, point, batch_size):
         fits = threads in (None, table.threads) and workers in (None, table.workers)
@@ -113,11 +120,22 @@ def _graph_or_torch(
     return Choice("torch", threads, workers, without, without if present else None)
 
 
+def has_accelerator() -> bool:
+    """Return whether torch has a GPU here; torch is not imported where the system shows no device of one."""
+    if sys.platform == "linux" and "torch" not in sys.modules and not any(map(glob, ACCELERATORS)):
+        return False
+    import torch
+
+    return torch.accelerator.is_available()
+
+
 def costs_here(folder: str | os.PathLike[str]) -> tuple[CostTable, ...]:
     """Return the cost tables of a local folder that were measured on this machine with these weights."""
     tables = read_costs(folder) if Path(folder).is_dir() else ()
-    machines = {processor()}
-    if torch.cuda.is_available():
+    machines = {processor()} if tables else set()
+    if tables and has_accelerator():
+        import torch
+
         machines |= {torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())}
     return tuple(table for table in tables or () if table.machine in machines)
 
@@ -173,7 +191,7 @@ def fault(
         if metadata.precision != wanted:
             command = f"offramp export {folder}{export_options(engine, wanted)}"
             return f"{path}: in {metadata.precision}; `{command}` makes it for {recorded}"
-        GraphPoints(metadata, load_config(folder), export_options(engine, metadata.precision)).check(point)
+        GraphPoints(metadata, load_graph_config(folder), export_options(engine, metadata.precision)).check(point)
     except InvalidInput as error:
         return str(error)
     return None

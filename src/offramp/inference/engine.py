@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from offramp.model.config import MultiExitConfig
+    from offramp.model.graph_config import GraphConfig
     from offramp.types.operating_point import OperatingPoint
     from offramp.types.outputs import Answers, ExitOutput
 
@@ -30,8 +31,8 @@ class Engine(Protocol):
         """Return the name with the precision, as traces and operating points record it."""
 
     @property
-    def config(self) -> MultiExitConfig:
-        """Return the model's configuration."""
+    def config(self) -> MultiExitConfig | GraphConfig:
+        """Return the model's configuration, of a graph the part that it needs."""
 
     @property
     def layers(self) -> Sequence[int]:

@@ -20,9 +20,10 @@ from offramp.inference.onnx.export_policy import export_steps
 from offramp.inference.onnx.metadata import policy_key
 from offramp.inference.record import read_for
 from offramp.model.exits import refuse_unfitted
-from offramp.model.hub import load_points, load_tokenizer, refuse_images
+from offramp.model.hub import load_tokenizer, refuse_images
 from offramp.model.loading import load_model
 from offramp.model.modeling import MultiExitModel
+from offramp.model.points import load_points
 from offramp.policies.base import Policy
 from offramp.policies.registry import as_policy, default_unfitted_policy, policy_to_dict
 from offramp.types.operating_point import DEFAULT, OperatingPoint

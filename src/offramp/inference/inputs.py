@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
-
-import torch
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from offramp.data.batching import Tokens, encode
+from offramp.data.file_tokenizer import FileTokenizer
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput, OfframpError, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Result = TypeVar("Result")
 
@@ -101,7 +102,7 @@ def text_fault(text: Text) -> str | None:
 
 
 def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int, vocabulary: int
+    tokenizer: PreTrainedTokenizerBase | FileTokenizer, texts: Sequence[Text], max_length: int, vocabulary: int
 ) -> tuple[dict[int, Tokens], dict[int, str]]:
     """Tokenize the texts that can be; return tokens and faults, both by the text's number.
 
@@ -168,7 +169,10 @@ def in_halves(
 
 
 def _of_a_row(error: BaseException) -> bool:
-    """Return True for an error that a row may have caused; a panic of a tokenizer in Rust is no Exception."""
+    """Return True for an error that a row may have caused; a panic of a tokenizer in Rust is no Exception.
+
+    Torch's error of memory and the panic are known by their names, since nothing here needs to import them.
+    """
     if isinstance(error, Exception):
-        return not isinstance(error, (MemoryError, OfframpError, torch.OutOfMemoryError))
+        return not isinstance(error, (MemoryError, OfframpError)) and type(error).__name__ != "OutOfMemoryError"
     return type(error).__name__ == "PanicException"

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-
-import torch
-from transformers.utils import logging
 
 from offramp.errors import InvalidInput, UnknownName
 from offramp.inference.choose_engine import Choice, choose_engine, fault
 from offramp.inference.engine import ENGINES, Engine
 from offramp.inference.onnx_engine import GraphEngine, OnnxEngine
 from offramp.inference.point_check import check_engine_of
-from offramp.inference.torch_engine import TorchEngine
 from offramp.inference.workers import cores
-from offramp.model.hub import find_file, load_config
-from offramp.model.loading import load_model
+from offramp.model.files import find_file
+from offramp.model.graph_config import load_graph_config
 from offramp.types.graph_file import GRAPHS
 from offramp.types.operating_point import OperatingPoint
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 
@@ -96,18 +93,28 @@ def workers_of(engine: Engine, workers: int | None) -> int:
         InvalidInput: fewer than one; more than one for torch.
     """
     _check_count("workers", workers)
-    if isinstance(engine, TorchEngine) and workers not in (None, 1):
+    if isinstance(engine, GraphEngine):
+        return workers or max(cores() // (engine.graph.threads or cores()), 1)
+    if workers not in (None, 1) and _is_torch(engine):
         raise InvalidInput(f"torch answers one batch at a time; workers={workers} needs an exported graph")
-    if workers is not None or not isinstance(engine, GraphEngine):
-        return workers or 1
-    return max(cores() // (engine.graph.threads or cores()), 1)
+    return workers or 1
 
 
 def threads_of(engine: Engine) -> int | None:
     """Return how many threads compute a batch with an engine; None for a class that is not offramp's."""
-    if isinstance(engine, TorchEngine):
-        return torch.get_num_threads()
-    return engine.graph.threads or cores() if isinstance(engine, GraphEngine) else None
+    if isinstance(engine, GraphEngine):
+        return engine.graph.threads or cores()
+    if not _is_torch(engine):
+        return None
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _is_torch(engine: Engine) -> bool:
+    from offramp.inference.torch_engine import TorchEngine
+
+    return isinstance(engine, TorchEngine)
 
 
 def _check_count(name: str, count: int | None) -> None:
@@ -118,8 +125,11 @@ def _check_count(name: str, count: int | None) -> None:
 def _load(folder: str | os.PathLike[str], engine: str, threads: int | None, workers: int | None) -> Engine:
     """Load an engine by its name."""
     if engine == "torch":
+        from offramp.inference.torch_engine import TorchEngine
+        from offramp.model.loading import load_model
+
         return TorchEngine(load_model(folder), threads)
-    config = load_config(folder)
+    config = load_graph_config(folder)
     if (reason := fault(folder, engine, None)) is not None:
         raise InvalidInput(reason)
     path = str(find_file(folder, GRAPHS[engine]))

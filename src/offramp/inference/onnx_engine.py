@@ -9,22 +9,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, final
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from offramp.data.batching import check_token_ids
+from offramp.data.batching import refuse_unknown_ids
 from offramp.data.padding import Array
 from offramp.inference.engine import Engine
 from offramp.inference.point_check import GraphPoints
-from offramp.model.config import MultiExitConfig
 from offramp.types.export_command import export_options
 from offramp.types.operating_point import OperatingPoint
-from offramp.types.outputs import Answers, ExitOutput
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from offramp.inference.graph_inputs import GraphOutput
     from offramp.inference.onnx.metadata import GraphMetadata
     from offramp.inference.onnx.session import OnnxSession
+    from offramp.model.config import MultiExitConfig
+    from offramp.model.graph_config import GraphConfig
+    from offramp.types.outputs import Answers, ExitOutput
 
 
 class GraphSession(Protocol):
@@ -59,7 +60,7 @@ class GraphEngine(ABC):
     """
 
     graph: GraphSession
-    config: MultiExitConfig
+    config: MultiExitConfig | GraphConfig
     _last_limits: _LastLimits = field(default_factory=_LastLimits, init=False, repr=False, compare=False)
 
     @property
@@ -96,6 +97,10 @@ class GraphEngine(ABC):
 
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
         """Answer a batch at a point; None = full depth. See `answer_arrays`."""
+        import torch  # a predictor takes the arrays themselves, and needs none
+
+        from offramp.types.outputs import Answers
+
         return Answers(*map(torch.from_numpy, self.answer_arrays(_arrays(inputs), point)))
 
     def answer_arrays(self, inputs: Mapping[str, Array], point: OperatingPoint | None) -> tuple[Array, Array, Array]:
@@ -112,14 +117,19 @@ class GraphEngine(ABC):
 
     def all_exits(self, inputs: Mapping[str, Tensor]) -> ExitOutput:
         """Return the outputs of the graph's exits at full depth."""
+        import torch
+
+        from offramp.types.outputs import ExitOutput
+
         output = self._run(_arrays(inputs), math.inf)
         certainty = None if output.certainty_by_exit is None else torch.from_numpy(output.certainty_by_exit).T
         logits = torch.from_numpy(output.logits_by_exit).transpose(0, 1)
         return ExitOutput(logits, certainty, problem_type=self.config.problem_type)
 
     def _run(self, inputs: Mapping[str, Array], limits: float | Array) -> GraphOutput:
-        if "input_ids" in inputs:
-            check_token_ids(torch.from_numpy(inputs["input_ids"]), self.config.vocab_size)
+        ids = inputs.get("input_ids")
+        if ids is not None and ids.size:
+            refuse_unknown_ids(int(ids.min()), int(ids.max()), self.config.vocab_size)
         return self.graph.run(inputs, limits)
 
 

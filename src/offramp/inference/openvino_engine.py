@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, final
 
 from offramp.data.batching import position_limit
 from offramp.inference.onnx_engine import GraphEngine
-from offramp.model.config import MultiExitConfig
 
 if TYPE_CHECKING:
     from offramp.inference.openvino.session import OpenVinoSession
+    from offramp.model.config import MultiExitConfig
+    from offramp.model.graph_config import GraphConfig
 
 
 @final
@@ -39,7 +40,7 @@ class OpenVinoEngine(GraphEngine):
 
 def load_openvino(
     path: str | os.PathLike[str],
-    config: MultiExitConfig,
+    config: MultiExitConfig | GraphConfig,
     threads: int = 1,
     workers: int = 1,
     precision: str | None = None,

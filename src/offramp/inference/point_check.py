@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import GraphMetadata, read_policy_key
-from offramp.policies.registry import WRAPPERS, load_policy, policy_text
+from offramp.policies.registry import WRAPPERS, policy_text, same_policy
 from offramp.types.exit_names import layers_text
 from offramp.types.operating_point import OperatingPoint
 
 if TYPE_CHECKING:
     from offramp.inference.engine import Engine
     from offramp.model.config import MultiExitConfig
+    from offramp.model.graph_config import GraphConfig
 
 log = logging.getLogger("offramp")
 
@@ -32,7 +33,7 @@ class GraphPoints:
     """
 
     metadata: GraphMetadata
-    config: MultiExitConfig
+    config: MultiExitConfig | GraphConfig
     option: str
 
     def check(self, point: OperatingPoint | None) -> None:
@@ -43,7 +44,7 @@ class GraphPoints:
         """
         if point is None:
             return
-        if load_policy(point.policy) != load_policy(self.metadata.policy):
+        if not same_policy(point.policy, self.metadata.policy):
             self._refuse(point)
         self.limits(point)
 
@@ -72,14 +73,14 @@ class GraphPoints:
 
     def _remedy(self, policy: Mapping[str, Any], read: tuple[int, ...]) -> str:
         """Return a sentence that says how to make a graph run a policy at some exits."""
-        metadata, wanted = self.metadata, load_policy(policy)
+        metadata = self.metadata
         command = f"offramp export FOLDER{self.option}"
         layers = metadata.subset(read)
         if left_out := [layer for layer in read if layer not in metadata.layers]:
             left = layers_text(left_out)
             return f"the file left out the exits at layers {left}: save the point, and `{command}` writes them"
         entries = map(read_policy_key, metadata.policies)
-        if all(kept != layers or load_policy(data) != wanted for data, kept in entries):
+        if all(kept != layers or not same_policy(data, policy) for data, kept in entries):
             return f"the file does not hold its steps: save the point, and `{command}` writes them"
         if layers is not None or any(wrapper in policy for wrapper in WRAPPERS):  # which `--policy` cannot name
             return f'save the point as "default", and `{command}` makes a graph that runs it'

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from offramp.data.batching import Cuts, length_sorted, token_limit
+from offramp.data.file_tokenizer import FileTokenizer
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.answers import Answer, to_answers
@@ -24,10 +23,16 @@ from offramp.inference.load_engine import AUTO, load_with_workers, workers_of
 from offramp.inference.one_call import OneCall
 from offramp.inference.stream import WINDOW, full_windows, live_windows
 from offramp.inference.workers import WorkerPool, shared
-from offramp.model.hub import load_config, load_point, load_tokenizer, refuse_images
+from offramp.model.points import load_point
+from offramp.model.text_folder import load_text_config, load_text_tokenizer
 from offramp.types.operating_point import DEFAULT, OperatingPoint
-from offramp.types.outputs import Answers
 from offramp.types.problem_types import REGRESSION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from offramp.types.outputs import Answers
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Predictor:
     """
 
     engine: Engine
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | FileTokenizer
     point: OperatingPoint | None = None
     workers: int = 1
 
@@ -93,9 +98,7 @@ class Predictor:
             InvalidInput: no model with exits can be loaded from there, or the engine cannot run the point, or the
                 point's certificate does not hold for it; fewer than one thread or worker.
         """
-        config = load_config(folder)
-        refuse_images(folder, config)
-        tokenizer = load_tokenizer(folder, config.backbone)
+        tokenizer = load_text_tokenizer(folder, load_text_config(folder).backbone)
         point = operating_point
         if isinstance(point, str):
             point = load_point(folder, point)

@@ -28,6 +28,7 @@ from offramp.inference.workers import WorkerPool, shared
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig
 from offramp.model.flops import macs
+from offramp.model.graph_config import GraphConfig
 from offramp.model.hub import load_config, load_tokenizer, refuse_images
 from offramp.model.lexical.fitted_rows import have_fitted
 from offramp.model.modeling import MultiExitModel
@@ -94,7 +95,8 @@ def record(
     logits, certainty = _all_exits(runner, rows, batch_size, workers)
     layers = torch.tensor(runner.layers)
     tokens = torch.tensor([_length(row) for row in rows]) if "input_ids" in rows[0] else None
-    costs, fitted = row_macs(runner.config, layers.tolist(), tokens), fit_rows(model, runner, layers.tolist(), rows)
+    config = runner.config.full() if isinstance(runner.config, GraphConfig) else runner.config
+    costs, fitted = row_macs(config, layers.tolist(), tokens), fit_rows(model, runner, layers.tolist(), rows)
     return Trace(logits, labels, certainty, layers, runner.config.problem_type, about, tokens, costs, fitted)
 
 
@@ -130,7 +132,7 @@ def resolve_engine(
 
 
 def read_for(
-    config: MultiExitConfig,
+    config: MultiExitConfig | GraphConfig,
     source: str,
     columns: Columns = GUESSED,
     split: str = "validation",
@@ -147,7 +149,7 @@ def read_for(
 
 
 def read_data_for(
-    config: MultiExitConfig,
+    config: MultiExitConfig | GraphConfig,
     source: str,
     columns: Columns = GUESSED,
     split: str = "validation",
@@ -159,11 +161,11 @@ def read_data_for(
     return _of_width(config, data, source) if isinstance(data, Examples) else data
 
 
-def _class_names(config: MultiExitConfig) -> list[str] | None:
+def _class_names(config: MultiExitConfig | GraphConfig) -> list[str] | None:
     return None if config.problem_type == REGRESSION else [config.id2label[k] for k in range(config.num_labels)]
 
 
-def _of_width(config: MultiExitConfig, examples: Examples, source: str) -> Examples:
+def _of_width(config: MultiExitConfig | GraphConfig, examples: Examples, source: str) -> Examples:
     """Return examples whose labels have as many numbers as the model answers."""
     first = examples.labels[0]
     values = len(first) if isinstance(first, list) else 1
@@ -173,7 +175,7 @@ def _of_width(config: MultiExitConfig, examples: Examples, source: str) -> Examp
 
 
 def _tokenized(
-    config: MultiExitConfig,
+    config: MultiExitConfig | GraphConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     dataset: Examples | Sequence[Text] | Sequence[Mapping[str, Any]],
 ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
@@ -190,7 +192,7 @@ def _tokenized(
 
 
 def _token_rows(
-    config: MultiExitConfig, dataset: Sequence[Mapping[str, Any]]
+    config: MultiExitConfig | GraphConfig, dataset: Sequence[Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
     wanted = load_backbone(config.backbone.model_type).input_name
     if not isinstance(dataset[0], Mapping) or wanted not in dataset[0]:
@@ -207,7 +209,9 @@ def _token_rows(
     return rows, torch.stack([torch.as_tensor(value) for value in _in_models_order(labels, names, config)])
 
 
-def _in_models_order(labels: list[Any], names: Sequence[str] | None, config: MultiExitConfig) -> list[Any]:
+def _in_models_order(
+    labels: list[Any], names: Sequence[str] | None, config: MultiExitConfig | GraphConfig
+) -> list[Any]:
     """Return class numbers as the model's, where a data set has the model's classes in another order."""
     own = _class_names(config) or []
     if names is None or list(names) == own or sorted(names) != sorted(own):

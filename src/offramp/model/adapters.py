@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -14,10 +13,10 @@ import torch
 import transformers
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, logging
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, logging
 
 from offramp.errors import InvalidInput, one_line
-from offramp.model.hub import find_file
+from offramp.model.files import find_file
 from offramp.model.wrappers import is_peft, refuse_prompts, without_parallel
 
 logger = logging.get_logger(__name__)
@@ -28,28 +27,6 @@ CLASSES = {  # PEFT's task -> the class of the base model; without a task the ad
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
 }
-
-
-def adapter_settings(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the content of a folder's adapter_config.json; None where it holds no adapter.
-
-    Raises:
-        InvalidInput: the file is no JSON, or names no base model.
-    """
-    try:
-        path = find_file(folder, ADAPTER_CONFIG_NAME)
-    except (OSError, ValueError):  # no such folder, no hub name: what loads the model says so
-        return None
-    if path is None:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            settings: dict[str, Any] = json.load(file)
-    except ValueError as error:
-        raise InvalidInput(f"{path}: no JSON ({one_line(error)})") from None
-    if not settings.get("base_model_name_or_path"):
-        raise InvalidInput(f"{path}: an adapter that does not name its base model (base_model_name_or_path)")
-    return settings
 
 
 def load_merged(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> PreTrainedModel:

@@ -17,15 +17,8 @@ from offramp.errors import InvalidInput
 from offramp.model.bypass import Bypass
 from offramp.model.lexical.config import LexicalExit
 from offramp.model.token_exit.config import TokenExit
-from offramp.types.file_format import newer_format
+from offramp.types.file_format import CONFIG_FORMAT, newer_format
 from offramp.types.problem_types import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
-
-CONFIG_FORMAT = 2
-"""The newest format of a model folder's config.json that this version reads.
-
-In format 1 the head "attention" has one tanh, in format 2 both of FastBERT's; nothing else differs, so that models with
-other heads are written in format 1.
-"""
 
 
 class MultiExitConfig(PreTrainedConfig):

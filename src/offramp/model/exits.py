@@ -10,12 +10,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from offramp.data.batching import check_token_ids
 from offramp.errors import InvalidInput
 from offramp.model.backbones.base import Backbone
 from offramp.model.config import MultiExitConfig
 from offramp.model.gate import Gate
 from offramp.model.heads import Heads, pooling_weights_of
+from offramp.model.inputs import check_token_ids
 from offramp.model.layers import scale_gradient
 from offramp.model.lexical.classifier import LexicalClassifier
 from offramp.model.lexical.config import LexicalExit

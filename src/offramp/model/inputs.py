@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from offramp.data.batching import refuse_unknown_ids
 from offramp.errors import InvalidInput
 
 
@@ -33,3 +35,15 @@ def refuse_arguments(**arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None:
             raise InvalidInput(f"a model with exits does not take {name}; its encoder, model.backbone, may")
+
+
+def check_token_ids(ids: Tensor, rows: int) -> None:
+    """Refuse token ids without a row in the embedding; only on the CPU, since a GPU would have to wait.
+
+    Raises:
+        InvalidInput: an id below 0 or beyond the last row.
+    """
+    if ids.device.type != "cpu" or not ids.numel() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return
+    least, most = map(int, torch.aminmax(ids))
+    refuse_unknown_ids(least, most, rows)

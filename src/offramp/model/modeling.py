@@ -20,7 +20,6 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import CONFIG_NAME
 
-from offramp.data.batching import check_token_ids
 from offramp.early_exit.loop import run
 from offramp.errors import InvalidInput, one_line
 from offramp.model.backbones.base import Backbone
@@ -40,12 +39,12 @@ from offramp.model.exits import (
 )
 from offramp.model.from_backbone import resolve_source
 from offramp.model.gate import Gate
-from offramp.model.hub import load_points, named_point
 from offramp.model.in_memory import WeightsInMemory, refuse_changed_weights, weights_in_memory
-from offramp.model.inputs import inputs_for, refuse_arguments
+from offramp.model.inputs import check_token_ids, inputs_for, refuse_arguments
 from offramp.model.layers import build_bypasses, build_token_exit, run_layers
 from offramp.model.lexical.config import LexicalExit
 from offramp.model.output import MultiExitOutput, full_depth_output
+from offramp.model.points import load_points, named_point
 from offramp.model.saving import (
     card_text,
     finish_folder,

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from offramp.model.config import CONFIG_FORMAT, MultiExitConfig
+from offramp.model.config import MultiExitConfig
+from offramp.types.file_format import CONFIG_FORMAT
 
 logger = logging.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from offramp.errors import InvalidInput
 from offramp.model.card import read_card, save_points, write_card
-from offramp.model.hub import load_points
+from offramp.model.points import load_points
 from offramp.types.costs_file import COSTS_FILE, read_costs
 from offramp.types.export_command import export_command
 from offramp.types.graph_file import GRAPHS, RANGES_FILE, stale, weights_beside

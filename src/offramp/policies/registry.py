@@ -120,6 +120,25 @@ def policy_to_dict(policy: Policy) -> dict[str, Any]:
     return data
 
 
+def acting(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a policy as data, without the rows that it was fitted on."""
+    return {
+        name: acting(value) if isinstance(value, Mapping) else value
+        for name, value in policy.items()
+        if name != "fitted_on"
+    }
+
+
+def same_policy(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two policies as data are the same; torch is imported only where their data differ.
+
+    Raises:
+        UnknownName: one of them is not known.
+        InvalidInput: a parameter of one of them is not right.
+    """
+    return acting(one) == acting(other) or load_policy(one) == load_policy(other)
+
+
 def summarize(policy: Mapping[str, Any]) -> dict[str, Any]:
     """Return a policy's data for people to read: without fitted weights and the hashes of their rows."""
     return {

@@ -36,9 +36,9 @@ from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, helper, num
 
 import offramp.inference.onnx.names as names
 from offramp.errors import InvalidInput
-from offramp.inference.onnx.metadata import GraphMetadata, PolicyCall, acting, policy_key, read_policy_key
+from offramp.inference.onnx.metadata import GraphMetadata, PolicyCall, policy_key, read_policy_key
 from offramp.inference.onnx.pieces import ModelParts, disassemble
-from offramp.policies.registry import WRAPPERS
+from offramp.policies.registry import WRAPPERS, acting
 from offramp.types.whole_file import whole_path
 
 OPSET = 20

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InvalidInput
+from offramp.policies.registry import acting
 from offramp.types.graph_file import ABOUT, GraphSource
 from offramp.types.model_content import ModelContent
 
@@ -126,15 +127,6 @@ def read_policy_key(key: str) -> tuple[dict[str, Any], tuple[int, ...] | None]:
     policy: dict[str, Any] = json.loads(key)
     layers = policy.pop("exit_layers", None)
     return policy, None if layers is None else tuple(layers)
-
-
-def acting(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a policy as data, without the rows that it was fitted on."""
-    return {
-        name: acting(value) if isinstance(value, Mapping) else value
-        for name, value in policy.items()
-        if name != "fitted_on"
-    }
 
 
 def weights_digest(folder: str | os.PathLike[str]) -> str:
