@@ -25,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from transformers import set_seed
 
+import mpnet_folder
 from offramp.data.batching import collate, encode, length_sorted, token_limit
 from offramp.data.columns import Columns
 from offramp.data.examples import Examples, read_examples
@@ -51,6 +52,9 @@ class Task:
     max_length: int
     split: str
     pair: bool = False
+    encoder: Path | None = None
+    """None = the default encoder."""
+    learning_rate: float = 1e-4
 
 
 TASKS = {
@@ -62,6 +66,13 @@ TASKS = {
     "snli": Task(8857, 2, 64, "test", pair=True),
     "imdb": Task(4000, 1, 128, "test"),
 }
+MPNET = "mpnet-"
+DEEP_TASKS = {
+    MPNET + "clinc150": Task(14939, 2, 48, "validation", encoder=mpnet_folder.FOLDER, learning_rate=5e-5),
+    MPNET + "sst2": Task(20000, 1, 64, "validation_sentences", encoder=mpnet_folder.FOLDER, learning_rate=5e-5),
+    MPNET + "snli": Task(8857, 1, 64, "test", pair=True, encoder=mpnet_folder.FOLDER, learning_rate=5e-5),
+}
+"""Twelve real layers, for `speed.py --encoder mpnet`."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,12 @@ class Cell:
     @property
     def setting(self) -> Task:
         """Return how the task is trained."""
-        return TASKS[self.task]
+        return (TASKS | DEEP_TASKS)[self.task]
+
+    @property
+    def data_set(self) -> str:
+        """Return the name of the task's data."""
+        return self.task.removeprefix(MPNET)
 
     @property
     def folder(self) -> Path:
@@ -95,7 +111,7 @@ class Cell:
         """Return a split; of the train split the rows that this seed trains on, in its order."""
         columns = Columns("sentence1", "sentence2" if self.setting.pair else None, "label")
         every = read_examples(
-            str(self.data / self.task / f"{split}.jsonl.gz"), columns, split=split, task="classification"
+            str(self.data / self.data_set / f"{split}.jsonl.gz"), columns, split=split, task="classification"
         )
         if split != "train":
             return every
@@ -115,12 +131,14 @@ def train(cell: Cell) -> None:
         return
     rows, setting = cell.examples("train"), cell.setting
     set_seed(cell.seed)
-    tokenizer = load_tokenizer(default_encoder())
+    encoder = setting.encoder or default_encoder()
+    tokenizer = load_tokenizer(encoder)
     tokenizer.model_max_length = setting.max_length
     names = dict(enumerate(rows.label_names))
-    model = MultiExitModel.from_backbone(default_encoder(), id2label=names, pooling="mean")
-    recipe = {"num_train_epochs": setting.epochs, "per_device_train_batch_size": 32, "learning_rate": 1e-4}
-    saves = {"save_strategy": "steps", "save_steps": 200}
+    model = MultiExitModel.from_backbone(encoder, id2label=names, pooling="mean")
+    rate = setting.learning_rate
+    recipe = {"num_train_epochs": setting.epochs, "per_device_train_batch_size": 32, "learning_rate": rate}
+    saves = {"save_strategy": "steps", "save_steps": 100}
     fit(model, tokenizer, cell.folder, rows, None, resume=True, seed=cell.seed, bf16=True, **recipe, **saves)
 
 

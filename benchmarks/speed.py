@@ -2,12 +2,17 @@
 
     python benchmarks/speed.py --data ../shared/data
     python benchmarks/speed.py --only sst2                      # one task, measured anew
+    python benchmarks/speed.py --encoder mpnet                  # twelve real layers
 
 Six tasks, the default encoder with six layers and a lexical exit (`speed_models.py` prepares the folders). One half of
 the rows that nothing was trained on chooses thresholds, from a trace of the engine that runs; the other half reports:
 what is lost there is replayed on all of its rows, and ROWS of them race. The contestants are those of `offramp bench`,
 each in its fastest threads and workers, and take turns. Results of a task lie under `--runs`, and a run goes on where
 it was stopped. Writes `benchmarks/results/speed.json` and `speed.md`. Half an hour on two idle cores.
+
+With MPNet-base there are three tasks, fewer rows race, and those contestants alone that were ever the fastest with six
+layers, or near it: int8 in ONNX Runtime, int8 and bf16 in OpenVINO, early exit in ONNX Runtime, and the first cut that
+loses no more than is allowed. Writes `speed_mpnet.json` and `speed_mpnet.md`. Twenty minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -26,13 +31,16 @@ from torch import Tensor
 
 from machine import provenance
 from offramp.bench.adaptive import FULL, adaptive, engine_loader
+from offramp.bench.baselines import exit_layers, export_exits, in_onnx_runtime, lexical_alone
 from offramp.bench.cascade import cascade, equal_threshold
 from offramp.bench.compare import compare
 from offramp.bench.contestant import Contestant
+from offramp.bench.in_openvino import in_openvino
 from offramp.bench.plain_models import PlainModels, plain_models
 from offramp.bench.settings import Ready, fastest_settings
 from offramp.bench.texts import TextEncoder
 from offramp.data.batching import Cuts
+from offramp.data.rows import Text
 from offramp.evaluation.bootstrap import point_loss_interval
 from offramp.evaluation.measure import replay_point
 from offramp.model.hub import load_config, load_tokenizer
@@ -41,13 +49,15 @@ from offramp.model.modeling import MultiExitModel
 from offramp.model.points import load_points
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
-from speed_models import ALLOWED, ENGINES, Prepared, add_options, all_prepared, choose, finish, point_name
+from speed_models import ENCODERS, INT8, Prepared, add_options, all_prepared, choose, finish, point_name
 from speed_profile import int8_ratios, layer_costs, profile
 from speed_report import page
 
 SIZES, ALL_SIZES = (1, 32), {"clinc150": (1, 8, 32), "sst2": (1, 8, 32)}
 """Batch sizes of a task, and of those with targets for each."""
-ROWS, ROUNDS = 256, 5
+ROWS, DEEP_ROWS, ROUNDS = 256, 128, 5
+NEAR = ("int8", "bf16")
+"""In the names of the full-depth models in runtimes that race at twelve layers."""
 SLOW = 2.0
 """A full-depth model that takes so many times the fastest one's time in the trial does not race at that batch size."""
 GRID = (1, 2)
@@ -72,7 +82,7 @@ class Race:
     def numbers(self) -> Tensor:
         """Return the numbers of the rows that race, evenly from those that report."""
         rows = self.prepared.reporting()
-        count = min(ROWS, len(rows))
+        count = min(DEEP_ROWS if self.prepared.is_deep else ROWS, len(rows))
         return rows[torch.arange(count) * len(rows) // count]
 
     @cached_property
@@ -80,12 +90,25 @@ class Race:
         """Return the points by engine, by name; the first is the one that the folder holds."""
         saved = load_points(self.prepared.folder)
         points = {}
-        for engine in ENGINES:
+        for engine in self.prepared.engines:
             policy = choose(self.prepared, engine)
             levels = [times * self.prepared.allowed for times in GRID]
             asked = {f"asked {level:.1%}": policy.calibrate(Target(max_drop=level)) for level in levels}
             points[engine] = {point_name(engine): saved[point_name(engine)], **asked}
         return points
+
+    @cached_property
+    def cuts(self) -> dict[int, float]:
+        """Return the share of float32's right answers that is lost by a cut, by layer, on the rows that report."""
+        trace, full = self.reported("torch"), self.full_score("torch")
+        scores = {layer: right(trace.exit(exit).logits, trace.labels) for exit, layer in enumerate(trace.layer_numbers)}
+        return {layer: 1 - score.mean().item() / full for layer, score in scores.items()}
+
+    @property
+    def cuts_to_race(self) -> list[int]:
+        """Return the layers at which the encoder is cut; of MPNet-base the first that loses no more than is allowed."""
+        kept = [layer for layer, lost in self.cuts.items() if layer and lost <= self.prepared.allowed]
+        return kept[:1] if self.prepared.is_deep else list(self.cuts)
 
     def reported(self, engine: str) -> Trace:
         """Return an engine's trace of the rows that report."""
@@ -151,7 +174,7 @@ def ready_to_race(race: Race, size: int, slow: set[tuple[str, ...]]) -> tuple[li
     full = sorted(fastest_settings(plain, texts, size), key=lambda one: one.seconds)
     left_out = [one for one in full if one.seconds > SLOW * full[0].seconds]
     slow |= {one.contestant.group for one in left_out if one.contestant.engine.startswith("torch")}
-    loaders = {engine: engine_loader(folder, engine) for engine in ENGINES}
+    loaders = {engine: engine_loader(folder, engine) for engine in race.prepared.engines}
     early, tokenizer = [], load_tokenizer(folder)
     for engine, points in race.points.items():
         first, *others = adaptive(engine, loaders[engine], tokenizer, points)
@@ -162,7 +185,8 @@ def ready_to_race(race: Race, size: int, slow: set[tuple[str, ...]]) -> tuple[li
     assert race.plain.lexical is not None
     alone = [race.plain.lexical.contestant(encoder)]
     for cut in next(filter(None, (race.plain.cut_in(one.contestant.name) for one in full)), []):
-        alone.append(cut.contestant(encoder))
+        if cut.layer in race.cuts_to_race:
+            alone.append(cut.contestant(encoder))
     compared += fastest_settings(alone, texts, size)
     shares = {}
     for number, (name, point) in enumerate(race.points[best].items()):
@@ -209,16 +233,17 @@ def measure(prepared: Prepared) -> dict[str, Any]:
     slow: set[tuple[str, ...]] = set()
     with tempfile.TemporaryDirectory(prefix="offramp-bench-") as exports, Cuts().counted():
         model = load_model(folder)
-        plain = plain_models(model, encoder, some, Path(exports))
+        make = near_the_fastest if prepared.is_deep else plain_models
+        plain = make(model, encoder, some, Path(exports))
         race = Race(prepared, model, plain)
         texts = [examples.texts[row] for row in race.numbers.tolist()]
         labels = torch.tensor([examples.labels[row] for row in race.numbers.tolist()])
         for size in ALL_SIZES.get(prepared.cell.task, SIZES):
             print(folder.name, size, flush=True)
             ready, trial = ready_to_race(race, size, slow)
-            costs = {engine: layer_costs(folder, engine, texts, size) for engine in ENGINES}
+            costs = {engine: layer_costs(folder, engine, texts, size) for engine in prepared.engines}
             rows = compare(ready, texts, labels, size, ROUNDS, config=config, encoder=encoder, costs=costs)
-            point = race.points[ENGINES[0]][point_name(ENGINES[0])]
+            point = race.points[INT8][point_name(INT8)]
             sizes[str(size)] = {
                 **trial,
                 "rows": [asdict(row) for row in rows],
@@ -226,20 +251,24 @@ def measure(prepared: Prepared) -> dict[str, Any]:
                 "profile": profile(folder, plain, point, texts, size),
             }
         ratios = int8_ratios(plain, texts)
-    float32 = race.reported("torch")
-    full = right(float32.logits[-1], float32.labels).mean()
     return {
         "allowed": prepared.allowed,
         "rows": {"choose": len(prepared.choosing()), "report": len(prepared.reporting()), "race": len(texts)},
-        "full_scores": {name: race.full_score(name) for name in ("torch", *ENGINES)},
-        "delivered": {engine: race.delivered(engine) for engine in ENGINES},
-        "cuts": {
-            layer: 1 - (right(float32.exit(exit).logits, float32.labels).mean() / full).item()
-            for exit, layer in enumerate(float32.layer_numbers)
-        },
+        "full_scores": {name: race.full_score(name) for name in ("torch", *prepared.engines)},
+        "delivered": {engine: race.delivered(engine) for engine in prepared.engines},
+        "cuts": race.cuts,
         "sizes": sizes,
         "exact_int8_against_dynamic": ratios,
     }
+
+
+def near_the_fastest(model: MultiExitModel, encoder: TextEncoder, texts: Sequence[Text], folder: Path) -> PlainModels:
+    """Return what `plain_models` does, of the runtimes alone that were ever the fastest or near it."""
+    graph, rows, layers = export_exits(model), encoder.encode(texts), exit_layers(model)
+    every = [*in_onnx_runtime(graph, model, rows), *in_openvino(graph, folder, [encoder.batch([row]) for row in rows])]
+    runtimes = [runtime for runtime in every if any(kind in runtime.name for kind in NEAR)]
+    full = [runtime.at(layers[-1]) for runtime in runtimes]
+    return PlainModels(full, runtimes, lexical_alone(model), layers, encoder)
 
 
 def main() -> None:
@@ -254,15 +283,16 @@ def main() -> None:
             prepared.file.write_text(
                 json.dumps({"about": about, "rounds": ROUNDS, **measure(prepared)}, indent=1) + "\n"
             )
-        write(options.runs)
+        write(options.runs, "mpnet" if prepared.is_deep else "minilm")
 
 
-def write(runs: Path) -> None:
-    """Write the results of the tasks that are there."""
-    tasks = {task: runs / f"{task}-0.json" for task in ALLOWED}
+def write(runs: Path, encoder: str) -> None:
+    """Write the results of the tasks of an encoder that are there."""
+    tasks = {task: runs / f"{task}-0.json" for task in ENCODERS[encoder]}
     results = {task: json.loads(file.read_text()) for task, file in tasks.items() if file.exists()}
-    (RESULTS / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / "speed.md").write_text(page(results))
+    name = "speed_mpnet" if encoder == "mpnet" else "speed"
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(page(results, encoder))
 
 
 if __name__ == "__main__":

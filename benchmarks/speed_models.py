@@ -1,4 +1,4 @@
-"""Finished model folders, traces and operating points of `speed.py`, seed 0 of six tasks.
+"""Finished model folders, traces and operating points of `speed.py`, seed 0 of six tasks, or of three with MPNet-base.
 
 A folder `TASK-0` of the runs is an encoder of `lexical_models.py` with a lexical exit that is fitted on the rows of
 training, its graphs, and one operating point for each engine. Half of the rows that nothing was trained on choose
@@ -6,6 +6,7 @@ training, its graphs, and one operating point for each engine. Half of the rows 
 What is there is taken up again; run alone, it makes all that is missing:
 
     python benchmarks/speed_models.py --data ../shared/data
+    python benchmarks/speed_models.py --encoder mpnet          # needs the folder of mpnet_folder.py
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lexical_models import Cell, train
+from lexical_models import DEEP_TASKS, Cell, train
 from offramp.calibration.prepare import PreparedPolicy
 from offramp.data.batching import token_limit
 from offramp.data.examples import Examples, subsample
@@ -40,6 +41,8 @@ from offramp.types.trace import Trace
 
 ALLOWED = {"clinc150": 0.005, "banking77": 0.01, "trec": 0.01, "ag_news": 0.01, "sst2": 0.01, "snli": 0.01}
 """The share of the full model's right answers that a task's point may lose."""
+ENCODERS = {"minilm": ALLOWED, "mpnet": dict.fromkeys(DEEP_TASKS, 0.01)}
+"""The same by encoder."""
 SPLITS = {"trec": ("validation", "test")}
 """Of rows that nothing was trained on; of other tasks the split of `lexical_models.py`."""
 MOST = 4000
@@ -63,9 +66,19 @@ class Prepared:
         return self.runs / f"{self.cell.task}-{self.cell.seed}"
 
     @property
+    def is_deep(self) -> bool:
+        """Return whether this is MPNet-base."""
+        return self.cell.task in DEEP_TASKS
+
+    @property
     def allowed(self) -> float:
         """Return the share of the full model's right answers that may be lost."""
-        return ALLOWED[self.cell.task]
+        return ENCODERS["mpnet" if self.is_deep else "minilm"][self.cell.task]
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Return the engines that run adaptively; of MPNet-base the first one, which is the fastest on all tasks."""
+        return ENGINES[:1] if self.is_deep else ENGINES
 
     @cached_property
     def held_out(self) -> Examples:
@@ -197,13 +210,14 @@ def finish(prepared: Prepared) -> None:
     # 1) the exits, and the graphs that hold them
     if not load_points(folder):
         save_points({DEFAULT: choose_exits(prepared).calibrate(target, to_spare=True)}, folder)
-    for engine in ENGINES:
+    for engine in prepared.engines:
         if export_missing(folder, engine, training_rows(prepared)):
             prepared.forget(engine)
     # 2) the points, each from a trace of its engine
-    if all(point_name(engine) in load_points(folder) and prepared.is_recorded(engine) for engine in ENGINES):
+    engines = prepared.engines
+    if all(point_name(engine) in load_points(folder) and prepared.is_recorded(engine) for engine in engines):
         return
-    points = {point_name(engine): choose(prepared, engine).calibrate(target, to_spare=True) for engine in ENGINES}
+    points = {point_name(engine): choose(prepared, engine).calibrate(target, to_spare=True) for engine in engines}
     save_points(points, folder)
 
 
@@ -221,12 +235,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/speed"), help="where the finished models go")
     parser.add_argument("--encoders", type=Path, default=Path("runs/lexical"), help="what lexical_models.py trained")
-    parser.add_argument("--only", choices=sorted(ALLOWED), help="one task")
+    parser.add_argument("--encoder", choices=list(ENCODERS), default="minilm")
+    parser.add_argument("--only", choices=[*ALLOWED, *DEEP_TASKS], help="one task")
 
 
 def all_prepared(options: argparse.Namespace) -> list[Prepared]:
     """Return the tasks that are asked for."""
-    tasks = [options.only] if options.only else list(ALLOWED)
+    tasks = [options.only] if options.only else list(ENCODERS[options.encoder])
     return [Prepared(Cell(task, 0, options.data, options.encoders), options.runs) for task in tasks]
 
 
