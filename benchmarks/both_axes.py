@@ -96,45 +96,43 @@ class Models:
         return subsample(self.cell.examples("test"), ROWS)
 
     def trained(self, tokens_leave: bool) -> Path:
-        """Return the folder of a model with all exits, which is made if it is missing."""
-        folder = self.runs / ("tokens-leave" if tokens_leave else "tokens-stay")
-        first, others = self.cell.examples("train"), replace(self.cell, seed=1).examples("train")
+        """Return the folder of a model with exits behind all layers, which is made if it is missing.
+
+        Where all tokens stay it has a lexical exit, too; it reads no layer, so the other model takes the same.
+        """
+        folder, cell = self.runs / ("tokens-leave" if tokens_leave else "tokens-stay"), self.cell
         if not (folder / "config.json").exists():
-            train(self.cell)
-            set_seed(self.cell.seed)
-            tokenizer = load_tokenizer(self.cell.folder)
+            train(cell)
+            set_seed(cell.seed)
+            tokenizer = load_tokenizer(cell.folder)
             tokenizer.model_max_length = TOKENS
             token_exit = TOKEN_EXIT if tokens_leave else None
-            model = MultiExitModel.from_backbone(str(self.cell.folder), pooling="mean", token_exit=token_exit)
-            recipe = {"num_train_epochs": 1, "learning_rate": 5e-5, "bf16": True, "seed": self.cell.seed}
-            fit(
-                model,
-                tokenizer,
-                folder,
-                take(others, list(range(TRAIN))),
-                resume=True,
-                save_steps=20,
-                save_strategy="steps",
-                **recipe,
-            )
-        if load_config(folder).lexical is None:
-            fit_lexical_alone(load_model(folder), load_tokenizer(folder), folder, first)
+            model = MultiExitModel.from_backbone(str(cell.folder), pooling="mean", token_exit=token_exit)
+            rows = take(replace(cell, seed=1).examples("train"), list(range(TRAIN)))
+            recipe = {"num_train_epochs": 1, "learning_rate": 5e-5, "bf16": True, "seed": cell.seed}
+            fit(model, tokenizer, folder, rows, resume=True, save_strategy="steps", save_steps=20, **recipe)
+        if not tokens_leave and load_config(folder).lexical is None:
+            fit_lexical_alone(load_model(folder), load_tokenizer(folder), folder, cell.examples("train"))
             remove_checkpoints(folder)
         return folder
 
     def folder(self, system: System) -> Path:
         """Return the folder of a system with its graphs, which is made if it is missing."""
-        whole = self.trained(system.tokens_leave)
+        whole, stay = self.trained(system.tokens_leave), load_model(self.trained(False))
         exits = "every" if system.behind_layers else "last"
         folder = self.runs / f"{whole.name}-{exits}{'-lexical' * system.lexical}"
         if not (folder / GRAPHS["onnx-int8"]).exists():
-            config, tokenizer = load_config(whole), load_tokenizer(whole)
-            settings: dict[str, Any] = {
-                "token_exit": TOKEN_EXIT if system.tokens_leave else None,
-                "exit_layers": None if system.behind_layers else config.exit_layers[-1:],
-                "lexical": LexicalExit(**config.lexical) if system.lexical else None,
-            }
-            MultiExitModel.from_backbone(str(whole), pooling="mean", **settings).save_pretrained(folder)
+            tokenizer = load_tokenizer(whole)
+            model = MultiExitModel.from_backbone(
+                str(whole),
+                pooling="mean",
+                token_exit=TOKEN_EXIT if system.tokens_leave else None,
+                exit_layers=None if system.behind_layers else stay.layers[-1:],
+                lexical=LexicalExit() if system.lexical else None,
+            )
+            if system.lexical:
+                model.lexical_exit, model.config.lexical = stay.lexical_exit, stay.config.lexical
+            model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             rows = token_rows(subsample(self.cell.examples("train"), RANGE_ROWS), tokenizer, TOKENS)
             export(folder, dataset=rows)
@@ -171,7 +169,7 @@ def figures(models: Models, system: System, engine: str) -> tuple[OperatingPoint
     assert reported.tokens is not None
     assert reported.labels is not None
     assert reported.layers is not None
-    config = load_config(models.trained(system.tokens_leave))
+    config = load_config(models.folder(replace(system, behind_layers=True, lexical=True)))
     taken = macs(config, reported.tokens, reported.layer_numbers)
     mine = taken.gather(0, torch.searchsorted(reported.layers, exits).unsqueeze(0)).sum()
     full = plain_macs(load_config(models.trained(False)), reported.tokens).sum()
