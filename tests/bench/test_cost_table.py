@@ -55,6 +55,21 @@ class Timed:
         return answers
 
 
+class Priced(Timed):
+    """Takes 3 ms to embed, 10 ms a layer, 2 ms to read an exit, and 0.5 ms a row that goes on where others leave."""
+
+    def answer(self, inputs: Any, point: Any) -> Answers:
+        answers = self.eager.answer(inputs, point)
+        leaving = answers.exit_layers.tolist()
+        for layer in leaving:
+            read = [other for other in point.exit_layers if other <= layer]
+            self.clock.now += 0.002 * len(read) + (0.003 + 0.010 * layer if layer else 0)
+        for layer in point.exit_layers[:-1]:
+            stay = sum(other > layer for other in leaving)
+            self.clock.now += 0.0005 * stay * (layer in leaving and stay > 0)
+        return answers
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
@@ -90,10 +105,31 @@ def test_an_exit_that_a_graphs_policy_does_not_read_takes_as_long_as_the_next(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("offramp.bench.cost_table.leave_layers", lambda engine: (1, 4))
+    monkeypatch.setattr("offramp.bench.cost_table.reading", lambda engine, layers: None)
     model = tiny_model(exit_layers=[1, 3, 4], lexical=LexicalExit())
     table = measure_costs(Timed(clock, {1: 0.003, 4: 0.009}, model), token_rows(3))
     assert (table.layers, table.ms) == ((0, 1, 3, 4), pytest.approx((3, 3, 9, 9)))
     assert table.embed_ms == 0
+
+
+@pytest.mark.parametrize(("batch_size", "cut"), [(1, 0.0), (4, 0.5)])
+@pytest.mark.parametrize("lexical", [False, True])
+def test_exits_and_cuts_have_prices(lexical: bool, batch_size: int, cut: float, clock: Clock) -> None:
+    model = balanced(tiny_model(exit_layers=[1, 3, 4], lexical=LexicalExit() if lexical else None))
+    engine = Priced(clock, dict.fromkeys(model.layers, 0.0), model)
+    table = measure_costs(engine, text_rows(8), batch_size=batch_size, rounds=2)
+    first = (2.0,) if lexical else ()
+    assert table.ms == pytest.approx((*first, *(2 * lexical + ms for ms in (15, 37, 49))))
+    assert table.exit_ms == pytest.approx((*first, 2, 2))
+    assert table.cut_ms == pytest.approx((cut,) * len(table.exit_ms))
+    assert table.select((3, 4)).ms == pytest.approx((35, 45))
+
+
+def test_an_engine_that_reads_all_its_exits_has_no_prices(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.bench.exit_prices.reading", lambda engine, layers: None)
+    table = measure_costs(Priced(clock, {1: 0.0, 3: 0.0, 4: 0.0}), token_rows(3))
+    assert (table.exit_ms, table.cut_ms) == (None, None)
+    assert table.select((3, 4)).ms == table.ms[1:]
 
 
 def test_a_deeper_exit_that_seems_faster_counts_as_slow_as_the_one_before(clock: Clock) -> None:
@@ -106,7 +142,8 @@ def test_many_rows_are_thinned_evenly_over_their_lengths(clock: Clock) -> None:
     engine = Timed(clock, {2: 1, 4: 2})
     table = measure_costs(engine, rows, rounds=1)
     assert table.tokens == 4.5
-    assert len(engine.batches) == 2 * (TIMED + TIMED)  # two exits; a round that does not count, and a round
+    # two exits, and the last one alone; a round that does not count, and a round
+    assert len(engine.batches) == 3 * (TIMED + TIMED)
     engine.batches.clear()
     assert measure_costs(engine, rows, batch_size=20, rounds=1).tokens == pytest.approx(4.5, abs=0.2)
     assert [size for size, layer in engine.batches if layer == 2][:4] == [20, 20, 20, 20]

@@ -110,3 +110,37 @@ def test_rows_that_chose_the_exits_certify_nothing() -> None:
         certify(trace.take(torch.arange(50, 100)), "certainty", exits=choice)
     point = certify(trace.take(torch.arange(60, 100)), "certainty", exits=choice)
     assert (point.exit_layers, len(point.thresholds)) == ((2, 4), 1)
+
+
+def four_exits(right: list[int]) -> Trace:
+    """At the exits after layers 1 to 3 so many rows of 100 are right and sure, the others wrong and unsure."""
+    logits, sure = torch.zeros(4, 100, 2), torch.zeros(4, 100)
+    for exit, count in enumerate([*right, 100]):
+        logits[exit] = F.one_hot((torch.arange(100) >= count).long(), 2) * torch.arange(1.0, 101).view(-1, 1)
+        sure[exit] = torch.where(torch.arange(100) < count, 0.9, 0.1)
+    return Trace(logits, torch.zeros(100), sure)
+
+
+@pytest.mark.parametrize(
+    ("price", "layers"),
+    [
+        (0.0, (1, 2, 3, 4)),  # reading is free: 40 rows leave at layer 1, 20 at 2, 10 at 3
+        (0.2, (1, 2, 4)),  # at layer 3 40 rows pay 0.2 ms, and 10 save 1
+        (0.6, (1, 4)),
+    ],
+)
+def test_exits_are_read_that_save_more_time_than_they_take(price: float, layers: tuple[int, ...]) -> None:
+    """A layer takes 1 ms and reading an exit after it `price` ms more."""
+    ms = (1 + price, 2 + 2 * price, 3 + 3 * price, 4 + 3 * price)
+    cost = CostTable((1, 2, 3, 4), ms, 0.0, "torch-float32", 1, 12.5, "a processor", exit_ms=(price,) * 3)
+    trace = four_exits([40, 60, 70])
+    choice = choose_exits(trace, certainty, Target(max_drop=0), cost=cost)
+    assert choice.layers == layers
+    assert set(choice.fitted_on) == set(row_hashes(trace))
+    assert choice.reason.startswith("the exit") == (layers != (1, 2, 3, 4))
+    assert choose_exits(trace, certainty, Target(max_drop=0), cost=replace(cost, exit_ms=None)) == ExitChoice(
+        (1, 2, 3, 4)
+    )
+    slow = Target(latency_ms=cost.ms[0])  # which takes the exit at layer 1, whatever it costs
+    point = prepare_policy(trace, "certainty", target=slow, cost=cost).calibrate(slow, cost=cost)
+    assert point.exit_layers[0] == 1

@@ -9,6 +9,8 @@ import pytest
 import torch
 from onnx import ModelProto, numpy_helper
 
+from offramp.bench.exit_prices import reading
+from offramp.data.batching import collate
 from offramp.errors import InvalidInput
 from offramp.inference.export import ExportReport, export
 from offramp.inference.load_engine import load_engine
@@ -110,6 +112,24 @@ def test_a_trace_by_a_graph_has_its_exits_and_full_depth_is_the_last(engine: str
     assert torch.allclose(trace.logits, full.select(HELD).logits, atol=1e-4 if engine == "onnx" else 2.0)
     answers = Predictor.load(folder, engine, None)(texts(20))
     assert {answer["exit_layer"] for answer in answers} == {4}
+
+
+@pytest.mark.parametrize("layers", [HELD, (2, 3, 4), (0, 3, 4), (0, 4), (4,)])
+@pytest.mark.parametrize("engine", FILES)
+def test_a_graph_made_with_fewer_exits_answers_as_the_whole_one(
+    engine: str, layers: tuple[int, ...], folder: Path
+) -> None:
+    whole, inputs = loaded(folder, engine), collate(text_rows(20), 0)
+    fewer = reading(whole, layers)
+    assert isinstance(fewer, OnnxEngine)
+    assert (tuple(fewer.layers), fewer.graph.metadata.policy) == (layers, {"name": "margin"})
+    expected = Trace(whole.all_exits(inputs).logits, layers=torch.tensor(HELD)).select(layers)
+    logits = fewer.all_exits(inputs).logits
+    assert torch.equal(logits, expected.logits) if engine == "onnx-int8" else torch.allclose(logits, expected.logits)
+    limits = [threshold_between(score, 0.5) for score in scores(load_policy("margin"), expected)[:-1]]
+    answers = fewer.answer(inputs, OperatingPoint({"name": "margin"}, tuple(limits), exit_layers=layers))
+    assert torch.equal(answers.exit_layers, replay(expected, "margin", limits).exit_layers)
+    assert sorted(set(answers.exit_layers.tolist())) == list(layers)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,27 @@ def test_a_table_of_all_exits_serves_a_point_that_reads_some() -> None:
             BEFORE.select(layers)
 
 
+PRICED = replace(BEFORE, batch_size=2, exit_ms=(0.5, 1.0), cut_ms=(0.25, 0.5))
+
+
+def test_exits_that_are_not_read_cost_nothing() -> None:
+    behind = PRICED.select((1, 2))
+    assert (behind.ms, behind.exit_ms, behind.cut_ms) == ((3.5, 8.5), (1.0,), (0.5,))
+    assert PRICED.select((0, 2)).ms == (1.0, 8.0)
+    assert PRICED.select((2,)) == replace(PRICED, layers=(2,), ms=(7.5,), exit_ms=(), cut_ms=())
+
+
+def test_a_cut_costs_the_rows_that_go_on_where_a_batch_may_be_cut() -> None:
+    """Of 8 rows 4 leave at layer 0, where 1/2 of the pairs are cut; of the others 1 at layer 1, where 3/8 are."""
+    leaving = torch.tensor([0, 0, 0, 0, 1, 2, 2, 2])
+    times = (4 * 1 + 4 + 3 * 9) / 8
+    assert PRICED.mean_ms(leaving) == pytest.approx(times + 0.25 * 4 / 8 * 1 / 2 + 0.5 * 3 / 8 * 3 / 8)
+    alone = replace(PRICED, batch_size=4, workers=4)  # a batch of each worker is one row
+    assert [table.mean_ms(leaving) for table in (replace(PRICED, batch_size=1), alone)] == [times, times]
+    swept = calibrate(replace(TRACE, layers=torch.arange(3)), "certainty", Target(latency_ms=6), cost=PRICED).measured
+    assert swept.expected_ms <= 6 < swept.full_ms
+
+
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
 def test_a_latency_is_above_0(value: float) -> None:
     with pytest.raises(InvalidInput, match="latency_ms must be above 0, got"):
@@ -179,6 +200,10 @@ def test_a_table_comes_back_as_it_was(tokens: float | None, tmp_path: Path) -> N
         {"embed_ms": -0.1},
         {"embed_ms": None},
         {"batch_size": 0},
+        {"exit_ms": [0.1]},
+        {"exit_ms": [0.1, -0.1]},
+        {"exit_ms": [0.6, 0.1]},  # more than layer 1 takes without the embedding
+        {"cut_ms": [0.1, math.inf]},
         {"unknown": 1},
     ],
 )

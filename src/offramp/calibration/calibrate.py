@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from offramp.calibration.label_thresholds import LabelThresholds
@@ -86,32 +87,42 @@ def point_for(
     elif target.kind == "agreement":
         agreed = sweep(outputs.scores, _agreement(outputs))
         threshold = loosest(agreed.thresholds, agreed.statistics[:, 0] >= value * len(trace) - 1e-9)
-    elif target.kind == "speedup":
-        costs = exit_costs(trace, cost)
-        swept = sweep(outputs.scores, costs.unsqueeze(-1))
-        speedups = costs[-1].sum() / swept.statistics[:, 0]  # (K,) rises as thresholds fall; inf where the cost is 0
-        limit = f"{policy} cannot reach a speed-up of {value:g} here; the best is {speedups[-1]:.4g}"
-        threshold = strictest(swept.thresholds, speedups >= value * (1 - 1e-12), limit)
-    else:  # the target is latency_ms
-        times = sweep(outputs.scores, exit_costs(trace, cost).unsqueeze(-1))
-        means = times.statistics[:, 0] / len(trace)  # (K,) never rises as thresholds fall
-        limit = f"{policy} cannot answer in {value:g} ms a sample here; the best is {means[-1]:.4g}"
-        threshold = strictest(times.thresholds, means <= value * (1 + 1e-12), limit)
+    else:
+        thresholds, means = mean_costs(outputs, cost)  # (K,) each; means all but fall as thresholds fall
+        if target.kind == "speedup":
+            speedups = means[0] / means  # inf where the cost is 0
+            limit = f"{policy} cannot reach a speed-up of {value:g} here; the best is {speedups.max():.4g}"
+            threshold = strictest(thresholds, speedups >= value * (1 - 1e-12), limit)
+        else:  # the target is latency_ms
+            limit = f"{policy} cannot answer in {value:g} ms a sample here; the best is {means.min():.4g}"
+            threshold = strictest(thresholds, means <= value * (1 + 1e-12), limit)
     if threshold is None:
         raise CannotReach("not even full depth holds the target")
     return outputs.point(threshold, {target.kind: value}, metric, cost)
 
 
-def exit_costs(trace: Trace, cost: CostTable | None) -> Tensor:
-    """Return the costs (L, N) of a trace's rows at each exit, in the unit of `Measured.speedup_of`.
+def mean_costs(outputs: PolicyOutputs, cost: CostTable | None) -> tuple[Tensor, Tensor]:
+    """Return falling thresholds (K,), the first of them inf, and the mean cost of a row at each, (K,).
+
+    The unit is that of `Measured.speedup_of`.
 
     Raises:
         InvalidInput: a table of other exits.
     """
-    if cost is None and trace.macs is not None:
+    trace = outputs.trace
+    if cost is None:
+        swept = sweep(outputs.scores, exit_costs(trace).unsqueeze(-1))
+        return swept.thresholds, swept.statistics[:, 0] / len(trace)
+    table, exits = cost.select(trace.layer_numbers), torch.eye(trace.depth, dtype=torch.float64)
+    swept = sweep(outputs.scores, exits.unsqueeze(1).expand(-1, len(trace), -1))  # (K, L) rows that leave at each exit
+    return swept.thresholds, table.expected_ms(swept.statistics / len(trace))
+
+
+def exit_costs(trace: Trace) -> Tensor:
+    """Return the costs (L, N) of a trace's rows at each exit: multiply-accumulates, else layers."""
+    if trace.macs is not None:
         return trace.macs.double()
-    values = trace.layer_numbers if cost is None else cost.select(trace.layer_numbers).ms
-    return per_exit_constant(trace, values).squeeze(-1)
+    return per_exit_constant(trace, trace.layer_numbers).squeeze(-1)
 
 
 def strictest(thresholds: Tensor, fast_enough: Tensor, refusal: str) -> float:

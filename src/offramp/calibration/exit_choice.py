@@ -1,9 +1,14 @@
-"""Which exits operating points read: the exit before the first layer where it pays, else all but that one."""
+"""Which exits operating points read: those that save more than chance, by the costs that are known.
+
+Where the time of each exit is known and what reading it takes (`offramp.types.cost_table`), any exit but the last may
+go: the one that saves least goes first, and the others are looked at again without it (backward elimination). Else the
+exit before the first layer alone may go, and the others are read.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -18,6 +23,7 @@ from offramp.evaluation.caveats import DEFAULT_DROP
 from offramp.evaluation.measure import replay_point
 from offramp.policies.base import Policy
 from offramp.types.cost_table import CostTable
+from offramp.types.exit_names import layers_text
 from offramp.types.operating_point import Target, rows_text
 from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace, row_hashes
@@ -34,7 +40,7 @@ class ExitChoice:
     Attributes:
         layers: their layer numbers, increasing.
         fitted_on: hashes of the rows that chose them (`offramp.types.trace.row_hashes`); () = no rows did.
-        reason: why the exit before the first layer is not read, in a sentence; empty where it is, or there is none.
+        reason: why others are not read, in a sentence; empty where all are.
     """
 
     layers: tuple[int, ...]
@@ -50,11 +56,12 @@ def choose_exits(
     label_thresholds: LabelThresholds | None = None,
     cost: CostTable | None = None,
 ) -> ExitChoice:
-    """Choose whether points read the exit before the first layer: where it lowers the mean cost by more than chance.
+    """Choose the exits that points read: those that lower the mean cost by more than chance.
 
-    A threshold for the target is chosen on these rows with the exit and without it. The mean over the rows of what the
-    exit saves must be more than STANDARD_ERRORS of its standard errors. Costs are those of `Measured.speedup`. A target
-    of speed that is out of reach without the exit has it read.
+    A threshold for the target is chosen on these rows with an exit and without it. The mean over the rows of what the
+    exit saves must be more than STANDARD_ERRORS of its standard errors. Costs are the times of a table that knows what
+    reading an exit takes; without one those of `Measured.speedup`, and the exit before the first layer alone may go. A
+    target of speed that is out of reach without an exit has it read.
 
     Args:
         trace: a full-depth pass over rows that are neither trained on nor certified nor reported on; labels for
@@ -64,53 +71,123 @@ def choose_exits(
             without labels the same agreement.
         metric: a name of `offramp.evaluation.metrics.METRICS`, of a `max_drop`; None = the problem's default.
         label_thresholds: as of `offramp.calibrate`.
-        cost: the time to each exit, of a `latency_ms`; without it none is out of reach.
+        cost: the time to each exit; without it no `latency_ms` is out of reach.
 
     Raises:
         InvalidInput: as `offramp.calibrate`.
         NotApplicable: likewise.
     """
-    first, *behind = layers = tuple(trace.layer_numbers)
-    if first > 0 or len(behind) < 2:  # nothing to choose, or no other exit to leave at
+    layers = tuple(trace.layer_numbers)
+    by_price = cost is not None and cost.exit_ms is not None
+    may_go = layers[:-1] if by_price else tuple(layer for layer in layers if not layer)
+    if not may_go or len(layers) < 3:  # nothing to choose, or no other exit to leave at
         return ExitChoice(layers)
-    if target is None or target.kind not in ("max_drop", "agreement"):
-        rows = trace.select(behind)
-        if not _is_in_reach(policy_outputs(rows, fit(rows), label_thresholds), target, cost):
-            return ExitChoice(layers)
-        if trace.labels is None and trace.problem_type == REGRESSION:
-            return ExitChoice(layers)
-        target = Target(agreement=1 - DEFAULT_DROP) if trace.labels is None else Target(max_drop=DEFAULT_DROP)
-    costs = exit_costs(trace, None)  # (L, N)
-    spent = []
-    for read, table in ((layers, costs), (behind, costs[1:] - costs[0])):
-        rows = trace.select(read)
-        try:
-            point = point_for(policy_outputs(rows, fit(rows), label_thresholds), target, metric)
-        except CannotReach:
-            return ExitChoice(layers)  # whoever chooses a threshold will hear of it
-        exits = torch.searchsorted(torch.tensor(read), replay_point(rows, point)[1].exit_layers)
-        spent.append(table.gather(0, exits.unsqueeze(0)).squeeze(0))  # (N,)
-    reason = _reason((spent[1] - spent[0]) / costs[-1].mean(), target)
-    return ExitChoice(tuple(behind) if reason else layers, tuple(sorted(set(row_hashes(trace)))), reason)
-
-
-def _is_in_reach(outputs: PolicyOutputs, target: Target | None, cost: CostTable | None) -> bool:
-    """Return whether a policy is fast enough on these rows for a target of speed; True where none is known."""
-    if target is None or (target.kind == "latency_ms" and cost is None):
-        return True
+    rows = _Rows(trace, fit, target, metric, label_thresholds, cost)
+    if not by_price and not rows.reaches(layers[1:]):
+        return ExitChoice(layers)
+    if rows.aim is not target and trace.labels is None and trace.problem_type == REGRESSION:
+        return ExitChoice(layers)
     try:
-        point_for(outputs, target, cost=cost)
+        read, saved = _eliminate(rows, layers, may_go)
     except CannotReach:
-        return False
-    return True
+        return ExitChoice(layers)  # whoever chooses a threshold will hear of it
+    reason = "" if read == layers else _reason(rows, layers, read, saved)
+    return ExitChoice(read, tuple(sorted(set(row_hashes(trace)))), reason)
 
 
-def _reason(saved: Tensor, target: Target) -> str:
-    """Return in a sentence why an exit is not read that saves these shares of the cost, (N,); empty where it pays."""
-    mean = saved.mean().item()
-    error = saved.std().item() / math.sqrt(len(saved)) if len(saved) > 1 else math.inf
-    if mean > STANDARD_ERRORS * error:
-        return ""
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that choose, and how a point is chosen on them; as of `choose_exits`."""
+
+    trace: Trace
+    fit: Callable[[Trace], Policy]
+    target: Target | None
+    metric: str | None
+    label_thresholds: LabelThresholds | None
+    cost: CostTable | None
+
+    @property
+    def aim(self) -> Target:
+        """Return the target at which exits are compared."""
+        if self.target is not None and self.target.kind in ("max_drop", "agreement"):
+            return self.target
+        without_labels = self.trace.labels is None
+        return Target(agreement=1 - DEFAULT_DROP) if without_labels else Target(max_drop=DEFAULT_DROP)
+
+    def reaches(self, layers: Sequence[int]) -> bool:
+        """Return whether a target of speed is in reach where these exits are read; True where there is none."""
+        target = self.target
+        if target is None or target is self.aim or (target.kind == "latency_ms" and self.cost is None):
+            return True
+        try:
+            point_for(self._outputs(layers), target, cost=self.cost)
+        except CannotReach:
+            return False
+        return True
+
+    def spent(self, layers: Sequence[int]) -> Tensor:
+        """Return what each row takes where these exits are read, (N,), in shares of full depth with all exits."""
+        point = point_for(self._outputs(layers), self.aim, self.metric)
+        leaving = replay_point(self.trace.select(layers), point)[1].exit_layers  # (N,)
+        exits = torch.searchsorted(torch.tensor(layers), leaving).unsqueeze(0)  # (1, N)
+        if self.cost is not None and self.cost.exit_ms is not None:
+            table = self.cost.select(layers)
+            ms = leaving.double().new_tensor(table.ms)[exits[0]]
+            cuts = table.mean_ms(leaving) - ms.mean()  # of all rows alike
+            return (ms + cuts) / self.cost.ms[-1]
+        costs = exit_costs(self.trace)  # (L, N)
+        own = costs[[self.trace.layer_numbers.index(layer) for layer in layers]]
+        lexical = costs[0] if self.trace.layer_numbers[0] == 0 and layers[0] else 0.0  # in all times behind it
+        return (own.gather(0, exits)[0] - lexical) / costs[-1].mean()
+
+    def _outputs(self, layers: Sequence[int]) -> PolicyOutputs:
+        rows = self.trace.select(layers)
+        return policy_outputs(rows, self.fit(rows), self.label_thresholds)
+
+
+def _eliminate(rows: _Rows, layers: tuple[int, ...], may_go: Sequence[int]) -> tuple[tuple[int, ...], Tensor]:
+    """Return the exits that stay, and what each row saves by the exit that went last, (N,).
+
+    Raises:
+        CannotReach: not even full depth holds the target.
+    """
+    read, last = layers, torch.zeros(len(rows.trace))
+    while len(read) > 2:
+        spent, least = rows.spent(read), None
+        for layer in (layer for layer in may_go if layer in read):
+            fewer = tuple(other for other in read if other != layer)
+            if not rows.reaches(fewer):
+                continue
+            saved = rows.spent(fewer) - spent  # (N,)
+            if not _is_beyond_chance(saved) and (least is None or saved.mean() < least[1].mean()):
+                least = fewer, saved
+        if least is None:
+            break
+        read, last = least
+    return read, last
+
+
+def _is_beyond_chance(saved: Tensor) -> bool:
+    """Return whether the mean of what rows save, (N,), is above 0 by more than chance."""
+    return len(saved) > 1 and saved.mean().item() > STANDARD_ERRORS * _standard_error(saved)
+
+
+def _standard_error(values: Tensor) -> float:
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
+
+
+def _reason(rows: _Rows, layers: Sequence[int], read: Sequence[int], saved: Tensor) -> str:
+    """Return in a sentence why exits are not read; `saved` (N,) by the last of them, in shares of the cost."""
+    where = f"{rows.aim.kind} {rows.aim.value:g} on {rows_text(len(rows.trace))}"
+    if rows.cost is not None and rows.cost.exit_ms is not None:
+        skipped = [layer for layer in layers if layer not in read]
+        exits = "the exit at layer" if len(skipped) == 1 else "the exits at layers"
+        full = rows.cost.ms[-1]
+        without, with_all = (full * rows.spent(some).mean().item() for some in (read, layers))
+        return (
+            f"{exits} {layers_text(skipped)} {'is' if len(skipped) == 1 else 'are'} not read: for {where} a row takes "
+            f"{without:.3g} ms so, and {with_all:.3g} ms with all exits ({rows.cost.describe()})"
+        )
+    mean, error = saved.mean().item(), _standard_error(saved)
     amount = f"saves {mean:.1%} of the cost, with a standard error of {error:.1%}" if mean > 1e-9 else "saves nothing"
-    where = f"{target.kind} {target.value:g} on {rows_text(len(saved))}"
     return f"the lexical exit is not read: for {where} it {amount}"

@@ -44,7 +44,7 @@ class PreparedPolicy:
         rows: of the trace, the rows to choose thresholds on.
         confidence: of the points' certificates, above 0, below 1; None = points have none.
         report: in words: the numbers that were fitted on other rows, and how many rows; the rows that chose the label
-            thresholds; why the lexical exit is not read. Empty where there are none.
+            thresholds; why exits are not read. Empty where there are none.
         label_thresholds: of all answers; None = 0.5.
         exits: those that the points read, which are those of `rows`; None = all.
     """
@@ -125,8 +125,9 @@ def prepare_policy(
     the other half. Lines for a threshold at each exit are so few numbers that all rows fit them and choose. With a
     confidence, for which other rows must fit them, that is done in training, or by a half of the rows.
 
-    A lexical exit that does not pay (`offramp.calibration.exit_choice`) is not read. The rows that choose thresholds
-    choose that too; with a confidence those that fit, and where no rows fit it is read.
+    Exits that do not pay (`offramp.calibration.exit_choice`) are not read: with a cost table that knows what reading an
+    exit takes any but the last, else the lexical exit alone. The rows that choose thresholds choose that too; with a
+    confidence those that fit, and where no rows fit all are read.
 
     Args:
         trace: a full-depth pass over rows that are neither trained on nor reported on.
@@ -140,9 +141,9 @@ def prepare_policy(
             else on all that fit or choose (`offramp.calibration.label_thresholds`).
         saved_lines: what training left with the model (`offramp.calibration.saved_lines`). With `per_exit` and a
             confidence they serve, if they are of the trace's weights and of other rows, in place of a half of the rows.
-        target: of the points to come, at which the lexical exit pays or not; None as of `choose_exits`.
+        target: of the points to come, at which exits pay or not; None as of `choose_exits`.
         metric: of the points to come.
-        cost: the time to each exit, of a `latency_ms` to come.
+        cost: the time to each exit, by which exits are chosen.
 
     Raises:
         InvalidInput: options that do not go together; rows whose logits are not finite; too few rows; no labels where

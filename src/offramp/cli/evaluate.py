@@ -23,7 +23,15 @@ from offramp.cli.options import (
     scored_options,
     silence_transformers,
 )
-from offramp.cli.points import finite_only, metric_of, other_weights, print_notes, readable_points, saved_points
+from offramp.cli.points import (
+    finite_only,
+    kept_cost,
+    metric_of,
+    other_weights,
+    print_notes,
+    readable_points,
+    saved_points,
+)
 from offramp.errors import InvalidInput
 from offramp.types.whole_file import refuse_output
 
@@ -53,6 +61,9 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     rows; consistency and gain are fitted on the other half. The oracle, which knows each row's right exits, is the
     upper bound.
 
+    Where the times of the exits are kept (costs.json, by `offramp calibrate --batch-size` or `offramp bench`), a table
+    shows what each exit of the default point takes and saves.
+
     \b
     offramp evaluate model --data test.csv
     offramp evaluate model --data test.csv --slice-by length --picture policies.png
@@ -61,9 +72,10 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     from offramp.calibration.lexical_rows import lexical_rows_text
     from offramp.evaluation.caveats import caveats
     from offramp.evaluation.compare import compare
+    from offramp.evaluation.exit_values import exit_values
     from offramp.evaluation.metrics import metric_for
     from offramp.report.comparison import comparison_data, comparison_text, recalls_text, slices_data, slices_text
-    from offramp.report.tables import scores_data, scores_text
+    from offramp.report.tables import exit_values_data, exit_values_text, scores_data, scores_text
     from offramp.types.operating_point import DEFAULT
 
     if picture is not None:
@@ -82,16 +94,21 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     if picture is not None:
         _draw(comparison, points, picture, metric)
     print_notes(notes)
+    cost, default = kept_cost(folder, trace), points.get(DEFAULT)
     if as_json:
         data = scores_data(trace, points, metric)
         data["comparison"] = None if comparison is None else comparison_data(comparison)
         data["recall"] = None if recalls is None else slices_data(recalls[1], "class", recalls[0])
+        if default is not None:
+            data |= exit_values_data(trace, default, cost)
         if slices is not None:
             data["slices"] = slices_data(slices, str(slice_by), DEFAULT)
         click.echo(json.dumps({**data, "notes": notes}))
         return
     parts = [scores_text(trace, points, metric)]
     parts.append("one exit or one row: no policies to compare" if comparison is None else comparison_text(comparison))
+    if cost is not None and default is not None and (values := exit_values(trace, default, cost)):
+        parts.append(exit_values_text(DEFAULT, values, cost))
     if recalls is not None:
         parts.append(recalls_text(*recalls))
     if slices is not None:

@@ -100,6 +100,14 @@ def readable_points(trace: Trace, points: Mapping[str, OperatingPoint]) -> dict[
     return readable
 
 
+def kept_cost(folder: Path, trace: Trace) -> CostTable | None:
+    """Return the times of a trace's engine on this machine that a folder keeps, of its smallest batches; or None."""
+    from offramp.inference.choose_engine import costs_here
+
+    tables = [table for table in costs_here(folder) if table.engine == trace.provenance.get("engine")]
+    return min(tables, key=lambda table: table.batch_size, default=None)
+
+
 def finite_only(trace: Trace) -> tuple[Trace, list[int]]:
     """Return a trace without the rows that have no finite answer, and the rows kept; print how many those are.
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from offramp.evaluation.bootstrap import point_loss_interval
+from offramp.evaluation.exit_values import ExitValue, exit_values
 from offramp.evaluation.intervals import agreement_interval
 from offramp.evaluation.measure import measure_all, measure_point
 from offramp.evaluation.metrics import layerwise, metric_for
@@ -87,6 +88,9 @@ def scores_text(
         tables.append(
             "\n".join([point_table(measure_all(trace, points, metric, cost), more), *_skipped(trace, points)])
         )
+    if cost is not None:
+        values = {name: exit_values(trace, point, cost) for name, point in points.items()}
+        tables += [exit_values_text(name, some, cost) for name, some in values.items() if some]
     return "\n\n".join(tables)
 
 
@@ -97,6 +101,21 @@ def before_first_layer(trace: Trace, points: Mapping[str, OperatingPoint]) -> di
         return {}
     shares = {name: histogram(trace, point)[0] / len(trace) for name, point in points.items()}
     return {"before layer 1": {name: f"{share:.0%}" for name, share in shares.items()}}
+
+
+def exit_values_text(name: str, values: Sequence[ExitValue], cost: CostTable) -> str:
+    """Return a table of what the exits of a point take and save, in milliseconds a row."""
+    rows = [
+        [
+            exit_title(value.layer),
+            f"{value.takes_ms:.4f}",
+            "not read" if value.saves_ms is None else f"{value.saves_ms:.4f}",
+        ]
+        for value in values
+    ]
+    title = f"ms a row at each exit of {name} ({cost.describe()})"
+    note = "takes: to read it, of a row that reaches it; saves: what a row would take more on average without it"
+    return f"{title}\n{table(['exit', 'takes', 'saves'], rows)}\n{note}"
 
 
 def _skipped(trace: Trace, points: Mapping[str, OperatingPoint]) -> list[str]:
@@ -122,8 +141,17 @@ def scores_data(
         "layers": trace.layer_numbers,
         "layerwise": layerwise(trace, metric) if trace.labels is not None else None,
         "exit_summary": asdict(exit_score_summary(trace, metric)) if trace.labels is not None else None,
-        "points": {name: _point_data(trace, point, measured[name]) for name, point in points.items()},
+        "points": {
+            name: {**_point_data(trace, point, measured[name]), **exit_values_data(trace, point, cost)}
+            for name, point in points.items()
+        },
     }
+
+
+def exit_values_data(trace: Trace, point: OperatingPoint, cost: CostTable | None) -> dict[str, Any]:
+    """Return what the exits of a point take and save as data for JSON; {} where that is not known."""
+    values = exit_values(trace, point, cost)
+    return {"exit_values": [asdict(value) for value in values]} if values else {}
 
 
 def _point_data(trace: Trace, point: OperatingPoint, measured: Measured) -> dict[str, Any]:

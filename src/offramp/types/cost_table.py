@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class CostTable:
     """Milliseconds a sample if all samples leave at one exit, as `offramp.measure_costs` measures them.
 
-    The mean over samples of their exits' times is the time that a run takes where no sample waits for another. Batches
-    take longer: they get smaller as samples leave, and a layer costs more a sample in a smaller batch.
+    Expected times of samples that leave at different exits assume a batch of `batch_size` at every depth: others that
+    stand before the same exit take the place of those that leave. Where nothing fills a batch up, a run takes longer:
+    the batch gets smaller as samples leave, and a layer costs more a sample in a smaller batch.
 
     A batch is divided among the workers, and the next one begins when all parts are answered (see
     `offramp.inference.workers`): so times of any threads and workers are comparable.
@@ -42,6 +43,10 @@ class CostTable:
         machine: in words.
         threads: that computed a batch; None = not known, in tables of earlier versions.
         workers: that shared a batch.
+        exit_ms: (L-1,) what reading each exit but the last takes, its logits and its decision: a part of `ms` there and
+            at all later exits. None = not known, as in tables of earlier versions.
+        cut_ms: (L-1,) what a sample that goes on takes more where others of its batch leave at an exit. It is in no
+            time of `ms`, for which all leave together. None = not known.
 
     Raises:
         InvalidInput: numbers that cannot be a cost table.
@@ -61,6 +66,8 @@ class CostTable:
     machine: str
     threads: int | None = None
     workers: int = 1
+    exit_ms: tuple[float, ...] | None = None
+    cut_ms: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
@@ -80,6 +87,26 @@ class CostTable:
             raise InvalidInput(f"times and batch_size must be above 0, got {self.ms} and {self.batch_size}")
         if not (self.threads is None or self.threads >= 1) or self.workers < 1:
             raise InvalidInput(f"threads and workers must be at least 1, got {self.threads} and {self.workers}")
+        self._check_prices()
+
+    def _check_prices(self) -> None:
+        """Refuse prices of exits and cuts that are no part of the times."""
+        for name in ("exit_ms", "cut_ms"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            object.__setattr__(self, name, tuple(float(value) for value in values))
+            if len(values) != len(self.layers) - 1 or not all(0 <= value < math.inf for value in values):
+                raise InvalidInput(f"{name} must be {len(self.layers) - 1} times of at least 0, got {values}")
+        if any(price > most + 1e-9 for price, most in zip(self.exit_ms or (), self._steps(), strict=False)):
+            raise InvalidInput(f"exit_ms must be parts of the times between exits {self._steps()}, got {self.exit_ms}")
+
+    def _steps(self) -> list[float]:
+        """Return what each exit and what leads to it take, (L,), without the embedding."""
+        steps = [later - before for before, later in pairwise((0.0, *self.ms))]
+        if (first := int(self.layers[0] == 0)) < len(steps):
+            steps[first] -= self.embed_ms
+        return steps
 
     def ms_at(self, mean_exit: float) -> float:
         """Return the time of a sample at a mean exit layer, on a straight line between the exits beside it."""
@@ -92,10 +119,27 @@ class CostTable:
         return low + (high - low) * (mean_exit - before) / (after - before)
 
     def mean_ms(self, exit_layers: Tensor) -> float:
-        """Return the mean time of samples that leave at these layers, (N,)."""
+        """Return the mean time of samples that leave at these layers, (N,); see `expected_ms`."""
         counts = Counter(exit_layers.tolist())
-        total = math.fsum(count * self.ms[bisect_left(self.layers, layer)] for layer, count in counts.items())
-        return total / counts.total()
+        shares = [counts.pop(layer, 0) / len(exit_layers) for layer in self.layers]
+        if counts:
+            raise InvalidInput(f"the cost table is of exits at layers {self.layers}, samples leave at {sorted(counts)}")
+        return float(self.expected_ms(exit_layers.double().new_tensor(shares)))
+
+    def expected_ms(self, shares: Tensor) -> Tensor:
+        """Return the mean time of a sample, (...), from the share that leaves at each exit, (..., L) float64.
+
+        A batch is cut at an exit where some of its rows leave and some do not. The chance of it is that of independent
+        rows; a batch of one row is never cut.
+        """
+        times = shares @ shares.new_tensor(self.ms)
+        if self.cut_ms is None:
+            return times
+        stays = (1 - shares.cumsum(dim=-1)[..., :-1]).clamp(min=0)  # (..., L-1) of all samples
+        leaves = shares[..., :-1] / (stays + shares[..., :-1]).clamp(min=1e-12)  # of those that reach the exit
+        rows = max(1, self.batch_size // self.workers)
+        is_cut = 1 - leaves**rows - (1 - leaves) ** rows
+        return times + (stays * is_cut) @ shares.new_tensor(self.cut_ms)
 
     def check(self, layers: Sequence[int]) -> None:
         """Refuse exits that are not timed.
@@ -107,13 +151,25 @@ class CostTable:
             raise InvalidInput(f"the cost table is of exits at layers {self.layers}, these lie at {tuple(layers)}")
 
     def select(self, layers: Sequence[int]) -> CostTable:
-        """Return the table of some exits, for a point that reads no others; the times stay those with all exits.
+        """Return the table of some exits, for a point that reads no others.
+
+        The times are less what the other exits take, where that is known; else they stay those with all exits.
 
         Raises:
             InvalidInput: as `check`.
         """
         self.check(layers)
-        return replace(self, layers=tuple(layers), ms=tuple(self.ms[self.layers.index(layer)] for layer in layers))
+        numbers = [self.layers.index(layer) for layer in layers]
+        prices = (0.0,) * len(self.layers) if self.exit_ms is None else (*self.exit_ms, 0.0)
+        skipped = [0.0 if number in numbers else price for number, price in enumerate(prices)]
+        ms = [self.ms[number] - math.fsum(skipped[:number]) for number in numbers]
+
+        def of(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+            return None if values is None else tuple(values[number] for number in numbers[:-1])
+
+        return replace(
+            self, layers=tuple(layers), ms=tuple(accumulate(ms, max)), exit_ms=of(self.exit_ms), cut_ms=of(self.cut_ms)
+        )
 
     def describe(self) -> str:
         """Return what was timed, in one line."""

@@ -16,6 +16,7 @@ from offramp.evaluation.bootstrap import point_loss_interval
 from offramp.evaluation.caveats import caveats, is_of_one_class
 from offramp.evaluation.compare import Comparison, compare
 from offramp.evaluation.curves import score_at
+from offramp.evaluation.exit_values import ExitValue, exit_values
 from offramp.evaluation.measure import measure_all, measure_point, replay_point
 from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.slices import Slice, by_length, recall_by_class
@@ -66,6 +67,7 @@ class Page:
         ms: policy -> mean time of a row, (K,) at the thresholds of its band; empty where nothing was timed.
         layerwise: (L,) score where all of the comparison's rows leave at one exit.
         exits: of all rows.
+        exit_values: layer -> what the exit takes and saves at the point; empty where that is not known.
         groups: example texts.
         slices: "label" -> the point's recall of each class, or "length" -> its score on each group of rows.
         certificates: saved point -> its certificate in words.
@@ -85,6 +87,7 @@ class Page:
     ms: Mapping[str, Tensor]
     layerwise: Sequence[float]
     exits: Sequence[ExitRow]
+    exit_values: Mapping[int, ExitValue]
     groups: Sequence[Group]
     slices: Mapping[str, Sequence[Slice]]
     certificates: Mapping[str, str]
@@ -137,6 +140,7 @@ def page(
         ms={} if cost is None else mean_times(comparison, cost),
         layerwise=layerwise(comparison.trace, metric),
         exits=exit_rows(trace, answers, metric),
+        exit_values={value.layer: value for value in exit_values(trace, assessment.point, cost)},
         groups=groups(answered, answers, texts.texts, texts.names),
         slices=_slices(trace, assessment.point, texts.names, metric),
         certificates=_certificates(trace, points),
