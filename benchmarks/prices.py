@@ -5,8 +5,8 @@
 The default encoder with six exits and a lexical exit (`lexical_models.py`). Every engine is timed with all exits and
 with fewer at each batch size (`offramp.measure_costs`), so that the time of any set of exits can be computed. All else
 is replay of traces. On one half of the rows that nothing was trained on, points are chosen that lose at most ASKED:
-with all exits, without the lexical exit where it does not pay, and with the exits that pay at these prices. The other half
-reports, at SPLITS random halves. For MEASURED the graph with all exits and the graph with those that pay then take
+with all exits, without the lexical exit where it does not pay, and with the exits that pay at these prices. The other
+half reports, at SPLITS random halves. For MEASURED the graph with all exits and the graph with those that pay then take
 turns on some of the reporting half. Folders, prices and results of a task lie under `--runs` and are taken up again.
 Writes `benchmarks/results/prices.json` and `prices.md`. Ten minutes on an idle machine where the folders are there.
 """

@@ -402,11 +402,8 @@ def a_page(problem_type: str = SINGLE_LABEL, points: bool = True, **more: Any) -
     }
     names = () if problem_type == REGRESSION else (NASTY, "b", "c")
     texts = Texts([f"{NASTY} {number}" for number in range(len(trace))], names)
-    cost = (
-        CostTable((1, 2, 3, 4, 5, 6), (2.0, 3.0, 5.0, 8.0, 13.0, 21.0), 1.0, "torch", 1, None, NASTY)
-        if points
-        else None
-    )
+    ms = (2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
+    cost = CostTable((1, 2, 3, 4, 5, 6), ms, 1.0, "torch", 1, None, NASTY, exit_ms=(0.5,) * 5) if points else None
     return page(f"of {NASTY}", trace, texts, saved if points else {}, cost=cost, environment={"data": NASTY}, **more)
 
 
@@ -451,6 +448,7 @@ def test_the_page_is_whole_and_loads_nothing(problem_type: str, points: bool) ->
     assert "http" not in json.dumps(specs)
     words = " ".join(parsed.words).replace(NASTY, "")
     assert not re.search(r"\b(nan|inf|None|undefined)\b", words)
+    assert ("saves, ms" in words, "0.5000" in words) == (points, points)
 
 
 def test_what_users_wrote_stays_text() -> None:

@@ -112,7 +112,7 @@ def test_a_table_of_all_exits_serves_a_point_that_reads_some() -> None:
             BEFORE.select(layers)
 
 
-PRICED = replace(BEFORE, batch_size=2, exit_ms=(0.5, 1.0), cut_ms=(0.25, 0.5))
+PRICED = replace(BEFORE, embed_ms=1.5, batch_size=2, exit_ms=(0.5, 1.0), cut_ms=(0.25, 0.5))
 
 
 def test_exits_that_are_not_read_cost_nothing() -> None:
