@@ -108,8 +108,7 @@ def with_prices(times: Times, milliseconds: Mapping[Hashable, Sequence[float]], 
         leaving: (N,) the layers at which rows leave at these points.
     """
     layers, ms, embed, *_ = times
-    at_full_depth = {some: values for some, values in milliseconds.items() if isinstance(some, tuple)}
-    prices = exit_prices({**at_full_depth, layers: milliseconds[layers[-1]]}, layers)
+    prices = exit_prices({**milliseconds, layers: milliseconds[layers[-1]]}, layers)
     steps = [later - before for before, later in pairwise((0.0, *ms))]
     steps[int(layers[0] == 0)] -= embed
     by_layer = dict(zip(layers, ms, strict=True))

@@ -34,8 +34,7 @@ def with_exits(parts: ModelParts, layers: Sequence[int]) -> ModelParts:
     written = [
         tuple(dict.fromkeys(field for number in group for field in metadata.written[number])) for group in groups
     ]
-    if ends:
-        written[-1] = ()
+    written[-1] = ()
     embed = parts.embed
     if metadata.first_block and held[0]:  # the embedding reads the inputs themselves
         values = {names.carry(1, value.name): value.name for value in parts.inputs}
@@ -110,7 +109,7 @@ def _cut(piece: Subgraph, number: int, level: int) -> Subgraph:
 
 def _needed(piece: Subgraph, outputs: set[str]) -> Subgraph:
     """Return the part of a piece that computes some values."""
-    read, nodes = set(outputs), []
+    read, nodes = set(outputs), list[NodeProto]()
     for node in reversed(piece.nodes):
         if not read.isdisjoint(node.output):
             nodes.insert(0, node)
