@@ -22,6 +22,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,8 @@ ENGINES, SIZES = (INT8, "torch"), (1, 8, 32)
 TIMED, ROUNDS = {INT8: 64, "torch": 32}, {INT8: 5, "torch": 3}
 ASKED, SPLITS, MOST = 0.01, 4, 1500
 """Share of the score that may be lost; halves a task; rows that choose, at most."""
+CURVE = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03)
+"""What may be lost with the lexical rule, for its time at the loss that the exits by price deliver."""
 MEASURED, ROWS, RACES, MEASURED_SIZES = ("clinc150", "sst2"), 256, 9, (1, 32)
 ALL, LEXICAL, PRICE = "all exits", "lexical rule", "by price"
 
@@ -98,13 +101,13 @@ def make(prepared: Prepared) -> None:
         export(prepared.folder, int8=True, dataset=training_rows(prepared))
 
 
-def points(trace: Trace, cost: CostTable) -> dict[str, OperatingPoint]:
-    """Return the points that these rows choose: with all exits, by the rule of the lexical exit, and by price."""
+def policies(trace: Trace, cost: CostTable) -> dict[str, PreparedPolicy]:
+    """Return the policies of these rows: with all exits, by the rule of the lexical exit, and by price."""
     target = Target(max_drop=ASKED)
     return {
-        ALL: PreparedPolicy(*fit_default_policy(trace)).calibrate(target),
-        LEXICAL: prepare_policy(trace, target=target).calibrate(target),
-        PRICE: prepare_policy(trace, target=target, cost=cost).calibrate(target),
+        ALL: PreparedPolicy(*fit_default_policy(trace)),
+        LEXICAL: prepare_policy(trace, target=target),
+        PRICE: prepare_policy(trace, target=target, cost=cost),
     }
 
 
@@ -128,11 +131,15 @@ def expected(task: Task) -> dict[str, Any]:
         for size in SIZES:
             cost = task.cost(engine, size)
             draws: dict[str, list[dict[str, Any]]] = {ALL: [], LEXICAL: [], PRICE: []}
+            curve: list[list[dict[str, Any]]] = [[] for _ in CURVE]
             for split in range(SPLITS):
                 choose, report = task.halves(split)
-                for name, point in points(task.trace.take(choose), cost).items():
-                    draws[name].append(reported(task.trace.take(report), point, cost))
-            results[f"{engine}, {size}"] = {"cost": asdict(cost), "draws": draws}
+                trace, chosen = task.trace.take(report), policies(task.trace.take(choose), cost)
+                for name, policy in chosen.items():
+                    draws[name].append(reported(trace, policy.calibrate(Target(max_drop=ASKED)), cost))
+                for lost, some in zip(CURVE, curve, strict=True):
+                    some.append(reported(trace, chosen[LEXICAL].calibrate(Target(max_drop=lost)), cost))
+            results[f"{engine}, {size}"] = {"cost": asdict(cost), "draws": draws, "curve": curve}
     return results
 
 
@@ -143,19 +150,20 @@ def measured(task: Task) -> dict[str, Any]:
     tokenizer = load_tokenizer(folder)
     for size in MEASURED_SIZES:
         choose, report = task.halves(0)
-        chosen = points(task.trace.take(choose), task.cost(INT8, size))
+        chosen = policies(task.trace.take(choose), task.cost(INT8, size))
         texts = [task.texts[row] for row in some_of(report.tolist(), ROWS)]
         rows = encode(tokenizer, texts, token_limit(tokenizer, load_config(folder).backbone))
         batches = [collate([rows[row] for row in some], tokenizer.pad_token_id) for some in length_sorted(rows, size)]
         runs = {}
         for name in (ALL, PRICE):
-            point = chosen[name]
-            engine = reading(whole, point.layers_read(whole.layers))
+            point = chosen[name].calibrate(Target(max_drop=ASKED))
+            layers = point.layers_read(whole.layers)
+            engine = reading(whole, layers)
             assert engine is not None
             runs[name] = partial(engine.answer, point=point)
         times, _ = time_batches(runs, batches, RACES)
         results[str(size)] = {
-            "exit_layers": list(chosen[PRICE].layers_read(whole.layers)),
+            "exit_layers": list(layers),
             "ms": {name: 1000 / one.per_second for name, one in times.items()},
             "faster": asdict(SpeedupRange.of(times[ALL], times[PRICE])),
         }
@@ -167,6 +175,17 @@ def mean(draws: Sequence[dict[str, Any]], key: str) -> float:
     return math.fsum(draw[key] for draw in draws) / len(draws)
 
 
+def saved(ratios: Sequence[float]) -> float:
+    """Return 1 less the geometric mean."""
+    return 1 - math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+
+
+def at_equal_loss(curve: Sequence[Sequence[dict[str, Any]]], lost: float) -> float:
+    """Return the time at which the lexical rule loses so much, on a straight line between the points beside it."""
+    ends = sorted((mean(draws, "lost"), mean(draws, "ms")) for draws in curve)
+    return float(np.interp(lost, *zip(*ends, strict=True)))
+
+
 def page(results: dict[str, dict[str, Any]]) -> str:
     """Return the results as Markdown."""
     about = next(iter(results.values()))["about"]
@@ -175,29 +194,30 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         f"Expected milliseconds a text, without the tokenizer, at points that lose at most {ASKED:.0%} on the rows that"
         f"\nchose them; mean of {SPLITS} random halves, reported on the other halves. Batches are full at every depth."
         "\n*Lost*: share of the full model's right answers, on the reporting half. *Read*: the exits of the first half,"
-        "\nby price. *Saved*: by price against the lexical rule."
+        "\nby price. *Saved*: by price against the lexical rule; in brackets against it where it loses as much."
         f"\n{as_lines(about)}",
         "| task | engine, batch | exit / layer | full depth | all exits (lost) | lexical rule (lost) | by price (lost) "
         "| saved | read |\n|---|---|---|---|---|---|---|---|---|",
     ]
-    gains: dict[str, list[float]] = {}
+    gains: dict[str, list[tuple[float, float]]] = {}
     for task, result in results.items():
         for key, one in result["expected"].items():
             draws, cost = one["draws"], one["cost"]
             ms = {name: mean(draws[name], "ms") for name in draws}
-            gains.setdefault(key, []).append(ms[PRICE] / ms[LEXICAL])
+            equal = at_equal_loss(one["curve"], mean(draws[PRICE], "lost"))
+            gains.setdefault(key, []).append((ms[PRICE] / ms[LEXICAL], ms[PRICE] / equal))
             cells = " | ".join(f"{ms[name]:.3f} ({mean(draws[name], 'lost'):.2%})" for name in draws)
+            read = layers_text(draws[PRICE][0]["exit_layers"])
             exit_ms, layer = cost["exit_ms"][-1], (cost["ms"][-1] - cost["ms"][1]) / 5
             lines[-1] += (
                 f"\n| {task} | {key} | {1000 * exit_ms:.0f} / {1000 * layer:.0f} us | {cost['ms'][-1]:.3f} | {cells} "
-                f"| {1 - ms[PRICE] / ms[LEXICAL]:.1%} | {layers_text(draws[PRICE][0]['exit_layers'])} |"
+                f"| {1 - ms[PRICE] / ms[LEXICAL]:.1%} ({1 - ms[PRICE] / equal:.1%}) | {read} |"
             )
-    means = {key: 1 - math.exp(math.fsum(map(math.log, some)) / len(some)) for key, some in gains.items()}
-    lines.append(
-        "Saved against the lexical rule, geometric mean of the tasks: "
-        + "; ".join(f"{key}: {value:.1%}" for key, value in means.items())
-        + "."
-    )
+    means = [
+        f"{key}: {saved(first):.1%} ({saved(second):.1%})"
+        for key, (first, second) in ((key, zip(*some, strict=True)) for key, some in gains.items())
+    ]
+    lines.append(f"Saved, geometric mean of the tasks: {'; '.join(means)}.")
     lines.append(
         "Measured: the int8 graph with all exits against the one with the exits that pay, each at its point, in turn,"
         f"\n{ROWS} texts, one thread; batches get smaller as rows leave. Ratio: median of {RACES} rounds, and range."
