@@ -21,6 +21,7 @@ from offramp.inference.onnx.metadata import GraphMetadata
 from offramp.types.graph_file import WEIGHTS, with_data_at
 
 SLOW = "SkipLayerNormFusion"  # on CPUs slower than the sum and the norm that it replaces
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
@@ -91,14 +92,14 @@ class OnnxSession:
         Raises:
             InvalidInput: no rows or no tokens; inputs that do not fit; the wrong number of thresholds, or a NaN.
         """
-        arrays = self._inputs.arrays(inputs)
-        limits = self._inputs.limits(thresholds, len(next(iter(arrays.values()))))
+        arrays = self.inputs.arrays(inputs)
+        limits = self.inputs.limits(thresholds, len(next(iter(arrays.values()))))
         outputs = self.session.run(None, {**arrays, "thresholds": limits})
         certainty = outputs[3] if self.metadata.certainty else None
         return GraphOutput(outputs[0], outputs[1], outputs[2], certainty)
 
     @cached_property
-    def _inputs(self) -> GraphInputs:
+    def inputs(self) -> GraphInputs:
         """Return the graph's inputs but the thresholds."""
         values = [value for value in self.session.get_inputs() if value.name != "thresholds"]
         axes = {value.name: len(value.shape) for value in values}
@@ -122,25 +123,32 @@ def _load_again(source: str | bytes, threads: int | None, metadata: GraphMetadat
 
 @contextmanager
 def _readable(source: str | os.PathLike[str] | bytes, options: onnxruntime.SessionOptions) -> Iterator[str | bytes]:
-    """Yield a graph for ONNX Runtime: its path, or its content where links are in the way.
-
-    ONNX Runtime refuses weights behind a symbolic link, as in the cache of the hub: they must be a regular file in a
-    folder that it is given. So the content names the file to which the link leads, and the options its folder. It
-    refuses a file of two names (hard links) as well, which is copied for as long as loading takes.
-    """
+    """Yield a graph for ONNX Runtime: its path, or its content where links are in the way (see `weights_beside`)."""
     if isinstance(source, bytes):
         yield source
         return
     path = Path(source)
     data = path.with_name(path.name + WEIGHTS)
+    with weights_beside(path) as target:
+        if not path.is_symlink() and target == Path(os.path.realpath(path.parent), data.name):
+            yield os.fspath(path)
+            return
+        options.add_session_config_entry(WEIGHTS_FOLDER, os.fspath(target.parent))
+        yield with_data_at(path.read_bytes(), data.name, target.name)
+
+
+@contextmanager
+def weights_beside(graph: Path) -> Iterator[Path]:
+    """Yield the file with a graph's weights, without links, for as long as they are loaded.
+
+    ONNX Runtime refuses weights behind a symbolic link, as in the cache of the hub: they must be a regular file in a
+    folder that it is given. So this is the file to which the link leads. It refuses a file of two names (hard links) as
+    well, which is copied for as long as loading takes.
+    """
+    data = graph.with_name(graph.name + WEIGHTS)
     target = Path(os.path.realpath(data))
-    copy = target.exists() and target.stat().st_nlink > 1
-    if not copy and not path.is_symlink() and not data.is_symlink():
-        yield os.fspath(path)
+    if not target.exists() or target.stat().st_nlink == 1:
+        yield target
         return
     with TemporaryDirectory(prefix="offramp-", ignore_cleanup_errors=True) as copies:
-        if copy:
-            target = Path(shutil.copyfile(target, Path(copies, data.name)))
-        folder = os.fspath(target.parent)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        yield with_data_at(path.read_bytes(), data.name, target.name)
+        yield Path(shutil.copyfile(target, Path(copies, data.name)))
