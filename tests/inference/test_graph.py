@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from offramp.early_exit.loop import run
 from offramp.inference.flight import LeftRows
 from offramp.inference.graph_inputs import GraphOutput
-from offramp.inference.onnx.level_sessions import Level, LevelRunner, load_levels
+from offramp.inference.onnx.level_sessions import LevelRunner
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import record
@@ -93,10 +93,6 @@ class Exported:
     policy: Policy
     read: tuple[int, ...]  # the layers whose exits the policy reads
 
-    @cached_property
-    def levels(self) -> tuple[Level, ...]:
-        return load_levels(self.graph)
-
 
 def case_of(model: MultiExitModel) -> Case:
     rows = rows_for(model, ROWS)
@@ -160,7 +156,7 @@ def assert_the_contract(one: Exported, thresholds: Sequence[float]) -> set[int]:
                 sures = case.trace.certainty[:, sure].T.where(ran.squeeze(-1), torch.nan)
                 found = told.certainty_by_exit[checked[numbers].numpy()]
                 assert np.allclose(found, sures, atol=TOLERANCE, rtol=0, equal_nan=True)
-    runner = LevelRunner.of(one.levels, thresholds, one.graph.inputs)
+    runner = LevelRunner.of(one.graph, thresholds, case.model.config.pad_token_id)
     left = flown(runner.start_batch(np.arange(ROWS), arrays(padded(case.model, case.rows))))
     assert_same(left, expected, torch.arange(ROWS), checked)
     return set(expected.exit_layers.tolist())
@@ -279,7 +275,7 @@ def assert_int8_is_exact(model: MultiExitModel, policy: str = "entropy") -> None
             told = engine.graph.run(arrays(batch), thresholds)
             assert told.exit_layers.tolist() == expected.exit_layers[numbers].tolist()
             assert np.array_equal(told.logits, expected.logits[numbers])
-    runner = LevelRunner.of(load_levels(engine.graph), thresholds, engine.graph.inputs)
+    runner = LevelRunner.of(engine.graph, thresholds, model.config.pad_token_id)
     for seed in range(3):
         left = flown(runner.start_batch(np.arange(ROWS), arrays(padded(model, rows))), seed)
         assert np.array_equal(left.exit_layers, expected.exit_layers)

@@ -17,6 +17,7 @@ from offramp.errors import InvalidInput
 from offramp.inference.inputs import in_halves
 from offramp.inference.predictor import Predictor
 from offramp.inference.torch_engine import TorchEngine
+from offramp.model.modeling import MultiExitModel
 from support.models import tiny_model, tiny_tokenizer
 
 COLUMNS = {"text": ["the cat", "a dog"], "label": [0, 1]}
@@ -155,15 +156,15 @@ def test_a_row_on_which_the_engine_fails_leaves_the_others_theirs(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["the cat", "bad", "a dog", "a tree", "the mat"]
-    expected, answer = predictor(texts), TorchEngine.answer
+    expected, embed = predictor(texts), MultiExitModel.embed
     bad = predictor.tokenizer.convert_tokens_to_ids("bad")
 
-    def failing(engine: TorchEngine, inputs: dict[str, torch.Tensor], point: Any) -> Any:
+    def failing(model: MultiExitModel, inputs: dict[str, torch.Tensor]) -> Any:
         if (inputs["input_ids"] == bad).any():
             raise RuntimeError("bad_alloc\nin the kernel")
-        return answer(engine, inputs, point)
+        return embed(model, inputs)
 
-    monkeypatch.setattr(TorchEngine, "answer", failing)
+    monkeypatch.setattr(MultiExitModel, "embed", failing)
     expected[1] = {"error": "RuntimeError: bad_alloc in the kernel"}
     for one, other in zip(predictor(texts), expected, strict=True):
         assert one == pytest.approx(other)

@@ -310,7 +310,7 @@ def test_what_is_no_text_is_refused_with_its_number(predictor: Predictor, item: 
 
 
 def test_a_stream_answers_in_order(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.inference.predictor.WINDOW", 9)
+    monkeypatch.setattr("offramp.inference.pipeline.WINDOW", 9)
     assert same_answers(list(predictor.stream(iter(texts(COUNT)), batch_size=4)), predictor(texts(COUNT)))
 
 
@@ -324,8 +324,10 @@ def test_texts_may_come_from_a_generator(predictor: Predictor) -> None:
     assert same_answers(predictor(text for text in texts(COUNT)), predictor(texts(COUNT)))
 
 
-def test_a_stream_reads_no_more_than_its_window_ahead(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_reads_no_more_than_there_is_room_for(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("offramp.inference.predictor.WINDOW", 5)
+    monkeypatch.setattr("offramp.inference.pipeline.WINDOW", 5)
+    monkeypatch.setattr("offramp.inference.pipeline.MOST_TOKENS", 20)  # 5 texts of 4 tokens
     read = []
 
     def endless() -> Iterator[str]:
@@ -337,11 +339,11 @@ def test_a_stream_reads_no_more_than_its_window_ahead(predictor: Predictor, monk
     assert read == []
     next(answers)
     time.sleep(0.02)
-    assert len(read) <= 10  # the window that was answered, and the one ahead
-    for _ in range(5):
+    assert len(read) <= 20  # in flight, tokenized, and those ahead
+    for _ in range(20):
         next(answers)
     time.sleep(0.02)
-    assert 10 <= len(read) <= 15
+    assert 20 <= len(read) <= 40
     answers.close()  # type: ignore[attr-defined]
 
 

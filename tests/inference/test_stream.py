@@ -1,19 +1,18 @@
-"""Windows of a stream: answers come when the source pauses, and none is lost when it fails."""
+"""Streams: answers come when the source pauses, and none is lost when it fails."""
 
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from offramp.errors import InvalidInput
 from offramp.inference.predictor import Predictor
-from offramp.inference.stream import full_windows, live_windows
+from offramp.inference.stream import LiveSource, SteadySource
 from offramp.inference.torch_engine import TorchEngine
 from support.models import tiny_model, tiny_tokenizer
 
-Windows = Callable[[Iterable[int], int], Iterator[list[int]]]
 END = object()
 
 
@@ -39,28 +38,39 @@ def no_thread_stays() -> Iterator[None]:
     assert readers() == []
 
 
-def test_full_windows_are_full() -> None:
-    assert list(full_windows(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(full_windows([], 3)) == []
+def test_a_steady_source_gives_what_is_asked_for_and_ends_with_less() -> None:
+    source = SteadySource(range(7))
+    assert [(source.take(3), source.ended) for _ in range(3)] == [([0, 1, 2], False), ([3, 4, 5], False), ([6], True)]
 
 
-def test_live_windows_lose_nothing_and_keep_the_order() -> None:
-    windows = list(live_windows(iter(range(2500)), 1000))
-    assert [item for window in windows for item in window] == list(range(2500))
-    assert all(1 <= len(window) <= 1000 for window in windows)
-    assert list(live_windows(iter([]), 3)) == []
+def taken(source: LiveSource[int], size: int) -> Iterator[list[int]]:
+    changed = threading.Event()
+    source.open(changed.set)
+    while not source.ended:
+        assert changed.wait(5)
+        changed.clear()
+        while items := source.take(size):
+            yield items
 
 
-@pytest.mark.parametrize("windows", [full_windows, live_windows])
-def test_an_error_of_the_source_comes_after_what_it_gave(windows: Windows) -> None:
-    def source() -> Iterator[int]:
-        yield from range(5)
+def test_a_live_source_loses_nothing_and_keeps_the_order() -> None:
+    parts = list(taken(LiveSource(iter(range(2500)), 1000), 700))
+    assert [item for part in parts for item in part] == list(range(2500))
+    assert all(1 <= len(part) <= 700 for part in parts)
+    assert list(taken(LiveSource(iter([]), 3), 3)) == []
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_an_error_of_the_source_comes_after_the_answers_before_it(live: bool, predictor: Predictor) -> None:
+    def source() -> Iterator[str]:
+        yield from ("the cat", "a dog", "the mat")
         raise OSError("the disk is gone")
 
-    taken: list[int] = []
+    answers: list[object] = []
+    one = LiveSource(source(), 2) if live else SteadySource(source())
     with pytest.raises(OSError, match="the disk is gone"):
-        taken.extend(item for window in windows(source(), 3) for item in window)
-    assert taken == list(range(5))
+        answers.extend(predictor.answer_source(one, 2, 0))
+    assert sum(map(len, answers)) == 3  # type: ignore[arg-type]
 
 
 def test_texts_are_answered_when_the_source_pauses(predictor: Predictor) -> None:
@@ -70,24 +80,12 @@ def test_texts_are_answered_when_the_source_pauses(predictor: Predictor) -> None
     for text in ("the cat", "a dog", "the mat"):
         source.put(text)
         began = time.perf_counter()
-        assert next(answers) == predictor([text])[0]
+        answer = next(answers)
         delays.append(time.perf_counter() - began)
+        assert answer == predictor([text])[0]
     source.put(END)
     assert list(answers) == []
-    assert min(delays) < 0.5  # 0.01 and the model; other processes may hold the machine up
-
-
-def test_texts_that_come_slowly_do_not_wait_for_each_other() -> None:
-    taken = threading.Event()
-
-    def source() -> Iterator[int]:
-        while not taken.wait(0.004):  # never as long as a window lingers
-            yield 0
-
-    windows = live_windows(source(), 1024)
-    assert len(next(windows)) < 500
-    taken.set()
-    list(windows)
+    assert min(delays) < 0.1  # 0.01 and the model; other processes may hold the machine up
 
 
 def test_a_closed_stream_lets_its_thread_end(predictor: Predictor) -> None:
@@ -102,7 +100,7 @@ def test_a_closed_stream_lets_its_thread_end(predictor: Predictor) -> None:
 def test_an_item_that_is_no_text_comes_after_the_answers_before_it(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.inference.predictor.WINDOW", 2)
+    monkeypatch.setattr("offramp.inference.pipeline.WINDOW", 2)
     for texts in (["the cat", "a dog", "the mat", 7], iter(["the cat", "a dog", "the mat", 7])):
         answers = predictor.stream(texts)  # type: ignore[arg-type]
         assert len([next(answers) for _ in range(3)]) == 3

@@ -3,7 +3,6 @@
 import numpy as np
 
 from offramp.inference.flight import Flight, LeftRows
-from offramp.inference.graph_inputs import Array
 
 
 def flown(flight: Flight, seed: int = 0, largest: int = 9) -> LeftRows:
@@ -30,9 +29,8 @@ def flown(flight: Flight, seed: int = 0, largest: int = 9) -> LeftRows:
 
 def joined(left: list[LeftRows]) -> LeftRows:
     """Rows that left, in order of their numbers; none twice."""
-    columns = [np.concatenate(part) for part in zip(*((x.rows, x.logits, x.exit_layers, x.failed) for x in left))]
+    fields = [(some.rows, some.logits, some.exit_layers, some.failed) for some in left]
+    columns = [np.concatenate(column) for column in zip(*fields, strict=True)]
     order = columns[0].argsort(kind="stable")
     assert (np.diff(columns[0][order]) > 0).all()
     return LeftRows(*(column[order] for column in columns))
-
-

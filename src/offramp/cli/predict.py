@@ -6,8 +6,9 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -29,14 +30,17 @@ from offramp.inference.engine import ENGINES
 from offramp.types.whole_file import refuse_output
 
 if TYPE_CHECKING:
-    from offramp.data.rows import Row
+    from offramp.data.rows import Row, Text
     from offramp.inference.answers import Answer
+    from offramp.inference.pipeline import Fault
     from offramp.inference.predictor import Predictor
 
 ENGINE = (
     "The engine that runs the model; auto takes the one that the point was certified with, else the fastest that was "
     "measured here, else an exported graph, else torch; `offramp info` says which."
 )
+
+TEXT_BYTES = 64  # of a file, for a guess at how many texts it holds
 
 
 @click.command()
@@ -90,33 +94,43 @@ def predict(
     if output is not None:
         refuse_output(output, source, folder)
     silence_transformers()
-    from offramp.data.batching import Cuts
     from offramp.data.examples import read_rows
     from offramp.inference.predictor import Predictor
-    from offramp.inference.stream import WINDOW, full_windows, live_windows
     from offramp.types.operating_point import DEFAULT
 
     point = None if operating_point == "full" else operating_point or DEFAULT
     predictor = Predictor.load(folder, engine, point, threads, workers, batch_size, allow_other_engine)
     columns, reading = columns_of(options), reading_of(options)
     rows = read_rows(source, columns, split="test", labelled=False, reading=reading, lenient=True)
-    windows = live_windows(_with_stdin(rows), WINDOW) if _may_pause(source) else full_windows(rows, WINDOW)
-    answered = (_answer(predictor, window, batch_size, scores) for window in windows)
-    cuts = Cuts()
-    with finished_only(output) as out, cuts.counted():
+    answered = _answered(predictor, _with_stdin(rows), source, batch_size, scores)
+    with finished_only(output) as out, closing(answered):
         faults = _write(answered, out, strict, progress=output is not None)
-    cuts.log()
     if faults.broken:
         raise DataError(str(faults))
     if faults.count:
         click.echo(faults, err=True)
 
 
-def _answer(predictor: Predictor, rows: list[Row], batch_size: int, scores: bool) -> list[tuple[Row, Answer]]:
-    """Return each row with its answer; a row that could not be read has its error."""
-    texts = [row.text for row in rows if row.error is None]
-    answers = iter(predictor(texts, batch_size, top_k=None if scores else 0))
-    return [(row, next(answers) if row.error is None else {"error": row.error}) for row in rows]
+def _answered(
+    predictor: Predictor, rows: Iterable[Row], source: str, batch_size: int, scores: bool
+) -> Generator[list[tuple[Row, Answer]], None, None]:
+    """Yield the rows with their answers, in order; a row that could not be read has its error."""
+    from offramp.inference.pipeline import WINDOW, Fault
+    from offramp.inference.stream import LiveSource, Source, SteadySource
+
+    read: deque[Row] = deque()
+
+    def items() -> Iterator[Text | Fault]:
+        for row in rows:
+            read.append(row)
+            yield row.text if row.error is None else Fault(row.error)
+
+    if _may_pause(source):
+        texts: Source[Text | Fault] = LiveSource(items(), WINDOW)
+    else:
+        texts = SteadySource(items(), os.path.getsize(source) // TEXT_BYTES if os.path.isfile(source) else 0)
+    for answers in predictor.answer_source(texts, batch_size, top_k=None if scores else 0):
+        yield [(read.popleft(), answer) for answer in answers]
 
 
 @dataclass
@@ -150,7 +164,7 @@ class _Faults:
 
 
 def _write(answered: Iterable[list[tuple[Row, Answer]]], out: IO[str], strict: bool, progress: bool) -> _Faults:
-    """Write all answers, window by window, and return the count of the rows that have none.
+    """Write all answers as they come, and return the count of the rows that have none.
 
     Raises:
         DataError: strict, at the first row without an answer.

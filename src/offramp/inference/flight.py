@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from offramp.data.padding import Array
+
+Rows = TypeVar("Rows", bound="Flight")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Flight(Protocol):
     def take(self, positions: Array) -> Flight:
         """Return the rows at these positions, (K,), alone."""
 
-    def merge(self, others: Sequence[Flight]) -> Flight:
+    def merge(self: Rows, others: Sequence[Rows]) -> Rows:
         """Join rows that stand before the same stage."""
 
 

@@ -140,7 +140,7 @@ def _ids_fault(tokens: Tokens, vocabulary: int, special: int) -> str | None:
 def in_halves(
     run: Callable[[Sequence[int]], Sequence[Result]], numbers: Sequence[int]
 ) -> tuple[dict[int, Result], dict[int, str]]:
-    """Run on all rows at once; where that fails, on each half, down to the rows at fault.
+    """Run on all rows at once; where that fails, on each half, down to the rows at fault (see `in_parts`).
 
     Args:
         run: returns one result for each row's number.
@@ -148,22 +148,36 @@ def in_halves(
 
     Returns:
         Results and faults, both by the row's number.
+    """
+    parts, faults = in_parts(lambda rows: dict(zip(rows, run(rows), strict=True)), numbers)
+    return {number: result for part in parts for number, result in part.items()}, faults
+
+
+def in_parts(run: Callable[[Sequence[int]], Result], numbers: Sequence[int]) -> tuple[list[Result], dict[int, str]]:
+    """Run on all rows at once; where that fails, on each half, down to the rows at fault.
+
+    Args:
+        run: takes row numbers.
+        numbers: of the rows.
+
+    Returns:
+        The results, one for each part, and faults by the row's number.
 
     Raises:
         MemoryError, OfframpError, torch.OutOfMemoryError: what no row is to blame for.
     """
     try:
-        return dict(zip(numbers, run(numbers), strict=True)), {}
+        return [run(numbers)], {}
     except BaseException as error:
         if not _of_a_row(error):
             raise
         if len(numbers) == 1:
-            return {}, {numbers[0]: f"{type(error).__name__}: {one_line(error)}"}
-    results: dict[int, Result] = {}
+            return [], {numbers[0]: f"{type(error).__name__}: {one_line(error)}"}
+    results: list[Result] = []
     faults: dict[int, str] = {}
     for half in (numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]):
-        answered, failed = in_halves(run, half)
-        results |= answered
+        answered, failed = in_parts(run, half)
+        results += answered
         faults |= failed
     return results, faults
 

@@ -9,20 +9,21 @@ from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
-from offramp.data.batching import Cuts, length_sorted, token_limit
+from offramp.data.batching import Cuts, Tokens, token_limit
 from offramp.data.file_tokenizer import FileTokenizer
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.answers import Answer, to_answers
 from offramp.inference.engine import Engine
-from offramp.inference.inputs import encode_texts, in_halves, read_texts
+from offramp.inference.flight import Runner
+from offramp.inference.inputs import encode_texts, read_texts
 from offramp.inference.load_engine import AUTO, load_with_workers, workers_of
-from offramp.inference.one_call import OneCall
-from offramp.inference.stream import WINDOW, full_windows, live_windows
-from offramp.inference.workers import WorkerPool, shared
+from offramp.inference.pipeline import WINDOW, Fault, Pipeline, Steps
+from offramp.inference.runners import Runners
+from offramp.inference.stream import LiveSource, Source, SteadySource
+from offramp.inference.workers import WorkerPool
 from offramp.model.points import load_point
 from offramp.model.text_folder import load_text_config, load_text_tokenizer
 from offramp.types.operating_point import DEFAULT, OperatingPoint
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from offramp.types.outputs import Answers
+
+LEXICAL_BATCH = 4
+"""How many batches an exit before the first layer takes at once: it costs microseconds a row."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,14 @@ class Predictor:
             NotApplicable: `top_k` for a regression, which has no probabilities.
         """
         self._check(batch_size, top_k)
-        return self._answer_all(list(read_texts(texts)), batch_size, top_k)
+        items = list(read_texts(texts))
+        many = len(items) > 50 * batch_size
+        answers: list[Answer] = []
+        with tqdm(total=len(items), desc="predict", unit="text", disable=None if many else True, leave=False) as bar:
+            for some in self.answer_source(SteadySource(items, len(items)), batch_size, top_k):
+                answers += some
+                bar.update(len(some))
+        return answers
 
     def answer(self, inputs: dict[str, Tensor]) -> Answers:
         """Answer a batch of tokens, (B, T) each, in this thread; the answers are on the CPU."""
@@ -141,17 +152,25 @@ class Predictor:
     ) -> Iterator[Answer]:
         """Answer texts as they come, in order; see `__call__`.
 
-        Up to WINDOW texts are sorted by length and answered together. Where the texts come slower than that, those
-        that have come are answered as soon as the source pauses. An error that the source raises, or an item that is
-        no text, comes after the answers to the texts before it.
+        Up to WINDOW texts are sorted by length together, and texts are read ahead until MOST_TOKENS tokens wait for
+        their answers. Where the texts come slower than that, those that have come are answered as soon as the source
+        pauses. An error that the source raises, or an item that is no text, comes after the answers to the texts before
+        it.
 
-        A source without a length, such as a generator, is read in a thread of its own, at most a window ahead: what it
-        uses must allow that (for sqlite3: `check_same_thread=False`). Which of its texts are answered together depends
-        on when they come.
+        A source without a length, such as a generator, is read in a thread of its own: what it uses must allow that
+        (for sqlite3: `check_same_thread=False`). Which of its texts are answered together depends on when they come.
         """
         self._check(batch_size, top_k)
-        windows = full_windows if isinstance(texts, Sized) else live_windows
-        return self._answer_windows(windows(read_texts(texts), WINDOW), batch_size, top_k)
+        items: Iterable[Text | Fault] = read_texts(texts)
+        if isinstance(texts, Sized):
+            source: Source[Text | Fault] = SteadySource(items, len(texts))
+        else:
+            source = LiveSource(items, WINDOW)
+        return (answer for answers in self.answer_source(source, batch_size, top_k) for answer in answers)
+
+    @cached_property
+    def _runners(self) -> Runners:
+        return Runners(self.engine, self.point)
 
     @cached_property
     def _pool(self) -> WorkerPool:
@@ -165,36 +184,33 @@ class Predictor:
         if top_k != 0 and self.engine.config.problem_type == REGRESSION:
             raise NotApplicable("a regression answers with values; it has no labels and no probabilities")
 
-    def _answer_windows(self, windows: Iterable[list[Text]], batch_size: int, top_k: int | None) -> Iterator[Answer]:
-        cuts = Cuts()
+    def answer_source(self, source: Source[Text | Fault], batch_size: int, top_k: int | None) -> Iterator[list[Answer]]:
+        """Return the answers to the texts of a source in their order, as many at once as there are; see `stream`."""
+        self._check(batch_size, top_k)
+        return self._answer_all(source, batch_size, top_k)
+
+    def _answer_all(self, source: Source[Text | Fault], batch_size: int, top_k: int | None) -> Iterator[list[Answer]]:
+        config, cuts = self.engine.config, Cuts()
+        limit = token_limit(self.tokenizer, config.backbone)
+
+        def encode(texts: Sequence[Text]) -> tuple[Mapping[int, Tokens], Mapping[int, str]]:
+            with cuts.counted():
+                return encode_texts(self.tokenizer, texts, limit, config.vocab_size)
+
+        steps = Steps(
+            encode,
+            lambda texts: self._runner(texts, batch_size),
+            lambda left: to_answers(left, config, self.point, top_k),
+        )
         try:
-            for window in windows:
-                with cuts.counted():
-                    answers = self._answer_all(window, batch_size, top_k)
-                yield from answers
+            yield from Pipeline(source, steps, self._pool).run()
         finally:
             cuts.log()
 
-    def _answer_all(self, texts: Sequence[Text], batch_size: int, top_k: int | None) -> list[Answer]:
-        config = self.engine.config
-        limit = token_limit(self.tokenizer, config.backbone)
-        tokens, faults = encode_texts(self.tokenizer, texts, limit, config.vocab_size)
-        answers = {number: Answer(error=fault) for number, fault in faults.items()}
-        runner = OneCall(self.engine, self.point)
-
-        def answer_batch(numbers: Sequence[int]) -> list[Answer]:
-            left, _ = runner.start(np.array(numbers), [tokens[number] for number in numbers]).advance()
-            return to_answers(left, config, self.point, top_k)
-
-        def answer_or_fail(batch: Sequence[int]) -> tuple[dict[int, Answer], dict[int, str]]:
-            return in_halves(answer_batch, [numbers[index] for index in batch])
-
-        numbers = list(tokens)
-        lengths = [len(row["input_ids"]) for row in tokens.values()]
-        batches = shared(length_sorted(list(tokens.values()), batch_size), lengths, self.workers)
-        many = len(batches) > 50
-        bar = tqdm(batches, desc="predict", unit="batch", disable=None, leave=False) if many else batches
-        for results, failed in self._pool.map(answer_or_fail, bar):
-            answers |= results
-            answers |= {number: Answer(error=fault) for number, fault in failed.items()}
-        return [answers[number] for number in range(len(texts))]
+    def _runner(self, texts: int, batch_size: int) -> tuple[Runner, Sequence[int]]:
+        """Return the engine for so many texts at once, and the rows of its batches by stage."""
+        runner = self._runners.choose(texts)
+        sizes = [batch_size] * runner.stages
+        if len(sizes) > 1 and self._runners.lexical:
+            sizes[0] *= LEXICAL_BATCH
+        return runner, sizes

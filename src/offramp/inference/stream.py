@@ -1,105 +1,129 @@
-"""Windows of a stream: many rows at once where they come fast, what has come where the source pauses."""
+"""Where texts come from: a source that can be waited for, or one that may pause and is read in a thread of its own."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Generic, TypeVar, final
+from typing import Generic, Protocol, TypeVar, final
 
 Item = TypeVar("Item")
 
-WINDOW = 1024
-"""The most rows that are sorted by length and answered together."""
 
-LINGER_S = 0.01
-"""How long a window that is not full waits for more rows, after its first."""
+class Source(Protocol[Item]):
+    """Items, taken as they come.
 
-SIGNAL_S = 0.5
-"""How long to wait for rows without a look at signals: Ctrl-C just before a wait is noticed only at its end."""
-
-
-def full_windows(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of `size` items, the last one shorter; an error of the source comes after the items before it."""
-    source = iter(items)
-    while True:
-        window: list[Item] = []
-        try:
-            window.extend(islice(source, size))
-        except Exception:
-            if window:
-                yield window
-            raise
-        if not window:
-            return
-        yield window
-
-
-def live_windows(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of at most `size` items, each as soon as the source pauses.
-
-    A thread reads the source, one window ahead at most. An error of the source comes after the items before it. The
-    thread ends with the source, or at the next item once nobody takes windows.
+    Attributes:
+        linger_s: how long a row may wait for others that come later.
+        expected: about how many items come in all; 0 = not known.
+        error: what ended the source; None where it ended well.
     """
-    ahead: _ReadAhead[Item] = _ReadAhead(size)
-    threading.Thread(target=ahead.fill, args=(items,), name="offramp-reader", daemon=True).start()
-    try:
-        while window := ahead.take():
-            yield window
-    finally:
-        ahead.close()
-    if ahead.error is not None:
-        raise ahead.error
+
+    linger_s: float
+    expected: int
+    error: BaseException | None
+
+    @property
+    def ended(self) -> bool:
+        """Return whether all items are taken."""
+
+    def open(self, changed: Callable[[], None]) -> None:
+        """Begin to read; `changed` is called where items have come that `take` did not return."""
+
+    def take(self, most: int) -> list[Item]:
+        """Return at most so many items; none where the source pauses or has ended."""
+
+    def close(self) -> None:
+        """Read no further."""
 
 
 @final
-class _ReadAhead(Generic[Item]):
-    """Items between the thread that reads them and the one that takes them.
+class SteadySource(Generic[Item]):
+    """A source that is waited for, such as a list or a file; read by the thread that takes."""
 
-    Attributes:
-        error: what ended the source; None while it runs, or where it ended well.
+    linger_s = 0.25
+    """Bounds how many answers wait for one before them."""
+
+    def __init__(self, items: Iterable[Item], expected: int = 0) -> None:
+        self.ended, self.expected = False, expected
+        self.error: BaseException | None = None
+        self._items = iter(items)
+
+    def open(self, changed: Callable[[], None]) -> None:
+        """Do nothing: no items come by themselves."""
+
+    def take(self, most: int) -> list[Item]:
+        """Return the next items, fewer at the end alone."""
+        taken: list[Item] = []
+        try:
+            taken.extend(islice(self._items, most))
+        except Exception as error:
+            self.error = error
+        self.ended = len(taken) < most
+        return taken
+
+    def close(self) -> None:
+        """Do nothing: what is not taken is not read."""
+
+
+@final
+class LiveSource(Generic[Item]):
+    """A source that may pause, such as a pipe. A thread reads it, at most `size` items ahead.
+
+    The thread ends with the source, or at the next item once the source is closed.
     """
 
-    def __init__(self, size: int) -> None:
+    linger_s, expected = 0.01, 0
+
+    def __init__(self, items: Iterable[Item], size: int) -> None:
         self.error: BaseException | None = None
-        self._size = size
+        self._source, self._size = items, size
         self._items: list[Item] = []
         self._ended = self._closed = False
-        self._changed = threading.Condition()
+        self._taken = threading.Condition()
 
-    def fill(self, items: Iterable[Item]) -> None:
-        """Read the source to its end, waiting while a whole window is ahead."""
+    @property
+    def ended(self) -> bool:
+        """Return whether all items are taken."""
+        with self._taken:
+            return self._ended and not self._items
+
+    def open(self, changed: Callable[[], None]) -> None:
+        """Start the thread."""
+        threading.Thread(target=self._read, args=(changed,), name="offramp-reader", daemon=True).start()
+
+    def take(self, most: int) -> list[Item]:
+        """Return what has come."""
+        with self._taken:
+            items, self._items = self._items[:most], self._items[most:]
+            self._taken.notify_all()
+        return items
+
+    def close(self) -> None:
+        """Let the thread end at its next item."""
+        with self._taken:
+            self._closed = True
+            self._taken.notify_all()
+
+    def _read(self, changed: Callable[[], None]) -> None:
+        """Read the source to its end, waiting while `size` items are ahead."""
         try:
-            for item in items:
-                if not self._put(item):
+            for item in self._source:
+                if not self._put(item, changed):
                     break
         except BaseException as error:
             self.error = error
-        with self._changed:
+        with self._taken:
             self._ended = True
-            self._changed.notify_all()
+        changed()
 
-    def _put(self, item: Item) -> bool:
-        """Add an item, and wait until the next one has room; False once nobody takes windows."""
-        with self._changed:
+    def _put(self, item: Item, changed: Callable[[], None]) -> bool:
+        """Add an item, and wait until the next one has room; False once the source is closed."""
+        with self._taken:
             self._items.append(item)
-            if len(self._items) in (1, self._size):  # what take() waits for; every item would wake it for nothing
-                self._changed.notify_all()
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._size)
+            first = len(self._items) == 1
+        if first:  # every item would wake the other thread for nothing
+            changed()
+        with self._taken:
+            self._taken.wait_for(lambda: self._closed or len(self._items) < self._size)
             return not self._closed
-
-    def take(self) -> list[Item]:
-        """Return what has come, at least one item; an empty list once the source has ended."""
-        with self._changed:
-            while not self._changed.wait_for(lambda: self._items or self._ended, SIGNAL_S):
-                pass
-            self._changed.wait_for(lambda: len(self._items) >= self._size or self._ended, LINGER_S)
-            window, self._items = self._items, []
-            self._changed.notify_all()
-        return window
-
-    def close(self) -> None:
-        """Let the reading thread end at its next item."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()

@@ -13,6 +13,7 @@ from offramp.early_exit.loop import run
 from offramp.model.config import MultiExitConfig
 from offramp.model.exits import refuse_policy, refuse_unfitted
 from offramp.model.modeling import MultiExitModel
+from offramp.policies.base import Policy
 from offramp.policies.fixed import Fixed
 from offramp.policies.registry import load_policy
 from offramp.types.operating_point import OperatingPoint
@@ -64,13 +65,17 @@ class TorchEngine:
         if point is not None:
             refuse_policy(self.model, point)
 
+    def rule(self, point: OperatingPoint | None) -> tuple[Policy, float | Sequence[float], Sequence[int]]:
+        """Return a point's policy, its thresholds, and the layers whose exits it reads; None = full depth."""
+        layers = self.model.layers
+        if point is None:
+            return Fixed(), float(layers[-1]), [layer for layer in layers if layer]  # no exit 0
+        return load_policy(point.policy), point.thresholds, point.layers_read(layers)
+
     @torch.inference_mode()
     def answer(self, inputs: Mapping[str, Tensor], point: OperatingPoint | None) -> Answers:
         """Answer a batch at a point; None = full depth."""
-        layers = self.model.layers
-        policy = load_policy(point.policy) if point else Fixed()
-        thresholds = point.thresholds if point else float(layers[-1])
-        read = point.layers_read(layers) if point else [layer for layer in layers if layer]  # full depth: no exit 0
+        policy, thresholds, read = self.rule(point)
         answers = run(self.model, policy, thresholds, self._to_device(inputs), exit_layers=read)
         return Answers(answers.logits.cpu(), answers.exit_layers.cpu(), answers.failed.cpu())
 

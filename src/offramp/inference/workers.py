@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar, final
 
 Item = TypeVar("Item")
@@ -75,6 +75,10 @@ class WorkerPool:
         for error in filter(None, errors):
             raise error
         return [results[number] for number in range(len(results))]
+
+    def submit(self, run: Callable[[], None]) -> Future[None]:
+        """Run something in one of the threads, once one is free."""
+        return self._threads().submit(run)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._started is None or self._started[0] != os.getpid():

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from offramp.inference.graph_inputs import Array
+from offramp.data.padding import Array
 
 Fields = Mapping[str, Array]
 
@@ -30,7 +30,8 @@ def count_tokens(fields: Fields) -> Array:
     mask = _mask(fields)
     if mask is None:
         return np.ones(len(next(iter(fields.values()))), np.int64)
-    return mask.sum(axis=1, dtype=np.int64)
+    tokens: Array = mask.sum(axis=1, dtype=np.int64)
+    return tokens
 
 
 def take(fields: Fields, positions: Array) -> dict[str, Array]:
@@ -49,10 +50,8 @@ def take(fields: Fields, positions: Array) -> dict[str, Array]:
 
 def merge(batches: Sequence[Fields]) -> dict[str, Array]:
     """Return the rows of batches with the same fields, one after the other, the shorter ones padded."""
-    masks = [_mask(fields) for fields in batches]
-    longest = max(range(len(batches)), key=lambda number: 0 if masks[number] is None else masks[number].shape[1])
     merged = {}
-    for name, value in batches[longest].items():
+    for name, value in max(batches, key=_columns).items():
         values = [fields[name] for fields in batches]
         if name in SHARED:
             merged[name] = value
@@ -66,6 +65,12 @@ def merge(batches: Sequence[Fields]) -> dict[str, Array]:
 def _mask(fields: Fields) -> Array | None:
     """Return the mask of a batch, (B, T), 0 for padding; images have none."""
     return next((fields[name] for name in MASKS if name in fields), None)
+
+
+def _columns(fields: Fields) -> int:
+    """Return the number of tokens of the longest row, with padding; 0 for images."""
+    mask = _mask(fields)
+    return 0 if mask is None else int(mask.shape[1])
 
 
 def _cut(name: str, value: Array, length: int) -> Array:

@@ -7,14 +7,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from onnx import ModelProto
 
+from offramp.data.padding import Array, padded
 from offramp.errors import InvalidInput, one_line
 from offramp.inference.flight import Flight, LeftRows
-from offramp.inference.graph_inputs import Array, GraphInputs
+from offramp.inference.graph_inputs import GraphInputs
 from offramp.inference.onnx.carried import Fields, count_tokens, merge, take
 from offramp.inference.onnx.levels import ALWAYS, LevelSpec, level_graphs
 from offramp.inference.onnx.pieces import disassemble
@@ -86,22 +88,33 @@ class LevelRunner:
         levels: in their order.
         limits: the threshold of each level, (1,) float32.
         inputs: of the graph.
+        pad_token_id: of the model.
     """
 
     levels: tuple[Level, ...]
     limits: tuple[Array, ...]
     inputs: GraphInputs
+    pad_token_id: int | None
 
     @classmethod
-    def of(cls, levels: Sequence[Level], thresholds: Sequence[float] | Array, inputs: GraphInputs) -> LevelRunner:
-        """Return levels at the thresholds of the graph's exits but the last, L-1; those not read do not matter."""
-        limits = np.append(np.asarray(thresholds, np.float32), np.float32(math.inf))
-        return cls(tuple(levels), tuple(limits[level.spec.exit][None] for level in levels), inputs)
+    def of(
+        cls, graph: OnnxSession, thresholds: Sequence[float] | Array | None, pad_token_id: int | None
+    ) -> LevelRunner:
+        """Return the levels of a graph at thresholds of all its exits but the last; None = full depth."""
+        levels = graph.levels(full_depth=thresholds is None)
+        limits = np.full(len(graph.metadata.layers), math.inf, np.float32)
+        if thresholds is not None:
+            limits[:-1] = thresholds
+        return cls(levels, tuple(limits[level.spec.exit][None] for level in levels), graph.inputs, pad_token_id)
 
     @property
     def stages(self) -> int:
         """Return the number of levels."""
         return len(self.levels)
+
+    def start(self, rows: Array, tokens: Sequence[Mapping[str, Any]]) -> LevelFlight:
+        """Return rows that stand before the first level."""
+        return self.start_batch(rows, padded(tokens, self.pad_token_id))
 
     def start_batch(self, rows: Array, inputs: Mapping[str, Array]) -> LevelFlight:
         """Return rows that stand before the first level; see `OnnxSession.run` for the inputs."""
@@ -159,5 +172,5 @@ class LevelFlight:
     def _left(self, leaving: slice | Array, logits: Array) -> LeftRows:
         rows, answers = self.rows[leaving], logits[leaving]
         layer = self.levels[self.stage].spec.layer
-        failed = ~np.isfinite(answers).all(axis=-1)
+        failed = np.logical_not(np.isfinite(answers).all(axis=-1))
         return LeftRows(rows, answers, np.full(len(rows), layer), failed)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 import offramp.inference.onnx.names as names
 from offramp.inference.onnx.assemble import DOMAIN, OPSET
@@ -222,5 +222,5 @@ def _needed(nodes: Sequence[NodeProto], outputs: Mapping[str, int]) -> list[Node
     return needed
 
 
-def _info(name: str, kind: int, shape: Sequence[int] | None = None) -> helper.ValueInfoProto:
+def _info(name: str, kind: int, shape: Sequence[int] | None = None) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)

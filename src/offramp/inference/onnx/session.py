@@ -6,11 +6,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
@@ -19,6 +19,9 @@ from offramp.errors import InvalidInput, one_line
 from offramp.inference.graph_inputs import GraphInputs, GraphOutput
 from offramp.inference.onnx.metadata import GraphMetadata
 from offramp.types.graph_file import WEIGHTS, with_data_at
+
+if TYPE_CHECKING:
+    from offramp.inference.onnx.level_sessions import Level
 
 SLOW = "SkipLayerNormFusion"  # on CPUs slower than the sum and the norm that it replaces
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -36,6 +39,23 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     return options
 
 
+def _open(source: str | os.PathLike[str] | bytes, threads: int | None) -> onnxruntime.InferenceSession:
+    options = session_options(threads)
+    options.enable_mem_pattern = False  # each branch would hold its own plan; together they outgrow the cache
+    with _readable(source, options) as content:
+        return onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOW]
+        )
+
+
+@dataclass
+class _Forms:
+    """What is in memory of a graph: its nested form, or its levels at a policy or at full depth."""
+
+    nested: onnxruntime.InferenceSession | None = None
+    levels: dict[bool, tuple[Level, ...]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class OnnxSession:
     """An exported model, ready to run.
@@ -43,16 +63,15 @@ class OnnxSession:
     Pickled, it is its source, which is loaded again; a file by its absolute path.
 
     Attributes:
-        session: of ONNX Runtime.
         metadata: of the file.
         source: the file, or its bytes.
         threads: as in `session_options`.
     """
 
-    session: onnxruntime.InferenceSession
     metadata: GraphMetadata
     source: str | bytes
     threads: int | None = None
+    _forms: _Forms = field(default_factory=_Forms, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Callable[..., OnnxSession], tuple[Any, ...]]:
         source = self.source if isinstance(self.source, bytes) else os.path.abspath(self.source)
@@ -66,19 +85,40 @@ class OnnxSession:
             InvalidInput: `offramp export` did not write it.
         """
         name = "the graph" if isinstance(source, bytes) else os.fspath(source)
-        options = session_options(threads)
-        options.enable_mem_pattern = False  # each branch would hold its own plan; together they outgrow the cache
         try:
-            with _readable(source, options) as content:
-                session = onnxruntime.InferenceSession(
-                    content, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOW]
-                )
+            session = _open(source, threads)
             metadata = GraphMetadata.of(session.get_modelmeta().custom_metadata_map)
-            return cls(session, metadata, source if isinstance(source, bytes) else os.fspath(source), threads)
+            source = source if isinstance(source, bytes) else os.fspath(source)
+            return cls(metadata, source, threads, _Forms(session))
         except InvalidInput as error:
             raise InvalidInput(f"{name}: {error}") from None
         except Exception as error:  # ONNX Runtime's own have no common root
             raise InvalidInput(f"{name}: ONNX Runtime cannot load it ({one_line(error)})") from None
+
+    @property
+    def session(self) -> onnxruntime.InferenceSession:
+        """Return the nested form, loaded again where its levels have taken its place."""
+        nested = self._forms.nested
+        if nested is None:
+            self._forms.nested = nested = _open(self.source, self.threads)
+        return nested
+
+    def levels(self, full_depth: bool) -> tuple[Level, ...]:
+        """Return the levels of the graph, which take the place of the nested form in memory.
+
+        Args:
+            full_depth: as in `level_graphs`.
+
+        Raises:
+            InvalidInput: the file is no longer there, or cannot be loaded.
+        """
+        if full_depth not in self._forms.levels:
+            from offramp.inference.onnx.level_sessions import load_levels
+
+            assert self.inputs is not None  # read from the nested form before it goes
+            self._forms.nested = None
+            self._forms.levels[full_depth] = load_levels(self, full_depth)
+        return self._forms.levels[full_depth]
 
     def run(self, inputs: Mapping[str, Array], thresholds: float | Sequence[float] | Array) -> GraphOutput:
         """Answer a batch; each sample leaves at the first exit where its score reaches its threshold.
