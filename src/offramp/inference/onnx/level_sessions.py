@@ -100,8 +100,13 @@ class LevelRunner:
     def of(
         cls, graph: OnnxSession, thresholds: Sequence[float] | Array | None, pad_token_id: int | None
     ) -> LevelRunner:
-        """Return the levels of a graph at thresholds of all its exits but the last; None = full depth."""
-        levels = graph.levels(full_depth=thresholds is None)
+        """Load the levels of a graph in its place, at thresholds of its exits but the last; None = full depth.
+
+        Raises:
+            InvalidInput: the file is no longer there, or cannot be loaded.
+        """
+        graph.release()
+        levels = load_levels(graph, full_depth=thresholds is None)
         limits = np.full(len(graph.metadata.layers), math.inf, np.float32)
         if thresholds is not None:
             limits[:-1] = thresholds

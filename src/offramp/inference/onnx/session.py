@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnxruntime
 
@@ -19,9 +19,6 @@ from offramp.errors import InvalidInput, one_line
 from offramp.inference.graph_inputs import GraphInputs, GraphOutput
 from offramp.inference.onnx.metadata import GraphMetadata
 from offramp.types.graph_file import WEIGHTS, with_data_at
-
-if TYPE_CHECKING:
-    from offramp.inference.onnx.level_sessions import Level
 
 SLOW = "SkipLayerNormFusion"  # on CPUs slower than the sum and the norm that it replaces
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -49,11 +46,10 @@ def _open(source: str | os.PathLike[str] | bytes, threads: int | None) -> onnxru
 
 
 @dataclass
-class _Forms:
-    """What is in memory of a graph: its nested form, or its levels at a policy or at full depth."""
+class _Nested:
+    """The graph in ONNX Runtime; None where it is not in memory."""
 
-    nested: onnxruntime.InferenceSession | None = None
-    levels: dict[bool, tuple[Level, ...]] = field(default_factory=dict)
+    session: onnxruntime.InferenceSession | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class OnnxSession:
     metadata: GraphMetadata
     source: str | bytes
     threads: int | None = None
-    _forms: _Forms = field(default_factory=_Forms, repr=False, compare=False)
+    _nested: _Nested = field(default_factory=_Nested, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Callable[..., OnnxSession], tuple[Any, ...]]:
         source = self.source if isinstance(self.source, bytes) else os.path.abspath(self.source)
@@ -89,7 +85,7 @@ class OnnxSession:
             session = _open(source, threads)
             metadata = GraphMetadata.of(session.get_modelmeta().custom_metadata_map)
             source = source if isinstance(source, bytes) else os.fspath(source)
-            return cls(metadata, source, threads, _Forms(session))
+            return cls(metadata, source, threads, _Nested(session))
         except InvalidInput as error:
             raise InvalidInput(f"{name}: {error}") from None
         except Exception as error:  # ONNX Runtime's own have no common root
@@ -97,28 +93,16 @@ class OnnxSession:
 
     @property
     def session(self) -> onnxruntime.InferenceSession:
-        """Return the nested form, loaded again where its levels have taken its place."""
-        nested = self._forms.nested
-        if nested is None:
-            self._forms.nested = nested = _open(self.source, self.threads)
-        return nested
+        """Return the graph in ONNX Runtime, loaded again after `release`."""
+        session = self._nested.session
+        if session is None:
+            self._nested.session = session = _open(self.source, self.threads)
+        return session
 
-    def levels(self, full_depth: bool) -> tuple[Level, ...]:
-        """Return the levels of the graph, which take the place of the nested form in memory.
-
-        Args:
-            full_depth: as in `level_graphs`.
-
-        Raises:
-            InvalidInput: the file is no longer there, or cannot be loaded.
-        """
-        if full_depth not in self._forms.levels:
-            from offramp.inference.onnx.level_sessions import load_levels
-
-            assert self.inputs is not None  # read from the nested form before it goes
-            self._forms.nested = None
-            self._forms.levels[full_depth] = load_levels(self, full_depth)
-        return self._forms.levels[full_depth]
+    def release(self) -> None:
+        """Let go of the graph in memory, for its levels; calls that run now end before."""
+        assert self.inputs is not None  # read while it is there
+        self._nested.session = None
 
     def run(self, inputs: Mapping[str, Array], thresholds: float | Sequence[float] | Array) -> GraphOutput:
         """Answer a batch; each sample leaves at the first exit where its score reaches its threshold.
