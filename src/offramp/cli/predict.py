@@ -52,7 +52,11 @@ TEXT_BYTES = 64  # of a file, for a guess at how many texts it holds
     help='A saved point, or "full" for all layers.  [default: the point "default", if there is one]',
 )
 @click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True, help=ENGINE)
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts in a batch.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Texts in a batch.  [default: as many as costs measured on this machine say are worth it, else 32]",
+)
 @thread_options
 @click.option(
     "--allow-other-engine", is_flag=True, help="Run a point with a certificate on an engine that it does not hold for."
@@ -68,7 +72,7 @@ def predict(
     output: Path | None,
     operating_point: str | None,
     engine: str,
-    batch_size: int,
+    batch_size: int | None,
     threads: int | None,
     workers: int | None,
     allow_other_engine: bool,
@@ -95,11 +99,12 @@ def predict(
         refuse_output(output, source, folder)
     silence_transformers()
     from offramp.data.examples import read_rows
+    from offramp.inference.choose_engine import BATCH_ROWS
     from offramp.inference.predictor import Predictor
     from offramp.types.operating_point import DEFAULT
 
     point = None if operating_point == "full" else operating_point or DEFAULT
-    predictor = Predictor.load(folder, engine, point, threads, workers, batch_size, allow_other_engine)
+    predictor = Predictor.load(folder, engine, point, threads, workers, batch_size or BATCH_ROWS, allow_other_engine)
     columns, reading = columns_of(options), reading_of(options)
     rows = read_rows(source, columns, split="test", labelled=False, reading=reading, lenient=True)
     answered = _answered(predictor, _with_stdin(rows), source, batch_size, scores)
@@ -112,7 +117,7 @@ def predict(
 
 
 def _answered(
-    predictor: Predictor, rows: Iterable[Row], source: str, batch_size: int, scores: bool
+    predictor: Predictor, rows: Iterable[Row], source: str, batch_size: int | None, scores: bool
 ) -> Generator[list[tuple[Row, Answer]], None, None]:
     """Yield the rows with their answers, in order; a row that could not be read has its error."""
     from offramp.inference.pipeline import WINDOW, Fault

@@ -14,6 +14,7 @@ from pathlib import Path
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import GraphMetadata
 from offramp.inference.point_check import GraphPoints, measured_with
+from offramp.inference.scheduler import rows_worth
 from offramp.inference.workers import cores
 from offramp.model.files import find_file, hub_digest
 from offramp.model.graph_config import load_graph_config
@@ -34,6 +35,9 @@ ACCELERATORS = (
     *("/dev/accel*", "/dev/davinci*", "/dev/mlu*", "/dev/musa*", "/dev/habana*"),
 )
 """Devices that torch may run on, under Linux."""
+
+BATCH_ROWS = 32
+"""Rows of a batch where nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,20 @@ def costs_here(folder: str | os.PathLike[str]) -> tuple[CostTable, ...]:
 
         machines |= {torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())}
     return tuple(table for table in tables or () if table.machine in machines)
+
+
+def batch_rows(folder: str | os.PathLike[str], engine: str, threads: int | None, workers: int) -> int:
+    """Return how many rows make a batch that is worth it, by the costs measured here; without them BATCH_ROWS.
+
+    Args:
+        folder: of the model.
+        engine: with its precision, as tables record it.
+        threads: that compute a batch.
+        workers: that answer batches at the same time.
+    """
+    tables = [table for table in costs_here(folder) if table.engine == engine and table.workers == workers]
+    times = {table.batch_size: table.ms[-1] for table in tables if table.threads in (None, threads)}
+    return rows_worth(times) if len(times) > 1 else BATCH_ROWS
 
 
 def _measured(

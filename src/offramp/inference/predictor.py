@@ -16,10 +16,11 @@ from offramp.data.file_tokenizer import FileTokenizer
 from offramp.data.rows import Text
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.answers import Answer, to_answers
+from offramp.inference.choose_engine import BATCH_ROWS, batch_rows
 from offramp.inference.engine import Engine
 from offramp.inference.flight import Runner
 from offramp.inference.inputs import encode_texts, read_texts
-from offramp.inference.load_engine import AUTO, load_with_workers, workers_of
+from offramp.inference.load_engine import AUTO, load_with_workers, threads_of, workers_of
 from offramp.inference.pipeline import WINDOW, Fault, Pipeline, Steps
 from offramp.inference.runners import Runners
 from offramp.inference.stream import LiveSource, Source, SteadySource
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from offramp.types.outputs import Answers
+
+MANY_TEXTS = 1600
+"""From which on a call shows a progress bar."""
 
 LEXICAL_BATCH = 4
 """How many batches an exit before the first layer takes at once: it costs microseconds a row."""
@@ -55,6 +59,7 @@ class Predictor:
         point: policy and thresholds; None = full depth.
         workers: threads that answer batches at the same time; an engine must allow that. The last batches of a call are
             divided among workers that would have none.
+        batch_size: of calls that name none.
 
     Example:
         >>> predictor = offramp.Predictor.load(folder)
@@ -66,6 +71,7 @@ class Predictor:
     tokenizer: PreTrainedTokenizerBase | FileTokenizer
     point: OperatingPoint | None = None
     workers: int = 1
+    batch_size: int = BATCH_ROWS
 
     def __post_init__(self) -> None:
         workers_of(self.engine, self.workers)
@@ -107,17 +113,17 @@ class Predictor:
         if isinstance(point, str):
             point = load_point(folder, point)
         loaded, count = load_with_workers(folder, engine, point, threads, workers, batch_size, allow_other_engine)
-        return cls(loaded, tokenizer, point, count)
+        return cls(loaded, tokenizer, point, count, batch_rows(folder, loaded.name, threads_of(loaded), count))
 
     def __call__(
-        self, texts: Iterable[Text | Mapping[str, Any]], batch_size: int = 32, top_k: int | None = 0
+        self, texts: Iterable[Text | Mapping[str, Any]], batch_size: int | None = None, top_k: int | None = 0
     ) -> list[Answer]:
         """Answer texts and pairs, in the order in which they came.
 
         Args:
             texts: each a text, a pair of texts, or a dict of "text" and perhaps "text_pair".
             batch_size: how many at once; it does not change the answers (see the class). Texts of similar length go
-                together.
+                together. None = as many as costs that were measured on this machine say are worth it, else 32.
             top_k: how many labels "scores" holds, as in transformers' pipelines; None = all of them, 0 = no "scores".
 
         Returns:
@@ -135,7 +141,7 @@ class Predictor:
         """
         self._check(batch_size, top_k)
         items = list(read_texts(texts))
-        many = len(items) > 50 * batch_size
+        many = len(items) > MANY_TEXTS
         answers: list[Answer] = []
         with tqdm(total=len(items), desc="predict", unit="text", disable=None if many else True, leave=False) as bar:
             for some in self.answer_source(SteadySource(items, len(items)), batch_size, top_k):
@@ -148,7 +154,7 @@ class Predictor:
         return self.engine.answer(inputs, self.point)
 
     def stream(
-        self, texts: Iterable[Text | Mapping[str, Any]], batch_size: int = 32, top_k: int | None = 0
+        self, texts: Iterable[Text | Mapping[str, Any]], batch_size: int | None = None, top_k: int | None = 0
     ) -> Iterator[Answer]:
         """Answer texts as they come, in order; see `__call__`.
 
@@ -176,20 +182,24 @@ class Predictor:
     def _pool(self) -> WorkerPool:
         return WorkerPool(self.workers)
 
-    def _check(self, batch_size: int, top_k: int | None) -> None:
-        if not isinstance(batch_size, Integral) or batch_size < 1:
+    def _check(self, batch_size: int | None, top_k: int | None) -> None:
+        if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
             raise InvalidInput(f"batch_size must be a number of at least 1, got {batch_size!r}")
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 0):
             raise InvalidInput(f"top_k must be a number of labels, or None for all, got {top_k!r}")
         if top_k != 0 and self.engine.config.problem_type == REGRESSION:
             raise NotApplicable("a regression answers with values; it has no labels and no probabilities")
 
-    def answer_source(self, source: Source[Text | Fault], batch_size: int, top_k: int | None) -> Iterator[list[Answer]]:
+    def answer_source(
+        self, source: Source[Text | Fault], batch_size: int | None, top_k: int | None
+    ) -> Iterator[list[Answer]]:
         """Return the answers to the texts of a source in their order, as many at once as there are; see `stream`."""
         self._check(batch_size, top_k)
         return self._answer_all(source, batch_size, top_k)
 
-    def _answer_all(self, source: Source[Text | Fault], batch_size: int, top_k: int | None) -> Iterator[list[Answer]]:
+    def _answer_all(
+        self, source: Source[Text | Fault], batch_size: int | None, top_k: int | None
+    ) -> Iterator[list[Answer]]:
         config, cuts = self.engine.config, Cuts()
         limit = token_limit(self.tokenizer, config.backbone)
 
@@ -207,10 +217,10 @@ class Predictor:
         finally:
             cuts.log()
 
-    def _runner(self, texts: int, batch_size: int) -> tuple[Runner, Sequence[int]]:
+    def _runner(self, texts: int, batch_size: int | None) -> tuple[Runner, Sequence[int]]:
         """Return the engine for so many texts at once, and the rows of its batches by stage."""
         runner = self._runners.choose(texts)
-        sizes = [batch_size] * runner.stages
+        sizes = [self.batch_size if batch_size is None else batch_size] * runner.stages
         if len(sizes) > 1 and self._runners.lexical:
             sizes[0] *= LEXICAL_BATCH
         return runner, sizes
