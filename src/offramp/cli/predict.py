@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -28,6 +28,8 @@ from offramp.cli.output import finished_only
 from offramp.errors import DataError
 from offramp.inference.engine import ENGINES
 from offramp.types.whole_file import refuse_output
+
+Item = TypeVar("Item")
 
 if TYPE_CHECKING:
     from offramp.data.rows import Row, Text
@@ -174,21 +176,27 @@ def _write(answered: Iterable[list[tuple[Row, Answer]]], out: IO[str], strict: b
     Raises:
         DataError: strict, at the first row without an answer.
     """
+    faults = _Faults()
+    for window in _with_bar(answered) if progress else answered:
+        for row, answer in window:
+            faults.add(row, answer.get("error"))
+            if "error" in answer:
+                if strict:
+                    raise DataError(faults.first)
+                answer["line"] = row.line
+            out.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        out.flush()
+    return faults
+
+
+def _with_bar(windows: Iterable[list[Item]]) -> Iterator[list[Item]]:
+    """Yield windows of rows, with a bar that counts the rows behind them."""
     from tqdm import tqdm
 
-    faults = _Faults()
-    with tqdm(desc="predict", unit="text", disable=None if progress else True) as bar:
-        for window in answered:
-            for row, answer in window:
-                faults.add(row, answer.get("error"))
-                if "error" in answer:
-                    if strict:
-                        raise DataError(faults.first)
-                    answer["line"] = row.line
-                out.write(json.dumps(answer, ensure_ascii=False) + "\n")
-            out.flush()
+    with tqdm(desc="predict", unit="text", disable=None) as bar:
+        for window in windows:
+            yield window
             bar.update(len(window))
-    return faults
 
 
 def _may_pause(source: str) -> bool:

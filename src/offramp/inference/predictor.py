@@ -9,8 +9,6 @@ from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from offramp.data.batching import Cuts, Tokens, token_limit
 from offramp.data.file_tokenizer import FileTokenizer
 from offramp.data.rows import Text
@@ -139,6 +137,8 @@ class Predictor:
                 before anything runs.
             NotApplicable: `top_k` for a regression, which has no probabilities.
         """
+        from tqdm import tqdm  # `offramp predict` answers sources, and starts sooner without it
+
         self._check(batch_size, top_k)
         items = list(read_texts(texts))
         many = len(items) > MANY_TEXTS

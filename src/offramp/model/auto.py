@@ -11,9 +11,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # which imports the packages of resources and of mail: 20 ms of every start
+    from importlib.abc import Loader
 
 AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 
@@ -23,7 +26,7 @@ def _register() -> None:
     import_module("offramp.model.backbones.resnet")
 
 
-class _AfterLoading(Loader):
+class _AfterLoading:
     """A loader that runs another loader, then registers offramp's models."""
 
     def __init__(self, loader: Loader) -> None:
@@ -37,7 +40,7 @@ class _AfterLoading(Loader):
         _register()
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """A finder of transformers' module of Auto classes, used once."""
 
     def find_spec(
@@ -48,7 +51,7 @@ class _Finder(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _AfterLoading(spec.loader)
+            spec.loader = _AfterLoading(spec.loader)  # type: ignore[assignment]  # a loader by its methods
         return spec
 
 

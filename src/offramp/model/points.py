@@ -76,11 +76,11 @@ def examine_points(folder: str | os.PathLike[str], **options: Any) -> dict[str, 
     path = find_file(folder, POINTS_FILE, **options)
     if path is None:
         return {}
-    content, built = ModelContent(Path(path).parent), list(_policies_of_graphs(Path(path).parent))
+    content = ModelContent(Path(path).parent)
     points = {}
     for name, point in read_points(path).items():
         where = f"{path}: point {name!r}"
-        if acting(point.policy) not in built:
+        if acting(point.policy) not in _policies_of_graphs(content.folder):
             _check_policy(point, where)
         points[name] = _known_point(point, where, content)
     return {

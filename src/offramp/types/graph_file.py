@@ -14,7 +14,6 @@ from pathlib import Path
 from offramp.errors import InvalidInput
 from offramp.types.fingerprint import class_names_digest, config_digest, pieces, tensor_digest
 from offramp.types.model_content import ModelContent, is_pointer
-from offramp.types.openvino_file import read_xml_metadata
 
 ONNX_GRAPHS = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx"}
 GRAPHS = {**ONNX_GRAPHS, "openvino": "openvino/model.xml"}
@@ -189,6 +188,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         InvalidInput: it did not write the file, or the file cannot be read.
     """
     if path.suffix == ".xml":
+        from offramp.types.openvino_file import read_xml_metadata  # a start on another graph needs no parser of XML
+
         metadata = read_xml_metadata(path)
         if ABOUT not in metadata:
             raise InvalidInput(f"{path}: not a graph that `offramp export` wrote")
