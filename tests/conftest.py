@@ -23,6 +23,7 @@ UNLIMITED = ("slow", "network", "gpu")
 # These share what was exported.
 EXPORTED = (
     "assemble",
+    "cold_start",
     "commands",
     "load_engine",
     "export",
