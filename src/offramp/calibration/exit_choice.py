@@ -22,6 +22,7 @@ from offramp.errors import CannotReach
 from offramp.evaluation.caveats import DEFAULT_DROP
 from offramp.evaluation.measure import replay_point
 from offramp.policies.base import Policy
+from offramp.policies.fitting import halves
 from offramp.types.cost_table import CostTable
 from offramp.types.exit_names import layers_text
 from offramp.types.operating_point import Target, rows_text
@@ -63,6 +64,9 @@ def choose_exits(
     reading an exit takes; without one those of `Measured.speedup`, and the exit before the first layer alone may go. A
     target of speed that is out of reach without an exit has it read.
 
+    Among many sets of exits some have a loose threshold by chance. So by price the threshold of each half of the rows
+    is counted on the other half (cross-fitting).
+
     Args:
         trace: a full-depth pass over rows that are neither trained on nor certified nor reported on; labels for
             `max_drop`.
@@ -78,12 +82,13 @@ def choose_exits(
         NotApplicable: likewise.
     """
     layers = tuple(trace.layer_numbers)
-    by_price = cost is not None and cost.exit_ms is not None
-    may_go = layers[:-1] if by_price else tuple(layer for layer in layers if not layer)
+    rows = _Rows(trace, fit, target, metric, label_thresholds, cost)
+    may_go = layers[:-1] if rows.is_priced else tuple(layer for layer in layers if not layer)
     if not may_go or len(layers) < 3:  # nothing to choose, or no other exit to leave at
         return ExitChoice(layers)
-    rows = _Rows(trace, fit, target, metric, label_thresholds, cost)
-    if not by_price and not rows.reaches(layers[1:]):
+    if rows.is_priced and len(trace) < 2:  # no halves
+        return ExitChoice(layers)
+    if not rows.is_priced and not rows.reaches(layers[1:]):
         return ExitChoice(layers)
     if rows.aim is not target and trace.labels is None and trace.problem_type == REGRESSION:
         return ExitChoice(layers)
@@ -120,28 +125,41 @@ class _Rows:
         if target is None or target is self.aim or (target.kind == "latency_ms" and self.cost is None):
             return True
         try:
-            point_for(self._outputs(layers), target, cost=self.cost)
+            point_for(self._outputs(layers, self.trace), target, cost=self.cost)
         except CannotReach:
             return False
         return True
 
     def spent(self, layers: Sequence[int]) -> Tensor:
         """Return what each row takes where these exits are read, (N,), in shares of full depth with all exits."""
-        point = point_for(self._outputs(layers), self.aim, self.metric)
-        leaving = replay_point(self.trace.select(layers), point)[1].exit_layers  # (N,)
-        exits = torch.searchsorted(torch.tensor(layers), leaving).unsqueeze(0)  # (1, N)
-        if self.cost is not None and self.cost.exit_ms is not None:
-            table = self.cost.select(layers)
-            ms = leaving.double().new_tensor(table.ms)[exits[0]]
-            cuts = table.mean_ms(leaving) - ms.mean()  # of all rows alike
-            return (ms + cuts) / self.cost.ms[-1]
-        costs = exit_costs(self.trace)  # (L, N)
+        if self.is_priced:
+            one, other = halves(self.trace)
+            return torch.cat([self._spent_ms(layers, one, other), self._spent_ms(layers, other, one)])
+        costs, exits = exit_costs(self.trace), self._exits(layers, self.trace, self.trace)  # (L, N), (N,)
         own = costs[[self.trace.layer_numbers.index(layer) for layer in layers]]
         lexical = costs[0] if self.trace.layer_numbers[0] == 0 and layers[0] else 0.0  # in all times behind it
-        return (own.gather(0, exits)[0] - lexical) / costs[-1].mean()
+        return (own.gather(0, exits.unsqueeze(0))[0] - lexical) / costs[-1].mean()
 
-    def _outputs(self, layers: Sequence[int]) -> PolicyOutputs:
-        rows = self.trace.select(layers)
+    @property
+    def is_priced(self) -> bool:
+        """Return whether it is known what reading an exit takes."""
+        return self.cost is not None and self.cost.exit_ms is not None
+
+    def _spent_ms(self, layers: Sequence[int], choose: Trace, count: Trace) -> Tensor:
+        """Return what the rows that count take at the point of those that choose, in shares as of `spent`."""
+        assert self.cost is not None
+        table, exits = self.cost.select(layers), self._exits(layers, choose, count)
+        ms = torch.tensor(table.ms, dtype=torch.float64)[exits]
+        cuts = table.mean_ms(torch.tensor(layers)[exits]) - ms.mean()  # of all rows alike
+        return (ms + cuts) / self.cost.ms[-1]
+
+    def _exits(self, layers: Sequence[int], choose: Trace, count: Trace) -> Tensor:
+        """Return at which of these exits, by number, the rows that count leave, at the point of those that choose."""
+        point = point_for(self._outputs(layers, choose), self.aim, self.metric)
+        return torch.searchsorted(torch.tensor(layers), replay_point(count.select(layers), point)[1].exit_layers)
+
+    def _outputs(self, layers: Sequence[int], rows: Trace) -> PolicyOutputs:
+        rows = rows.select(layers)
         return policy_outputs(rows, self.fit(rows), self.label_thresholds)
 
 
@@ -179,14 +197,14 @@ def _standard_error(values: Tensor) -> float:
 def _reason(rows: _Rows, layers: Sequence[int], read: Sequence[int], saved: Tensor) -> str:
     """Return in a sentence why exits are not read; `saved` (N,) by the last of them, in shares of the cost."""
     where = f"{rows.aim.kind} {rows.aim.value:g} on {rows_text(len(rows.trace))}"
-    if rows.cost is not None and rows.cost.exit_ms is not None:
+    if rows.cost is not None and rows.is_priced:
         skipped = [layer for layer in layers if layer not in read]
-        exits = "the exit at layer" if len(skipped) == 1 else "the exits at layers"
+        exits = "the exit at layer {} is" if len(skipped) == 1 else "the exits at layers {} are"
         full = rows.cost.ms[-1]
         without, with_all = (full * rows.spent(some).mean().item() for some in (read, layers))
         return (
-            f"{exits} {layers_text(skipped)} {'is' if len(skipped) == 1 else 'are'} not read: for {where} a row takes "
-            f"{without:.3g} ms so, and {with_all:.3g} ms with all exits ({rows.cost.describe()})"
+            f"{exits.format(layers_text(skipped))} not read: for {where} a row takes {without:.3g} ms so, and "
+            f"{with_all:.3g} ms with all exits ({rows.cost.describe()})"
         )
     mean, error = saved.mean().item(), _standard_error(saved)
     amount = f"saves {mean:.1%} of the cost, with a standard error of {error:.1%}" if mean > 1e-9 else "saves nothing"
