@@ -12,7 +12,7 @@ from offramp.errors import InvalidInput, UnknownName
 
 
 def load(table: Mapping[str, str], name: str) -> type[Any]:
-    """Return the class in a table's row `name`.
+    """Return the class, or the command, in a table's row `name`.
 
     Raises:
         UnknownName: the table has no such row; the message names the nearest ones.

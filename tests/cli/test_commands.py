@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
 import pytest
 import torch
+from click import Context, Parameter
 from click.testing import Result
 from transformers import AutoModelForSequenceClassification, BertModel
 
@@ -84,6 +85,12 @@ def test_help_lists_every_command_and_each_has_an_example() -> None:
         assert not any("\\b" in line for line in lines)
 
 
+def options_of(command: str) -> Sequence[Parameter]:
+    known = main.get_command(Context(main), command)
+    assert known is not None
+    return known.params
+
+
 @pytest.mark.parametrize(
     ("command", "option", "names"),
     [
@@ -99,13 +106,13 @@ def test_help_lists_every_command_and_each_has_an_example() -> None:
     ],
 )
 def test_an_option_knows_the_names_of_the_library(command: str, option: str, names: Collection[str]) -> None:
-    (kind,) = (known.type for known in main.commands[command].params if known.name == option)
+    (kind,) = (known.type for known in options_of(command) if known.name == option)
     assert set(kind.choices) == set(names)
 
 
 @pytest.mark.parametrize("command", ["bench", "calibrate", "evaluate", "export", "record", "report", "study", "train"])
 def test_every_command_that_reads_labels_has_their_options(command: str) -> None:
-    names = {name for parameter in main.commands[command].params for name in parameter.opts}
+    names = {name for parameter in options_of(command) for name in parameter.opts}
     assert {"--label-column", "--label-names", "--text-column", "--pair-column"} <= names
 
 

@@ -1,4 +1,4 @@
-"""The command line. Commands import torch in their bodies, so that --help answers at once."""
+"""The command line. A command is imported when it is called, and torch in its body: --help answers at once."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import click
 
 from offramp import __version__
-from offramp.cli.bench import bench
-from offramp.cli.calibrate import calibrate
-from offramp.cli.evaluate import evaluate
-from offramp.cli.export import export
-from offramp.cli.info import info
-from offramp.cli.predict import predict
-from offramp.cli.record import record
-from offramp.cli.report import report
-from offramp.cli.study import study
-from offramp.cli.train import demo, train
 from offramp.errors import OfframpError, one_line
+from offramp.registry import load
+
+COMMANDS = {
+    "bench": "offramp.cli.bench:bench",
+    "calibrate": "offramp.cli.calibrate:calibrate",
+    "demo": "offramp.cli.train:demo",
+    "evaluate": "offramp.cli.evaluate:evaluate",
+    "export": "offramp.cli.export:export",
+    "info": "offramp.cli.info:info",
+    "predict": "offramp.cli.predict:predict",
+    "record": "offramp.cli.record:record",
+    "report": "offramp.cli.report:report",
+    "study": "offramp.cli.study:study",
+    "train": "offramp.cli.train:train",
+}
 
 
 class OneLineErrors(click.Group):
@@ -31,6 +36,14 @@ class OneLineErrors(click.Group):
 
     Standard output is UTF-8. Ctrl-C (130) and a closed pipe (141) end a command without a word.
     """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        return cast("click.Command", load(COMMANDS, cmd_name)) if cmd_name in COMMANDS else None
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
         """Prepare the output; `--help` and `--version` print here."""
@@ -87,7 +100,3 @@ def main() -> None:
     logger = logging.getLogger("offramp")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
-
-
-for command in (demo, train, record, calibrate, evaluate, predict, export, bench, report, study, info):
-    main.add_command(command)
