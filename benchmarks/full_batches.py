@@ -58,7 +58,7 @@ def answered(rows: Sequence[Tokens], runner: Runner, sizes: Sequence[int], worke
     def layers(left: LeftRows) -> list[dict[str, Any]]:
         return [{"exit_layer": layer} for layer in left.exit_layers.tolist()]
 
-    steps = Steps(lambda some: (dict(enumerate(some)), {}), lambda _: (runner, sizes), layers)  # type: ignore[arg-type, return-value]
+    steps = Steps(lambda some: (dict(enumerate(some)), {}), runner, sizes, layers)  # type: ignore[arg-type, return-value]
     began = time.perf_counter()
     answers = [answer for some in Pipeline(SteadySource(rows), steps, WorkerPool(workers)).run() for answer in some]  # type: ignore[arg-type]
     return time.perf_counter() - began, [answer["exit_layer"] for answer in answers]

@@ -42,8 +42,6 @@ ENGINE = (
     "measured here, else an exported graph, else torch; `offramp info` says which."
 )
 
-TEXT_BYTES = 64  # of a file, for a guess at how many texts it holds
-
 
 @click.command()
 @click.argument("folder", type=FOLDER)
@@ -135,7 +133,7 @@ def _answered(
     if _may_pause(source):
         texts: Source[Text | Fault] = LiveSource(items(), WINDOW)
     else:
-        texts = SteadySource(items(), os.path.getsize(source) // TEXT_BYTES if os.path.isfile(source) else 0)
+        texts = SteadySource(items())
     for answers in predictor.answer_source(texts, batch_size, top_k=None if scores else 0):
         yield [(read.popleft(), answer) for answer in answers]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -45,12 +44,14 @@ class Steps:
 
     Attributes:
         encode: returns tokens and faults, both by the text's position in what it is given.
-        runner: returns the engine for so many texts, and the rows of a batch that is worth it at each of its stages.
+        runner: the engine.
+        sizes: rows of a batch that is worth it, by stage.
         answer: returns the answers of rows that have left.
     """
 
     encode: Callable[[Sequence[Text]], tuple[Mapping[int, Tokens], Mapping[int, str]]]
-    runner: Callable[[int], tuple[Runner, Sequence[int]]]
+    runner: Runner
+    sizes: Sequence[int]
     answer: Callable[[LeftRows], list[Answer]]
 
 
@@ -65,14 +66,13 @@ class Pipeline:
     def __init__(self, source: Source[Text | Fault], steps: Steps, pool: WorkerPool) -> None:
         self._source, self._steps, self._pool = source, steps, pool
         # of the first worker alone
-        self._runner: Runner | None = None
         self._ready: deque[Flight] = deque()  # tokenized, and not in flight yet
         self._read = self._returned = 0
         self._ended = False
         # of all workers
         self._changed = threading.Condition()
         self._changes = 0
-        self._scheduler = Scheduler((), math.inf, math.inf)
+        self._scheduler = Scheduler(steps.sizes, MOST_TOKENS, source.linger_s, pool.workers)
         self._answers: dict[int, Answer] = {}
         self._helpers: list[Future[None]] = []
         self._helping = 0
@@ -137,11 +137,9 @@ class Pipeline:
         tokens, faults = self._steps.encode([item for item in items if not isinstance(item, Fault)])
         answers |= {numbers[index]: Answer(error=fault) for index, fault in faults.items()}
         self._read += len(items)
-        if tokens and self._scheduler.empty:
-            self._take_runner(max(len(tokens), self._source.expected))
         lengths = {index: -len(row["input_ids"]) for index, row in tokens.items()}
         order = sorted(tokens, key=lengths.__getitem__)
-        size = self._scheduler.sizes[0] if order else 1
+        size = self._steps.sizes[0]
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             flights, failed = in_parts(lambda rows: self._take_off(rows, tokens, numbers), chosen)
@@ -150,17 +148,8 @@ class Pipeline:
         with self._changed:
             self._answers |= answers
 
-    def _take_runner(self, texts: int) -> None:
-        """Take the engine for so many texts; no row is in flight."""
-        runner, sizes = self._steps.runner(texts)
-        if runner is not self._runner:
-            self._runner = runner
-            with self._changed:
-                self._scheduler = Scheduler(sizes, MOST_TOKENS, self._source.linger_s, self._pool.workers)
-
     def _take_off(self, rows: Sequence[int], tokens: Mapping[int, Tokens], numbers: Sequence[int]) -> Flight:
-        assert self._runner is not None  # there are rows
-        return self._runner.start(np.array([numbers[row] for row in rows]), [tokens[row] for row in rows])
+        return self._steps.runner.start(np.array([numbers[row] for row in rows]), [tokens[row] for row in rows])
 
     def _run_next(self) -> bool:
         """Run a batch in this thread, and others in others; return whether there was one."""

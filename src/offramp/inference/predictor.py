@@ -20,7 +20,7 @@ from offramp.inference.flight import Runner
 from offramp.inference.inputs import encode_texts, read_texts
 from offramp.inference.load_engine import AUTO, load_with_workers, threads_of, workers_of
 from offramp.inference.pipeline import WINDOW, Fault, Pipeline, Steps
-from offramp.inference.runners import Runners
+from offramp.inference.runners import rows_by_stage, runner_of
 from offramp.inference.stream import LiveSource, Source, SteadySource
 from offramp.inference.workers import WorkerPool
 from offramp.model.points import load_point
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 MANY_TEXTS = 1600
 """From which on a call shows a progress bar."""
-
-LEXICAL_BATCH = 4
-"""How many batches an exit before the first layer takes at once: it costs microseconds a row."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ class Predictor:
         many = len(items) > MANY_TEXTS
         answers: list[Answer] = []
         with tqdm(total=len(items), desc="predict", unit="text", disable=None if many else True, leave=False) as bar:
-            for some in self.answer_source(SteadySource(items, len(items)), batch_size, top_k):
+            for some in self.answer_source(SteadySource(items), batch_size, top_k):
                 answers += some
                 bar.update(len(some))
         return answers
@@ -169,14 +166,14 @@ class Predictor:
         self._check(batch_size, top_k)
         items: Iterable[Text | Fault] = read_texts(texts)
         if isinstance(texts, Sized):
-            source: Source[Text | Fault] = SteadySource(items, len(texts))
+            source: Source[Text | Fault] = SteadySource(items)
         else:
             source = LiveSource(items, WINDOW)
         return (answer for answers in self.answer_source(source, batch_size, top_k) for answer in answers)
 
     @cached_property
-    def _runners(self) -> Runners:
-        return Runners(self.engine, self.point)
+    def _runner(self) -> Runner:
+        return runner_of(self.engine, self.point)
 
     @cached_property
     def _pool(self) -> WorkerPool:
@@ -207,20 +204,13 @@ class Predictor:
             with cuts.counted():
                 return encode_texts(self.tokenizer, texts, limit, config.vocab_size)
 
-        steps = Steps(
-            encode,
-            lambda texts: self._runner(texts, batch_size),
-            lambda left: to_answers(left, config, self.point, top_k),
-        )
+        stages = self._runner.stages
+        if batch_size is None:
+            sizes = rows_by_stage(self.engine, self.point, stages, self.batch_size)
+        else:
+            sizes = [batch_size] * stages
+        steps = Steps(encode, self._runner, sizes, lambda left: to_answers(left, config, self.point, top_k))
         try:
             yield from Pipeline(source, steps, self._pool).run()
         finally:
             cuts.log()
-
-    def _runner(self, texts: int, batch_size: int | None) -> tuple[Runner, Sequence[int]]:
-        """Return the engine for so many texts at once, and the rows of its batches by stage."""
-        runner = self._runners.choose(texts)
-        sizes = [self.batch_size if batch_size is None else batch_size] * runner.stages
-        if len(sizes) > 1 and self._runners.lexical:
-            sizes[0] *= LEXICAL_BATCH
-        return runner, sizes

@@ -1,53 +1,49 @@
-"""The form in which an engine runs: one call for a batch, or stage by stage."""
+"""How an engine runs rows: in one call or stage by stage, and how many rows make a batch."""
 
 from __future__ import annotations
-
-from importlib.util import find_spec
-from typing import final
 
 from offramp.inference.engine import Engine
 from offramp.inference.flight import Runner
 from offramp.inference.one_call import OneCall
-from offramp.inference.onnx_engine import GraphEngine, OnnxEngine
+from offramp.inference.onnx_engine import GraphEngine
 from offramp.types.operating_point import OperatingPoint
 
-BY_LEVEL = 8192
-"""Texts from which on the levels of a graph save more time than loading them takes."""
+LEXICAL_BATCH, MOST_BATCHES = 4, 8
+"""How many batches an exit before the first layer takes at once: as a stage of its own, and at most in one call."""
 
 
-@final
-class Runners:
-    """An engine at an operating point, in the form that suits the number of texts.
+def runner_of(engine: Engine, point: OperatingPoint | None) -> Runner:
+    """Return an engine at a point: a model in torch exit by exit, any other engine with one call for a batch.
 
-    A graph begins in its nested form, and goes over to its levels for good where many texts come at once. Pickled, it
-    begins anew.
-
-    Attributes:
-        engine: runs the model.
-        point: policy and thresholds; None = full depth.
-        lexical: the first stage comes before the first layer, where there are several.
+    A graph could run by its levels too (`OnnxEngine.by_level`). A call of the nested graph that begins with enough rows
+    was faster wherever it was measured, since nothing leaves the runtime on the way (`benchmarks/full_batches.py`).
     """
+    if not isinstance(engine, GraphEngine):
+        from offramp.inference.torch_engine import TorchEngine
+        from offramp.inference.torch_flight import TorchRunner
 
-    def __init__(self, engine: Engine, point: OperatingPoint | None) -> None:
-        self.engine, self.point = engine, point
-        self.lexical = point is not None and point.layers_read(engine.layers)[0] == 0
-        self._runner = self._first()
+        if isinstance(engine, TorchEngine):
+            return TorchRunner(engine, point)
+    return OneCall(engine, point)
 
-    def __reduce__(self) -> tuple[type[Runners], tuple[Engine, OperatingPoint | None]]:
-        return Runners, (self.engine, self.point)
 
-    def choose(self, texts: int) -> Runner:
-        """Return the engine for so many texts."""
-        nested = isinstance(self._runner, OneCall)
-        if nested and texts >= BY_LEVEL and isinstance(self.engine, OnnxEngine) and find_spec("onnx") is not None:
-            self._runner = self.engine.by_level(self.point)
-        return self._runner
+def rows_by_stage(engine: Engine, point: OperatingPoint | None, stages: int, batch_size: int) -> list[int]:
+    """Return the rows of a batch at each stage, of which about `batch_size` are to reach the first layer.
 
-    def _first(self) -> Runner:
-        if not isinstance(self.engine, GraphEngine):
-            from offramp.inference.torch_engine import TorchEngine
-            from offramp.inference.torch_flight import TorchRunner
+    Rows that leave before the first layer cost next to nothing, so a batch may begin with more.
+    """
+    sizes = [batch_size] * stages
+    if point is not None and point.layers_read(engine.layers)[0] == 0:
+        sizes[0] *= LEXICAL_BATCH if stages > 1 else _before_layer_1(engine, point)
+    return sizes
 
-            if isinstance(self.engine, TorchEngine):
-                return TorchRunner(self.engine, self.point)
-        return OneCall(self.engine, self.point)
+
+def _before_layer_1(engine: Engine, point: OperatingPoint) -> int:
+    """Return how many rows come before the first layer for one that goes on to it, at least.
+
+    By Markov's inequality, from the mean exit that was measured: a row that goes on leaves at the next exit or later.
+    """
+    if point.measured is None:
+        return 1
+    behind = point.layers_read(engine.layers)[1]
+    return max(1, min(int(behind / max(point.measured.mean_exit, 1e-9)), MOST_BATCHES))

@@ -15,12 +15,10 @@ class Source(Protocol[Item]):
 
     Attributes:
         linger_s: how long a row may wait for others that come later.
-        expected: about how many items come in all; 0 = not known.
         error: what ended the source; None where it ended well.
     """
 
     linger_s: float
-    expected: int
     error: BaseException | None
 
     @property
@@ -44,8 +42,8 @@ class SteadySource(Generic[Item]):
     linger_s = 0.25
     """Bounds how many answers wait for one before them."""
 
-    def __init__(self, items: Iterable[Item], expected: int = 0) -> None:
-        self.ended, self.expected = False, expected
+    def __init__(self, items: Iterable[Item]) -> None:
+        self.ended = False
         self.error: BaseException | None = None
         self._items = iter(items)
 
@@ -73,7 +71,7 @@ class LiveSource(Generic[Item]):
     The thread ends with the source, or at the next item once the source is closed.
     """
 
-    linger_s, expected = 0.01, 0
+    linger_s = 0.01
 
     def __init__(self, items: Iterable[Item], size: int) -> None:
         self.error: BaseException | None = None
