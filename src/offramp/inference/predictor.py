@@ -9,6 +9,8 @@ from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from offramp.data.batching import Cuts, Tokens, token_limit
 from offramp.data.file_tokenizer import FileTokenizer
 from offramp.data.rows import Text
@@ -16,13 +18,13 @@ from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.answers import Answer, to_answers
 from offramp.inference.choose_engine import BATCH_ROWS, batch_rows
 from offramp.inference.engine import Engine
-from offramp.inference.flight import Runner
-from offramp.inference.inputs import encode_texts, read_texts
+from offramp.inference.flight import Flight, Runner
+from offramp.inference.inputs import encode_texts, in_parts, read_texts
 from offramp.inference.load_engine import AUTO, load_with_workers, threads_of, workers_of
 from offramp.inference.pipeline import WINDOW, Fault, Pipeline, Steps
 from offramp.inference.runners import rows_by_stage, runner_of
 from offramp.inference.stream import LiveSource, Source, SteadySource
-from offramp.inference.workers import WorkerPool
+from offramp.inference.workers import LEAST_ROWS, WorkerPool
 from offramp.model.points import load_point
 from offramp.model.text_folder import load_text_config, load_text_tokenizer
 from offramp.types.operating_point import DEFAULT, OperatingPoint
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from offramp.types.outputs import Answers
+
+FEW_TEXTS = 2 * LEAST_ROWS - 1
+"""The most that no two workers share."""
 
 MANY_TEXTS = 1600
 """From which on a call shows a progress bar."""
@@ -134,10 +139,12 @@ class Predictor:
                 before anything runs.
             NotApplicable: `top_k` for a regression, which has no probabilities.
         """
-        from tqdm import tqdm  # `offramp predict` answers sources, and starts sooner without it
-
         self._check(batch_size, top_k)
         items = list(read_texts(texts))
+        if len(items) <= min(batch_size or self.batch_size, FEW_TEXTS):
+            return self._answer_few(items, top_k)
+        from tqdm import tqdm  # `offramp predict` answers sources, and starts sooner without it
+
         many = len(items) > MANY_TEXTS
         answers: list[Answer] = []
         with tqdm(total=len(items), desc="predict", unit="text", disable=None if many else True, leave=False) as bar:
@@ -193,6 +200,27 @@ class Predictor:
         """Return the answers to the texts of a source in their order, as many at once as there are; see `stream`."""
         self._check(batch_size, top_k)
         return self._answer_all(source, batch_size, top_k)
+
+    def _answer_few(self, texts: Sequence[Text], top_k: int | None) -> list[Answer]:
+        """Answer texts that make one batch, in this thread; a pipeline would take a good part of their time."""
+        config = self.engine.config
+        limit = token_limit(self.tokenizer, config.backbone)
+        tokens, faults = encode_texts(self.tokenizer, texts, limit, config.vocab_size)
+
+        def fly(rows: Sequence[int]) -> dict[int, Answer]:
+            flight: Flight | None = self._runner.start(np.array(rows), [tokens[row] for row in rows])
+            answers: dict[int, Answer] = {}
+            while flight is not None:
+                left, flight = flight.advance()
+                if left is not None:
+                    answers |= zip(left.rows.tolist(), to_answers(left, config, self.point, top_k), strict=True)
+            return answers
+
+        parts, failed = in_parts(fly, list(tokens)) if tokens else ([], {})
+        answers = {number: Answer(error=fault) for number, fault in (faults | failed).items()}
+        for part in parts:
+            answers |= part
+        return [answers[number] for number in range(len(texts))]
 
     def _answer_all(
         self, source: Source[Text | Fault], batch_size: int | None, top_k: int | None
