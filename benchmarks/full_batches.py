@@ -85,7 +85,8 @@ def measure(prepared: Prepared) -> dict[str, Any]:
     for workers in (1, 2):
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for turn in range(ROUNDS):
-            for name in list(contestants)[turn % 2 :: 1] + list(contestants)[: turn % 2]:
+            names = list(contestants)
+            for name in names[turn:] + names[:turn]:
                 taken, left = answered(rows, *contestants[name], workers)
                 assert left == expected, name  # the same exits
                 times[name].append(taken)
