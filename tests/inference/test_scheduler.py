@@ -74,6 +74,10 @@ def test_rows_that_have_waited_long_enough_go_with_those_that_are_there() -> Non
     assert scheduler.next_batch(7.49) is None
     assert taken(scheduler.next_batch(7.5)) == (0, [0, 1])
     assert scheduler.due == math.inf
+    scheduler.add(rows(2, 3), 8.0)
+    scheduler.add(rows(4, 5, stage=1), 9.0)
+    assert taken(scheduler.next_batch(9.0)) == (1, [4, 5])  # the deepest first, whatever has waited before it
+    assert taken(scheduler.next_batch(9.0)) == (0, [2, 3])
 
 
 def test_rows_go_at_once_where_none_can_come_or_may_come() -> None:

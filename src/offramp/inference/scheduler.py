@@ -151,15 +151,13 @@ class Scheduler:
     def _choose(self, now: float) -> Batch | None:
         stages = range(len(self.sizes))
         for stage in stages:
-            waiting = self._waiting[stage]
-            if waiting and waiting[0].since + self.linger_s <= now:
-                return self._take(stage)
-            if waiting and self._ended and not self._ahead(stage):
+            if self._ended and self._waiting[stage] and not self._ahead(stage):
                 self._plan(stage)
         for stage in reversed(stages):
+            waiting = self._waiting[stage]
             if self._planned[stage]:
                 return self._planned[stage].popleft()
-            if self._rows[stage] >= self.sizes[stage]:
+            if self._rows[stage] >= self.sizes[stage] or (waiting and waiting[0].since + self.linger_s <= now):
                 return self._take(stage)
         for stage in stages:
             if self._waiting[stage] and (self._ended or not self.room or (stage and not self._ahead(stage))):
