@@ -117,7 +117,7 @@ def padding_mask(config: PreTrainedConfig, hidden: Tensor, mask: Tensor) -> Tens
     Returns:
         (B, 1, 1, T), (B, T) for flash attention, or None where there is no padding.
     """
-    attention: Tensor | None = create_bidirectional_mask(config, inputs_embeds=hidden, attention_mask=mask)
+    attention: Tensor | None = create_bidirectional_mask(config, hidden, attention_mask=mask)
     return attention if attention is None or attention.dim() != 4 else attention[:, :, :1]
 
 

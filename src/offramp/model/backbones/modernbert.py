@@ -45,15 +45,14 @@ class ModernBert(Backbone):
         names = ("input_ids", "inputs_embeds")
         hidden: Tensor = self.model.get_submodule("embeddings")(**{name: inputs.get(name) for name in names})
         mask = real_tokens(inputs)
-        arguments: dict[str, Any] = {"config": self.model.config, "inputs_embeds": hidden, "attention_mask": mask}
         positions = inputs.get("position_ids")
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None] if positions is None else positions
-        local = create_bidirectional_sliding_window_mask(**arguments)
+        local = create_bidirectional_sliding_window_mask(self.model.config, hidden, attention_mask=mask)
         turns = [turn for kind in self._kinds() for turn in self.model.rotary_emb(hidden, positions, kind)]
         return Carry(
             hidden,
             mask,
-            create_bidirectional_mask(**arguments),
+            create_bidirectional_mask(self.model.config, hidden, attention_mask=mask),
             local_attention=local if local is not None and local.dim() == 4 else None,
             position_embeddings=torch.cat(turns, dim=-1),
         )
