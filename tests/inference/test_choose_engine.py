@@ -118,6 +118,24 @@ def test_the_engine_is_chosen_once_by_the_contract(
     assert reason in choice.reason
 
 
+@pytest.mark.parametrize(
+    ("tables", "rows"),
+    [
+        ({1: 2.0, 8: 1.0, 32: 0.98}, 8),  # within 5 % of the best one
+        ({1: 2.0}, 32),  # nothing to compare
+        ({}, 32),
+    ],
+)
+def test_a_batch_has_the_rows_that_measured_costs_say_are_worth_it(
+    tables: dict[int, float], rows: int, tmp_path: Path
+) -> None:
+    folder = save_folder(tmp_path / "model", tiny_model())
+    other = [table("torch-float32", 9, 9, 9, 9, batch_size=64, workers=1, machine="another")]
+    one = [table("torch-float32", 1e-3, 1e-3, 1e-3, ms, batch_size=size, workers=1) for size, ms in tables.items()]
+    save_costs(folder, [*other, *one])
+    assert Predictor.load(folder, "torch", threads=1).batch_size == rows
+
+
 def test_tables_of_more_threads_than_cores_do_not_count(
     folder: Path, faults: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,7 +153,10 @@ def batch_rows(folder: str | os.PathLike[str], engine: str, threads: int | None,
         threads: that compute a batch.
         workers: that answer batches at the same time.
     """
-    tables = [table for table in costs_here(folder) if table.engine == engine and table.workers == workers]
+    try:
+        tables = [table for table in costs_here(folder) if table.engine == engine and table.workers == workers]
+    except InvalidInput:  # a file that cannot be read stops the choice of an engine alone
+        return BATCH_ROWS
     times = {table.batch_size: table.ms[-1] for table in tables if table.threads in (None, threads)}
     return rows_worth(times) if len(times) > 1 else BATCH_ROWS
 
