@@ -5,15 +5,17 @@
 IMDB, texts cut to 256 tokens. The encoder of `lexical_models.py` (seed 0, six layers, 128 tokens) is trained on for one
 epoch on other rows, once as it is and once with token exit, so that both know the lengths that they meet. Each of the
 two runs at full depth, with an exit before the first layer, with exits behind the layers, and with both; each of these
-is a folder and a graph of its own, and what its exits do not read is not there. One half of ROWS test rows chooses
-thresholds, from a trace of the engine that runs; the other half reports. All take turns in ONNX Runtime, from text to
-answer, with one thread. Writes `benchmarks/results/both_axes.json` and `.md`; takes up models, graphs and traces again.
+is a folder and a graph of its own, without the exits that are not read, but for those behind the two layers that remove
+tokens: the exporter needs them. One half of ROWS test rows chooses thresholds, from a trace of the engine that runs;
+the other half reports. All take turns in ONNX Runtime, from text to answer, with one thread. Writes
+`benchmarks/results/both_axes.json` and `.md`; takes up models, graphs and traces again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +37,7 @@ from offramp.calibration.prepare import PreparedPolicy
 from offramp.data.examples import Examples, subsample
 from offramp.inference.export import export
 from offramp.inference.record import record
+from offramp.model.card import save_points
 from offramp.model.flops import macs, plain_macs
 from offramp.model.hub import load_config, load_tokenizer
 from offramp.model.lexical.config import LexicalExit
@@ -45,7 +48,7 @@ from offramp.policies.fitting import fit_default_policy
 from offramp.policies.replay import replay
 from offramp.training.fit import fit, fit_lexical_alone, remove_checkpoints, token_rows
 from offramp.types.graph_file import GRAPHS
-from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.operating_point import DEFAULT, OperatingPoint, Target
 from offramp.types.trace import Trace
 
 TOKENS, TRAIN, RANGE_ROWS = 256, 2000, 200
@@ -72,10 +75,15 @@ class System:
         parts = {"token exit": self.tokens_leave, "layer exit": self.behind_layers, "lexical exit": self.lexical}
         return ", ".join(name for name, there in parts.items() if there) or "full depth"
 
-    @property
-    def adaptive(self) -> bool:
-        """Return whether texts can leave early."""
-        return self.behind_layers or self.lexical
+    def read(self, depth: int) -> list[int]:
+        """Return the layer numbers of the exits that it reads."""
+        return [0] * self.lexical + (list(range(1, depth + 1)) if self.behind_layers else [depth])
+
+    def held(self, depth: int) -> list[int]:
+        """Return the layers with an exit in its graph; one that removes tokens has one, because it must end a block."""
+        if self.behind_layers:
+            return list(range(1, depth + 1))
+        return [*(TOKEN_EXIT.keep_ratio if self.tokens_leave else ()), depth]
 
 
 SYSTEMS = [
@@ -127,13 +135,17 @@ class Models:
                 str(whole),
                 pooling="mean",
                 token_exit=TOKEN_EXIT if system.tokens_leave else None,
-                exit_layers=None if system.behind_layers else stay.layers[-1:],
+                exit_layers=system.held(stay.layers[-1]),
                 lexical=LexicalExit() if system.lexical else None,
             )
             if system.lexical:
                 model.lexical_exit, model.config.lexical = stay.lexical_exit, stay.config.lexical
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            if system == System(True, False, True):  # the graph has exits that the system does not read
+                point = choose(self.trace(True, "onnx").select(system.read(stay.layers[-1])))
+                assert point is not None
+                save_points({DEFAULT: point}, folder)
             rows = token_rows(subsample(self.cell.examples("train"), RANGE_ROWS), tokenizer, TOKENS)
             export(folder, dataset=rows)
             export(folder, int8=True, dataset=rows)
@@ -147,22 +159,24 @@ class Models:
         return Trace.load(file)
 
 
-def layers_read(system: System, depth: int) -> list[int]:
-    """Return the layer numbers of a system's exits."""
-    return [0] * system.lexical + (list(range(1, depth + 1)) if system.behind_layers else [depth])
+def halves(trace: Trace) -> Sequence[Tensor]:
+    """Return the numbers of the rows that choose, and of those that report."""
+    return torch.arange(len(trace)).tensor_split(2)
 
 
 def choose(trace: Trace) -> OperatingPoint | None:
-    """Return the point that a trace of the choosing half gives; None with one exit."""
-    return PreparedPolicy(*fit_default_policy(trace)).calibrate(ALLOWED, to_spare=True) if trace.depth > 1 else None
+    """Return the point for the exits of a trace, from the half that chooses; None with one exit."""
+    if trace.depth == 1:
+        return None
+    return PreparedPolicy(*fit_default_policy(trace.take(halves(trace)[0]))).calibrate(ALLOWED, to_spare=True)
 
 
 def figures(models: Models, system: System, engine: str) -> tuple[OperatingPoint | None, dict[str, Any]]:
     """Return a system's point in an engine, and what it keeps and takes on the rows that report."""
     whole, plain = models.trace(system.tokens_leave, engine), models.trace(False, engine)
-    trace = whole.select(layers_read(system, whole.layer_numbers[-1]))
-    choosing, reporting = torch.arange(len(trace)).tensor_split(2)
-    point, reported = choose(trace.take(choosing)), trace.take(reporting)
+    trace = whole.select(system.read(whole.layer_numbers[-1]))
+    reporting = halves(trace)[1]
+    point, reported = choose(trace), trace.take(reporting)
     answers = None if point is None else replay(reported, point.policy, point.thresholds)
     logits = reported.logits[-1] if answers is None else answers.logits
     exits = torch.full((len(reported),), reported.layer_numbers[-1]) if answers is None else answers.exit_layers
@@ -194,7 +208,7 @@ def contestants(models: Models, system: System, engine: str, point: OperatingPoi
     """Return a system as a contestant; without exits as a plain graph, with and without fused norms."""
     folder = models.folder(system)
     tokenizer = load_tokenizer(folder)
-    if point is not None:
+    if system != SYSTEMS[0]:
         return adaptive(engine, engine_loader(folder, engine), tokenizer, {system.name: point})
     model = load_model(folder)
     encoder = TextEncoder(tokenizer, model.config)
