@@ -29,7 +29,7 @@ from offramp.types.problem_types import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, 
 from support.contracts import CHOICES, LEAVING, OUTPUTS, Case, clear_of_noise
 from support.flights import flown
 from support.graphs import arrays, gated, graph_of, parts_of
-from support.models import ABSOLUTE, FAMILIES, LAYERS, TEXTS, padded, rows_for, tiny_model, token_rows
+from support.models import ABSOLUTE, FAMILIES, LAYERS, TEXTS, encoder_config, padded, rows_for, tiny_model, token_rows
 from support.traces import has_meaning, threshold_between
 
 ROWS = 64
@@ -297,7 +297,10 @@ def test_in_int8_nothing_depends_on_the_batch_in_any_family(exits: dict[str, Any
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["weighted_mean", "weighted_sum", "none"])
 def test_in_int8_nothing_depends_on_the_batch_where_tokens_leave(fusion: str) -> None:
-    assert_int8_is_exact(tiny_model(pooling="mean", token_exit=replace(LEAVING, fusion=fusion)))
+    config = encoder_config(num_attention_heads=8)  # ONNX Runtime's mean over so many depends on the number of tokens
+    torch.manual_seed(0)
+    exits = {"pooling": "mean", "token_exit": replace(LEAVING, fusion=fusion)}
+    assert_int8_is_exact(MultiExitModel.from_backbone(config, 3, **exits).eval())
 
 
 @pytest.mark.slow
