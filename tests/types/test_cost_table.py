@@ -122,6 +122,16 @@ def test_exits_that_are_not_read_cost_nothing() -> None:
     assert PRICED.select((2,)) == replace(PRICED, layers=(2,), ms=(7.5,), exit_ms=(), cut_ms=())
 
 
+@pytest.mark.parametrize(
+    ("embed_ms", "price", "first"), [(0.3, 2.262479421441839, 0.3), (0.0, 2.562479421441839, 1e-6)]
+)
+def test_exits_that_take_all_of_the_time_leave_some(embed_ms: float, price: float, first: float) -> None:
+    """In floating point 2.562479421441839 - 2.262479421441839 is below 0.3."""
+    prices = (0.0, price) if embed_ms else (0.3, price - 0.3)
+    table = CostTable((1, 2, 3), (0.3, *(2.562479421441839,) * 2), embed_ms, "onnx-int8", 1, None, "", exit_ms=prices)
+    assert table.select((3,)).ms == (first,)
+
+
 def test_a_cut_costs_the_rows_that_go_on_where_a_batch_may_be_cut() -> None:
     """Of 8 rows 4 leave at layer 0, where 1/2 of the pairs are cut; of the others 1 at layer 1, where 3/8 are."""
     leaving = torch.tensor([0, 0, 0, 0, 1, 2, 2, 2])

@@ -20,6 +20,9 @@ from offramp.types.whole_file import whole_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+NANOSECOND = 1e-6
+"""Milliseconds of a row, at least, where exits take all of the time by measurement."""
+
 
 @dataclass(frozen=True)
 class CostTable:
@@ -163,6 +166,10 @@ class CostTable:
         prices = (0.0,) * len(self.layers) if self.exit_ms is None else (*self.exit_ms, 0.0)
         skipped = [0.0 if number in numbers else price for number, price in enumerate(prices)]
         ms = [self.ms[number] - math.fsum(skipped[:number]) for number in numbers]
+        if any(skipped) and (first := int(layers[0] == 0)) < len(ms):  # behind a layer; prices may be all of its time
+            least = max(self.embed_ms + (ms[0] if first else 0.0), NANOSECOND)
+            short = max(least - ms[first], 0.0)
+            ms[first:] = [max(value + short, least) for value in ms[first:]]
 
         def of(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
             return None if values is None else tuple(values[number] for number in numbers[:-1])

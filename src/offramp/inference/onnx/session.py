@@ -56,11 +56,11 @@ class _Nested:
 class OnnxSession:
     """An exported model, ready to run.
 
-    Pickled, it is its source, which is loaded again; a file by its absolute path.
+    Pickled, it is its source, which is loaded again.
 
     Attributes:
         metadata: of the file.
-        source: the file, or its bytes.
+        source: the file's absolute path, or its bytes.
         threads: as in `session_options`.
     """
 
@@ -70,8 +70,7 @@ class OnnxSession:
     _nested: _Nested = field(default_factory=_Nested, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Callable[..., OnnxSession], tuple[Any, ...]]:
-        source = self.source if isinstance(self.source, bytes) else os.path.abspath(self.source)
-        return _load_again, (source, self.threads, self.metadata)
+        return _load_again, (self.source, self.threads, self.metadata)
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | bytes, threads: int | None = None) -> OnnxSession:
@@ -84,7 +83,7 @@ class OnnxSession:
         try:
             session = _open(source, threads)
             metadata = GraphMetadata.of(session.get_modelmeta().custom_metadata_map)
-            source = source if isinstance(source, bytes) else os.fspath(source)
+            source = source if isinstance(source, bytes) else os.path.abspath(source)
             return cls(metadata, source, threads, _Nested(session))
         except InvalidInput as error:
             raise InvalidInput(f"{name}: {error}") from None
@@ -93,10 +92,14 @@ class OnnxSession:
 
     @property
     def session(self) -> onnxruntime.InferenceSession:
-        """Return the graph in ONNX Runtime, loaded again after `release`."""
+        """Return the graph in ONNX Runtime, loaded again after `release`.
+
+        Raises:
+            InvalidInput: the file is no longer there, or holds another graph.
+        """
         session = self._nested.session
         if session is None:
-            self._nested.session = session = _open(self.source, self.threads)
+            self._nested.session = session = _load_again(self.source, self.threads, self.metadata).session
         return session
 
     def release(self) -> None:
@@ -131,17 +134,17 @@ class OnnxSession:
 
 
 def _load_again(source: str | bytes, threads: int | None, metadata: GraphMetadata) -> OnnxSession:
-    """Load the graph of a pickled session.
+    """Load the graph of a session that is pickled, or was released.
 
     Raises:
         InvalidInput: the file is no longer there, or holds another graph.
     """
     name = "the graph" if isinstance(source, bytes) else source
     if not isinstance(source, bytes) and not os.path.exists(source):
-        raise InvalidInput(f"{name}: no such file; a pickled predictor loads its graph from there")
+        raise InvalidInput(f"{name}: no such file; a predictor loads its graph from there again")
     graph = OnnxSession.load(source, threads)
     if graph.metadata != metadata:
-        raise InvalidInput(f"{name}: another graph than the pickled predictor's")
+        raise InvalidInput(f"{name}: another graph than the predictor's; load the predictor anew")
     return graph
 
 
