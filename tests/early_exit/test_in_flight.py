@@ -248,6 +248,15 @@ def test_of_two_lengths_without_masks_the_shorter_one_is_hidden_behind_its_end()
     assert carry([2], 2).concat(carry([2], 2)).attention is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_a_mask_that_was_written_joins_one_of_another_kind(dtype: torch.dtype) -> None:
+    written, other = carry([2], 2).concat(carry([3], 3)), carry([2], 3, torch.tensor([[[[1, 1, 0]]]], dtype=dtype))
+    expected = [[[[0.0, 0.0, LOWEST]]], [[[0.0, 0.0, 0.0]]], [[[0.0, 0.0, LOWEST]]]]
+    for joined, order in ((written.concat(other), [0, 1, 2]), (other.concat(written), [1, 2, 0])):
+        assert joined.attention is not None
+        assert joined.attention[order].tolist() == expected
+
+
 def test_rows_of_a_square_mask_behind_the_end_attend_as_the_first_one_does() -> None:
     square = torch.tensor([[[[1, 0], [0, 1]]]])
     joined = carry([2], 2, square).concat(carry([3], 3, torch.ones(1, 1, 1, 3).long()))

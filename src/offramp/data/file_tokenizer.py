@@ -102,10 +102,12 @@ class FileTokenizer:
         try:
             config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
             backend = Tokenizer.from_file(str(path / FILE))
-        except Exception:  # of `tokenizers`, which has no error of its own
+            return cls._from(folder, backend, config) if _is_as_built(backend, config) else None
+        except Exception:  # of `tokenizers`, which has no error of its own; or of values of other types
             return None
-        if not isinstance(config, dict) or not _is_as_built(backend, config):
-            return None
+
+    @classmethod
+    def _from(cls, folder: str | os.PathLike[str], backend: Tokenizer, config: Mapping[str, Any]) -> FileTokenizer:
         rebuilt = _REBUILT.get(_class_of(config))
         names = config.get("model_input_names", rebuilt.inputs if rebuilt else _PLAIN)
         cut = backend.truncation
@@ -191,7 +193,7 @@ def _is_known(config: Mapping[str, Any], special: Mapping[str, int]) -> bool:
             fits = key in WORKING
         if not fits:
             return False
-    return config.get("truncation_side") in (None, "left", "right")
+    return config.get("truncation_side", "right") in ("left", "right")
 
 
 def _data(part: Any) -> Any:

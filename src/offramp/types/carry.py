@@ -193,13 +193,25 @@ def _pad_mask(mask: Tensor, extra: int) -> Tensor:
 
 
 def _join(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Join two batches; if only one of two attention masks has a row for each token, the other one gets them."""
+    """Join two batches; if only one of two attention masks has a row for each token, the other one gets them.
+
+    Where only one of two masks is added to the scores, the other one, which says what is attended to, is made so.
+    """
     if one is None or other is None:
         return None
+    if one.is_floating_point() != other.is_floating_point():
+        one, other = (_as_added(mask, like) for mask, like in ((one, other), (other, one)))
     if one.dim() == 4 and one.shape[2] != other.shape[2]:
         height = max(one.shape[2], other.shape[2])
         one, other = (mask.expand(-1, -1, height, -1) for mask in (one, other))
     return torch.cat((one, other))
+
+
+def _as_added(mask: Tensor, like: Tensor) -> Tensor:
+    """Return an attention mask as numbers that are added to the scores, in the dtype of `like` where it is another."""
+    if mask.is_floating_point():
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask == 0, torch.finfo(like.dtype).min)
 
 
 def _pick_longer(one: Tensor | None, other: Tensor | None) -> Tensor | None:
