@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -351,14 +352,14 @@ class MultiExitModel(PreTrainedModel):
         warning; the card is written, or lists the points that there are. A model without points keeps those of the
         folder, if they are of its weights. Only the main process writes.
         """
-        if not self.operating_points and self.should_save_on_this_rank(is_main_process):
+        if not self.operating_points and _writes(is_main_process):
             self.operating_points = points_beside(Path(save_directory))
         self._card_before, self._index_before = card_text(Path(save_directory)), index_time(Path(save_directory))
         try:
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         except SafetensorError as error:
             raise InvalidInput(f"{save_directory}: the weights cannot be written ({one_line(error)})") from None
-        if self.should_save_on_this_rank(is_main_process) and not kwargs.get("push_to_hub"):
+        if _writes(is_main_process) and not kwargs.get("push_to_hub"):
             self._finish(Path(save_directory))
 
     def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
@@ -373,6 +374,13 @@ class MultiExitModel(PreTrainedModel):
         if (folder / CONFIG_NAME).exists():  # nothing was written where `save_directory` is a file
             remove_replaced_weights(folder, self._index_before)
             self.operating_points = finish_folder(folder, self.config, self.operating_points)
+
+
+def _writes(is_main_process: bool) -> bool:
+    """Return whether this process writes what lies beside the weights."""
+    distributed = torch.distributed
+    first = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+    return is_main_process and first
 
 
 AutoConfig.register(MultiExitConfig.model_type, MultiExitConfig)
