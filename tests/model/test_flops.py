@@ -81,17 +81,18 @@ def test_an_exit_counts_where_it_is_asked_and_there_alone() -> None:
 def test_tokens_that_leave_save_the_feed_forward_half_already() -> None:
     config = bert(token_exit=TokenExit(keep_ratio={1: 0.5}))
     # 5 tokens, of 4 stay 2, one is made: 4 in all.
-    # Layer 1: 4 * 5 * 16 + 2 * 25 * 4 + 2 * 4 * 4 * 8 = 320 + 200 + 256, the row 5 * 4, the fusion 5 * 4, the exit 8
+    # Layer 1: 4 * 5 * 16 + 2 * 25 * 4 + 2 * 4 * 4 * 8 = 320 + 200 + 256, the row 5 * 4, its mean over 2
+    # heads 5 * 2, the fusion 5 * 4, the exit 8
     # Layer 2: 4 * 4 * 16 + 2 * 16 * 4 + 256 = 640, the exit 8
-    assert encoder_macs(config, [5]).tolist() == [[824], [1472]]
+    assert encoder_macs(config, [5]).tolist() == [[834], [1482]]
     assert plain_macs(config, [5]).tolist() == [2 * (320 + 200 + 320) + 8]
     none = bert(token_exit=TokenExit(keep_ratio={1: 0.5}, fusion="none"))
-    assert encoder_macs(none, [5])[0].tolist() == [320 + 200 + 3 * 64 + 20 + 8]
+    assert encoder_macs(none, [5])[0].tolist() == [320 + 200 + 3 * 64 + 20 + 10 + 8]
 
 
 def test_who_loses_no_token_pays_for_the_look_alone() -> None:
     config = bert(token_exit=TokenExit(keep_ratio={1: 0.7}))
-    assert (encoder_macs(config, [3, 1]) - encoder_macs(bert(), [3, 1])).tolist() == [[12, 4], [12, 4]]
+    assert (encoder_macs(config, [3, 1]) - encoder_macs(bert(), [3, 1])).tolist() == [[18, 6], [18, 6]]  # 4 + 2 a token
 
 
 def test_lengths_before_and_behind_the_selection() -> None:

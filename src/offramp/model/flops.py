@@ -2,8 +2,8 @@
 
 A layer with n_in tokens before attention and n_ff before its feed-forward half takes 4 n_in D^2 + 2 n_in^2 D +
 2 n_ff D D_ff (MPEE, section 2, where both are N). Added are every exit on the way, with its pooling, pooler and gate,
-and the bypass; with token exit the first token's attention and the fusion of the tokens that leave. Left out are all
-but matrix products: look-ups in tables, norms, activations, softmax, biases, policies.
+and the bypass; with token exit the first token's attention, its mean over the heads, and the fusion of the tokens that
+leave. Left out are all but matrix products: look-ups in tables, norms, activations, softmax, biases, policies.
 
 `encoder_macs` counts layers and their exits, as papers do. `macs`, for costs, adds what comes before the first layer:
 the lexical exit, which takes R + 1 for each n-gram, its weights and its norm, n n_in of them, and R C where its R
@@ -184,11 +184,13 @@ def _halves(attention: Tensor, feed_forward: Tensor, width: int, wide: int) -> T
 
 
 def _selection(config: MultiExitConfig, setting: TokenExit | None, layer: int, tokens_in: Lengths) -> Tensor:
-    """Return MACs of the first token's products with all others, and of the fusion."""
+    """Return MACs of the first token's products with all tokens, of their mean over the heads, and of the fusion."""
     if setting is None or not setting.needs_attention(layer):
         return torch.zeros(len(tokens_in.attention), dtype=torch.float64)
-    width: int = config.backbone.hidden_size
-    return width * tokens_in.attention.double() + _fusion(config, setting, layer, tokens_in)
+    encoder = config.backbone
+    return (encoder.hidden_size + encoder.num_attention_heads) * tokens_in.attention.double() + _fusion(
+        config, setting, layer, tokens_in
+    )
 
 
 def _fusion(config: MultiExitConfig, setting: TokenExit, layer: int, tokens_in: Lengths) -> Tensor:
