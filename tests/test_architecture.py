@@ -185,6 +185,32 @@ def test_importing_costs_nothing(module: str, heavy: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+EXTRAS = {"altair", "ctranslate2", "jinja2", "matplotlib", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino"}
+"""Top names of packages that `pip install offramp` leaves out."""
+
+
+def loaded_with(module: str) -> set[str]:
+    """The modules that importing a module loads: its imports outside functions, and theirs."""
+    loaded, left = set[str](), {module}
+    while left:
+        name = left.pop()
+        loaded.add(name)
+        if name.split(".")[0] != "offramp":
+            continue
+        path = ROOT.parent.joinpath(*name.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            left |= set(names) - loaded
+    return loaded
+
+
+@pytest.mark.parametrize("module", sorted({f"offramp.{home}" for home in offramp._HOME.values()}))
+def test_public_names_need_no_extra(module: str) -> None:
+    assert not {name.split(".")[0] for name in loaded_with(module)} & EXTRAS
+
+
 def test_only_the_decision_compares_scores_with_a_threshold() -> None:
     """`policies/decision.py:continues` is the one place, so that replay, certificates and intervals agree with it."""
     compared = {

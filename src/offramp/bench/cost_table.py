@@ -114,7 +114,7 @@ class _Batches:
         cuts = cut_points(engine, self.batches, layers, self._policy) if fewer else {}
         runs |= {("cut", layer): (engine, point) for layer, point in cuts.items()}
         seconds = time_interleaved({name: partial(self._answer, *run) for name, run in runs.items()}, rounds)
-        milliseconds = {name: [1000 * each / self.rows for each in times] for name, times in seconds.items()}
+        milliseconds = {name: [1000 * duration / self.rows for duration in times] for name, times in seconds.items()}
         times = self._times(milliseconds, read)
         if not fewer:
             return times

@@ -11,18 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor
 
 from offramp.bench.timer import median
 from offramp.errors import InvalidInput
 from offramp.inference.engine import Engine
-from offramp.inference.onnx.assemble import assemble
-from offramp.inference.onnx.fewer_exits import with_exits
-from offramp.inference.onnx.metadata import policy_key, read_policy_key
-from offramp.inference.onnx.pieces import disassemble
-from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import GraphEngine, OnnxEngine
 from offramp.policies.registry import load_policy
 from offramp.policies.replay import run_policy
@@ -61,6 +55,14 @@ def _policy_of(engine: Engine) -> Mapping[str, Any]:
 
 def _graph_of(engine: OnnxEngine, layers: Sequence[int]) -> OnnxEngine | None:
     """Return a graph that holds these exits alone, with the weights of another; None where its policies need memory."""
+    import onnx  # an extra, which a model in torch is priced without
+
+    from offramp.inference.onnx.assemble import assemble
+    from offramp.inference.onnx.fewer_exits import with_exits
+    from offramp.inference.onnx.metadata import policy_key, read_policy_key
+    from offramp.inference.onnx.pieces import disassemble
+    from offramp.inference.onnx.session import OnnxSession
+
     source = engine.graph.source
     if isinstance(source, bytes) or not set(layers) <= set(engine.layers):
         return None

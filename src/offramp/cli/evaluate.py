@@ -24,8 +24,8 @@ from offramp.cli.options import (
     silence_transformers,
 )
 from offramp.cli.points import (
+    cost_of_folder,
     finite_only,
-    kept_cost,
     metric_of,
     other_weights,
     print_notes,
@@ -94,7 +94,7 @@ def evaluate(folder: Path, slice_by: str | None, picture: Path | None, as_json: 
     if picture is not None:
         _draw(comparison, points, picture, metric)
     print_notes(notes)
-    cost, default = kept_cost(folder, trace), points.get(DEFAULT)
+    cost, default = cost_of_folder(folder, trace), points.get(DEFAULT)
     if as_json:
         data = scores_data(trace, points, metric)
         data["comparison"] = None if comparison is None else comparison_data(comparison)

@@ -100,7 +100,7 @@ def readable_points(trace: Trace, points: Mapping[str, OperatingPoint]) -> dict[
     return readable
 
 
-def kept_cost(folder: Path, trace: Trace) -> CostTable | None:
+def cost_of_folder(folder: Path, trace: Trace) -> CostTable | None:
     """Return the times of a trace's engine on this machine that a folder keeps, of its smallest batches; or None."""
     from offramp.inference.choose_engine import costs_here
 

@@ -170,7 +170,6 @@ class Predictor:
         A source without a length, such as a generator, is read in a thread of its own: what it uses must allow that
         (for sqlite3: `check_same_thread=False`). Which of its texts are answered together depends on when they come.
         """
-        self._check(batch_size, top_k)
         items: Iterable[Text | Fault] = read_texts(texts)
         if isinstance(texts, Sized):
             source: Source[Text | Fault] = SteadySource(items)

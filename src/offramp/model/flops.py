@@ -187,10 +187,8 @@ def _selection(config: MultiExitConfig, setting: TokenExit | None, layer: int, t
     """Return MACs of the first token's products with all tokens, of their mean over the heads, and of the fusion."""
     if setting is None or not setting.needs_attention(layer):
         return torch.zeros(len(tokens_in.attention), dtype=torch.float64)
-    encoder = config.backbone
-    return (encoder.hidden_size + encoder.num_attention_heads) * tokens_in.attention.double() + _fusion(
-        config, setting, layer, tokens_in
-    )
+    width: int = config.backbone.hidden_size + config.backbone.num_attention_heads
+    return width * tokens_in.attention.double() + _fusion(config, setting, layer, tokens_in)
 
 
 def _fusion(config: MultiExitConfig, setting: TokenExit, layer: int, tokens_in: Lengths) -> Tensor:

@@ -77,10 +77,10 @@ def examine_points(folder: str | os.PathLike[str], **options: Any) -> dict[str, 
     if path is None:
         return {}
     content = ModelContent(Path(path).parent)
-    points = {}
+    points, checked = {}, list(_policies_of_graphs(content.folder))
     for name, point in read_points(path).items():
         where = f"{path}: point {name!r}"
-        if acting(point.policy) not in _policies_of_graphs(content.folder):
+        if acting(point.policy) not in checked:
             _check_policy(point, where)
         points[name] = _known_point(point, where, content)
     return {

@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto
 
 import offramp.inference.onnx.names as names
 from offramp.inference.onnx.metadata import GraphMetadata, policy_key, read_policy_key
-from offramp.inference.onnx.pieces import ModelParts, Subgraph
+from offramp.inference.onnx.pieces import ModelParts, Subgraph, needed_nodes
 
 
 def with_exits(parts: ModelParts, layers: Sequence[int]) -> ModelParts:
@@ -21,10 +21,10 @@ def with_exits(parts: ModelParts, layers: Sequence[int]) -> ModelParts:
 
     Args:
         parts: of all exits.
-        layers: of the exits to hold, increasing; the last exit among them.
+        layers: of the exits that it holds, increasing; the last exit among them.
     """
-    metadata, held = parts.metadata, tuple(layers)
-    groups = _groups(metadata, held)
+    metadata, layers = parts.metadata, tuple(layers)
+    groups = _groups(metadata, layers)
     ends = [group[-1] for group in groups]
     policies = {
         policy_key(policy): tuple(calls[number] for number in ends)
@@ -36,7 +36,7 @@ def with_exits(parts: ModelParts, layers: Sequence[int]) -> ModelParts:
     ]
     written[-1] = ()
     embed = parts.embed
-    if metadata.first_block and held[0]:  # the embedding reads the inputs themselves
+    if metadata.first_block and layers[0]:  # the embedding reads the inputs themselves
         values = {names.carry(1, value.name): value.name for value in parts.inputs}
         fields = (name for node in embed.nodes for name in node.output if name.startswith(names.carry(1, "")))
         values |= {name: names.carry(0, name.removeprefix(names.carry(1, ""))) for name in fields}
@@ -48,7 +48,7 @@ def with_exits(parts: ModelParts, layers: Sequence[int]) -> ModelParts:
         cuts=tuple(_cut(parts.cuts[end], end, number) for number, end in enumerate(ends[:-1])),
         metadata=replace(
             metadata,
-            layers=held,
+            layers=layers,
             exit_layers=None,
             carried=tuple(metadata.carried[end] for end in ends[:-1]),
             written=tuple(written),
@@ -57,13 +57,13 @@ def with_exits(parts: ModelParts, layers: Sequence[int]) -> ModelParts:
     )
 
 
-def _groups(metadata: GraphMetadata, held: Sequence[int]) -> list[list[int]]:
-    """Return for each exit that is held the numbers of the levels that lead to it from the one before."""
+def _groups(metadata: GraphMetadata, layers: Sequence[int]) -> list[list[int]]:
+    """Return for the exit behind each of these layers the numbers of the levels that lead to it from the one before."""
     groups: list[list[int]] = [[]]
     for number, layer in enumerate(metadata.layers):
-        if layer or layer in held:  # the exit before the first layer has no blocks
+        if layer or layer in layers:  # the exit before the first layer has no blocks
             groups[-1].append(number)
-        if layer in held:
+        if layer in layers:
             groups.append([])
     return groups[:-1]
 
@@ -109,11 +109,8 @@ def _cut(piece: Subgraph, number: int, level: int) -> Subgraph:
 
 def _needed(piece: Subgraph, outputs: set[str]) -> Subgraph:
     """Return the part of a piece that computes some values."""
-    read, nodes = set(outputs), list[NodeProto]()
-    for node in reversed(piece.nodes):
-        if not read.isdisjoint(node.output):
-            nodes.insert(0, node)
-            read.update(node.input)
+    nodes = needed_nodes(piece.nodes, outputs)
+    read = outputs.union(*(node.input for node in nodes))
     return Subgraph(tuple(nodes), tuple(weight for weight in piece.weights if weight.name in read))
 
 

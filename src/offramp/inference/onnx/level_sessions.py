@@ -156,8 +156,8 @@ class LevelFlight:
         if self.stage == len(self.levels) - 1:
             return self._left(slice(None), logits), None
         continues, *written = others
-        kept = {name: self.fields[name] for name in level.spec.kept}
-        fields = kept | dict(zip(level.spec.written, written, strict=True))
+        unchanged = {name: self.fields[name] for name in level.spec.unchanged}
+        fields = unchanged | dict(zip(level.spec.written, written, strict=True))
         onward = replace(self, stage=self.stage + 1, fields=fields)
         if continues.all():
             return None, onward

@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 import offramp.inference.onnx.names as names
 from offramp.inference.onnx.assemble import DOMAIN, OPSET
 from offramp.inference.onnx.metadata import PolicyCall, policy_key
-from offramp.inference.onnx.pieces import ModelParts
+from offramp.inference.onnx.pieces import ModelParts, needed_nodes
 
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 ALWAYS = "always"
@@ -37,7 +37,7 @@ class LevelSpec:
         around: whether it takes `ALWAYS` as well.
         outputs: their names: the answer's logits; but at the last exit which rows continue; the fields of `written`.
         written: the fields that the level writes, in the order of the outputs.
-        kept: the fields that go on as they are.
+        unchanged: the fields that go on as they are.
     """
 
     layer: int
@@ -47,7 +47,7 @@ class LevelSpec:
     around: bool
     outputs: tuple[str, ...]
     written: tuple[str, ...]
-    kept: tuple[str, ...]
+    unchanged: tuple[str, ...]
 
 
 def level_graphs(parts: ModelParts, full_depth: bool = False) -> Iterator[tuple[ModelProto, LevelSpec]]:
@@ -104,16 +104,16 @@ class _LevelBuilder:
         written = tuple(name for name in carried if name in self.written)
         outputs |= {self.values[name]: carried[name] for name in written}
         # 3) the graph, without what no output needs
-        nodes = _needed(self.nodes, outputs)
+        nodes = needed_nodes(self.nodes, outputs)
         read = {value for node in nodes for value in node.input}
         reads = {value: name for value, (name, _) in self.inputs.items() if value in read}
         kinds = {value: kind for value, (_, kind) in self.inputs.items() if value in read}
         if limit is not None:
             kinds[limit] = FLOAT
         model = self._model(nodes, kinds, outputs)
-        kept = tuple(name for name in carried if name not in self.written)
+        unchanged = tuple(name for name in carried if name not in self.written)
         around = model.graph.input[0].name == ALWAYS
-        return model, LevelSpec(metadata.layers[exit], exit, reads, limit, around, tuple(outputs), written, kept)
+        return model, LevelSpec(metadata.layers[exit], exit, reads, limit, around, tuple(outputs), written, unchanged)
 
     def _read_fields(self, first: int) -> None:
         """Take the fields of a row before the piece of exit `first` as inputs."""
@@ -210,16 +210,6 @@ def _around(body: GraphProto, shared: Sequence[TensorProto]) -> GraphProto:
     inner.CopyFrom(body)
     graph.node.append(helper.make_node("If", [ALWAYS], outputs, ALWAYS, then_branch=inner, else_branch=never))
     return graph
-
-
-def _needed(nodes: Sequence[NodeProto], outputs: Mapping[str, int]) -> list[NodeProto]:
-    """Return the nodes on which some output depends."""
-    read, needed = set(outputs), list[NodeProto]()
-    for node in reversed(nodes):
-        if not read.isdisjoint(node.output):
-            needed.insert(0, node)
-            read.update(node.input)
-    return needed
 
 
 def _info(name: str, kind: int, shape: Sequence[int] | None = None) -> ValueInfoProto:

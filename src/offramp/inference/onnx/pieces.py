@@ -104,12 +104,8 @@ def rename_values(piece: ExportedGraph, shared: Mapping[str, TensorProto]) -> Su
     """Return a piece with the names that it has in the whole graph; those of an exit's nodes have "/exit/"."""
     names = dict(piece.names)
     encoder = {node.name for node in piece.model.graph.node if of_the_encoder(node)}
-    nodes: list[NodeProto] = []
-    read = set(names)
-    for node in reversed(piece.model.graph.node):  # ONNX Runtime keeps unused nodes of branches
-        if not read.isdisjoint(node.output):
-            nodes.insert(0, without_origin(node))
-            read.update(node.input)
+    nodes = [without_origin(node) for node in needed_nodes(piece.model.graph.node, names)]
+    read = set(names).union(*(node.input for node in nodes))
     weights = []
     for weight in piece.model.graph.initializer:
         if weight.name not in read:
@@ -128,6 +124,16 @@ def rename_values(piece: ExportedGraph, shared: Mapping[str, TensorProto]) -> Su
         for values in (node.input, node.output):
             values[:] = [names.get(value, value) for value in values]
     return Subgraph(tuple(nodes), tuple(weights))
+
+
+def needed_nodes(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
+    """Return the nodes on which some value of `outputs` depends; ONNX Runtime keeps unused ones in branches."""
+    read, needed = set(outputs), list[NodeProto]()
+    for node in reversed(nodes):
+        if not read.isdisjoint(node.output):
+            needed.append(node)
+            read.update(node.input)
+    return needed[::-1]
 
 
 def without_origin(node: NodeProto) -> NodeProto:
