@@ -297,7 +297,7 @@ def test_in_int8_nothing_depends_on_the_batch_in_any_family(exits: dict[str, Any
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["weighted_mean", "weighted_sum", "none"])
 def test_in_int8_nothing_depends_on_the_batch_where_tokens_leave(fusion: str) -> None:
-    config = encoder_config(num_attention_heads=8)  # ONNX Runtime's mean over so many depends on the number of tokens
+    config = encoder_config(num_attention_heads=8)  # of a row alone ONNX Runtime's mean over so many differs
     torch.manual_seed(0)
     exits = {"pooling": "mean", "token_exit": replace(LEAVING, fusion=fusion)}
     assert_int8_is_exact(MultiExitModel.from_backbone(config, 3, **exits).eval())

@@ -29,7 +29,7 @@ def class_attention_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling
     if mask is not None:
         products = products.masked_fill(~mask[:, :, :1], torch.finfo(products.dtype).min)
     heads = products.softmax(dim=-1)[:, :, 0]  # (B, H, T)
-    # a product with equal weights: ONNX Runtime's mean over many heads groups them by the number of tokens
+    # a product with equal weights: of a row alone ONNX Runtime's mean over many heads adds in another order
     weights = heads.new_full((1, 1, heads.shape[1]), 1 / heads.shape[1])
     return (weights @ heads)[:, 0, 1:]
 
