@@ -146,7 +146,7 @@ LAYERS = (
     ("early_exit", "evaluation"),
     ("calibration", "model"),
     ("training", "inference"),
-    ("report", "studies"),
+    ("report", "studies", "serving"),
     ("bench",),
     ("cli",),
 )

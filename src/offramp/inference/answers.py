@@ -36,7 +36,7 @@ def to_answers(
     if kind == REGRESSION:
         answers = [{"value": values[0] if len(values) == 1 else values} for values in logits.tolist()]
     elif kind == MULTI_LABEL:
-        chosen = _chosen(logits, point)
+        chosen = chosen_labels(logits, point)
         answers = [{"labels": [names[index] for index, on in enumerate(row) if on]} for row in chosen.tolist()]
     else:
         answers = _best(logits, names)
@@ -51,7 +51,7 @@ def to_answers(
     return answers
 
 
-def _chosen(logits: Array, point: OperatingPoint | None) -> Array:
+def chosen_labels(logits: Array, point: OperatingPoint | None) -> Array:
     """Return which labels are part of the answers, (B, C) bool."""
     thresholds = None if point is None else point.label_thresholds
     odds = [0.0] if thresholds is None else log_odds(thresholds, logits.shape[1])
@@ -59,10 +59,22 @@ def _chosen(logits: Array, point: OperatingPoint | None) -> Array:
     return above
 
 
+def probabilities(logits: Array, problem_type: str) -> Array:
+    """Return each label's probability, (B, C) float32; of rows that are not finite they mean nothing.
+
+    Args:
+        logits: (B, C).
+        problem_type: for several labels each has a probability of its own; a regression has none.
+    """
+    if problem_type == MULTI_LABEL:
+        return _softmax(np.stack((logits, np.zeros_like(logits)), axis=-1))[..., 0]
+    return _softmax(logits)
+
+
 def _best(logits: Array, names: Mapping[int, str]) -> list[Answer]:
-    probabilities = _softmax(logits)
-    labels = probabilities.argmax(axis=-1)
-    scores = np.take_along_axis(probabilities, labels[:, None], axis=-1)[:, 0].tolist()
+    values = _softmax(logits)
+    labels = values.argmax(axis=-1)
+    scores = np.take_along_axis(values, labels[:, None], axis=-1)[:, 0].tolist()
     return [{"label": names[label], "score": score} for label, score in zip(labels.tolist(), scores, strict=True)]
 
 
@@ -70,19 +82,16 @@ def _top_scores(
     logits: Array, problem_type: str, names: Mapping[int, str], count: int | None
 ) -> Iterator[dict[str, float]]:
     """Yield each row's most probable labels with their probabilities, the largest first; logits are (B, C)."""
-    if problem_type == MULTI_LABEL:
-        probabilities = _softmax(np.stack((logits, np.zeros_like(logits)), axis=-1))[..., 0]
-    else:
-        probabilities = _softmax(logits)
-    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :count]
-    ranked = np.take_along_axis(probabilities, order, axis=-1)
-    for labels, values in zip(order.tolist(), ranked.tolist(), strict=True):
-        yield {names[label]: value for label, value in zip(labels, values, strict=True)}
+    values = probabilities(logits, problem_type)
+    order = np.argsort(-values, axis=-1, kind="stable")[:, :count]
+    ranked = np.take_along_axis(values, order, axis=-1)
+    for labels, scores in zip(order.tolist(), ranked.tolist(), strict=True):
+        yield {names[label]: score for label, score in zip(labels, scores, strict=True)}
 
 
 def _softmax(logits: Array) -> Array:
     """Return probabilities over the last axis; of rows that are not finite they mean nothing."""
     with np.errstate(invalid="ignore"):
         powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        probabilities: Array = powers / powers.sum(axis=-1, keepdims=True)
-    return probabilities
+        shares: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return shares

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,20 @@ class Level:
         return outputs
 
 
-def load_levels(graph: OnnxSession, full_depth: bool = False) -> tuple[Level, ...]:
-    """Load the levels of a graph, over the file of its weights; see `level_graphs`.
+def load_levels(graph: OnnxSession, full_depth: bool = False, only_first: bool = False) -> tuple[Level, ...]:
+    """Load the levels of a graph, or the first one, over the file of its weights; see `level_graphs`.
 
     Raises:
         InvalidInput: the file is no longer there, or cannot be loaded.
     """
+    count = 1 if only_first else None
     if isinstance(graph.source, bytes):
-        return tuple(_load(graph.source, graph.threads, full_depth))
+        return tuple(islice(_load(graph.source, graph.threads, full_depth), count))
     path = Path(graph.source)
     try:
         with weights_beside(path) as weights:
             content = with_data_at(path.read_bytes(), path.name + WEIGHTS, weights.name)
-            return tuple(_load(content, graph.threads, full_depth, weights.parent))
+            return tuple(islice(_load(content, graph.threads, full_depth, weights.parent), count))
     except Exception as error:  # ONNX Runtime's own have no common root
         raise InvalidInput(f"{path}: its levels cannot be loaded ({one_line(error)})") from None
 

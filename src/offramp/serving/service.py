@@ -1,0 +1,338 @@
+"""Requests in, results out: tokenizer, the exit before the first layer, the queue, the processes. For one event loop.
+
+running = await service.start(request)     # what leaves before the first layer is answered here
+if not running.finished.done(): ...        # the others wait for a process
+service.abandon(running)                   # the client has gone
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, final
+
+import numpy as np
+
+from offramp.data.batching import Tokens
+from offramp.data.padding import Array, padded
+from offramp.inference.onnx.first_exit import FirstExit
+from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
+from offramp.serving.pool import ProcessLost, ProcessPool, WorkerProcess
+from offramp.serving.queue import Queue, WaitingRow
+from offramp.serving.request import Refusal, Request, RowResult
+from offramp.serving.served import FULL, Served
+from offramp.serving.tokens import RequestTokenizer
+
+LONG_CHARACTERS = 2000
+"""Requests with more are tokenized in a thread: that takes a millisecond or more."""
+
+
+class Watcher(Protocol):
+    """Counts what happens; see `offramp.serving.metrics`."""
+
+    def row_left(self, layer: int, point: str) -> None:
+        """Count a row with an answer."""
+
+    def row_failed(self, kind: str) -> None:
+        """Count a row without an answer."""
+
+    def batch_done(self, rows: int, tokens: int, seconds: float) -> None:
+        """Count a batch: its rows, its tokens with padding, the seconds that the engine took."""
+
+    def rows_retried(self, rows: int) -> None:
+        """Count rows of a process that ended."""
+
+
+@final
+@dataclass(eq=False)
+class Running:
+    """A request on its way.
+
+    Attributes:
+        request: with its rows.
+        point: the name of its operating point.
+        results: of each row; None = not yet.
+        finished: set when every row has a result.
+        tokens: of all rows.
+        begin, tokenized, dequeued, answered: seconds of the clock; `dequeued` = when the last row went to a process.
+    """
+
+    request: Request
+    point: str
+    results: list[RowResult | None]
+    finished: asyncio.Future[None]
+    begin: float
+    tokens: int = 0
+    tokenized: float = 0.0
+    dequeued: float = 0.0
+    answered: float = 0.0
+    missing: int = 0
+
+    def rows(self) -> list[RowResult]:
+        """Return the results, once all are there."""
+        return [result for result in self.results if result is not None]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A row that goes to a process."""
+
+    running: Running
+    number: int
+    tokens: Tokens
+
+
+@final
+class Service:
+    """Answers requests with a model.
+
+    Attributes:
+        served: the model.
+        pool: the processes.
+        queue: the rows that wait.
+        rows: that were accepted and have no result yet.
+        draining: whether requests are refused since the server ends.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        tokenizer: RequestTokenizer,
+        first_exit: FirstExit | None,
+        pool: ProcessPool,
+        queue: Queue,
+        watcher: Watcher,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.served, self.pool, self.queue = served, pool, queue
+        self.rows = 0
+        self.draining = False
+        self._tokenizer, self._first_exit, self._watcher, self._clock = tokenizer, first_exit, watcher, clock
+        self._limits = {name: self._first_limit(name) for name in (*served.points, FULL)}
+        self._thread = ThreadPoolExecutor(1, "offramp-tokenizer")
+        self._long = tokenizer.copy()  # a tokenizer of `tokenizers` must not be set by two threads
+        self._dispatching = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._batches: set[asyncio.Task[None]] = set()
+        self._running: set[Running] = set()
+        pool.on_idle = self._dispatch_soon
+
+    def _first_limit(self, name: str) -> float:
+        """Return a point's threshold at the exit before the first layer."""
+        point = self.served.point(name)
+        if point is None or point.layers_read(self.served.config.layers)[0] != 0:
+            return np.inf
+        return point.thresholds[0]
+
+    async def start(self, request: Request) -> Running:
+        """Accept a request, and answer the rows that leave before the first layer.
+
+        Raises:
+            Refusal: the server is full, or ends, or the request asks for what this model does not have.
+        """
+        point = self.served.point_name(request.options)
+        limits = self.served.limits
+        if self.draining:
+            raise Refusal("unavailable", "the server is shutting down", 1.0)
+        if self.rows >= limits.max_concurrent_requests:
+            raise Refusal("overloaded", "the server is at its limit of rows at the same time; try again later", 1.0)
+        count = len(request.items)
+        if count > limits.max_client_batch_size:
+            most = limits.max_client_batch_size
+            raise Refusal("batch_size", f"batch size {count} > maximum allowed batch size {most}")
+        loop = asyncio.get_running_loop()
+        running = Running(request, point, [None] * count, loop.create_future(), self._clock(), missing=count)
+        self.rows += count
+        self._running.add(running)
+        try:
+            await self._advance(running)
+        except BaseException:
+            self._forget(running)
+            raise
+        return running
+
+    def abandon(self, running: Running) -> None:
+        """Drop what waits of a request: nobody wants its answer any more."""
+        self.queue.cancel(running)
+        self._forget(running)
+
+    def _forget(self, running: Running) -> None:
+        if running in self._running:
+            self._running.discard(running)
+            self.rows -= running.missing
+            running.missing = 0
+            running.finished.cancel()
+
+    async def _advance(self, running: Running) -> None:
+        """Tokenize the rows; answer those that leave before the first layer, and let the others wait."""
+        items, options = running.request.items, running.request.options
+        if sum(map(_length, items)) > LONG_CHARACTERS:
+            loop = asyncio.get_running_loop()
+            tokens, faults = await loop.run_in_executor(self._thread, self._long.encode, items, options)
+            if running not in self._running:  # abandoned meanwhile
+                raise asyncio.CancelledError
+        else:
+            tokens, faults = self._tokenizer.encode(items, options)
+        running.tokenized = running.dequeued = self._clock()
+        running.tokens = sum(len(row["input_ids"]) for row in tokens.values())
+        for number, fault in faults.items():
+            self._set(running, number, RowResult(np.empty(0, np.float32), 0, 0, fault))
+        rows = [_Row(running, number, row) for number, row in tokens.items()]
+        if rows and self._first_exit is not None:
+            rows = self._leave_first(running, rows)
+        if rows:
+            deadline = running.begin + self.served.limits.timeout_s
+            self.queue.add([WaitingRow(running, len(row.tokens["input_ids"]), deadline, row) for row in rows])
+            self._dispatch_soon()
+            self._set_timer()
+
+    def _leave_first(self, running: Running, rows: list[_Row]) -> list[_Row]:
+        """Answer the rows that leave before the first layer; return the others."""
+        assert self._first_exit is not None
+        depth = running.request.options.max_depth
+        limit = -np.inf if depth is not None and self._reaches_only_first(depth) else self._limits[running.point]
+        if limit == np.inf:
+            return rows
+        logits, leaves = self._first_exit.answer([row.tokens for row in rows], np.full(len(rows), limit, np.float32))
+        for row, values, leave in zip(rows, logits, leaves.tolist(), strict=True):
+            if leave:
+                by_exit = {0: values} if running.request.options.details else {}
+                self._set(running, row.number, _result(values, 0, len(row.tokens["input_ids"]), by_exit))
+        return [row for row, leave in zip(rows, leaves.tolist(), strict=True) if not leave]
+
+    def _reaches_only_first(self, depth: int) -> bool:
+        return len(self.served.layers_read) > 1 and depth < self.served.layers_read[1]
+
+    def _set(self, running: Running, number: int, result: RowResult) -> None:
+        """Keep a row's result, the first one alone."""
+        if running.results[number] is not None or running.missing == 0:
+            return
+        running.results[number] = result
+        running.missing -= 1
+        self.rows -= 1
+        if result.error is None:
+            self._watcher.row_left(result.exit_layer, running.point)
+        else:
+            self._watcher.row_failed(result.error.kind)
+        if running.missing == 0:
+            running.answered = self._clock()
+            self._running.discard(running)
+            if not running.finished.done():
+                running.finished.set_result(None)
+
+    def dispatch(self) -> None:
+        """Give rows that wait to the processes that are free."""
+        self._dispatching = False
+        now = self._clock()
+        self._refuse(self.queue.expired(now), Refusal("timeout", "no answer within the server's time limit"))
+        for batch in self.queue.next_batches(now, len(self.pool.idle)):
+            task = asyncio.get_running_loop().create_task(self._run(self.pool.idle.pop(), batch))
+            self._batches.add(task)
+            task.add_done_callback(self._batches.discard)
+
+    def _dispatch_soon(self) -> None:
+        """Dispatch once the requests that have come are read: they may go together."""
+        if not self._dispatching:
+            self._dispatching = True
+            asyncio.get_running_loop().call_soon(self.dispatch)
+
+    def _set_timer(self) -> None:
+        """Look for rows whose deadline has passed, as long as some wait."""
+        if self._timer is None and len(self.queue):
+            self._timer = asyncio.get_running_loop().call_later(min(self.served.limits.timeout_s, 0.25), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self.dispatch()
+        self._set_timer()
+
+    async def _run(self, process: WorkerProcess, batch: list[WaitingRow]) -> None:
+        """Let a process answer a batch; where it ends, each row of it goes once more, alone."""
+        rows: list[_Row] = [waiting.content for waiting in batch]
+        now = self._clock()
+        for row in rows:
+            row.running.dequeued = now
+        inputs = padded([row.tokens for row in rows], self.served.config.pad_token_id)
+        plans = [(row.running.point, row.running.request.options.max_depth) for row in rows]
+        by_exit = any(row.running.request.options.details for row in rows)
+        frame = BatchFrame({name: ArrayFrame.of(value) for name, value in inputs.items()}, plans, by_exit)
+        try:
+            answers = await process.run(frame, self.served.limits.timeout_s)
+        except ProcessLost:
+            self.pool.lost(process)
+            self._retry(batch)
+            return
+        self._watcher.batch_done(len(rows), int(inputs["input_ids"].size), answers.seconds)
+        self._give(rows, answers)
+        self.pool.give_back(process)
+
+    def _retry(self, batch: list[WaitingRow]) -> None:
+        again = [replace(row, alone=True) for row in batch if not row.alone and row.content.running in self._running]
+        self._watcher.rows_retried(len(again))
+        self._refuse([row for row in batch if row.alone], Refusal("unavailable", "the process that ran it ended", 1.0))
+        self.queue.add(again)
+        self._dispatch_soon()
+        self._set_timer()
+
+    def _refuse(self, rows: Sequence[WaitingRow], refusal: Refusal) -> None:
+        for waiting in rows:
+            row: _Row = waiting.content
+            self._set(row.running, row.number, RowResult(np.empty(0, np.float32), 0, waiting.tokens, refusal))
+
+    def _give(self, rows: Sequence[_Row], answers: AnswersFrame) -> None:
+        logits = answers.logits.array()
+        by_exit = None if answers.logits_by_exit is None else answers.logits_by_exit.array()
+        for index, row in enumerate(rows):
+            tokens, layer = len(row.tokens["input_ids"]), answers.exit_layers[index]
+            if index in answers.errors:
+                fault = Refusal("failed", answers.errors[index])
+                self._set(row.running, row.number, RowResult(np.empty(0, np.float32), 0, tokens, fault))
+                continue
+            passed: dict[int, Array] = {}
+            if by_exit is not None and row.running.request.options.details:
+                passed = {number: by_exit[index, exit] for exit, number in enumerate(answers.layers) if number <= layer}
+            self._set(row.running, row.number, _result(logits[index], layer, tokens, passed))
+
+    async def drain(self) -> int:
+        """Refuse new requests and wait for those that were accepted; return how many rows were refused at the end."""
+        self.draining = True
+        end = self._clock() + self.served.limits.drain_s
+        while self._running and self._clock() < end:
+            waiting = {running.finished for running in self._running}
+            await asyncio.wait(waiting, timeout=max(end - self._clock(), 0), return_when=asyncio.ALL_COMPLETED)
+        refused = 0
+        for running in list(self._running):
+            self.queue.cancel(running)
+            for number, result in enumerate(running.results):
+                if result is None:
+                    refused += 1
+                    fault = Refusal("unavailable", "the server is shutting down", 1.0)
+                    self._set(running, number, RowResult(np.empty(0, np.float32), 0, 0, fault))
+        return refused
+
+    async def close(self) -> None:
+        """End the processes."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._batches:
+            task.cancel()
+        await self.pool.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _length(item: Any) -> int:
+    """Return the characters of a text or a pair; token ids need no tokenizer."""
+    if isinstance(item, str):
+        return len(item)
+    return sum(map(len, item)) if isinstance(item, tuple) else 0
+
+
+def _result(logits: Array, layer: int, tokens: int, by_exit: Mapping[int, Array]) -> RowResult:
+    if not np.isfinite(logits).all():
+        fault = Refusal("failed", "the model's logits are not finite")
+        return RowResult(np.empty(0, np.float32), layer, tokens, fault)
+    return RowResult(logits, layer, tokens, logits_by_exit=dict(by_exit))

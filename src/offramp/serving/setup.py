@@ -1,0 +1,97 @@
+"""A model folder -> a running `Service`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from offramp.data.batching import token_limit
+from offramp.inference.choose_engine import choose_engine
+from offramp.inference.load_engine import AUTO, check_name
+from offramp.inference.onnx.first_exit import FirstExit
+from offramp.inference.workers import cores
+from offramp.model.files import find_file
+from offramp.model.points import load_point, load_points
+from offramp.model.text_folder import load_text_config, load_text_tokenizer
+from offramp.serving.frames import StartFrame
+from offramp.serving.pool import ProcessPool
+from offramp.serving.queue import Queue
+from offramp.serving.served import Limits, Served
+from offramp.serving.service import Service, Watcher
+from offramp.serving.tokens import RequestTokenizer
+from offramp.types.graph_file import GRAPHS
+from offramp.types.model_content import ModelContent
+from offramp.types.operating_point import DEFAULT
+
+
+@final
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model is served, and how it runs.
+
+    Attributes:
+        folder: of the model, or a hub name.
+        name: by which requests may ask for it; None = the folder's own.
+        operating_point: of requests that name none; "full" = full depth.
+        engine: a name of ENGINES, or "auto".
+        workers: processes; None = as many as the cores have the engine's threads.
+        threads: that compute a batch, in each process; None = the engine's default.
+        allow_other_engine: run points with a certificate on an engine that they do not hold for.
+    """
+
+    folder: str
+    name: str | None = None
+    operating_point: str | None = DEFAULT
+    engine: str = AUTO
+    workers: int | None = None
+    threads: int | None = None
+    allow_other_engine: bool = False
+
+
+async def open_service(model: ModelSettings, limits: Limits, watcher: Watcher) -> Service:
+    """Load a model in processes of its own, wait until they have warmed up, and return its service.
+
+    Raises:
+        OfframpError: the model cannot be loaded or served.
+    """
+    point_name = None if model.operating_point == "full" else model.operating_point
+    point = None if point_name is None else load_point(model.folder, point_name)
+    config = load_text_config(model.folder)
+    tokenizer = load_text_tokenizer(model.folder, config.backbone)
+    check_name(model.engine)
+    engine, threads, workers = model.engine, model.threads, model.workers
+    if engine == AUTO:
+        choice = choose_engine(model.folder, point, threads, workers, 1, model.allow_other_engine)
+        engine, threads, workers = choice.engine, choice.threads, choice.workers
+    if workers is None:
+        workers = 1 if engine == "torch" else max(cores() // (threads or 1), 1)
+    start = StartFrame(
+        model.folder,
+        engine,
+        threads,
+        None if point is None else point_name,
+        model.allow_other_engine,
+        limits.max_batch_tokens,
+        limits.max_batch_requests,
+    )
+    pool = ProcessPool(start, workers)
+    ready = await pool.open()
+    graph = find_file(model.folder, GRAPHS[engine]) if engine in ("onnx", "onnx-int8") else None
+    points = {name: found for name, found in load_points(model.folder).items() if name in ready.points}
+    served = Served(
+        model.name or Path(model.folder).resolve().name,
+        config,
+        points,
+        None if point is None else point_name,
+        ready.engine,
+        ready.layers_read,
+        token_limit(tokenizer, config.backbone),
+        ModelContent(Path(model.folder)).file_digest or "",
+        time.time(),
+        limits,
+    )
+    texts = RequestTokenizer(model.folder, config, tokenizer, served.max_tokens, limits.auto_truncate)
+    first = None if graph is None else FirstExit.load(graph, config.pad_token_id)
+    return Service(served, texts, first, pool, Queue(ready.batch_rows, limits.max_batch_tokens), watcher)

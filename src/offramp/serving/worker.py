@@ -1,0 +1,184 @@
+"""A process that runs the model: `python -m offramp.serving.worker FD`, with one end of a socket pair.
+
+It loads the engine, warms it up, and answers batch after batch; it ends with the socket. It knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from offramp.data.padding import Array
+from offramp.errors import InvalidInput, OfframpError, one_line
+from offramp.inference.answer_rows import RowAnswers, RowPlan, answer_rows
+from offramp.inference.choose_engine import batch_rows
+from offramp.inference.engine import Engine
+from offramp.inference.inputs import in_parts
+from offramp.inference.load_engine import load_with_workers, threads_of
+from offramp.inference.onnx_engine import leave_layers
+from offramp.model.points import load_point, load_points
+from offramp.serving.frames import (
+    LENGTH_BYTES,
+    AnswersFrame,
+    ArrayFrame,
+    BatchFrame,
+    FaultFrame,
+    Frame,
+    ReadyFrame,
+    StartFrame,
+    pack,
+    unpack,
+)
+from offramp.serving.served import FULL
+from offramp.types.operating_point import OperatingPoint
+
+WARM_UP_ROWS, WARM_UP_TOKENS = (1, 32), (8, 32)
+
+
+@final
+@dataclass(frozen=True)
+class Worker:
+    """An engine with the operating points that it can run.
+
+    Attributes:
+        engine: runs the model.
+        points: by name.
+    """
+
+    engine: Engine
+    points: Mapping[str, OperatingPoint]
+
+    @classmethod
+    def load(cls, start: StartFrame) -> Worker:
+        """Load the engine and the points.
+
+        Raises:
+            OfframpError: the engine cannot be loaded, or cannot run the server's point.
+        """
+        point = None if start.point is None else load_point(start.folder, start.point)
+        engine, _ = load_with_workers(start.folder, start.engine, point, start.threads, 1, 1, start.allow_other_engine)
+        points = {}
+        for name, other in load_points(start.folder).items():
+            try:
+                engine.check(other)
+            except InvalidInput:
+                continue
+            points[name] = other
+        return cls(engine, points)
+
+    def warm_up(self, point: str | None) -> None:
+        """Answer batches of a few shapes."""
+        for rows in WARM_UP_ROWS:
+            for tokens in WARM_UP_TOKENS:
+                ids = np.ones((rows, tokens), np.int64)
+                names = ("input_ids", "attention_mask")
+                plans = [RowPlan(self.points.get(point or FULL))] * rows
+                answer_rows(self.engine, dict.fromkeys(names, ids), plans)
+
+    def answer(self, batch: BatchFrame) -> AnswersFrame:
+        """Answer a batch; where the engine fails, each half of it, down to the rows at fault."""
+        begin = time.perf_counter()
+        inputs = {name: frame.array() for name, frame in batch.inputs.items()}
+        plans = [RowPlan(self.points.get(name), depth) for name, depth in batch.plans]
+
+        def run(rows: Sequence[int]) -> tuple[Sequence[int], RowAnswers]:
+            chosen = {name: value[list(rows)] for name, value in inputs.items()}
+            return rows, answer_rows(self.engine, chosen, [plans[row] for row in rows], batch.by_exit)
+
+        parts, errors = in_parts(run, range(len(plans)))
+        return _to_frame(parts, errors, len(plans), self.engine.config.num_labels, begin)
+
+
+def _to_frame(
+    parts: Sequence[tuple[Sequence[int], RowAnswers]], errors: Mapping[int, str], rows: int, outputs: int, begin: float
+) -> AnswersFrame:
+    """Join the answers of parts of a batch."""
+    logits = np.full((rows, outputs), np.nan, np.float32)
+    exit_layers, failed = np.full(rows, -1), np.zeros(rows, bool)
+    by_exit: Array | None = None
+    layers: tuple[int, ...] = ()
+    for numbers, answers in parts:
+        chosen = list(numbers)
+        logits[chosen], exit_layers[chosen], failed[chosen] = answers.logits, answers.exit_layers, answers.failed
+        if answers.logits_by_exit is not None:
+            layers = answers.layers
+            by_exit = np.full((rows, len(layers), outputs), np.nan, np.float32) if by_exit is None else by_exit
+            by_exit[chosen] = answers.logits_by_exit
+    return AnswersFrame(
+        ArrayFrame.of(logits),
+        exit_layers.tolist(),
+        failed.tolist(),
+        dict(errors),
+        None if by_exit is None else ArrayFrame.of(by_exit),
+        layers,
+        time.perf_counter() - begin,
+    )
+
+
+def _receive(connection: socket.socket) -> Frame | None:
+    """Return the next message; None at the end."""
+    length = _read(connection, LENGTH_BYTES)
+    content = None if length is None else _read(connection, int.from_bytes(length, "big"))
+    return None if content is None else unpack(content)
+
+
+def _read(connection: socket.socket, count: int) -> bytes | None:
+    content = bytearray(count)
+    view = memoryview(content)
+    while view:
+        received = connection.recv_into(view)
+        if not received:
+            return None
+        view = view[received:]
+    return bytes(content)
+
+
+def serve(connection: socket.socket) -> None:
+    """Load the model that the first message names, and answer batches until the other end closes."""
+    start = _receive(connection)
+    if not isinstance(start, StartFrame):
+        return
+    begin = time.perf_counter()
+    try:
+        worker = Worker.load(start)
+        worker.warm_up(start.point)
+    except (OfframpError, OSError, MemoryError) as error:
+        connection.sendall(pack(FaultFrame(one_line(error))))
+        return
+    rows = start.batch_rows or batch_rows(start.folder, worker.engine.name, threads_of(worker.engine), 1)
+    ready = ReadyFrame(
+        worker.engine.name,
+        tuple(leave_layers(worker.engine)),
+        list(worker.points),
+        rows,
+        time.perf_counter() - begin,
+    )
+    connection.sendall(pack(ready))
+    while (batch := _receive(connection)) is not None:
+        if isinstance(batch, BatchFrame):
+            connection.sendall(pack(worker.answer(batch)))
+
+
+def main() -> None:
+    """Serve the socket that the command line names."""
+    for name in (signal.SIGINT, signal.SIGTERM):  # the process that speaks HTTP decides when this one ends
+        signal.signal(name, signal.SIG_IGN)
+    logging.getLogger("offramp").setLevel(logging.ERROR)  # that process has logged what there is to say
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        try:
+            serve(connection)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
