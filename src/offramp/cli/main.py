@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": "offramp.cli.predict:predict",
     "record": "offramp.cli.record:record",
     "report": "offramp.cli.report:report",
+    "serve": "offramp.cli.serve:serve",
     "study": "offramp.cli.study:study",
     "train": "offramp.cli.train:train",
 }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import final
 
 from offramp.data.batching import token_limit
 from offramp.inference.choose_engine import choose_engine
@@ -20,34 +18,10 @@ from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue
 from offramp.serving.served import Limits, Served
 from offramp.serving.service import Service, Watcher
+from offramp.serving.settings import ModelSettings
 from offramp.serving.tokens import RequestTokenizer
 from offramp.types.graph_file import GRAPHS
 from offramp.types.model_content import ModelContent
-from offramp.types.operating_point import DEFAULT
-
-
-@final
-@dataclass(frozen=True)
-class ModelSettings:
-    """Which model is served, and how it runs.
-
-    Attributes:
-        folder: of the model, or a hub name.
-        name: by which requests may ask for it; None = the folder's own.
-        operating_point: of requests that name none; "full" = full depth.
-        engine: a name of ENGINES, or "auto".
-        workers: processes; None = as many as the cores have the engine's threads.
-        threads: that compute a batch, in each process; None = the engine's default.
-        allow_other_engine: run points with a certificate on an engine that they do not hold for.
-    """
-
-    folder: str
-    name: str | None = None
-    operating_point: str | None = DEFAULT
-    engine: str = AUTO
-    workers: int | None = None
-    threads: int | None = None
-    allow_other_engine: bool = False
 
 
 async def open_service(model: ModelSettings, limits: Limits, watcher: Watcher) -> Service:

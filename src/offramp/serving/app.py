@@ -1,0 +1,293 @@
+"""The ASGI application: all wire formats of `protocols`, health, metrics, OpenAPI; keys, limits and the log.
+
+A row that leaves before the first layer is answered within its request's own task, so what stands before and behind it
+is one pass over headers and one look into a table of paths; Starlette matches what has parameters in its path.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import msgspec
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import compile_path
+
+from offramp.serving.endpoint import Call, Endpoint, Page, Reply
+from offramp.serving.exchange import ClientGone, Exchange
+from offramp.serving.metrics import Metrics, phase_seconds
+from offramp.serving.openapi import openapi
+from offramp.serving.protocols.registry import protocol_modules
+from offramp.serving.request import Refusal
+from offramp.serving.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from offramp.serving.service import Running, Service
+
+log = logging.getLogger("offramp.serving")
+
+CLIENT_GONE = 499
+"""The status in the metrics of a request whose client closed the connection; nginx has the same."""
+OPEN = frozenset(("/", "/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics"))
+"""Paths whose GET needs no key."""
+Path = Mapping[str, str]
+Answer = Callable[[Exchange, Path], Awaitable[tuple[Reply, "Refusal | None"]]]
+
+
+@final
+@dataclass(frozen=True)
+class Route:
+    """What answers one method of a path.
+
+    Attributes:
+        name: the first path, for the metrics.
+        protocol: for the metrics.
+        answer: returns the reply, and the refusal if it is one.
+    """
+
+    name: str
+    protocol: str
+    answer: Answer
+
+
+@final
+class App:
+    """The application.
+
+    Attributes:
+        settings: of the server.
+        metrics: that it counts in.
+        service: answers the rows; None = the model is being loaded.
+        draining: whether the server ends.
+    """
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.service: Service | None = None
+        self.draining = False
+        self._keys = [f"Bearer {key}".encode() for key in settings.api_keys]
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
+        self._openapi = b""
+        self._mount()
+
+    # --- routes ---------------------------------------------------------------------------------------------
+
+    def _mount(self) -> None:
+        for module in protocol_modules():
+            for endpoint in getattr(module, "ENDPOINTS", ()):
+                self._add("POST", endpoint.paths, endpoint.protocol, _EndpointAnswer(self, endpoint))
+            for page in getattr(module, "PAGES", ()):
+                self._add("GET", page.paths, "pages", _PageAnswer(self, page))
+        self._add("GET", ("/health", "/healthz", "/ping", "/readyz", "/"), "pages", self._health)
+        self._add("GET", ("/livez",), "pages", self._live)
+        self._add("GET", ("/metrics",), "pages", self._metrics)
+        self._add("GET", ("/openapi.json",), "pages", self._document)
+
+    def _add(self, method: str, paths: tuple[str, ...], protocol: str, answer: Answer) -> None:
+        route = Route(paths[0], protocol, answer)
+        for path in paths:
+            if "{" not in path:
+                methods = self._exact.setdefault(path, {})
+            else:
+                pattern = compile_path(path)[0]
+                methods = next((found for known, found in self._patterns if known == pattern), {})
+                if not methods:
+                    self._patterns.append((pattern, methods))
+            if method in methods:
+                raise ValueError(f"two routes for {method} {path}")
+            methods[method] = route
+
+    def _find(self, path: str) -> tuple[Mapping[str, Route], Path]:
+        """Return the methods of a path and the values of its parameters."""
+        methods = self._exact.get(path)
+        if methods is not None:
+            return methods, {}
+        for pattern, methods in self._patterns:
+            if match := pattern.match(path):
+                return methods, match.groupdict()
+        return {}, {}
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"this server does not speak {scope['type']}")
+        begin = time.perf_counter()
+        exchange = Exchange(scope, receive, send)
+        methods, values = self._find(exchange.path)
+        route = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
+        refusal: Refusal | None = None
+        if not self._allowed(exchange):
+            reply = Reply(b"", 401)
+        elif route is None:
+            reply = _no_route(exchange, methods)
+        else:
+            try:
+                reply, refusal = await route.answer(exchange, values)
+            except ClientGone:
+                self._count(exchange, route, CLIENT_GONE, begin, None)
+                return
+        self._count(exchange, route, reply.status, begin, refusal)
+        await exchange.reply(reply, _headers(exchange.running, refusal, begin))
+
+    def _allowed(self, exchange: Exchange) -> bool:
+        """Return whether a request has a key; every key is compared, each in constant time."""
+        if not self._keys or (exchange.path in OPEN and exchange.method in ("GET", "HEAD")):
+            return True
+        key = exchange.headers.get("authorization", "").encode("latin-1")
+        return any([hmac.compare_digest(key, known) for known in self._keys])
+
+    def _count(
+        self, exchange: Exchange, route: Route | None, status: int, begin: float, refusal: Refusal | None
+    ) -> None:
+        seconds = time.perf_counter() - begin
+        name, protocol = (route.name, route.protocol) if route else ("none", "none")
+        kind = None if refusal is None else refusal.kind
+        if status != CLIENT_GONE or exchange.running is None:
+            self.metrics.request_done(protocol, name, status, seconds, kind, exchange.running)
+        else:
+            self.metrics.request_done(protocol, name, status, seconds, None, None)
+        level = logging.WARNING if status >= 500 and protocol != "pages" else logging.DEBUG
+        if log.isEnabledFor(level):
+            layers = [] if exchange.running is None else [row.exit_layer for row in exchange.running.rows()]
+            facts: dict[str, Any] = {
+                "request_id": exchange.request_id,
+                "route": name,
+                "status": status,
+                "ms": round(seconds * 1000, 2),
+                "rows": len(layers),
+                "exit_layers": layers,
+            }
+            if refusal is not None:
+                facts["error"] = str(refusal)
+            log.log(level, "request", extra={"facts": facts})
+
+    # --- pages of the server --------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Return whether rows are answered: the model is warm, a process lives, and the server does not end."""
+        service = self.service
+        return service is not None and not self.draining and service.pool.alive > 0
+
+    async def _health(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
+        if self.ready:
+            return Reply(b""), None
+        reason = "the server is shutting down" if self.draining else "no process that runs the model is ready"
+        return Reply(msgspec.json.encode({"error": reason, "error_type": "unhealthy"}), 503), None
+
+    async def _live(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
+        return Reply(b""), None
+
+    async def _metrics(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
+        return Reply(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"), None
+
+    async def _document(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
+        if not self._openapi:
+            self._openapi = msgspec.json.encode(openapi(list(protocol_modules())))
+        return Reply(self._openapi), None
+
+
+@final
+@dataclass(frozen=True)
+class _EndpointAnswer:
+    """Answers an endpoint's requests."""
+
+    app: App
+    endpoint: Endpoint
+
+    async def __call__(self, exchange: Exchange, path: Path) -> tuple[Reply, Refusal | None]:
+        call = Call(b"", exchange.headers, path)
+        try:
+            call = Call(await exchange.body(self.app.settings.limits.payload_limit), exchange.headers, path)
+            return await self._answered(exchange, call), None
+        except Refusal as error:
+            refusal = error
+        except ClientGone:
+            raise
+        except Exception:
+            log.exception("request %s to %s failed", exchange.request_id, exchange.path)
+            refusal = Refusal("failed", f"internal error, request {exchange.request_id}")
+        return self.endpoint.refuse(call, refusal), refusal
+
+    async def _answered(self, exchange: Exchange, call: Call) -> Reply:
+        service = _service(self.app)
+        request = self.endpoint.read(call, service.served)
+        running = exchange.running = await service.start(request)
+        if not running.finished.done():
+            try:
+                await exchange.wait(running.finished)
+            finally:
+                if not running.finished.done():
+                    service.abandon(running)
+        return self.endpoint.write(request, running.rows(), service.served)
+
+
+@final
+@dataclass(frozen=True)
+class _PageAnswer:
+    """Answers a page's requests."""
+
+    app: App
+    page: Page
+
+    async def __call__(self, exchange: Exchange, path: Path) -> tuple[Reply, Refusal | None]:
+        call = Call(b"", exchange.headers, path)
+        try:
+            return self.page.write(call, _service(self.app).served), None
+        except Refusal as error:
+            return self.page.refuse(call, error), error
+
+
+def _service(app: App) -> Service:
+    if app.service is None:
+        raise Refusal("unavailable", "the server is starting: the model is not loaded yet", 1.0)
+    return app.service
+
+
+def _no_route(exchange: Exchange, methods: Mapping[str, Route]) -> Reply:
+    if methods:
+        allowed = ", ".join(methods)
+        message = f"{exchange.path} takes {allowed}, not {exchange.method}"
+        return Reply(_error(message, "method_not_allowed"), 405, {"allow": allowed})
+    return Reply(_error("no such route; GET /openapi.json lists them", "not_found"), 404)
+
+
+def _error(message: str, kind: str) -> bytes:
+    return msgspec.json.encode({"error": message, "error_type": kind})
+
+
+def _headers(running: Running | None, refusal: Refusal | None, begin: float) -> dict[str, str]:
+    """Return text-embeddings-inference's headers, whole milliseconds; for a refusal when to try again."""
+    if refusal is not None:
+        return {} if refusal.retry_after_s is None else {"retry-after": f"{max(round(refusal.retry_after_s), 1)}"}
+    if running is None:
+        return {}
+    tokenization, queue, inference = (str(int(seconds * 1000)) for seconds in phase_seconds(running))
+    total = str(int((time.perf_counter() - begin) * 1000))
+    return {
+        "x-compute-type": "cpu",
+        "x-compute-time": total,
+        "x-compute-tokens": str(running.tokens),
+        "x-total-time": total,
+        "x-tokenization-time": tokenization,
+        "x-queue-time": queue,
+        "x-inference-time": inference,
+    }
+
+
+def with_cors(app: App) -> ASGIApp:
+    """Return the application, answering pages of the sites that the settings name."""
+    origins = list(app.settings.cors_origins)
+    if not origins:
+        return app
+    return CORSMiddleware(app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])

@@ -1,0 +1,99 @@
+"""uvicorn's HTTP protocol with limits on what a connection may take: time to send a request, bytes of its headers.
+
+uvicorn itself waits for ever for a request that does not come or comes slowly, and reads headers of any size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from offramp.serving.exchange import HEADER_BYTES
+
+if TYPE_CHECKING:
+    from uvicorn.server import ServerState
+
+READ_S = 30.0
+"""For a whole request, from its first byte (for the first one of a connection: from the connection) to its last."""
+WRITE_S = 30.0
+"""For a client that does not read its answer."""
+SWEEP_S = 1.0
+_CLOSE = b"content-length: 0\r\nconnection: close\r\n\r\n"
+
+
+@final
+class Connection(HttpToolsProtocol):
+    """A connection with deadlines; `close_late` looks at them."""
+
+    _deadline: float | None = None
+    _begun = False
+    _header_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect a request."""
+        super().connection_made(transport)
+        self._deadline = time.monotonic() + READ_S
+
+    def on_message_begin(self) -> None:
+        """Expect the end of the request that begins."""
+        super().on_message_begin()
+        self._deadline = time.monotonic() + READ_S
+        self._begun, self._header_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        """Start to answer the request."""
+        self._begun = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Expect nothing more."""
+        self._deadline = None
+        super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Read bytes; close the connection where they are more of headers than allowed."""
+        super().data_received(data)
+        if self._begun:
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADER_BYTES:
+                self._end(b"HTTP/1.1 431 Request Header Fields Too Large\r\n" + _CLOSE)
+
+    def pause_writing(self) -> None:
+        """Expect the client to read."""
+        super().pause_writing()
+        self._deadline = time.monotonic() + WRITE_S
+
+    def resume_writing(self) -> None:
+        """Expect nothing more."""
+        super().resume_writing()
+        self._deadline = None
+
+    def close_if_late(self, now: float) -> None:
+        """Close the connection where its deadline has passed."""
+        if self._deadline is None or now < self._deadline:
+            return
+        if self.flow.write_paused:
+            self.transport.abort()
+        else:
+            self._end(b"HTTP/1.1 408 Request Timeout\r\n" + _CLOSE if self._begun else b"")
+
+    def _end(self, answer: bytes) -> None:
+        """Close the connection, with an answer where none is on its way."""
+        if not self.transport.is_closing():
+            if answer and (self.cycle is None or self.cycle.response_complete):
+                self.transport.write(answer)
+            self.transport.close()
+        self._deadline = None
+
+
+async def close_late(state: ServerState) -> None:
+    """Close connections whose deadline has passed, for ever."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        now = time.monotonic()
+        for connection in list(state.connections):
+            if isinstance(connection, Connection):
+                connection.close_if_late(now)

@@ -1,0 +1,169 @@
+"""The process that speaks HTTP: `python -m offramp.serving.http_process LISTENING_FD CONTROL_FD`.
+
+It reads its settings from the control socket, listens at once (not ready), loads the model in processes of its own,
+and writes "ready" to that socket. SIGTERM, or the end of the control socket, drains it: no new connections, requests
+that were accepted are answered, at most `drain_s` long, then it ends with status 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Coroutine, Iterator
+from typing import Any, final
+
+import uvicorn
+
+from offramp.errors import OfframpError, one_line
+from offramp.serving.app import App, with_cors
+from offramp.serving.connections import Connection, close_late
+from offramp.serving.logs import logging_to_stderr
+from offramp.serving.metrics import Metrics
+from offramp.serving.pool import ProcessLost
+from offramp.serving.service import Service
+from offramp.serving.settings import ServerSettings
+from offramp.serving.setup import open_service
+
+log = logging.getLogger("offramp.serving")
+
+READY = b"ready\n"
+BACKLOG = 2048
+FLUSH_S = 2
+"""How long answers may take to leave after the drain."""
+
+
+@final
+class _Server(uvicorn.Server):
+    """uvicorn without signals: `HttpProcess` handles them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@final
+class HttpProcess:
+    """Serves until it is to end.
+
+    Attributes:
+        app: answers the requests.
+    """
+
+    def __init__(self, settings: ServerSettings, listening: socket.socket, control: socket.socket) -> None:
+        self._settings, self._listening, self._control = settings, listening, control
+        self._metrics = Metrics(settings.http_restarts)
+        self.app = App(settings, self._metrics)
+        config = uvicorn.Config(
+            with_cors(self.app),
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=int(settings.limits.drain_s) + FLUSH_S,
+        )
+        self._server = _Server(config)
+        self._end = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serve until a signal; return the exit status."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._end.set)
+        self._control.setblocking(False)
+        loop.add_reader(self._control, self._end.set)  # the supervisor has ended
+        serving = loop.create_task(self._server.serve([self._listening]))
+        sweeping = loop.create_task(close_late(self._server.server_state))
+        ending = loop.create_task(self._end.wait())
+        loading = loop.create_task(self._load())
+        status = 0
+        await asyncio.wait((serving, ending, loading), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            status = loading.result()
+        if status == 0 and not serving.done():
+            await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+        await self._drain(loading)
+        await serving
+        sweeping.cancel()
+        if self.app.service is not None:
+            await self.app.service.close()
+        return status
+
+    async def _load(self) -> int:
+        """Load the model; return the exit status where it cannot be loaded, else 0."""
+        settings = self._settings
+        log.info("loading %s", settings.model.folder)
+        try:
+            service = await open_service(settings.model, settings.limits, self._metrics)
+        except (OfframpError, OSError, ProcessLost) as error:
+            log.error("%s", one_line(error))
+            return 1
+        gc.collect()
+        gc.freeze()  # what was loaded lives as long as the process; collections need not look at it
+        self.app.service = self._metrics.service = service
+        _announce(service, settings.url)
+        with contextlib.suppress(OSError):
+            self._control.send(READY)
+        return 0
+
+    async def _drain(self, loading: asyncio.Task[int]) -> None:
+        """Answer what was accepted, and close the connections."""
+        self.app.draining = True
+        self._server.should_exit = True
+        if not loading.done():
+            loading.cancel()
+            await asyncio.wait((loading,))
+        service = self.app.service
+        if service is None:
+            return
+        rows = service.rows
+        refused = await service.drain()
+        log.info("drained: %d rows were in flight, %d of them refused", rows, refused)
+
+
+def _announce(service: Service, url: str) -> None:
+    """Log that the server is ready, with what it serves."""
+    served, pool = service.served, service.pool
+    point = served.default_point or "full"
+    log.info(
+        "ready on %s: model %s, engine %s, operating point %s, processes %d",
+        url,
+        served.name,
+        served.engine,
+        point,
+        pool.alive,
+    )
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    """Run a coroutine on uvloop's event loop, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+def main() -> int:
+    """Serve the sockets that the command line names."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor decides
+    listening, control = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:3])
+    with control.makefile("rb") as lines:
+        settings = ServerSettings.from_json(lines.readline())
+    with logging_to_stderr(settings.log_format, settings.log_level):
+
+        async def serve() -> int:
+            return await HttpProcess(settings, listening, control).run()
+
+        return _run(serve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

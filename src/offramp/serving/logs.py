@@ -1,0 +1,97 @@
+"""The server's log on standard error: lines of text or of JSON. Nothing that happens to it stops an answer.
+
+Lines are written by a thread of their own. Where they cannot be written (a full disk, a closed pipe) or not fast enough
+(a reader that stands still), they are dropped.
+
+At level "info" a request has a line only where its answer is a 5xx: at a thousand answers a second a line for each
+would be 20 GB a day and cost more than a row that leaves before the first layer. The metrics count all of them. At
+"debug" each request has its line.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from logging.handlers import QueueHandler, QueueListener
+from queue import Queue
+from typing import Any, final
+
+import msgspec
+
+WAITING_LINES = 10_000
+
+
+@final
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, message, and the facts of the record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+@final
+class TextLines(logging.Formatter):
+    """Time, level, message, and the facts of the record as name=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        facts = "".join(f" {name}={value}" for name, value in getattr(record, "facts", {}).items())
+        line = f"{_time(record)} {record.levelname.lower()} {record.getMessage()}{facts}"
+        return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+
+
+class _Quiet(logging.StreamHandler[Any]):
+    """Drops lines that cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+@final
+class _Dropping(QueueHandler):
+    """Drops lines that do not fit into the queue; they are formatted by the thread that writes."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+@contextmanager
+def logging_to_stderr(form: str, level: str) -> Iterator[None]:
+    """Write the lines of offramp and uvicorn as long as the context lasts.
+
+    Args:
+        form: "text" or "json".
+        level: "debug", "info", "warning" or "error"; of uvicorn at least warnings.
+    """
+    writer = _Quiet(sys.stderr)
+    writer.setFormatter(JsonLines() if form == "json" else TextLines())
+    queue: Queue[logging.LogRecord] = Queue(WAITING_LINES)
+    listener = QueueListener(queue, writer)
+    for name, least in (("offramp", level.upper()), ("uvicorn", "ERROR"), ("asyncio", "ERROR")):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [_Dropping(queue)], False
+        logger.setLevel(least)
+    listener.start()
+    try:
+        yield
+    finally:
+        listener.stop()

@@ -1,0 +1,19 @@
+"""The wire formats that the server speaks, in the order in which OpenAPI lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+PROTOCOLS = ("tei", "huggingface", "vllm", "kserve", "oip", "openai", "systemone")
+"""Modules of this package; each may have `ENDPOINTS` and `PAGES` (see `offramp.serving.endpoint`)."""
+
+
+def protocol_modules() -> Iterator[ModuleType]:
+    """Import the modules of the table, and yield them."""
+    for name in PROTOCOLS:
+        module = f"offramp.serving.protocols.{name}"
+        if find_spec(module) is not None:
+            yield import_module(module)
