@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, final
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from offramp import __version__
+from offramp.serving.settings import VERSION
 from offramp.serving.tei_metrics import tei_text
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Metrics:
             processes.add_metric((name,), count)
         yield processes
         build = GaugeMetricFamily("offramp_build_info", "What is served.", labels=("version", "model", "engine"))
-        build.add_metric((__version__, service.served.name, service.served.engine), 1)
+        build.add_metric((VERSION, service.served.name, service.served.engine), 1)
         yield build
 
     def text(self) -> bytes:

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from offramp import __version__
 from offramp.serving.endpoint import Endpoint, Page
+from offramp.serving.settings import VERSION
 
 REFUSALS = {
     "400": "The request cannot be read or answered as it is.",
@@ -41,7 +41,7 @@ def openapi(modules: Sequence[ModuleType]) -> dict[str, Any]:
         paths.setdefault(path, {})["get"] = {"summary": summary, "responses": ok, "security": []}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "offramp", "version": __version__},
+        "info": {"title": "offramp", "version": VERSION},
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{}, {"key": []}],

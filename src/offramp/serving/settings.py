@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Literal, final
 
 import msgspec
@@ -10,6 +11,8 @@ import msgspec
 from offramp.inference.load_engine import AUTO
 from offramp.serving.served import Limits
 from offramp.types.operating_point import DEFAULT
+
+VERSION = version("offramp")
 
 
 @final
