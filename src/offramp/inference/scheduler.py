@@ -174,7 +174,7 @@ class Scheduler:
         if len(waiting[0].tokens) >= size:
             return self._cut(stage, [np.arange(size)])
         tokens = np.concatenate([part.tokens for part in waiting])
-        chosen = np.arange(len(tokens)) if len(tokens) <= size else _nearest(tokens, size)
+        chosen = np.arange(len(tokens)) if len(tokens) <= size else nearest_rows(tokens, size)
         return self._cut(stage, self._by_part(stage, chosen))
 
     def _plan(self, stage: int) -> None:
@@ -211,15 +211,31 @@ class Scheduler:
         return batch
 
 
-def _nearest(tokens: Array, size: int) -> Array:
-    """Return which `size` of more rows make the batch with the least padding, the first row among them."""
+def nearest_rows(
+    tokens: Array, size: int, most_tokens: float = math.inf, least_share: float = 0.0, short: float = 0.0
+) -> Array:
+    """Return which rows make a batch with the first one: as many as may, with the least padding; the longest first.
+
+    Args:
+        tokens: of each row, (N,).
+        size: rows of a batch, at most.
+        most_tokens: of a batch, padding included; a longer row is alone.
+        least_share: of the longest row's tokens that each row has, at least, in a batch of rows longer than `short`.
+        short: tokens.
+    """
     order = np.argsort(-tokens, kind="stable")
     lengths, first = tokens[order], int(np.flatnonzero(order == 0)[0])
-    starts = np.arange(max(0, first - size + 1), min(first, len(tokens) - size) + 1)
+    starts = np.arange(max(0, first - size + 1), first + 1)
+    longest = lengths[starts]
+    shortest = np.where(longest > short, least_share * longest, 0)
+    similar = np.searchsorted(-lengths, -shortest, side="right") - starts
+    fitting = np.maximum(np.floor(most_tokens / np.maximum(longest, 1)), 1)
+    counts = np.minimum(np.minimum(similar, size), fitting).astype(np.int64)
     sums = np.append(0, np.cumsum(lengths))
-    padding = size * lengths[starts] - (sums[starts + size] - sums[starts])
-    start = starts[padding.argmin()]
-    return order[start : start + size]
+    padding = counts * longest - (sums[starts + counts] - sums[starts])
+    counts[starts + counts <= first] = 0  # the first row is not among them
+    best = np.lexsort((padding, -counts))[0]
+    return order[starts[best] : starts[best] + counts[best]]
 
 
 def rows_worth(ms_by_rows: Mapping[int, float]) -> int:
