@@ -23,6 +23,7 @@ UNLIMITED = ("slow", "network", "gpu")
 # These share what was exported.
 EXPORTED = (
     "assemble",
+    "answer_rows",
     "cold_start",
     "commands",
     "load_engine",

@@ -23,6 +23,7 @@ from offramp.policies.replay import replay
 from offramp.types.operating_point import OperatingPoint
 from support.graphs import DEFAULT, arrays, copied, gated, one_registry, parts_of, with_policies
 from support.models import padded, tiny_model, token_rows
+from support.plans import assert_each_row_has_its_own_plan, mixed, points_for
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("nncf")
@@ -87,6 +88,13 @@ def test_rows_leave_where_they_leave_in_torch(folder: Path) -> None:
             assert torch.allclose(answers.logits, expected.logits[part], atol=TOLERANCE)
     assert torch.allclose(record(engine, ROWS).logits, trace.logits, atol=TOLERANCE)
     assert 0 < (expected.exit_layers < 4).float().mean() < 1
+
+
+def test_each_row_has_its_own_plan(folder: Path) -> None:
+    engine, every = in_float32(folder), (1, 2, 3, 4)
+    trace = record(engine, ROWS)
+    plans = mixed(len(ROWS), [*points_for({"name": "entropy"}, trace, every), None], (None, 1, 2, 3))
+    assert assert_each_row_has_its_own_plan(engine, ROWS, trace, plans, (every, every), 1e-4) == set(every)
 
 
 def test_threads_answer_at_the_same_time_and_a_pickled_engine_as_before(folder: Path) -> None:

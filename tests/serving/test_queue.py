@@ -17,7 +17,9 @@ IDLE = st.integers(0, 4)
 LENGTHS = st.sampled_from([1, 3, 7, 8, 20, 33, 40, 64, 70, 150, 300])
 
 
-def row(name: object, tokens: int = 8, deadline: float = 10.0, request: object = None, alone: bool = False) -> WaitingRow:
+def row(
+    name: object, tokens: int = 8, deadline: float = 10.0, request: object = None, alone: bool = False
+) -> WaitingRow:
     return WaitingRow(request or name, tokens, deadline, name, alone)
 
 
@@ -142,7 +144,9 @@ class History:
         assert len(batches) <= idle
         assert bool(batches) == bool(may and idle)
         assert len(set(taken)) == len(taken)
-        assert set(taken) <= set(may[: LOOKAHEAD * idle * self.size])  # nothing twice, late or cancelled; near the front
+        assert set(taken) <= set(
+            may[: LOOKAHEAD * idle * self.size]
+        )  # nothing twice, late or cancelled; near the front
         assert not taken or may[0] in taken  # so none waits for ever
         for batch in batches:
             lengths = [one.tokens for one in batch]

@@ -111,7 +111,7 @@ class GraphEngine(ABC):
         the same logits as in torch, but only torch marks it as failed: the graph returns no scores. Of offramp's
         policies that takes a gate whose certainty is NaN, or numbers that overflow float32 (logits of 1e30 and more).
         """
-        output = self._run(inputs, math.inf if point is None else self._limits(point))
+        output = self.run(inputs, math.inf if point is None else self._limits(point))
         # without a point the last exit's own answer, which an ensemble may have changed
         logits = output.logits_by_exit[:, -1] if point is None else output.logits
         return logits, output.exit_layers, np.logical_not(np.isfinite(logits).all(axis=-1))
@@ -122,12 +122,17 @@ class GraphEngine(ABC):
 
         from offramp.types.outputs import ExitOutput
 
-        output = self._run(_arrays(inputs), math.inf)
+        output = self.run(_arrays(inputs), math.inf)
         certainty = None if output.certainty_by_exit is None else torch.from_numpy(output.certainty_by_exit).T
         logits = torch.from_numpy(output.logits_by_exit).transpose(0, 1)
         return ExitOutput(logits, certainty, problem_type=self.config.problem_type)
 
-    def _run(self, inputs: Mapping[str, Array], limits: float | Array) -> GraphOutput:
+    def run(self, inputs: Mapping[str, Array], limits: float | Array) -> GraphOutput:
+        """Run the graph on a batch; see `GraphSession.run`.
+
+        Raises:
+            InvalidInput: token ids that the model does not have; what the session refuses.
+        """
         ids = inputs.get("input_ids")
         if ids is not None and ids.size:
             refuse_unknown_ids(int(ids.min()), int(ids.max()), self.config.vocab_size)
