@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from offramp.cli.options import FILE, FOLDER, silence_transformers
+from offramp.cli.options import FILE, FOLDER, json_option, silence_transformers
 from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES
 
@@ -83,11 +83,14 @@ COUNT = click.IntRange(min=1)
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 @click.option("--otlp-endpoint", envvar="OTLP_ENDPOINT", help="Send spans to this collector of OpenTelemetry.")
-def serve(folder: Path, host: str | None, port: int, **options: Any) -> None:
+@json_option
+def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: Any) -> None:
     """Serve a model over HTTP to clients of text-embeddings-inference, vLLM, KServe, Triton, OpenAI and Cohere.
 
     GET /readyz answers 200 once the model is warm; GET /openapi.json lists the routes, GET /metrics is for Prometheus.
     SIGTERM or Ctrl-C: requests in flight are answered, new ones are not; a second one ends at once.
+
+    --json prints one object once the server is ready, with its URL.
 
     The environment names of text-embeddings-inference are understood: MODEL_ID, PORT, API_KEY, MAX_BATCH_TOKENS, ...
 
@@ -123,6 +126,7 @@ def serve(folder: Path, host: str | None, port: int, **options: Any) -> None:
         options["cors_allow_origin"],
         options["log_format"],
         options["log_level"],
+        as_json,
         options["otlp_endpoint"],
     )
     sys.exit(Supervisor(settings, listening).run())

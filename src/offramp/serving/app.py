@@ -152,10 +152,7 @@ class App:
         seconds = time.perf_counter() - begin
         name, protocol = (route.name, route.protocol) if route else ("none", "none")
         kind = None if refusal is None else refusal.kind
-        if status != CLIENT_GONE or exchange.running is None:
-            self.metrics.request_done(protocol, name, status, seconds, kind, exchange.running)
-        else:
-            self.metrics.request_done(protocol, name, status, seconds, None, None)
+        self.metrics.request_done((protocol, name, status), seconds, kind, exchange.rows, exchange.running)
         level = logging.WARNING if status >= 500 and protocol != "pages" else logging.DEBUG
         if log.isEnabledFor(level):
             layers = [] if exchange.running is None else [row.exit_layer for row in exchange.running.rows()]
@@ -164,7 +161,7 @@ class App:
                 "route": name,
                 "status": status,
                 "ms": round(seconds * 1000, 2),
-                "rows": len(layers),
+                "rows": exchange.rows,
                 "exit_layers": layers,
             }
             if refusal is not None:
@@ -222,6 +219,7 @@ class _EndpointAnswer:
     async def _answered(self, exchange: Exchange, call: Call) -> Reply:
         service = _service(self.app)
         request = self.endpoint.read(call, service.served)
+        exchange.rows = len(request.items)
         running = exchange.running = await service.start(request)
         if not running.finished.done():
             try:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from offramp.serving.exchange import HEADER_BYTES
-
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
+HEADER_BYTES = 65536
+"""Of a request's first line and headers together."""
 READ_S = 30.0
 """For a whole request, from its first byte (for the first one of a connection: from the connection) to its last."""
 WRITE_S = 30.0
@@ -30,7 +30,7 @@ class Connection(HttpToolsProtocol):
 
     _deadline: float | None = None
     _begun = False
-    _header_bytes = 0
+    _unparsed = 0  # bytes since the last part of a request was complete: its headers, or a piece of its body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request."""
@@ -41,25 +41,29 @@ class Connection(HttpToolsProtocol):
         """Expect the end of the request that begins."""
         super().on_message_begin()
         self._deadline = time.monotonic() + READ_S
-        self._begun, self._header_bytes = True, 0
+        self._begun = True
 
     def on_headers_complete(self) -> None:
         """Start to answer the request."""
-        self._begun = False
+        self._begun, self._unparsed = False, 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of the body."""
+        self._unparsed = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Expect nothing more."""
-        self._deadline = None
+        self._deadline, self._unparsed = None, 0
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Read bytes; close the connection where they are more of headers than allowed."""
+        """Read bytes; close the connection where headers, or what follows a body in chunks, have too many."""
+        self._unparsed += len(data)
         super().data_received(data)
-        if self._begun:
-            self._header_bytes += len(data)
-            if self._header_bytes > HEADER_BYTES:
-                self._end(b"HTTP/1.1 431 Request Header Fields Too Large\r\n" + _CLOSE)
+        if self._unparsed > HEADER_BYTES:
+            self._end(b"HTTP/1.1 431 Request Header Fields Too Large\r\n" + _CLOSE)
 
     def pause_writing(self) -> None:
         """Expect the client to read."""

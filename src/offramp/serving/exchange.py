@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from offramp.serving.service import Running
 
-HEADER_BYTES = 65536
-"""Of all headers together, at most."""
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's names for the two
 _ID_LENGTH, _ID_CHARACTERS = 128, frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:")
 _ids = (f"{secrets.token_hex(6)}-{number}" for number in count(1))
@@ -36,10 +34,11 @@ class Exchange:
         headers: names in lower case; of several with one name the last.
         method, path: of the request.
         request_id: the client's own, where it is fit for a log, else a new one.
+        rows: how many it has, once it is read.
         running: its rows, once a service has accepted them.
     """
 
-    __slots__ = ("_receive", "_send", "headers", "method", "path", "request_id", "running")
+    __slots__ = ("_receive", "_send", "headers", "method", "path", "request_id", "rows", "running")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
@@ -49,6 +48,7 @@ class Exchange:
         given = self.headers.get("x-request-id", "")
         fit = 0 < len(given) <= _ID_LENGTH and _ID_CHARACTERS.issuperset(given)
         self.request_id = given if fit else next(_ids)
+        self.rows = 0
         self.running: Running | None = None
 
     async def body(self, limit: int) -> bytes:
@@ -88,13 +88,14 @@ class Exchange:
         Raises:
             ClientGone: the client closed the connection first.
         """
-        gone = asyncio.ensure_future(self._receive())
-        try:
-            await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not finished.done():
-                raise ClientGone
-        finally:
-            gone.cancel()
+        while not finished.done():
+            message = asyncio.ensure_future(self._receive())
+            try:
+                await asyncio.wait((finished, message), return_when=asyncio.FIRST_COMPLETED)
+                if message.done() and message.result()["type"] == "http.disconnect" and not finished.done():
+                    raise ClientGone
+            finally:
+                message.cancel()
 
     async def reply(self, reply: Reply, extra: Mapping[str, str]) -> None:
         """Send an answer with more headers."""

@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Coroutine, Iterator
 from typing import Any, final
 
 import uvicorn
+from prometheus_client import disable_created_metrics
 
 from offramp.errors import OfframpError, one_line
 from offramp.serving.app import App, with_cors
@@ -25,6 +28,7 @@ from offramp.serving.connections import Connection, close_late
 from offramp.serving.logs import logging_to_stderr
 from offramp.serving.metrics import Metrics
 from offramp.serving.pool import ProcessLost
+from offramp.serving.served import FULL
 from offramp.serving.service import Service
 from offramp.serving.settings import ServerSettings
 from offramp.serving.setup import open_service
@@ -33,6 +37,8 @@ log = logging.getLogger("offramp.serving")
 
 READY = b"ready\n"
 BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""How long a connection may be idle: longer than clients and load balancers keep one (mostly 60 s)."""
 FLUSH_S = 2
 """How long answers may take to leave after the drain."""
 
@@ -68,6 +74,7 @@ class HttpProcess:
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(settings.limits.drain_s) + FLUSH_S,
         )
         self._server = _Server(config)
@@ -99,16 +106,21 @@ class HttpProcess:
     async def _load(self) -> int:
         """Load the model; return the exit status where it cannot be loaded, else 0."""
         settings = self._settings
-        log.info("loading %s", settings.model.folder)
+        progress = asyncio.ensure_future(_show_progress(settings.model.folder))
         try:
             service = await open_service(settings.model, settings.limits, self._metrics)
         except (OfframpError, OSError, ProcessLost) as error:
             log.error("%s", one_line(error))
             return 1
+        finally:
+            progress.cancel()
+            if sys.stderr.isatty():
+                sys.stderr.write("\r\033[K")
+                sys.stderr.flush()
         gc.collect()
         gc.freeze()  # what was loaded lives as long as the process; collections need not look at it
         self.app.service = self._metrics.service = service
-        _announce(service, settings.url)
+        _announce(service, settings)
         with contextlib.suppress(OSError):
             self._control.send(READY)
         return 0
@@ -128,18 +140,28 @@ class HttpProcess:
         log.info("drained: %d rows were in flight, %d of them refused", rows, refused)
 
 
-def _announce(service: Service, url: str) -> None:
-    """Log that the server is ready, with what it serves."""
-    served, pool = service.served, service.pool
-    point = served.default_point or "full"
-    log.info(
-        "ready on %s: model %s, engine %s, operating point %s, processes %d",
-        url,
-        served.name,
-        served.engine,
-        point,
-        pool.alive,
-    )
+def _announce(service: Service, settings: ServerSettings) -> None:
+    """Log that the server is ready, with what it serves; for machines print the same."""
+    served = service.served
+    facts = {
+        "url": settings.url,
+        "model": served.name,
+        "engine": served.engine,
+        "operating_point": served.default_point or FULL,
+        "processes": service.pool.alive,
+    }
+    log.info("ready", extra={"facts": facts})
+    if settings.print_ready and settings.http_restarts == 0:
+        print(json.dumps(facts), flush=True)
+
+
+async def _show_progress(folder: str) -> None:
+    """Count the seconds on a terminal, for ever; elsewhere nothing."""
+    begin = time.monotonic()
+    while sys.stderr.isatty():
+        sys.stderr.write(f"\rloading {folder}: {time.monotonic() - begin:.0f} s ")
+        sys.stderr.flush()
+        await asyncio.sleep(0.5)
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:
@@ -157,6 +179,7 @@ def main() -> int:
     listening, control = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:3])
     with control.makefile("rb") as lines:
         settings = ServerSettings.from_json(lines.readline())
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # one more sample for each counter, which nothing reads
     with logging_to_stderr(settings.log_format, settings.log_level):
 
         async def serve() -> int:

@@ -11,17 +11,21 @@ would be 20 GB a day and cost more than a row that leaves before the first layer
 from __future__ import annotations
 
 import logging
+import logging.handlers
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
-from logging.handlers import QueueHandler, QueueListener
-from queue import Queue
+from queue import Full, Queue
+from threading import Thread
 from typing import Any, final
 
 import msgspec
 
 WAITING_LINES = 10_000
+END_S = 1.0
+"""How long the end of the process waits for the last lines."""
 
 
 @final
@@ -56,15 +60,8 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
 
 
-class _Quiet(logging.StreamHandler[Any]):
-    """Drops lines that cannot be written."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
-
-
 @final
-class _Dropping(QueueHandler):
+class _Dropping(logging.handlers.QueueHandler):
     """Drops lines that do not fit into the queue; they are formatted by the thread that writes."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
@@ -82,16 +79,24 @@ def logging_to_stderr(form: str, level: str) -> Iterator[None]:
         form: "text" or "json".
         level: "debug", "info", "warning" or "error"; of uvicorn at least warnings.
     """
-    writer = _Quiet(sys.stderr)
-    writer.setFormatter(JsonLines() if form == "json" else TextLines())
-    queue: Queue[logging.LogRecord] = Queue(WAITING_LINES)
-    listener = QueueListener(queue, writer)
+    lines: Queue[logging.LogRecord | None] = Queue(WAITING_LINES)
+    formatter = JsonLines() if form == "json" else TextLines()
+    writer = Thread(target=_write, args=(lines, formatter, sys.stderr.fileno()), daemon=True)
     for name, least in (("offramp", level.upper()), ("uvicorn", "ERROR"), ("asyncio", "ERROR")):
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [_Dropping(queue)], False
+        logger.handlers, logger.propagate = [_Dropping(lines)], False
         logger.setLevel(least)
-    listener.start()
+    writer.start()
     try:
         yield
     finally:
-        listener.stop()
+        with suppress(Full):
+            lines.put(None, timeout=END_S)
+        writer.join(END_S)
+
+
+def _write(lines: Queue[logging.LogRecord | None], formatter: logging.Formatter, file: int) -> None:
+    """Write lines until None; past Python's own buffer, whose lock would hold up the end of the process."""
+    while (record := lines.get()) is not None:
+        with suppress(Exception):
+            os.write(file, (formatter.format(record) + "\n").encode("utf-8", "backslashreplace"))

@@ -75,7 +75,7 @@ class Metrics:
         self._batch_seconds = Histogram(
             "offramp_batch_seconds", "Time that the engine took for a batch.", buckets=SECONDS, registry=registry
         )
-        self._by_request: dict[tuple[str, int], Counter] = {}
+        self._by_request: dict[tuple[str, str, int], Counter] = {}
         self._by_row: dict[tuple[int, str], Counter] = {}
         self._by_protocol: dict[str, Histogram] = {}
         self._layer_sum = self._row_count = 0
@@ -105,32 +105,32 @@ class Metrics:
         self._retried.inc(rows)
 
     def request_done(
-        self, protocol: str, route: str, status: int, seconds: float, kind: Kind | None, running: Running | None
+        self, route: tuple[str, str, int], seconds: float, kind: Kind | None, rows: int, running: Running | None
     ) -> None:
         """Count a request.
 
         Args:
-            protocol: of its endpoint.
-            route: the endpoint's first path.
-            status: of the answer; 499 = the client has gone.
+            route: the protocol of its endpoint, the endpoint's first path, the status of the answer (499 = the client
+                has gone).
             seconds: from its headers to its answer.
-            kind: why it was refused; None = it was answered.
-            running: its rows; None = it was refused before.
+            kind: why it was refused; None = it was not.
+            rows: that it has; 0 = it could not be read.
+            running: its rows, where a service accepted them.
         """
-        child = self._by_request.get((route, status))
+        child = self._by_request.get(route)
         if child is None:
-            child = self._by_request[route, status] = self._requests.labels(protocol, route, str(status))
+            child = self._by_request[route] = self._requests.labels(route[0], route[1], str(route[2]))
         child.inc()
+        answered = kind is None and running is not None and running.answered > 0
         if kind is not None:
             self._failures.labels(kind).inc()
-        if running is None:
+        if rows:
+            self._sizes["answered" if answered else "refused"].observe(rows)
+        if running is None or not answered:
             return
-        self._sizes["answered" if kind is None else "refused"].observe(len(running.results))
-        if kind is not None:
-            return
-        total = self._by_protocol.get(protocol)
+        total = self._by_protocol.get(route[0])
         if total is None:
-            total = self._by_protocol[protocol] = self._seconds.labels(protocol)
+            total = self._by_protocol[route[0]] = self._seconds.labels(route[0])
         total.observe(seconds)
         self._tokens.observe(running.tokens)
         for phase, value in zip(self._phases, phase_seconds(running), strict=True):

@@ -52,6 +52,7 @@ class ServerSettings:
         cors_origins: pages of which sites may ask from a browser; "*" = any; () = none.
         log_format: of the lines on standard error.
         log_level: of the lines on standard error; at "debug" a line for each request.
+        print_ready: whether a JSON object with the URL goes to standard output once the server is ready.
         otlp_endpoint: a collector of OpenTelemetry, as "http://localhost:4318"; None = no spans.
         http_restarts: how often the process that speaks HTTP was started again.
     """
@@ -63,6 +64,7 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    print_ready: bool = False
     otlp_endpoint: str | None = None
     http_restarts: int = 0
 

@@ -31,8 +31,8 @@ async def open_service(model: ModelSettings, limits: Limits, watcher: Watcher) -
         OfframpError: the model cannot be loaded or served.
     """
     point_name = None if model.operating_point == "full" else model.operating_point
-    point = None if point_name is None else load_point(model.folder, point_name)
     config = load_text_config(model.folder)
+    point = None if point_name is None else load_point(model.folder, point_name)
     tokenizer = load_text_tokenizer(model.folder, config.backbone)
     check_name(model.engine)
     engine, threads, workers = model.engine, model.threads, model.workers
