@@ -1,0 +1,220 @@
+"""A client for load on a server of texts, in a process of its own: keep-alive connections, one thread, no library.
+
+It reads a plan as JSON from its input, and writes a report as JSON:
+
+    {"port", "path", "bodies", "mode": "open", "rate", "seconds", "seed", "late_s"}      Poisson arrivals, whatever comes
+    {"port", "path", "bodies", "mode": "closed", "connections", "seconds"}               as fast as answers come
+    {"port", "path", "bodies", "mode": "once", "connections"}                            each body once, answers kept
+
+With Poisson arrivals the time of an answer counts from the moment at which its request was due, also where the client
+sends it late, so a slow answer hides none that come after it. A step ends before its time once so many answers are late
+that the 99th percentile is beyond `late_s`. Times are in seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import math
+import random
+import select
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST_CONNECTIONS = 500
+TAIL = 0.01
+"""The share of answers that may be later than the 99th percentile."""
+GRACE_S = 1.0
+"""How long answers are waited for at the end of a step."""
+
+
+@dataclass(eq=False)
+class Connection:
+    """A connection with at most one request on its way.
+
+    Attributes:
+        socket: not blocking once it is connected.
+        row: the number of the request on its way.
+        buffer: what has come of its answer.
+    """
+
+    socket: socket.socket
+    row: int = -1
+    buffer: bytearray = field(default_factory=bytearray)
+
+    def receive(self) -> tuple[int, bytes] | None:
+        """Return the status and the body of an answer; None as long as it is not whole."""
+        self.buffer += self.socket.recv(65536)
+        end = self.buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return None
+        head = bytes(self.buffer[:end]).lower()
+        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+        if len(self.buffer) < end + 4 + length:
+            return None
+        status, body = int(head[9:12]), bytes(self.buffer[end + 4 :])
+        self.buffer.clear()
+        return status, body
+
+
+class Client:
+    """Connections to a server, and what has come over them."""
+
+    def __init__(self, port: int, path: str, bodies: Sequence[str]) -> None:
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        self.requests = [
+            f"{head}Content-Length: {len(body.encode())}\r\n\r\n{body}".encode() for body in bodies
+        ]
+        self.port = port
+        self.idle: deque[Connection] = deque()
+        self.busy: dict[int, Connection] = {}
+        self.poll = select.epoll()
+
+    def connect(self, count: int) -> None:
+        """Open connections."""
+        for _ in range(count):
+            opened = socket.create_connection(("127.0.0.1", self.port))
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            opened.setblocking(False)
+            self.poll.register(opened.fileno(), select.EPOLLIN)
+            self.idle.append(Connection(opened))
+
+    def send(self, row: int) -> bool:
+        """Send a request; return False where no connection is free."""
+        if not self.idle:
+            if len(self.busy) >= MOST_CONNECTIONS:
+                return False
+            self.connect(1)
+        connection = self.idle.popleft()
+        connection.row = row
+        self.busy[connection.socket.fileno()] = connection
+        connection.socket.send(self.requests[row % len(self.requests)])
+        return True
+
+    def answers(self, timeout_s: float) -> list[tuple[int, int, bytes]]:
+        """Return the number, status and body of what has come; a connection that is reset has status 0."""
+        come = []
+        for number, _ in self.poll.poll(timeout_s):
+            connection = self.busy.get(number)
+            if connection is None:
+                self._drop(number)
+                continue
+            try:
+                answer = connection.receive()
+            except (ConnectionError, IndexError):  # closed: no bytes, no length
+                answer = (0, b"")
+            if answer is None:
+                continue
+            del self.busy[number]
+            come.append((connection.row, *answer))
+            if answer[0]:
+                self.idle.append(connection)
+            else:
+                self._forget(connection)
+        return come
+
+    def _drop(self, number: int) -> None:
+        """Close an idle connection that the server has closed."""
+        for connection in [one for one in self.idle if one.socket.fileno() == number]:
+            self.idle.remove(connection)
+            self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        self.poll.unregister(connection.socket.fileno())
+        connection.socket.close()
+
+
+def run_open(client: Client, plan: dict[str, Any]) -> dict[str, Any]:
+    """Send at random moments of a rate, and report the times from when a request was due to its answer."""
+    draw, due, moment = random.Random(plan["seed"]), [], 0.0
+    while (moment := moment + draw.expovariate(plan["rate"])) < plan["seconds"]:
+        due.append(moment)
+    shift = draw.randrange(len(client.requests))
+    client.requests = client.requests[shift:] + client.requests[:shift]
+    took, failed, late, sent, bound = [math.inf] * len(due), 0, 0, 0, plan["late_s"]
+    oldest, allowed, open_rows = 0, TAIL * len(due), len(due)
+    client.connect(32)
+    begin = time.perf_counter()
+    while open_rows and late <= allowed + 1:
+        now = time.perf_counter() - begin
+        if now > plan["seconds"] + GRACE_S:
+            break
+        while sent < len(due) and due[sent] <= now and client.send(sent):
+            sent += 1
+        waits = sent < len(due) and len(client.busy) < MOST_CONNECTIONS
+        for row, status, _ in client.answers(max(due[sent] - now, 0) if waits else 0.05):
+            open_rows -= 1
+            if status == 200:
+                took[row] = time.perf_counter() - begin - due[row]
+            failed += status != 200
+        while oldest < len(due) and due[oldest] < now - bound:  # those that are overdue by now
+            late += took[oldest] > bound
+            oldest += 1
+    done = sorted(took)
+    return {
+        "requests": len(due),
+        "whole": not open_rows,
+        "failed": failed,
+        "p50_ms": 1000 * quantile(done, 0.5),
+        "p99_ms": 1000 * quantile(done, 1 - TAIL),
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Return the least value that a share of the others does not exceed; infinity for requests without an answer."""
+    return ordered[min(math.ceil(share * len(ordered)), len(ordered)) - 1]
+
+
+def run_closed(client: Client, plan: dict[str, Any]) -> dict[str, Any]:
+    """Send the next request of a connection as soon as its answer has come."""
+    client.connect(plan["connections"])
+    count, failed, sent, begin = 0, 0, 0, time.perf_counter()
+    while (now := time.perf_counter() - begin) < plan["seconds"]:
+        while client.idle:
+            client.send(sent)
+            sent += 1
+        for _, status, _ in client.answers(0.05):
+            count += status == 200
+            failed += status != 200
+            if not status:
+                client.connect(1)
+    return {"a_second": count / now, "failed": failed}
+
+
+def run_once(client: Client, plan: dict[str, Any]) -> dict[str, Any]:
+    """Send each body once, and report the answers."""
+    client.connect(plan["connections"])
+    bodies: list[str | None] = [None] * len(client.requests)
+    sent = came = 0
+    while came < len(bodies):
+        while client.idle and sent < len(bodies):
+            client.send(sent)
+            sent += 1
+        for row, status, body in client.answers(1.0):
+            came += 1
+            bodies[row] = body.decode() if status == 200 else None
+    return {"bodies": bodies}
+
+
+def main() -> None:
+    """Run the plan of the input."""
+    plan = json.load(sys.stdin)
+    client = Client(plan["port"], plan["path"], plan["bodies"])
+    gc.collect()
+    gc.disable()
+    begin, cpu = time.perf_counter(), time.process_time()
+    report = {"open": run_open, "closed": run_closed, "once": run_once}[plan["mode"]](client, plan)
+    report["client_cores"] = (time.process_time() - cpu) / (time.perf_counter() - begin)
+    with contextlib.suppress(BrokenPipeError):
+        json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
