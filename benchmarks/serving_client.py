@@ -2,9 +2,9 @@
 
 It reads a plan as JSON from its input, and writes a report as JSON:
 
-    {"port", "path", "bodies", "mode": "open", "rate", "seconds", "seed", "late_s"}      Poisson arrivals, whatever comes
-    {"port", "path", "bodies", "mode": "closed", "connections", "seconds"}               as fast as answers come
-    {"port", "path", "bodies", "mode": "once", "connections"}                            each body once, answers kept
+    {"port", "path", "bodies", "mode": "open", "rate", "seconds", "seed", "late_s"}    Poisson arrivals, whatever comes
+    {"port", "path", "bodies", "mode": "closed", "connections", "seconds"}             as fast as answers come
+    {"port", "path", "bodies", "mode": "once", "connections"}                          each body once, answers kept
 
 With Poisson arrivals the time of an answer counts from the moment at which its request was due, also where the client
 sends it late, so a slow answer hides none that come after it. A step ends before its time once so many answers are late
@@ -68,9 +68,7 @@ class Client:
 
     def __init__(self, port: int, path: str, bodies: Sequence[str]) -> None:
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-        self.requests = [
-            f"{head}Content-Length: {len(body.encode())}\r\n\r\n{body}".encode() for body in bodies
-        ]
+        self.requests = [f"{head}Content-Length: {len(body.encode())}\r\n\r\n{body}".encode() for body in bodies]
         self.port = port
         self.idle: deque[Connection] = deque()
         self.busy: dict[int, Connection] = {}

@@ -6,6 +6,7 @@ it: exact and dynamic int8 in ONNX Runtime, with and without the fusion of sums 
 
 from __future__ import annotations
 
+import argparse
 import json
 import threading
 import time
@@ -72,6 +73,15 @@ class FullDepth:
         ]
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a server around a full-depth model."""
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--folder", required=True, help="of the model with exits")
+    parser.add_argument("--export", required=True, help="the folder of the full-depth models")
+    parser.add_argument("--model", choices=list(FILES), required=True)
+    parser.add_argument("--threads", type=int, default=1, help="that compute a batch")
+
+
 def _in_onnx_runtime(path: Path, threads: int, fused: bool) -> Any:
     import onnxruntime
 
@@ -118,11 +128,12 @@ def export_missing(folder: Path, export: Path, texts: Sequence[str]) -> None:
     import openvino
     from onnx.utils import Extractor
 
-    from offramp.bench.baselines import export_exits
+    from offramp.bench.baselines import export_exits, output_at
     from offramp.bench.dynamic_int8 import dynamic_int8
     from offramp.bench.in_openvino import quantized
     from offramp.bench.texts import TextEncoder
     from offramp.inference.onnx.quantize import exact_int8
+    from offramp.inference.onnx.torch_export import silence_exporter
     from offramp.model.activation_ranges import EMBEDDING, measure_ranges
     from offramp.model.hub import load_tokenizer
     from offramp.model.loading import load_model
@@ -135,8 +146,10 @@ def export_missing(folder: Path, export: Path, texts: Sequence[str]) -> None:
     inputs = [value.name for value in graph.graph.input]
     modules = {name: name for name, _ in model.backbone.named_modules()}
     exact = exact_int8(measure_ranges(model, rows))(graph, (EMBEDDING, *layers), modules)
-    for file, whole in (("exact.onnx", exact), ("dynamic.onnx", dynamic_int8(graph)), ("float32.onnx", graph)):
-        onnx.save(Extractor(whole).extract_model(inputs, [f"logits_{layers[-1]}"]), export / file)
+    with silence_exporter():
+        dynamic = dynamic_int8(graph)
+    for file, whole in (("exact.onnx", exact), ("dynamic.onnx", dynamic), ("float32.onnx", graph)):
+        onnx.save(Extractor(whole).extract_model(inputs, [output_at(layers[-1])]), export / file)
     plain = openvino.Core().read_model(export / "float32.onnx")
     openvino.save_model(quantized(plain, [encoder.batch([row]) for row in rows]), export / "openvino.xml", False)
     (export / "float32.onnx").unlink()

@@ -8,7 +8,7 @@ The folders of `speed_models.py`; the texts are those of the half that reports, 
 client in a process of its own (`serving_client.py`: Poisson arrivals, times count from when a request was due). For
 each server and bound the highest rate at which the 99th percentile stays within the bound is searched, in rounds in
 which the servers take turns. Every server runs in the setting that answers the most at saturation, of SETTINGS; the
-rivals (`serving_rivals.py`) around the full-depth models that are the fastest here for single texts and for batches.
+rivals (`serving_litserve.py`, `serving_fastapi.py`) around the full-depth models that are the fastest here for single texts and for batches.
 Their answers are the same JSON. Results lie under `--state`, and a run goes on where it was stopped. Writes
 `benchmarks/results/serving_race.json` and `.md`. Twelve minutes an encoder on two idle cores, once the full-depth
 models are exported, which takes three more.
@@ -103,7 +103,9 @@ class Race:
     def rows(self) -> list[tuple[str, str]]:
         """Return the texts that race with their labels' names, in a random order."""
         held_out, names = self.prepared.held_out, json.loads((self.prepared.folder / "config.json").read_text())
-        rows = [(held_out.texts[row], names["id2label"][str(held_out.labels[row])]) for row in self.prepared.reporting()]
+        rows = [
+            (held_out.texts[row], names["id2label"][str(held_out.labels[row])]) for row in self.prepared.reporting()
+        ]
         random.Random(0).shuffle(rows)
         return rows  # type: ignore[return-value]
 
@@ -126,9 +128,9 @@ class Race:
             point = ["--operating-point", "full"] if name == FULL else []
             command = ["-m", "offramp", "serve", folder, "--port", "{port}", *point, *options.split()]
         else:
-            script, model = str(HERE / "serving_rivals.py"), self.state["models"][kind]
+            script, model = str(HERE / f"serving_{name.lower()}.py"), self.state["models"][kind]
             files = ["--folder", folder, "--export", str(self.exports), "--model", model]
-            command = [script, name.lower(), "--port", "{port}", *files, *options.split()]
+            command = [script, "--port", "{port}", *files, *options.split()]
         with running(command) as server:
             self.ask(server, {"mode": "once", "connections": 8}, WARM_UP)
             yield server
@@ -194,7 +196,13 @@ class Race:
             rate, wider = math.sqrt(math.prod(before.values())), AGAIN
         for step in range(STEPS):
             seed = 100 * number + step
-            plan = {"mode": "open", "rate": rate, "seconds": self.seconds, "seed": seed, "late_s": max(BOUNDS_MS) / 1000}
+            plan = {
+                "mode": "open",
+                "rate": rate,
+                "seconds": self.seconds,
+                "seed": seed,
+                "late_s": max(BOUNDS_MS) / 1000,
+            }
             report = {"rate": rate, **self.ask(server, plan)}
             self.settle(server)
             steps.append({key: None if value == math.inf else value for key, value in report.items()})
@@ -264,7 +272,9 @@ def main() -> None:
     """Measure the tasks that are asked for; those measured before stay."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--state", type=Path, default=Path("runs/serving"), help="where exports and unfinished runs lie")
+    parser.add_argument(
+        "--state", type=Path, default=Path("runs/serving"), help="where exports and unfinished runs lie"
+    )
     parser.add_argument("--rounds", type=int, help="of each server")
     parser.add_argument("--seconds", type=float, help="of a step")
     options = parser.parse_args()

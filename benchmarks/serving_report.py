@@ -25,7 +25,9 @@ def page(results: dict[str, Any]) -> str:
     lines = [INTRODUCTION, "", "| task | against | p99 within | target | measured |", "|---|---|---|---|---|"]
     for task, figures in results["tasks"].items():
         for rival, ratios in figures["ratios"].items():
-            lines += [f"| {task} | {rival} | {bound} ms | {TARGETS[task]} | {ratio:.2f} |" for bound, ratio in ratios.items()]
+            lines += [
+                f"| {task} | {rival} | {bound} ms | {TARGETS[task]} | {ratio:.2f} |" for bound, ratio in ratios.items()
+            ]
     for task, figures in results["tasks"].items():
         lines += ["", f"## {task}", "", as_lines(figures["about"]), "", *_table(figures), "", *_settings(figures)]
     return "\n".join(lines) + "\n"
@@ -47,7 +49,12 @@ def _settings(figures: dict[str, Any]) -> list[str]:
     lines = ["Full-depth models, texts a second on two cores:", "", "| model | batch 1 | batch 8 |", "|---|---|---|"]
     small, large = figures["full_depth"].values()
     lines += [f"| {name} | {small[name]:.0f} | {large[name]:.0f} |" for name in small]
-    lines += ["", "Settings, requests a second at saturation in the trial:", "", "| server | setting | model | a second |"]
+    lines += [
+        "",
+        "Settings, requests a second at saturation in the trial:",
+        "",
+        "| server | setting | model | a second |",
+    ]
     lines.append("|---|---|---|---|")
     for name, server in figures["servers"].items():
         for speed, (kind, options) in server["tried"]:

@@ -1,9 +1,9 @@
-"""The servers that `serving_race.py` compares with: LitServe, and FastAPI on uvicorn, around a full-depth model.
+"""A server that `serving_race.py` compares with: FastAPI on uvicorn, around a full-depth model.
 
-    python benchmarks/serving_rivals.py fastapi --port 8000 --folder MODEL --export FILES --model "exact int8" ...
+    python benchmarks/serving_fastapi.py --port 8000 --folder MODEL --export FILES --model "exact int8" --workers 2
 
-Both take {"inputs": TEXT} at /predict and answer as text-embeddings-inference does. FastAPI's server writes the answer's
-bytes itself, which is faster than its encoder. Requests that wait while the model is busy may make one batch.
+It takes {"inputs": TEXT} at /predict and answers as text-embeddings-inference does. It writes the bytes of the answer
+itself, which is faster than FastAPI's encoder. Requests that wait while the model is busy may make a batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from serving_engines import FullDepth
+from serving_engines import FullDepth, add_model_options
 
 SETTINGS = "OFFRAMP_RACE_SETTINGS"
 """Environment variable with the options, for uvicorn's processes."""
@@ -78,58 +78,18 @@ def app() -> FastAPI:
     return server
 
 
-def run_litserve(options: argparse.Namespace) -> None:
-    """Serve with LitServe."""
-    import litserve
-
-    class Classifier(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.model = FullDepth(options.folder, options.export, options.model, options.threads)
-
-        def decode_request(self, request: dict[str, str]) -> dict[str, list[int]]:
-            return self.model.tokens(request["inputs"])
-
-        def batch(self, inputs: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
-            return list(inputs)
-
-        def predict(self, rows: Any) -> Any:
-            return self.model.probabilities(rows) if isinstance(rows, list) else self.model.probabilities([rows])[0]
-
-        def unbatch(self, output: Any) -> Any:
-            return list(output)
-
-        def encode_response(self, output: Any) -> Response:
-            return Response(msgspec.json.encode(self.model.ranked(output)), media_type="application/json")
-
-    api = Classifier(max_batch_size=options.batch, batch_timeout=options.timeout_ms / 1000)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=options.workers, fast_queue=options.fast)
-    server.run(
-        host="127.0.0.1", port=options.port, log_level="error", access_log=False, generate_client_file=False
-    )
-
-
 def main() -> None:
     """Serve as the options say, until the process is ended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["fastapi", "litserve"])
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--folder", required=True)
-    parser.add_argument("--export", required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--threads", type=int, default=1, help="that compute a batch")
+    add_model_options(parser)
     parser.add_argument("--workers", type=int, default=0, help="batches at once; 0: in the request's own task")
     parser.add_argument("--batch", type=int, default=1, help="the most rows of a batch")
-    parser.add_argument("--timeout-ms", type=float, default=0.0, help="LitServe waits so long for a batch")
-    parser.add_argument("--fast", action="store_true", help="LitServe's queue over ZeroMQ")
     parser.add_argument("--processes", type=int, default=1, help="of uvicorn")
     options = parser.parse_args()
-    if options.kind == "litserve":
-        run_litserve(options)
-        return
     os.environ[SETTINGS] = msgspec.json.encode(vars(options)).decode()
     os.environ["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
     uvicorn.run(
-        "serving_rivals:app",
+        "serving_fastapi:app",
         factory=True,
         host="127.0.0.1",
         port=options.port,
