@@ -8,10 +8,10 @@ The folders of `speed_models.py`; the texts are those of the half that reports, 
 client in a process of its own (`serving_client.py`: Poisson arrivals, times count from when a request was due). For
 each server and bound the highest rate at which the 99th percentile stays within the bound is searched, in rounds in
 which the servers take turns. Every server runs in the setting that answers the most at saturation, of SETTINGS; the
-rivals (`serving_litserve.py`, `serving_fastapi.py`) around the full-depth models that are the fastest here for single texts and for batches.
-Their answers are the same JSON. Results lie under `--state`, and a run goes on where it was stopped. Writes
-`benchmarks/results/serving_race.json` and `.md`. Twelve minutes an encoder on two idle cores, once the full-depth
-models are exported, which takes three more.
+rivals (`serving_litserve.py`, `serving_fastapi.py`) around the full-depth models that are the fastest here for single
+texts and for batches. Their answers are the same JSON. Results lie under `--state`, and a run goes on where it was
+stopped. Writes `benchmarks/results/serving_race.json` and `.md`. Twelve minutes an encoder on two idle cores, once the
+full-depth models are exported, which takes three more.
 """
 
 from __future__ import annotations
