@@ -34,6 +34,13 @@ class Server:
         connection.close()
         return answer.status, body
 
+    def begin_request(self) -> socket.socket:
+        """Send a request but for the last 19 bytes of its body."""
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        head = b"POST /classify HTTP/1.1\r\nhost: a\r\nauthorization: Bearer k\r\ncontent-length: 20\r\n\r\n"
+        connection.sendall(head + b"{")
+        return connection
+
     def pids(self, module: str) -> list[int]:
         """The processes that run a module, of this server."""
         return [pid for pid in descendants(self.process.pid) if f"offramp.serving.{module}" in command(pid)]
@@ -121,16 +128,19 @@ class TestProcesses:
             assert server.metric('offramp_processes{state="idle"}') == 2
 
             slow = socket.create_connection(("127.0.0.1", server.port))
-            slow.sendall(b"POST /classify HTTP/1.1\r\nhost: a\r\nauthorization: Bearer k\r\ncontent-length: 20\r\n\r\n{")
+            slow.sendall(
+                b"POST /classify HTTP/1.1\r\nhost: a\r\nauthorization: Bearer k\r\ncontent-length: 20\r\n\r\n{"
+            )
             time.sleep(0.1)
             every = descendants(server.process.pid)
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             with pytest.raises(ConnectionRefusedError):
                 server.get("/readyz")
-            slow.sendall(b" " * 19)
-            answer = slow.recv(1000)  # a request that was on its way is answered
-            assert answer.startswith(b"HTTP/1.1 ")
+            slow.sendall(b'"input":"good cat"}')
+            answer = slow.recv(1000)
+            slow.close()
+            assert answer.startswith(b"HTTP/1.1 503")  # a request that was on its way has an answer
             assert b"connection: close" in answer
             assert server.process.wait(10) == 0
             assert gone(every)
@@ -138,8 +148,7 @@ class TestProcesses:
     @pytest.mark.slow
     def test_a_second_signal_ends_at_once(self, exported: Path) -> None:
         with serving(exported, "--engine", "onnx-int8", "--drain", "60") as server:
-            slow = socket.create_connection(("127.0.0.1", server.port))
-            slow.sendall(b"POST /classify HTTP/1.1\r\nhost: a\r\ncontent-length: 20\r\n\r\n{")
+            slow = server.begin_request()
             time.sleep(0.2)
             every = descendants(server.process.pid)
             server.process.send_signal(signal.SIGINT)
@@ -147,6 +156,7 @@ class TestProcesses:
             assert server.process.poll() is None
             server.process.send_signal(signal.SIGINT)
             assert server.process.wait(2) == 130
+            slow.close()
             assert gone(every)
 
     @pytest.mark.slow
