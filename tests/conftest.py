@@ -30,7 +30,6 @@ EXPORTED = (
     "load_engine",
     "export",
     "openvino",
-    "serve",
     "session",
     "stale_graphs",
 )  # these share what was exported

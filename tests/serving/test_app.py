@@ -17,7 +17,7 @@ from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 
 from offramp.serving.app import App, with_cors
-from offramp.serving.endpoint import STATUS, Call, Endpoint, Reply, decode
+from offramp.serving.endpoint import STATUS, Call, Endpoint, Page, Reply, decode
 from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
 from offramp.serving.logs import logging_to_stderr
 from offramp.serving.metrics import Metrics
@@ -52,6 +52,9 @@ def refuse(call: Call, refusal: Refusal) -> Reply:
 
 
 ENDPOINT = Endpoint(("/words", "/m/{name}/words"), read, write, refuse, Words, list[int], "Count.", "toy")
+PAGE = Page(
+    ("/rows",), lambda call, served: Reply(served.name.encode()), refuse, str, "Whether rows are answered.", True
+)
 
 
 class Lengths:
@@ -100,7 +103,9 @@ def server(limits: Limits = LIMITS, **settings: Any) -> tuple[App, Process]:
 
 @pytest.fixture(autouse=True)
 def one_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.serving.app.protocol_modules", lambda: [SimpleNamespace(ENDPOINTS=[ENDPOINT])])
+    monkeypatch.setattr(
+        "offramp.serving.app.protocol_modules", lambda: [SimpleNamespace(ENDPOINTS=[ENDPOINT], PAGES=[PAGE])]
+    )
 
 
 class Answer:
@@ -226,9 +231,10 @@ def test_health(change: Callable[[App], None], status: int) -> None:
     async def main() -> None:
         app, _ = server()
         change(app)
-        for path in ("/readyz", "/health", "/healthz", "/ping", "/"):
+        for path in ("/readyz", "/health", "/healthz", "/ping", "/", "/rows"):
             assert (await ask(app, path, method="GET")).status == status, path
-        assert (await ask(app, "/livez", method="GET")).status == 200
+        for path in ("/livez", "/v2/health/live"):
+            assert (await ask(app, path, method="GET")).status == 200
         if app.service is None:
             answer = await ask(app, "/words", words("a"))
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")

@@ -35,7 +35,9 @@ log = logging.getLogger("offramp.serving")
 
 CLIENT_GONE = 499
 """The status in the metrics of a request whose client closed the connection; nginx has the same."""
-OPEN = frozenset(("/", "/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics"))
+OPEN = frozenset(
+    ("/", "/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready")
+)
 """Paths whose GET needs no key."""
 Path = Mapping[str, str]
 Answer = Callable[[Exchange, Path], Awaitable[tuple[Reply, "Refusal | None"]]]
@@ -87,7 +89,7 @@ class App:
             for page in getattr(module, "PAGES", ()):
                 self._add("GET", page.paths, "pages", _PageAnswer(self, page))
         self._add("GET", ("/health", "/healthz", "/ping", "/readyz", "/"), "pages", self._health)
-        self._add("GET", ("/livez",), "pages", self._live)
+        self._add("GET", ("/livez", "/v2/health/live"), "pages", self._live)
         self._add("GET", ("/metrics",), "pages", self._metrics)
         self._add("GET", ("/openapi.json",), "pages", self._document)
 
@@ -176,14 +178,18 @@ class App:
         service = self.service
         return service is not None and not self.draining and service.pool.alive > 0
 
+    @property
+    def reason(self) -> str:
+        """Return why no rows are answered."""
+        return "the server is shutting down" if self.draining else "no process that runs the model is ready"
+
     async def _health(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
         if self.ready:
             return Reply(b""), None
-        reason = "the server is shutting down" if self.draining else "no process that runs the model is ready"
-        return Reply(msgspec.json.encode({"error": reason, "error_type": "unhealthy"}), 503), None
+        return Reply(msgspec.json.encode({"error": self.reason, "error_type": "unhealthy"}), 503), None
 
     async def _live(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
-        return Reply(b""), None
+        return Reply(b'{"live":true}'), None
 
     async def _metrics(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
         return Reply(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"), None
@@ -241,7 +247,10 @@ class _PageAnswer:
     async def __call__(self, exchange: Exchange, path: Path) -> tuple[Reply, Refusal | None]:
         call = Call(b"", exchange.headers, path)
         try:
-            return self.page.write(call, _service(self.app).served), None
+            served = _service(self.app).served
+            if self.page.ready and not self.app.ready:
+                raise Refusal("unavailable", self.app.reason, 1.0)
+            return self.page.write(call, served), None
         except Refusal as error:
             return self.page.refuse(call, error), error
 

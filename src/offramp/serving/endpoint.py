@@ -92,6 +92,7 @@ class Page:
         refuse: as in `Endpoint`.
         gives: the type of the answer, for OpenAPI.
         summary: one line, for OpenAPI.
+        ready: whether it is refused as "unavailable" while no rows are answered.
     """
 
     paths: tuple[str, ...]
@@ -99,6 +100,7 @@ class Page:
     refuse: Callable[[Call, Refusal], Reply]
     gives: Any
     summary: str
+    ready: bool = False
 
 
 class EarlyExit(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):

@@ -55,6 +55,7 @@ OWN_PAGES = {
     "/ping": "Whether the server is ready.",
     "/readyz": "Whether the server is ready.",
     "/livez": "Whether the server runs.",
+    "/v2/health/live": "Whether the server runs (Open Inference Protocol).",
     "/metrics": "Metrics for Prometheus.",
 }
 

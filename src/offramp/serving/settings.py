@@ -8,6 +8,7 @@ from typing import Literal, final
 
 import msgspec
 
+from offramp.inference.load_engine import AUTO
 from offramp.serving.served import Limits
 from offramp.types.operating_point import DEFAULT
 
@@ -32,7 +33,7 @@ class ModelSettings:
     folder: str
     name: str | None = None
     operating_point: str | None = DEFAULT
-    engine: str = "auto"
+    engine: str = AUTO
     workers: int | None = None
     threads: int | None = None
     allow_other_engine: bool = False

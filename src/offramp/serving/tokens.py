@@ -52,7 +52,7 @@ class RequestTokenizer:
             if isinstance(item, TokenIds):
                 fault = self._ids_fault(item.ids, limit, options)
                 if fault is None:
-                    rows[number] = self._ids_row(item.ids[:limit])
+                    rows[number] = self._ids_row(self._cut(item.ids, limit, options))
                 else:
                     faults[number] = fault
         return rows, faults
@@ -67,6 +67,9 @@ class RequestTokenizer:
             encoded, wrong = encode_texts(tokenizer, list(texts.values()), limit, vocabulary)
         rows = {numbers[index]: row for index, row in encoded.items()}
         faults = {numbers[index]: _refusal(fault, texts[numbers[index]]) for index, fault in wrong.items()}
+        for number in [number for number, row in rows.items() if len(row["input_ids"]) > limit]:
+            del rows[number]  # a tokenizer leaves a text whole where not even the special tokens are within the limit
+            faults[number] = Refusal("validation", f"the special tokens alone are more than {limit} tokens")
         if cuts.cut and not self._cuts(options):
             for number in [number for number, row in rows.items() if len(row["input_ids"]) >= limit]:
                 if self._is_cut(tokenizer, texts[number], limit):
@@ -103,6 +106,10 @@ class RequestTokenizer:
             wrong = next(token for token in ids if not 0 <= token < self.config.vocab_size)
             return Refusal("validation", f"there is no token {wrong}: the model has {self.config.vocab_size}, from 0")
         return _too_long(limit) if len(ids) > limit and not self._cuts(options) else None
+
+    def _cut(self, ids: Sequence[int], limit: int, options: Options) -> Sequence[int]:
+        side = options.truncation_side or self.tokenizer.truncation_side
+        return ids[-limit:] if side == "left" else ids[:limit]
 
     def _ids_row(self, ids: Sequence[int]) -> Tokens:
         """Return token ids as a tokenizer returns a text."""
