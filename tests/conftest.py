@@ -30,6 +30,7 @@ EXPORTED = (
     "load_engine",
     "export",
     "openvino",
+    "serve",
     "session",
     "stale_graphs",
 )  # these share what was exported

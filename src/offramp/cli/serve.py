@@ -102,6 +102,7 @@ def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: A
     """
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         raise InvalidInput(f"serve needs {', '.join(missing)}: pip install 'offramp[serve]'")
+    _check_folder(folder)
     silence_transformers()
     from offramp.serving.served import Limits
     from offramp.serving.settings import ModelSettings, ServerSettings
@@ -140,6 +141,19 @@ LIMITS = (
     "payload_limit",
     "auto_truncate",
 )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what cannot be a model at once; whether it is one, the server sees when it loads it.
+
+    Raises:
+        InvalidInput: there is no such folder, or it has no config.json.
+    """
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InvalidInput(f"{folder} holds no model: it has no config.json")
+    elif folder.is_absolute() or str(folder).startswith(".") or len(folder.parts) > 2:  # not the form of a hub name
+        raise InvalidInput(f"there is no folder {folder}")
 
 
 def _host_of(environment: Mapping[str, str]) -> str:

@@ -8,7 +8,6 @@ from typing import Literal, final
 
 import msgspec
 
-from offramp.inference.load_engine import AUTO
 from offramp.serving.served import Limits
 from offramp.types.operating_point import DEFAULT
 
@@ -33,7 +32,7 @@ class ModelSettings:
     folder: str
     name: str | None = None
     operating_point: str | None = DEFAULT
-    engine: str = AUTO
+    engine: str = "auto"
     workers: int | None = None
     threads: int | None = None
     allow_other_engine: bool = False
