@@ -29,7 +29,8 @@ from offramp.serving.settings import ServerSettings
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from offramp.serving.service import Running, Service
+    from offramp.serving.running import Running
+    from offramp.serving.service import Service
 
 log = logging.getLogger("offramp.serving")
 

@@ -15,7 +15,7 @@ from offramp.serving.request import Refusal
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from offramp.serving.service import Running
+    from offramp.serving.running import Running
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's names for the two
 _ID_LENGTH, _ID_CHARACTERS = 128, frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:")

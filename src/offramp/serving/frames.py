@@ -93,6 +93,7 @@ class ReadyFrame(msgspec.Struct, tag="ready", array_like=True):
         layers_read: the layers whose exits the engine reads.
         points: names of the operating points that it can run.
         batch_rows: rows of a batch that is worth it.
+        digest: of the points and, where a graph runs, of its metadata: processes that answer beside each other agree.
         seconds: that loading and warming up took.
     """
 
@@ -100,6 +101,7 @@ class ReadyFrame(msgspec.Struct, tag="ready", array_like=True):
     layers_read: tuple[int, ...]
     points: list[str]
     batch_rows: int
+    digest: str
     seconds: float
 
 

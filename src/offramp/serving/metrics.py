@@ -19,7 +19,8 @@ from offramp.serving.tei_metrics import tei_text
 
 if TYPE_CHECKING:
     from offramp.serving.request import Kind
-    from offramp.serving.service import Running, Service
+    from offramp.serving.running import Running
+    from offramp.serving.service import Service
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

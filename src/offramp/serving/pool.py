@@ -10,7 +10,10 @@ import sys
 from collections.abc import Callable
 from typing import final
 
-from offramp.errors import InvalidInput
+import msgspec
+from msgspec.structs import replace
+
+from offramp.errors import InvalidInput, OfframpError
 from offramp.serving.frames import (
     LENGTH_BYTES,
     AnswersFrame,
@@ -29,7 +32,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 """How long to wait before a process is started again: doubled each time, until one is ready."""
 
 
-class ProcessLost(Exception):
+class ProcessLost(OfframpError):
     """A process ended, or was ended, before it answered."""
 
 
@@ -50,6 +53,8 @@ class WorkerProcess:
     ) -> None:
         self.ready = ready
         self._process, self._reader, self._writer = process, reader, writer
+        self._answer: asyncio.Future[Frame] | None = None  # to the batch that it runs
+        self._listening: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int:
@@ -64,62 +69,93 @@ class WorkerProcess:
             InvalidInput: it cannot load the model.
             ProcessLost: it ended before it was ready.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "offramp.serving.worker", str(theirs.fileno())]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
-        reader, writer = await asyncio.open_connection(sock=ours)
+        own, other = socket.socketpair()
+        with other:
+            command = [sys.executable, "-m", "offramp.serving.worker", str(other.fileno())]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()])
         try:
-            first = await _ask(reader, writer, start)
+            reader, writer = await asyncio.open_connection(sock=own)
+            writer.write(pack(start))
+            first = await _receive(reader)
+            if isinstance(first, FaultFrame):
+                raise InvalidInput(first.message)
+            if not isinstance(first, ReadyFrame):
+                raise ProcessLost(f"a process began with {type(first).__name__}")
         except BaseException:
-            process.kill()
-            writer.close()
-            await asyncio.to_thread(process.wait)
+            own.close()
+            await _ended(process)
             raise
-        if isinstance(first, FaultFrame):
-            writer.close()
-            await asyncio.to_thread(process.wait)
-            raise InvalidInput(first.message)
-        assert isinstance(first, ReadyFrame)
         return cls(process, reader, writer, first)
+
+    def watch(self, on_end: Callable[[WorkerProcess], None]) -> None:
+        """Read what the process writes; call back where it ends, or writes what makes no sense, and end it."""
+        self._listening = asyncio.get_running_loop().create_task(self._listen(on_end))
+
+    async def _listen(self, on_end: Callable[[WorkerProcess], None]) -> None:
+        lost = ProcessLost(f"process {self.pid}, which ran the model, has ended")
+        try:
+            while True:
+                frame = await _receive(self._reader)
+                if self._answer is None or not isinstance(frame, AnswersFrame):
+                    lost = ProcessLost(f"process {self.pid} wrote {type(frame).__name__} without being asked")
+                    break
+                if not self._answer.done():  # nobody waits any more
+                    self._answer.set_result(frame)
+                self._answer = None
+        except ProcessLost:
+            pass
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(lost)
+        on_end(self)
 
     async def run(self, batch: BatchFrame, timeout_s: float) -> AnswersFrame:
         """Answer a batch.
 
         Raises:
-            ProcessLost: the process ended, or took longer than that and is ended.
+            ProcessLost: the process ended, or took longer than that and is ended, or its answer makes no sense.
         """
+        if self._listening is None or self._listening.done():
+            raise ProcessLost(f"process {self.pid}, which ran the model, has ended")
+        self._answer = asyncio.get_running_loop().create_future()
+        self._writer.write(pack(batch))
         try:
-            answers = await asyncio.wait_for(_ask(self._reader, self._writer, batch), timeout_s)
+            answers = await asyncio.wait_for(self._answer, timeout_s)
         except (asyncio.TimeoutError, TimeoutError):
             self._process.kill()
             raise ProcessLost(f"process {self.pid} took longer than {timeout_s:g} s for a batch") from None
         assert isinstance(answers, AnswersFrame)
+        if not len(batch.plans) == len(answers.exit_layers) == answers.logits.shape[0]:
+            self._process.kill()
+            raise ProcessLost(f"process {self.pid} answered {len(answers.exit_layers)} rows of {len(batch.plans)}")
         return answers
 
     async def close(self) -> int:
-        """End the process, which ends with its socket; return its exit status."""
+        """End the process at once, which has nothing to lose; return its exit status."""
+        if self._listening is not None:
+            self._listening.cancel()
         self._writer.close()
-        try:
-            return await asyncio.wait_for(asyncio.to_thread(self._process.wait), 5)
-        except (asyncio.TimeoutError, TimeoutError):
-            self._process.kill()
-            return await asyncio.to_thread(self._process.wait)
+        return await _ended(self._process)
 
 
-async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, frame: Frame) -> Frame:
-    """Send a message and return the next one.
+async def _ended(process: subprocess.Popen[bytes]) -> int:
+    """End a process; return its exit status."""
+    process.kill()
+    return await asyncio.to_thread(process.wait)
+
+
+async def _receive(reader: asyncio.StreamReader) -> Frame:
+    """Return the next message.
 
     Raises:
-        ProcessLost: the other end closed.
+        ProcessLost: the other end closed, or wrote what is no message.
     """
     try:
-        writer.write(pack(frame))
-        await writer.drain()
         length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
         return unpack(await reader.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError) as error:
         raise ProcessLost(f"a process that runs the model has ended ({type(error).__name__})") from None
+    except msgspec.DecodeError as error:
+        raise ProcessLost(f"a process that runs the model wrote no message ({error})") from None
 
 
 @final
@@ -161,31 +197,45 @@ class ProcessPool:
             InvalidInput: the model cannot be loaded.
             ProcessLost: a process ended before it was ready.
         """
-        self.ready = (await self._add()).ready
-        await asyncio.gather(*(self._add() for _ in range(self.size - 1)))
+        try:
+            self.ready = (await self._add()).ready
+            await asyncio.gather(*(self._add() for _ in range(self.size - 1)))
+        except BaseException:
+            await self.close()
+            raise
         return self.ready
 
     async def _add(self) -> WorkerProcess:
         process = await WorkerProcess.launch(self._start)
-        if self._closed:
+        try:
+            if self._closed:
+                raise ProcessLost("the server is ending")
+            if self.ready is not None and replace(process.ready, seconds=0) != replace(self.ready, seconds=0):
+                raise InvalidInput(f"{self._start.folder}: the model has changed since the server was started")
+        except OfframpError:
             await process.close()
-            raise ProcessLost("the server is ending")
+            raise
         self._all.add(process)
+        process.watch(self._lost)
         self.give_back(process)
         return process
 
     def give_back(self, process: WorkerProcess) -> None:
         """Take back a process that has answered its batch."""
-        self.idle.append(process)
-        self.on_idle()
-
-    def lost(self, process: WorkerProcess) -> None:
-        """Start another process in place of one that has ended."""
         if process in self._all:
-            self._all.discard(process)
-            task = asyncio.get_running_loop().create_task(self._replace(process))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.idle.append(process)
+            self.on_idle()
+
+    def _lost(self, process: WorkerProcess) -> None:
+        """Start another process in place of one that has ended."""
+        if self._closed:
+            return
+        self._all.discard(process)
+        if process in self.idle:
+            self.idle.remove(process)
+        task = asyncio.get_running_loop().create_task(self._replace(process))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _replace(self, process: WorkerProcess) -> None:
         log.warning("process %d ended with status %d; another one is started", process.pid, await process.close())
@@ -195,7 +245,7 @@ class ProcessPool:
             try:
                 await self._add()
                 return
-            except (InvalidInput, ProcessLost, OSError) as error:
+            except (OfframpError, OSError) as error:
                 if not self._closed:
                     log.error("a process cannot be started, the next try is in %.1f s: %s", pause_s, error)
             await asyncio.sleep(pause_s)
@@ -204,8 +254,9 @@ class ProcessPool:
     async def close(self) -> None:
         """End all processes."""
         self._closed = True
+        self.idle.clear()
         for task in self._tasks:
             task.cancel()
-        self.idle.clear()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(process.close() for process in self._all))
         self._all.clear()

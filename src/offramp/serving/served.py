@@ -82,11 +82,10 @@ class Served:
         if name != FULL and name not in self.points:
             known = ", ".join([*self.points, FULL])
             raise Refusal("validation", f"no operating point {name!r}; there are: {known}")
-        if options.max_depth is not None and options.max_depth < self.layers_read[0]:
-            raise Refusal(
-                "validation",
-                f"max_depth must be at least {self.layers_read[0]}, the first exit; got {options.max_depth}",
-            )
+        point = self.point(name)
+        first = self.layers_read[0] if point is None else point.layers_read(self.config.layers)[0]
+        if options.max_depth is not None and options.max_depth < first:
+            raise Refusal("validation", f"max_depth must be at least {first}, the first exit; got {options.max_depth}")
         return name
 
     def point(self, name: str) -> OperatingPoint | None:

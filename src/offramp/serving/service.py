@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 
@@ -23,57 +23,12 @@ from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
 from offramp.serving.pool import ProcessLost, ProcessPool, WorkerProcess
 from offramp.serving.queue import Queue, WaitingRow
 from offramp.serving.request import Refusal, Request, RowResult
+from offramp.serving.running import Running, Watcher, ending, too_late
 from offramp.serving.served import FULL, Served
 from offramp.serving.tokens import RequestTokenizer
 
 LONG_CHARACTERS = 2000
 """Requests with more are tokenized in a thread: that takes a millisecond or more."""
-
-
-class Watcher(Protocol):
-    """Counts what happens; see `offramp.serving.metrics`."""
-
-    def row_left(self, layer: int, point: str) -> None:
-        """Count a row with an answer."""
-
-    def row_failed(self, kind: str) -> None:
-        """Count a row without an answer."""
-
-    def batch_done(self, rows: int, tokens: int, seconds: float) -> None:
-        """Count a batch: its rows, its tokens with padding, the seconds that the engine took."""
-
-    def rows_retried(self, rows: int) -> None:
-        """Count rows of a process that ended."""
-
-
-@final
-@dataclass(eq=False)
-class Running:
-    """A request on its way.
-
-    Attributes:
-        request: with its rows.
-        point: the name of its operating point.
-        results: of each row; None = not yet.
-        finished: set when every row has a result.
-        tokens: of all rows.
-        begin, tokenized, dequeued, answered: seconds of the clock; `dequeued` = when the last row went to a process.
-    """
-
-    request: Request
-    point: str
-    results: list[RowResult | None]
-    finished: asyncio.Future[None]
-    begin: float
-    tokens: int = 0
-    tokenized: float = 0.0
-    dequeued: float = 0.0
-    answered: float = 0.0
-    missing: int = 0
-
-    def rows(self) -> list[RowResult]:
-        """Return the results, once all are there."""
-        return [result for result in self.results if result is not None]
 
 
 @final
@@ -118,7 +73,7 @@ class Service:
         self._dispatching = False
         self._timer: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
-        self._running: set[Running] = set()
+        self._running: dict[Running, None] = {}  # in the order in which they came
         pool.on_idle = self._dispatch_soon
 
     def _first_limit(self, name: str) -> float:
@@ -137,7 +92,7 @@ class Service:
         point = self.served.point_name(request.options)
         limits = self.served.limits
         if self.draining:
-            raise Refusal("unavailable", "the server is shutting down", 1.0)
+            raise ending()
         if self.rows >= limits.max_concurrent_requests:
             raise Refusal("overloaded", "the server is at its limit of rows at the same time; try again later", 1.0)
         count = len(request.items)
@@ -147,7 +102,8 @@ class Service:
         loop = asyncio.get_running_loop()
         running = Running(request, point, [None] * count, loop.create_future(), self._clock(), missing=count)
         self.rows += count
-        self._running.add(running)
+        self._running[running] = None
+        self._set_timer()
         try:
             await self._advance(running)
         except BaseException:
@@ -162,7 +118,7 @@ class Service:
 
     def _forget(self, running: Running) -> None:
         if running in self._running:
-            self._running.discard(running)
+            del self._running[running]
             self.rows -= running.missing
             running.missing = 0
             running.finished.cancel()
@@ -173,8 +129,8 @@ class Service:
         if sum(map(_length, items)) > LONG_CHARACTERS:
             loop = asyncio.get_running_loop()
             tokens, faults = await loop.run_in_executor(self._thread, self._long.encode, items, options)
-            if running not in self._running:  # abandoned meanwhile
-                raise asyncio.CancelledError
+            if running not in self._running:  # abandoned, or refused, meanwhile
+                return
         else:
             tokens, faults = self._tokenizer.encode(items, options)
         running.tokenized = running.dequeued = self._clock()
@@ -188,7 +144,6 @@ class Service:
             deadline = running.begin + self.served.limits.timeout_s
             self.queue.add([WaitingRow(running, len(row.tokens["input_ids"]), deadline, row) for row in rows])
             self._dispatch_soon()
-            self._set_timer()
 
     def _leave_first(self, running: Running, rows: list[_Row]) -> list[_Row]:
         """Answer the rows that leave before the first layer; return the others."""
@@ -220,7 +175,7 @@ class Service:
             self._watcher.row_failed(result.error.kind)
         if running.missing == 0:
             running.answered = self._clock()
-            self._running.discard(running)
+            self._running.pop(running, None)
             if not running.finished.done():
                 running.finished.set_result(None)
 
@@ -228,7 +183,7 @@ class Service:
         """Give rows that wait to the processes that are free."""
         self._dispatching = False
         now = self._clock()
-        self._refuse(self.queue.expired(now), Refusal("timeout", "no answer within the server's time limit"))
+        self._refuse_rows(self.queue.expired(now), too_late())
         for batch in self.queue.next_batches(now, len(self.pool.idle)):
             task = asyncio.get_running_loop().create_task(self._run(self.pool.idle.pop(), batch))
             self._batches.add(task)
@@ -241,13 +196,18 @@ class Service:
             asyncio.get_running_loop().call_soon(self.dispatch)
 
     def _set_timer(self) -> None:
-        """Look for rows whose deadline has passed, as long as some wait."""
-        if self._timer is None and len(self.queue):
+        """Look for requests whose time is over, as long as there are any."""
+        if self._timer is None and self._running:
             self._timer = asyncio.get_running_loop().call_later(min(self.served.limits.timeout_s, 0.25), self._look)
 
     def _look(self) -> None:
+        """Refuse the requests whose time is over: rows that wait, and rows that a process has."""
         self._timer = None
-        self.dispatch()
+        end = self._clock() - self.served.limits.timeout_s
+        for running in list(self._running):
+            if running.begin > end:
+                break
+            self._refuse(running, too_late())
         self._set_timer()
 
     async def _run(self, process: WorkerProcess, batch: list[WaitingRow]) -> None:
@@ -263,25 +223,34 @@ class Service:
         try:
             answers = await process.run(frame, self.served.limits.timeout_s)
         except ProcessLost:
-            self.pool.lost(process)
             self._retry(batch)
             return
+        self.pool.give_back(process)
         self._watcher.batch_done(len(rows), int(inputs["input_ids"].size), answers.seconds)
         self._give(rows, answers)
-        self.pool.give_back(process)
 
     def _retry(self, batch: list[WaitingRow]) -> None:
         again = [replace(row, alone=True) for row in batch if not row.alone and row.content.running in self._running]
         self._watcher.rows_retried(len(again))
-        self._refuse([row for row in batch if row.alone], Refusal("unavailable", "the process that ran it ended", 1.0))
+        self._refuse_rows(
+            [row for row in batch if row.alone],
+            Refusal("unavailable", "the process that ran it ended, and so did the next one", 1.0),
+        )
         self.queue.add(again)
         self._dispatch_soon()
-        self._set_timer()
 
-    def _refuse(self, rows: Sequence[WaitingRow], refusal: Refusal) -> None:
+    def _refuse_rows(self, rows: Sequence[WaitingRow], refusal: Refusal) -> None:
         for waiting in rows:
             row: _Row = waiting.content
             self._set(row.running, row.number, RowResult(np.empty(0, np.float32), 0, waiting.tokens, refusal))
+
+    def _refuse(self, running: Running, refusal: Refusal) -> int:
+        """Refuse the rows of a request that have no result; return how many."""
+        self.queue.cancel(running)
+        numbers = [number for number, result in enumerate(running.results) if result is None]
+        for number in numbers:
+            self._set(running, number, RowResult(np.empty(0, np.float32), 0, 0, refusal))
+        return len(numbers)
 
     def _give(self, rows: Sequence[_Row], answers: AnswersFrame) -> None:
         logits = answers.logits.array()
@@ -294,7 +263,8 @@ class Service:
                 continue
             passed: dict[int, Array] = {}
             if by_exit is not None and row.running.request.options.details:
-                passed = {number: by_exit[index, exit] for exit, number in enumerate(answers.layers) if number <= layer}
+                exits = zip(answers.layers, by_exit[index], strict=True)
+                passed = {number: values for number, values in exits if not np.isnan(values).any()}
             self._set(row.running, row.number, _result(logits[index], layer, tokens, passed))
 
     async def drain(self) -> int:
@@ -304,22 +274,17 @@ class Service:
         while self._running and self._clock() < end:
             waiting = {running.finished for running in self._running}
             await asyncio.wait(waiting, timeout=max(end - self._clock(), 0), return_when=asyncio.ALL_COMPLETED)
-        refused = 0
-        for running in list(self._running):
-            self.queue.cancel(running)
-            for number, result in enumerate(running.results):
-                if result is None:
-                    refused += 1
-                    fault = Refusal("unavailable", "the server is shutting down", 1.0)
-                    self._set(running, number, RowResult(np.empty(0, np.float32), 0, 0, fault))
-        return refused
+        return sum(self._refuse(running, ending()) for running in list(self._running))
 
     async def close(self) -> None:
-        """End the processes."""
+        """End the processes; requests that are still there are abandoned."""
         if self._timer is not None:
             self._timer.cancel()
+        for running in list(self._running):
+            self.abandon(running)
         for task in self._batches:
             task.cancel()
+        await asyncio.gather(*self._batches, return_exceptions=True)
         await self.pool.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 

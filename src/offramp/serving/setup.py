@@ -9,6 +9,7 @@ from offramp.data.batching import token_limit
 from offramp.inference.choose_engine import choose_engine
 from offramp.inference.load_engine import AUTO, check_name
 from offramp.inference.onnx.first_exit import FirstExit
+from offramp.inference.onnx.metadata import GraphMetadata
 from offramp.inference.workers import cores
 from offramp.model.files import find_file
 from offramp.model.points import load_point, load_points
@@ -16,11 +17,12 @@ from offramp.model.text_folder import load_text_config, load_text_tokenizer
 from offramp.serving.frames import StartFrame
 from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue
+from offramp.serving.running import Watcher
 from offramp.serving.served import Limits, Served
-from offramp.serving.service import Service, Watcher
+from offramp.serving.service import Service
 from offramp.serving.settings import ModelSettings
 from offramp.serving.tokens import RequestTokenizer
-from offramp.types.graph_file import GRAPHS
+from offramp.types.graph_file import GRAPHS, read_metadata
 from offramp.types.model_content import ModelContent
 
 
@@ -52,20 +54,37 @@ async def open_service(model: ModelSettings, limits: Limits, watcher: Watcher) -
     )
     pool = ProcessPool(start, workers)
     ready = await pool.open()
-    graph = find_file(model.folder, GRAPHS[engine]) if engine in ("onnx", "onnx-int8") else None
-    points = {name: found for name, found in load_points(model.folder).items() if name in ready.points}
-    served = Served(
-        model.name or Path(model.folder).resolve().name,
-        config,
-        points,
-        None if point is None else point_name,
-        ready.engine,
-        ready.layers_read,
-        token_limit(tokenizer, config.backbone),
-        ModelContent(Path(model.folder)).file_digest or "",
-        time.time(),
-        limits,
-    )
-    texts = RequestTokenizer(model.folder, config, tokenizer, served.max_tokens, limits.auto_truncate)
-    first = None if graph is None else FirstExit.load(graph, config.pad_token_id)
-    return Service(served, texts, first, pool, Queue(ready.batch_rows, limits.max_batch_tokens), watcher)
+    try:
+        graph = None if engine == "torch" else find_file(model.folder, GRAPHS[engine])
+        served = Served(
+            model.name or _name(model.folder),
+            config,
+            {name: kept for name, kept in load_points(model.folder).items() if name in ready.points},
+            None if point is None else point_name,
+            ready.engine,
+            ready.layers_read,
+            token_limit(tokenizer, config.backbone),
+            _weights_digest(model.folder, graph),
+            time.time(),
+            limits,
+        )
+        texts = RequestTokenizer(model.folder, config, tokenizer, served.max_tokens, limits.auto_truncate)
+        runs_levels = graph is not None and engine != "openvino"
+        first = FirstExit.load(str(graph), config.pad_token_id) if runs_levels else None
+        return Service(served, texts, first, pool, Queue(ready.batch_rows, limits.max_batch_tokens), watcher)
+    except BaseException:
+        await pool.close()
+        raise
+
+
+def _name(folder: str) -> str:
+    """Return the name of a folder, or a hub name as it is."""
+    return Path(folder).resolve().name if Path(folder).is_dir() else folder
+
+
+def _weights_digest(folder: str, graph: str | None) -> str:
+    """Return the SHA-256 of a model's weights, of a graph that of those that it was made of; "" where not known."""
+    if graph is not None:
+        return GraphMetadata.of(read_metadata(Path(graph))).model
+    config = find_file(folder, "config.json")
+    return "" if config is None else ModelContent(Path(config).parent).file_digest or ""

@@ -113,10 +113,9 @@ class RequestTokenizer:
 
     def _ids_row(self, ids: Sequence[int]) -> Tokens:
         """Return token ids as a tokenizer returns a text."""
-        row = {"input_ids": list(ids), "attention_mask": [1] * len(ids)}
-        if "token_type_ids" in self.tokenizer.model_input_names:
-            row["token_type_ids"] = [0] * len(ids)
-        return row
+        filled = {"attention_mask": 1, "token_type_ids": 0}
+        names = self.tokenizer.model_input_names
+        return {"input_ids": list(ids)} | {name: [value] * len(ids) for name, value in filled.items() if name in names}
 
 
 def _too_long(limit: int) -> Refusal:

@@ -5,6 +5,7 @@ It loads the engine, warms it up, and answers batch after batch; it ends with th
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
@@ -24,7 +25,8 @@ from offramp.inference.choose_engine import batch_rows
 from offramp.inference.engine import Engine
 from offramp.inference.inputs import in_parts
 from offramp.inference.load_engine import load_with_workers, threads_of
-from offramp.inference.onnx_engine import leave_layers
+from offramp.inference.onnx_engine import GraphEngine, leave_layers
+from offramp.inference.point_check import check_engine_of
 from offramp.model.points import load_point, load_points
 from offramp.serving.frames import (
     LENGTH_BYTES,
@@ -70,10 +72,21 @@ class Worker:
         for name, other in load_points(start.folder).items():
             try:
                 engine.check(other)
+                check_engine_of(other, engine, start.allow_other_engine)
             except InvalidInput:
                 continue
             points[name] = other
         return cls(engine, points)
+
+    def plan(self, point: str, max_depth: int | None) -> RowPlan:
+        """Return the plan of a row: the name of its point, FULL = full depth, and its bound on the depth."""
+        return RowPlan(None if point == FULL else self.points[point], max_depth)
+
+    @property
+    def digest(self) -> str:
+        """Return a digest of the points and of a graph's metadata."""
+        graph = self.engine.graph.metadata if isinstance(self.engine, GraphEngine) else None
+        return hashlib.sha256(repr((graph, sorted(self.points.items()))).encode()).hexdigest()
 
     def warm_up(self, point: str | None) -> None:
         """Answer batches of a few shapes."""
@@ -81,18 +94,21 @@ class Worker:
             for tokens in WARM_UP_TOKENS:
                 ids = np.ones((rows, tokens), np.int64)
                 names = ("input_ids", "attention_mask")
-                plans = [RowPlan(self.points.get(point or FULL))] * rows
+                plans = [self.plan(point or FULL, None)] * rows
                 answer_rows(self.engine, dict.fromkeys(names, ids), plans)
 
     def answer(self, batch: BatchFrame) -> AnswersFrame:
         """Answer a batch; where the engine fails, each half of it, down to the rows at fault."""
         begin = time.perf_counter()
         inputs = {name: frame.array() for name, frame in batch.inputs.items()}
-        plans = [RowPlan(self.points.get(name), depth) for name, depth in batch.plans]
+        plans = [self.plan(name, depth) for name, depth in batch.plans]
 
         def run(rows: Sequence[int]) -> tuple[Sequence[int], RowAnswers]:
             chosen = {name: value[list(rows)] for name, value in inputs.items()}
-            return rows, answer_rows(self.engine, chosen, [plans[row] for row in rows], batch.by_exit)
+            try:
+                return rows, answer_rows(self.engine, chosen, [plans[row] for row in rows], batch.by_exit)
+            except OfframpError as error:  # which `in_parts` takes for the caller's; here a row is to blame
+                raise ValueError(str(error)) from error
 
         parts, errors = in_parts(run, range(len(plans)))
         return _to_frame(parts, errors, len(plans), self.engine.config.num_labels, begin)
@@ -151,8 +167,11 @@ def serve(connection: socket.socket) -> None:
     try:
         worker = Worker.load(start)
         worker.warm_up(start.point)
-    except (OfframpError, OSError, MemoryError) as error:
+    except OfframpError as error:
         connection.sendall(pack(FaultFrame(one_line(error))))
+        return
+    except Exception as error:  # of a library that loads or runs the model
+        connection.sendall(pack(FaultFrame(f"{start.folder}: {type(error).__name__}: {one_line(error)}")))
         return
     rows = start.batch_rows or batch_rows(start.folder, worker.engine.name, threads_of(worker.engine), 1)
     ready = ReadyFrame(
@@ -160,6 +179,7 @@ def serve(connection: socket.socket) -> None:
         tuple(leave_layers(worker.engine)),
         list(worker.points),
         rows,
+        worker.digest,
         time.perf_counter() - begin,
     )
     connection.sendall(pack(ready))

@@ -1,0 +1,371 @@
+"""The service between the wire formats and the processes: with processes that are fakes, and a clock that is one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
+from offramp.serving.pool import ProcessLost
+from offramp.serving.queue import Queue
+from offramp.serving.request import Options, Refusal, Request, TokenIds
+from offramp.serving.running import Running
+from offramp.serving.served import FULL, Limits, Served
+from offramp.serving.service import Service
+from offramp.serving.tokens import RequestTokenizer
+from offramp.types.operating_point import OperatingPoint
+from support.graphs import gated
+from support.models import tiny_tokenizer
+
+LAYERS = (1, 2, 3, 4)
+POINT = OperatingPoint({"name": "entropy"}, (0.1, 0.1, 0.1))
+LIMITS = Limits(max_concurrent_requests=20, max_client_batch_size=8, timeout_s=5.0, drain_s=0.2)
+
+
+@dataclass
+class Counts:
+    """What a server would count."""
+
+    left: list[tuple[int, str]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    batches: list[tuple[int, int]] = field(default_factory=list)
+    retried: int = 0
+
+    def row_left(self, layer: int, point: str) -> None:
+        self.left.append((layer, point))
+
+    def row_failed(self, kind: str) -> None:
+        self.failed.append(kind)
+
+    def batch_done(self, rows: int, tokens: int, seconds: float) -> None:
+        self.batches.append((rows, tokens))
+
+    def rows_retried(self, rows: int) -> None:
+        self.retried += rows
+
+
+class Process:
+    """Answers when it is let: the logits of a row are its first token, its number of tokens, and 0."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[BatchFrame, asyncio.Future[AnswersFrame]]] = []
+        self.done: list[BatchFrame] = []
+
+    async def run(self, batch: BatchFrame, timeout_s: float) -> AnswersFrame:
+        answer: asyncio.Future[AnswersFrame] = asyncio.get_running_loop().create_future()
+        self.waiting.append((batch, answer))
+        return await answer
+
+    def answer(self, **changes: Any) -> None:
+        batch, future = self.waiting.pop()
+        ids, mask = batch.inputs["input_ids"].array(), batch.inputs["attention_mask"].array()
+        logits = np.stack([ids[:, 0], mask.sum(axis=1), 0 * ids[:, 0]], axis=1).astype(np.float32)
+        by_exit = ArrayFrame.of(np.tile(logits[:, None], (1, 4, 1))) if batch.by_exit else None
+        rows = len(batch.plans)
+        fields = {"exit_layers": [4] * rows, "failed": [False] * rows, "errors": {}, "logits_by_exit": by_exit}
+        fields |= {"logits": ArrayFrame.of(logits), "layers": LAYERS, "seconds": 0.001} | changes
+        self.done.append(batch)
+        future.set_result(AnswersFrame(**fields))
+
+    def end(self) -> None:
+        self.waiting.pop()[1].set_exception(ProcessLost("it ended"))
+
+
+class Pool:
+    """Some fake processes; those that end come back as new ones."""
+
+    def __init__(self, size: int = 1) -> None:
+        self.idle: list[Any] = [Process() for _ in range(size)]
+        self.all: list[Any] = list(self.idle)
+        self.on_idle: Any = None
+        self.alive = size
+
+    def give_back(self, process: Process) -> None:
+        self.idle.append(process)
+        self.on_idle()
+
+    async def close(self) -> None:
+        self.idle.clear()
+
+
+class Bench:
+    """A service with its fakes."""
+
+    def __init__(self, size: int = 1, rows: int = 8, limits: Limits = LIMITS) -> None:
+        config = gated().config
+        self.served = Served("tiny", config, {"default": POINT}, "default", "onnx-int8", LAYERS, 32, "", 0.0, limits)
+        tokenizer = RequestTokenizer("", config, tiny_tokenizer(), 32, True)
+        self.pool, self.counts, self.now = Pool(size), Counts(), 100.0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RequestTokenizer, "copy", lambda self: self)
+            pool: Any = self.pool
+            queue = Queue(rows, 1000)
+            self.service = Service(self.served, tokenizer, None, pool, queue, self.counts, lambda: self.now)
+
+    @property
+    def process(self) -> Process:
+        process: Process = self.pool.all[0]
+        return process
+
+    async def start(self, *items: Any, **options: Any) -> Running:
+        running = await self.service.start(Request(items, Options(**options)))
+        await settle()
+        return running
+
+    def batch_sizes(self) -> list[int]:
+        return [len(batch.plans) for process in self.pool.all for batch, _ in process.waiting]
+
+
+async def settle() -> None:
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(story, 10))
+
+
+def kinds(running: Running) -> list[str | None]:
+    return [None if row.error is None else row.error.kind for row in running.rows()]
+
+
+def ids(*numbers: int) -> TokenIds:
+    return TokenIds(numbers)
+
+
+def test_rows_of_several_requests_go_together_and_answers_come_back_to_their_own() -> None:
+    async def story() -> None:
+        bench = Bench()
+        first = await bench.start(ids(7, 8), ids(9))  # the process is free
+        second, third = await bench.start(ids(11, 12, 13)), await bench.start("a cat", ids(5, 6), max_depth=2)
+        bench.process.answer()
+        await settle()
+        assert first.finished.done()
+        assert bench.batch_sizes() == [3]
+        plans = sorted(bench.process.waiting[0][0].plans, key=str)
+        assert plans == [("default", 2), ("default", 2), ("default", None)]
+        bench.process.answer()
+        await settle()
+        for running, firsts in ((first, [7, 9]), (second, [11]), (third, [2, 5])):  # a text begins with [CLS]
+            assert [row.logits[0] for row in running.rows()] == firsts
+            assert [row.tokens for row in running.rows()] == [int(row.logits[1]) for row in running.rows()]
+        assert (bench.service.rows, len(bench.service.queue)) == (0, 0)
+        assert bench.counts.batches == [(2, 4), (3, 12)]
+        assert bench.counts.left == [(4, "default")] * 5
+
+    run(story())
+
+
+def test_an_abandoned_request_costs_no_batch_row_and_no_answer() -> None:
+    async def story() -> None:
+        bench = Bench()
+        busy, gone, stays = [await bench.start(ids(number)) for number in (5, 6, 7)]
+        bench.service.abandon(gone)
+        bench.service.abandon(busy)  # on its way: the answer is thrown away
+        bench.service.abandon(busy)
+        assert bench.service.rows == 1
+        bench.process.answer()
+        await settle()
+        bench.process.answer()
+        await settle()
+        assert [batch.inputs["input_ids"].array().tolist() for batch in bench.process.done] == [[[5]], [[7]]]
+        assert [row.logits[0] for row in stays.rows()] == [7]
+        assert gone.finished.cancelled()
+        assert busy.rows() == []
+        assert (bench.service.rows, bench.counts.left) == (0, [(4, "default")])
+        assert not bench.service._running
+
+    run(story())
+
+
+def test_rows_of_a_process_that_ended_go_once_more_each_alone() -> None:
+    async def story() -> None:
+        bench = Bench(size=2)
+        bench.pool.idle.pop(0)  # the second one only
+        process: Process = bench.pool.all[1]
+        together = await bench.start(ids(5), ids(6))
+        gone = await bench.start(ids(8))
+        assert bench.batch_sizes() == [2]
+        process.end()
+        bench.service.abandon(gone)
+        bench.pool.idle.append(process)
+        await settle()
+        assert bench.batch_sizes() == [1]
+        assert bench.counts.retried == 2
+        process.end()  # the first row again: no third try
+        bench.pool.give_back(process)
+        await settle()
+        assert bench.batch_sizes() == [1]
+        process.answer()
+        await settle()
+        assert kinds(together) == ["unavailable", None]
+        assert together.rows()[1].logits[0] == 6
+
+    run(story())
+
+
+def test_what_is_over_its_time_is_refused_wherever_it_is() -> None:
+    async def story() -> None:
+        limits = replace(LIMITS, timeout_s=0.02)
+        bench = Bench(limits=limits)
+        flying, waiting = await bench.start(ids(5)), await bench.start(ids(6))
+        bench.now += 0.019
+        await asyncio.sleep(0.05)
+        assert not flying.finished.done()
+        bench.now += 0.001
+        await asyncio.sleep(0.05)
+        assert kinds(flying) == kinds(waiting) == ["timeout"]
+        assert len(bench.service.queue) == 0
+        bench.process.answer()  # too late
+        await settle()
+        assert kinds(flying) == ["timeout"]
+        assert bench.counts.failed == ["timeout"] * 2
+        assert bench.batch_sizes() == []
+
+    run(story())
+
+
+REFUSED: list[tuple[str, list[Any], dict[str, Any], str]] = [
+    ("validation", [ids(5)], {"operating_point": "fast"}, "no operating point 'fast'; there are: default, full"),
+    ("validation", [ids(5)], {"max_depth": 0}, "max_depth must be at least 1, the first exit; got 0"),
+    ("batch_size", [ids(5)] * 9, {}, "batch size 9 > maximum allowed batch size 8"),
+]
+
+
+@pytest.mark.parametrize(("kind", "items", "options", "message"), REFUSED, ids=[one[3][:22] for one in REFUSED])
+def test_a_request_that_asks_for_what_there_is_not_is_refused(
+    kind: str, items: list[Any], options: dict[str, Any], message: str
+) -> None:
+    async def story() -> None:
+        bench = Bench()
+        with pytest.raises(Refusal, match=message) as caught:
+            await bench.start(*items, **options)
+        assert caught.value.kind == kind
+        assert (bench.service.rows, bench.batch_sizes()) == (0, [])
+
+    run(story())
+
+
+def test_beyond_the_limit_of_rows_one_and_many_are_refused_alike() -> None:
+    async def story() -> None:
+        bench = Bench()
+        accepted = [await bench.start(*[ids(5)] * 8) for _ in range(3)]  # the third one comes at 16 rows of 20
+        for count in (1, 8):
+            with pytest.raises(Refusal) as caught:
+                await bench.start(*[ids(5)] * count)
+            assert (caught.value.kind, caught.value.retry_after_s) == ("overloaded", 1.0)
+        bench.service.abandon(accepted[0])
+        await bench.start(ids(5))
+
+    run(story())
+
+
+def test_a_fault_of_a_row_is_its_own() -> None:
+    async def story() -> None:
+        bench = Bench()
+        running = await bench.start("", ids(5), "the \ud800", ids(99), ids(6), ids(7), ids())
+        logits = np.array([[5, 1, 0], [6, np.nan, 0], [7, 1, 0]], np.float32)
+        bench.process.answer(logits=ArrayFrame.of(logits), errors={2: "RuntimeError: it broke"})
+        await settle()
+        assert kinds(running) == ["empty", None, "validation", "validation", "failed", "failed", "empty"]
+        messages = [str(row.error) for row in running.rows()]
+        assert messages[3] == "there is no token 99: the model has 40, from 0"
+        assert messages[4:6] == ["the model's logits are not finite", "RuntimeError: it broke"]
+        assert bench.service.rows == 0
+
+    run(story())
+
+
+def test_details_are_the_exits_that_a_row_came_to() -> None:
+    async def story() -> None:
+        bench = Bench()
+        with_, without = await bench.start(ids(4), ids(3), details=True), await bench.start(ids(5))
+        bench.process.answer(exit_layers=[2, 4], logits_by_exit=ArrayFrame.of(BY_EXIT))
+        await settle()
+        bench.process.answer()
+        await settle()
+        assert [{layer: values.tolist() for layer, values in row.logits_by_exit.items()} for row in with_.rows()] == [
+            {1: [0, 1, 2], 2: [3, 4, 5]},
+            {layer: [3 * exit + 12, 3 * exit + 13, 3 * exit + 14] for exit, layer in enumerate(LAYERS)},
+        ]
+        assert without.rows()[0].logits_by_exit == {}
+
+    run(story())
+
+
+BY_EXIT = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
+BY_EXIT[0, 2:] = np.nan
+
+
+def test_a_request_that_is_cancelled_while_it_is_tokenized_leaves_nothing() -> None:
+    async def story() -> None:
+        bench = Bench()
+        long = "the cat sat on the mat " * 400
+        task = asyncio.ensure_future(bench.service.start(Request([long])))
+        await asyncio.sleep(0)
+        assert bench.service.rows == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.05)
+        assert (bench.service.rows, len(bench.service.queue), bench.batch_sizes()) == (0, 0, [])
+        running = await bench.service.start(Request([long]))
+        await settle()
+        bench.process.answer()
+        await settle()
+        assert running.rows()[0].tokens == 32  # cut
+
+    run(story())
+
+
+def test_a_drain_answers_what_it_can_and_refuses_what_is_late() -> None:
+    async def story() -> None:
+        bench = Bench()
+        loop = asyncio.get_running_loop()
+        bench.service._clock = loop.time
+        answered, stuck = await bench.start(ids(5)), await bench.start(ids(6))
+        long = asyncio.ensure_future(bench.service.start(Request(["the cat " * 2000])))
+        await asyncio.sleep(0)
+        drain = asyncio.ensure_future(bench.service.drain())
+        await asyncio.sleep(0.01)
+        with pytest.raises(Refusal) as caught:
+            await bench.service.start(Request([ids(5)]))
+        assert caught.value.kind == "unavailable"
+        bench.process.answer()
+        await settle()
+        assert kinds(answered) == [None]
+        assert await drain == 2  # `stuck` is with the process, the long text waits for it
+        assert kinds(stuck) == kinds(await long) == ["unavailable"]
+        await bench.service.close()
+        assert not bench.service._running
+        assert not bench.service._batches
+
+    run(story())
+
+
+def test_closing_leaves_nobody_waiting() -> None:
+    async def story() -> None:
+        bench = Bench()
+        running = [await bench.start(ids(5)), await bench.start(ids(6))]
+        await bench.service.close()
+        assert all(one.finished.cancelled() for one in running)
+        assert bench.service.rows == 0
+
+    run(story())
+
+
+@pytest.fixture(autouse=True)
+def no_task_is_left_with_an_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_full_depth_has_a_name() -> None:
+    served = Bench().served
+    assert served.point_name(Options(operating_point="full", max_depth=1)) == FULL
+    assert served.point_name(Options()) == "default"
