@@ -73,19 +73,20 @@ class WorkerProcess:
         with other:
             command = [sys.executable, "-m", "offramp.serving.worker", str(other.fileno())]
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()])
+        opened: socket.socket | asyncio.StreamWriter = own
         try:
-            reader, writer = await asyncio.open_connection(sock=own)
-            writer.write(pack(start))
+            reader, opened = await asyncio.open_connection(sock=own)
+            opened.write(pack(start))
             first = await _receive(reader)
             if isinstance(first, FaultFrame):
                 raise InvalidInput(first.message)
             if not isinstance(first, ReadyFrame):
                 raise ProcessLost(f"a process began with {type(first).__name__}")
         except BaseException:
-            own.close()
+            opened.close()
             await _ended(process)
             raise
-        return cls(process, reader, writer, first)
+        return cls(process, reader, opened, first)
 
     def watch(self, on_end: Callable[[WorkerProcess], None]) -> None:
         """Read what the process writes; call back where it ends, or writes what makes no sense, and end it."""
