@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ class Server:
 
     def __init__(self, process: "subprocess.Popen[str]", url: str) -> None:
         self.process, self.port = process, int(url.rpartition(":")[2])
+        self.outcomes = Counter[str]()
 
     def get(self, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
@@ -33,6 +35,23 @@ class Server:
         body = answer.read()
         connection.close()
         return answer.status, body
+
+    def ask_until_closed(self) -> None:
+        """Ask on one connection until an answer says that the server closes it; count what comes."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        while True:
+            try:
+                connection.request("POST", "/classify", b'{"input":"good cat"}', {"authorization": "Bearer k"})
+                answer = connection.getresponse()
+                answer.read()
+            except OSError as error:
+                self.outcomes[type(error).__name__] += 1
+                break
+            self.outcomes[str(answer.status)] += 1
+            if answer.will_close:
+                self.outcomes["closed"] += 1
+                break
+        connection.close()
 
     def begin_request(self) -> socket.socket:
         """Send a request but for the last 19 bytes of its body."""
@@ -127,11 +146,11 @@ class TestProcesses:
             assert server.metric('offramp_process_restarts_total{process="http"}') == 1
             assert server.metric('offramp_processes{state="idle"}') == 2
 
-            slow = socket.create_connection(("127.0.0.1", server.port))
-            slow.sendall(
-                b"POST /classify HTTP/1.1\r\nhost: a\r\nauthorization: Bearer k\r\ncontent-length: 20\r\n\r\n{"
-            )
-            time.sleep(0.1)
+            slow = server.begin_request()
+            clients = [threading.Thread(target=server.ask_until_closed) for _ in range(4)]
+            for client in clients:
+                client.start()
+            time.sleep(0.3)
             every = descendants(server.process.pid)
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
@@ -144,6 +163,10 @@ class TestProcesses:
             assert b"connection: close" in answer
             assert server.process.wait(10) == 0
             assert gone(every)
+            for client in clients:
+                client.join()
+            assert set(server.outcomes) == {"200", "closed"}, server.outcomes
+            assert server.outcomes["closed"] == 4
 
     @pytest.mark.slow
     def test_a_second_signal_ends_at_once(self, exported: Path) -> None:

@@ -118,12 +118,13 @@ def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: A
         options["allow_other_engine"],
     )
     limits = Limits(**{name: options[name] for name in LIMITS}, timeout_s=options["timeout"], drain_s=options["drain"])
+    keys = tuple(_keys(options["api_keys"], options["api_key_file"]))
     listening = listen(host or _host_of(os.environ), port)
     settings = ServerSettings(
         model,
         limits,
         url_of(listening),
-        tuple(_keys(options["api_keys"], options["api_key_file"])),
+        keys,
         options["cors_allow_origin"],
         options["log_format"],
         options["log_level"],
@@ -152,7 +153,7 @@ def _check_folder(folder: Path) -> None:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InvalidInput(f"{folder} holds no model: it has no config.json")
-    elif folder.is_absolute() or str(folder).startswith(".") or len(folder.parts) > 2:  # not the form of a hub name
+    elif folder.is_absolute() or folder.parts[0] == ".." or len(folder.parts) != 2:  # not the form of a hub name
         raise InvalidInput(f"there is no folder {folder}")
 
 

@@ -140,7 +140,10 @@ class App:
                 self._count(exchange, route, CLIENT_GONE, begin, None)
                 return
         self._count(exchange, route, reply.status, begin, refusal)
-        await exchange.reply(reply, _headers(exchange.running, refusal, begin))
+        extra = _headers(exchange.running, refusal, begin)
+        if self.draining:
+            extra["connection"] = "close"  # the client's next request goes elsewhere, before this one is closed on it
+        await exchange.reply(reply, extra)
 
     def _allowed(self, exchange: Exchange) -> bool:
         """Return whether a request has a key; every key is compared, each in constant time."""
@@ -156,7 +159,7 @@ class App:
         name, protocol = (route.name, route.protocol) if route else ("none", "none")
         kind = None if refusal is None else refusal.kind
         self.metrics.request_done((protocol, name, status), seconds, kind, exchange.rows, exchange.running)
-        level = logging.WARNING if status >= 500 and protocol != "pages" else logging.DEBUG
+        level = logging.WARNING if status >= 500 and status != 503 else logging.DEBUG
         if log.isEnabledFor(level):
             layers = [] if exchange.running is None else [row.exit_layer for row in exchange.running.rows()]
             facts: dict[str, Any] = {

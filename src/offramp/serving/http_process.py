@@ -39,6 +39,8 @@ READY = b"ready\n"
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """How long a connection may be idle: longer than clients and load balancers keep one (mostly 60 s)."""
+LINGER_S = 0.1
+"""How long requests on connections that live on are still read, and answered that the server ends."""
 FLUSH_S = 2
 """How long answers may take to leave after the drain."""
 
@@ -128,7 +130,11 @@ class HttpProcess:
     async def _drain(self, loading: asyncio.Task[int]) -> None:
         """Answer what was accepted, and close the connections."""
         self.app.draining = True
-        self._server.should_exit = True
+        if self._server.started:
+            for server in self._server.servers:
+                server.close()
+        await asyncio.sleep(LINGER_S)
+        self._server.should_exit = True  # connections without a request are closed, the others after their answer
         if not loading.done():
             loading.cancel()
             await asyncio.wait((loading,))

@@ -3,9 +3,9 @@
 Lines are written by a thread of their own. Where they cannot be written (a full disk, a closed pipe) or not fast enough
 (a reader that stands still), they are dropped.
 
-At level "info" a request has a line only where its answer is a 5xx: at a thousand answers a second a line for each
-would be 20 GB a day and cost more than a row that leaves before the first layer. The metrics count all of them. At
-"debug" each request has its line.
+At level "info" a request has a line only where its answer is a 500 or a 504: at a thousand answers a second a line for
+each would be 20 GB a day and cost more than a row that leaves before the first layer; a server that is full or ends
+would drown what matters. The metrics count all of them. At "debug" each request has its line.
 """
 
 from __future__ import annotations

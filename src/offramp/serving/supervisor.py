@@ -35,8 +35,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family, backlog=BACKLOG)
+    except socket.gaierror as error:
+        raise InvalidInput(f"cannot listen on {host}:{port}: {error.strerror}") from None
     except OSError as error:
-        raise InvalidInput(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise InvalidInput(f"cannot listen on {host}:{port}: {os.strerror(error.errno)}") from None
 
 
 def url_of(listening: socket.socket) -> str:
