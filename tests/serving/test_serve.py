@@ -3,10 +3,12 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -200,9 +202,9 @@ def test_a_folder_that_is_no_model_is_one_line_and_exit_code_1(tmp_path: Path) -
     assert "Traceback" not in result.stderr
 
 
-def test_a_port_in_use_is_one_line() -> None:
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        result = offramp("serve", "any", "--host", "127.0.0.1", "--port", taken.getsockname()[1])
+        result = offramp("serve", tmp_path, "--host", "127.0.0.1", "--port", taken.getsockname()[1])
     assert result.exit_code == 1
-    assert "cannot listen on 127.0.0.1" in result.output
-    assert len(result.output.splitlines()) == 1
+    assert re.fullmatch(r"Error: cannot listen on 127.0.0.1:\d+: Address already in use\n", result.output)

@@ -35,10 +35,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family, backlog=BACKLOG)
-    except socket.gaierror as error:
-        raise InvalidInput(f"cannot listen on {host}:{port}: {error.strerror}") from None
     except OSError as error:
-        raise InvalidInput(f"cannot listen on {host}:{port}: {os.strerror(error.errno)}") from None
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise InvalidInput(f"cannot listen on {host}:{port}: {reason}") from None
 
 
 def url_of(listening: socket.socket) -> str:
