@@ -172,7 +172,7 @@ def test_answers_carry_text_embeddings_inferences_headers() -> None:
         ("/words", [gzip.compress(words("ab"))[:-4]], {"content_encoding": "gzip"}, 400, "malformed"),
         ("/words", [b"no gzip"], {"content_encoding": "gzip"}, 400, "malformed"),
         ("/words", [words("ab")], {"content_encoding": "br"}, 400, "malformed"),
-        ("/words", [b"[" * 900], {}, 400, "malformed"),
+        ("/words", [b"[" * 900], {}, 400, "mistyped"),
         ("/words", [words("ab")[:5], words("ab")[5:]], {}, 200, None),
         ("/words", [words("a", "b", "c", "d")], {}, 422, "batch_size"),
         ("/words", [words("bug")], {}, 500, "failed"),

@@ -14,6 +14,7 @@ from offramp.serving.served import Served
 STATUS: Mapping[Kind, int] = {
     "empty": 400,
     "malformed": 400,
+    "mistyped": 400,
     "validation": 400,
     "batch_size": 422,
     "unknown_model": 404,
@@ -65,8 +66,8 @@ class Endpoint:
         read: returns the request of a call; raises a `Refusal`.
         write: returns the reply to a request with its results, one for each of its items.
         refuse: returns the reply to a call that is refused, in the protocol's form.
-        takes: the type of the body, for OpenAPI.
-        gives: the type of the answer, for OpenAPI.
+        takes: the type of the body, for OpenAPI; a tuple where a path has several.
+        gives: the type of the answer, for OpenAPI; likewise.
         summary: one line, for OpenAPI.
         protocol: a short name, for metrics: "tei", "vllm", "kserve", "oip", "huggingface", "openai", "systemone".
     """
@@ -101,6 +102,11 @@ class Page:
     gives: Any
     summary: str
     ready: bool = False
+
+
+def body_types(side: Any) -> tuple[Any, ...]:
+    """Return the types of `Endpoint.takes` or `Endpoint.gives`."""
+    return side if isinstance(side, tuple) else (side,)
 
 
 class EarlyExit(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -146,9 +152,11 @@ def decode(body: bytes, kind: Any) -> Any:
     """Return a JSON body as a msgspec type.
 
     Raises:
-        Refusal: malformed.
+        Refusal: malformed, or mistyped.
     """
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:  # also ValidationError
+    except msgspec.ValidationError as error:
+        raise Refusal("mistyped", f"the body cannot be read: {error}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Refusal("malformed", f"the body cannot be read: {error}") from None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 import msgspec
 
-from offramp.serving.endpoint import Endpoint, Page
+from offramp.serving.endpoint import Endpoint, Page, body_types
 from offramp.serving.settings import VERSION
 
 REFUSALS = {
@@ -27,13 +27,14 @@ def openapi(modules: Sequence[ModuleType]) -> dict[str, Any]:
     """Return the document of the modules' endpoints and pages, and of the server's own pages."""
     endpoints = [endpoint for module in modules for endpoint in getattr(module, "ENDPOINTS", ())]
     pages = [page for module in modules for page in getattr(module, "PAGES", ())]
-    types = [kind for endpoint in endpoints for kind in (endpoint.takes, endpoint.gives)]
+    types = [kind for endpoint in endpoints for side in (endpoint.takes, endpoint.gives) for kind in body_types(side)]
     types += [page.gives for page in pages]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     left = iter(schemas)
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
-        _add(paths, endpoint.paths, "post", _endpoint(endpoint, next(left), next(left)))
+        takes, gives = _schema(endpoint.takes, left), _schema(endpoint.gives, left)
+        _add(paths, endpoint.paths, "post", _endpoint(endpoint, takes, gives))
     for page in pages:
         _add(paths, page.paths, "get", _operation(page, next(left)))
     for path, summary in OWN_PAGES.items():
@@ -46,6 +47,13 @@ def openapi(modules: Sequence[ModuleType]) -> dict[str, Any]:
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{}, {"key": []}],
     }
+
+
+def _schema(side: Any, schemas: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Return the next schema, or for several types any of the next ones."""
+    if not isinstance(side, tuple):
+        return next(schemas)
+    return {"anyOf": [next(schemas) for _ in side]}
 
 
 OWN_PAGES = {

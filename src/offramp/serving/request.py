@@ -12,7 +12,8 @@ from offramp.errors import OfframpError
 
 Kind = Literal[
     "empty",  # a text without content
-    "malformed",  # no JSON, or a field of another type
+    "malformed",  # no JSON
+    "mistyped",  # JSON, with a field that is missing or of another type
     "validation",  # a value that cannot be answered: an unknown point, a text that is too long
     "batch_size",  # more texts than one request may have
     "unknown_model",
@@ -50,6 +51,13 @@ class TokenIds:
 
 Item = Text | TokenIds
 """A text, a pair of texts, or token ids."""
+
+
+def characters_of(item: Item) -> int:
+    """Return the characters of a text or a pair; token ids have none."""
+    if isinstance(item, str):
+        return len(item)
+    return sum(map(len, item)) if isinstance(item, tuple) else 0
 
 
 @final

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from offramp.inference.onnx.first_exit import FirstExit
 from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
 from offramp.serving.pool import ProcessLost, ProcessPool, WorkerProcess
 from offramp.serving.queue import Queue, WaitingRow
-from offramp.serving.request import Refusal, Request, RowResult
+from offramp.serving.request import Refusal, Request, RowResult, characters_of
 from offramp.serving.running import Running, Watcher, ending, too_late
 from offramp.serving.served import FULL, Served
 from offramp.serving.tokens import RequestTokenizer
@@ -126,7 +126,7 @@ class Service:
     async def _advance(self, running: Running) -> None:
         """Tokenize the rows; answer those that leave before the first layer, and let the others wait."""
         items, options = running.request.items, running.request.options
-        if sum(map(_length, items)) > LONG_CHARACTERS:
+        if sum(map(characters_of, items)) > LONG_CHARACTERS:
             loop = asyncio.get_running_loop()
             tokens, faults = await loop.run_in_executor(self._thread, self._long.encode, items, options)
             if running not in self._running:  # abandoned, or refused, meanwhile
@@ -287,13 +287,6 @@ class Service:
         await asyncio.gather(*self._batches, return_exceptions=True)
         await self.pool.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _length(item: Any) -> int:
-    """Return the characters of a text or a pair; token ids need no tokenizer."""
-    if isinstance(item, str):
-        return len(item)
-    return sum(map(len, item)) if isinstance(item, tuple) else 0
 
 
 def _result(logits: Array, layer: int, tokens: int, by_exit: Mapping[int, Array]) -> RowResult:

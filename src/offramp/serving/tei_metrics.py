@@ -36,6 +36,7 @@ def _by_size(samples: Samples, outcomes: Sequence[str]) -> dict[tuple[str, str],
 _ERRORS = {
     "empty": "validation",
     "malformed": "validation",
+    "mistyped": "validation",
     "validation": "validation",
     "body_size": "validation",
     "unknown_model": "validation",

@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
-PROTOCOLS = ("tei", "huggingface", "vllm", "kserve", "oip", "openai", "systemone")
+PROTOCOLS = ("tei", "shared_paths", "vllm", "kserve", "oip", "openai", "systemone")
 """Modules of this package; each may have `ENDPOINTS` and `PAGES` (see `offramp.serving.endpoint`)."""
 
 

@@ -249,13 +249,23 @@ def refuse(call: Call, refusal: Refusal) -> Reply:
     """Return a refusal in vLLM's form: the `error` of OpenAI with the status as its code."""
     status, field = STATUS[refusal.kind], None
     kind = _TYPES.get(status, HTTPStatus(status).phrase)
-    if refusal.kind == "malformed":
+    if refusal.kind in ("malformed", "mistyped"):
         kind = HTTPStatus.BAD_REQUEST.phrase
         field = _FIELD.search(str(refusal))
     info = ErrorInfo(str(refusal), kind, field and field[1], status)
     return Reply(msgspec.json.encode(ErrorAnswer(info)), status)
 
 
+RERANK = Endpoint(
+    ("/v1/rerank", "/v2/rerank"),  # `/rerank` is in `shared_paths`
+    _read_rerank,
+    _write_rerank,
+    refuse,
+    RerankRequest,
+    RerankAnswer,
+    "Sort documents by relevance (vLLM, Cohere).",
+    "vllm",
+)
 ENDPOINTS = (
     Endpoint(
         ("/classify", "/v1/classify"),
@@ -277,15 +287,6 @@ ENDPOINTS = (
         "Score pairs of texts (vLLM).",
         "vllm",
     ),
-    Endpoint(
-        ("/rerank", "/v1/rerank", "/v2/rerank"),
-        _read_rerank,
-        _write_rerank,
-        refuse,
-        RerankRequest,
-        RerankAnswer,
-        "Sort documents by relevance (vLLM, Cohere).",
-        "vllm",
-    ),
+    RERANK,
 )
 PAGES = (Page(("/v1/models",), _write_models, refuse, ModelList, "The models of this server (OpenAI)."),)
