@@ -112,5 +112,12 @@ def test_without_the_extra_it_names_the_command_that_installs_it(
     assert (result.exit_code, result.output) == (1, "Error: serve needs uvicorn: pip install 'offramp[serve]'\n")
 
 
+def test_spans_without_the_packages_for_them_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.cli.serve._is_installed", lambda name: not name.startswith("opentelemetry"))
+    result = offramp("serve", tmp_path, "--otlp-endpoint", "http://localhost:4318")
+    assert result.exit_code == 1
+    assert "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http" in result.output
+
+
 def test_it_is_a_command_with_examples() -> None:
     assert "offramp serve model" in offramp("serve", "--help").output

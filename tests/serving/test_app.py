@@ -5,10 +5,12 @@ import gzip
 import json
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -24,7 +26,7 @@ from offramp.serving.metrics import Metrics
 from offramp.serving.openapi import openapi
 from offramp.serving.protocols.registry import protocol_modules
 from offramp.serving.queue import Queue
-from offramp.serving.request import Options, Refusal, Request
+from offramp.serving.request import Kind, Options, Refusal, Request
 from offramp.serving.served import Limits, Served
 from offramp.serving.service import Service
 from offramp.serving.settings import ModelSettings, ServerSettings
@@ -373,6 +375,66 @@ def test_metrics_are_what_was_asked() -> None:
         assert {name: values.get(name) for name in expected} == pytest.approx(expected)
 
     run(main)
+
+
+def test_every_reason_of_a_refusal_has_text_embeddings_inferences_word() -> None:
+    metrics = Metrics()
+    for kind in get_args(Kind):
+        metrics.request_done(("toy", "/words", 400), 0.1, kind, 0, None)
+    lines = [line for line in metrics.text().decode().splitlines() if line.startswith("te_request_failure{")]
+    words = {"validation", "model_type", "batch_size", "overloaded", "inference"}
+    assert {line.split('"')[1] for line in lines} == words
+    assert sum(float(line.split()[1]) for line in lines) == len(get_args(Kind))
+
+
+def test_a_span_belongs_to_the_callers_trace() -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    from offramp.serving.traces import Traces
+
+    sent: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            sent.append(gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    async def main(traces: Traces) -> None:
+        app, _ = server()
+        app.traces = traces
+        trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        assert (await ask(app, "/words", words("ab", "a"), traceparent=trace)).status == 200
+        await ask(app, "/words", words("bug"))
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        traces = Traces(f"http://127.0.0.1:{collector.server_port}")
+        asyncio.run(main(traces))
+        traces.close()
+        collector.shutdown()
+        thread.join()
+    spans = [
+        span
+        for body in sent
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert [(span.name, span.status.code) for span in spans] == [("POST /words", 0), ("POST /words", 2)]
+    assert (spans[0].trace_id.hex(), spans[0].parent_span_id.hex()) == (
+        "0af7651916cd43dd8448eb211c80319c",
+        "b7ad6b7169203331",
+    )
+    values = {attribute.key: attribute.value for attribute in spans[0].attributes}
+    assert [value.int_value for value in values["offramp.exit_layers"].array_value.values] == [2, 1]
 
 
 def test_pages_of_named_sites_may_ask_from_a_browser_and_others_not() -> None:

@@ -17,6 +17,10 @@ from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES
 
 NEEDS = ("httptools", "msgspec", "prometheus_client", "starlette", "uvicorn")
+TRACES_NEED = {
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+}
 COUNT = click.IntRange(min=1)
 
 
@@ -100,8 +104,10 @@ def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: A
     offramp serve model --api-key @keys.txt --log-format json
     curl localhost:8080/predict -H 'content-type: application/json' -d '{"inputs": "where is my parcel"}'
     """
-    if missing := [name for name in NEEDS if find_spec(name) is None]:
+    if missing := [name for name in NEEDS if not _is_installed(name)]:
         raise InvalidInput(f"serve needs {', '.join(missing)}: pip install 'offramp[serve]'")
+    if options["otlp_endpoint"] is not None and not all(map(_is_installed, TRACES_NEED)):
+        raise InvalidInput(f"--otlp-endpoint needs more packages: pip install {' '.join(TRACES_NEED.values())}")
     _check_folder(folder)
     silence_transformers()
     from offramp.serving.served import Limits
@@ -142,6 +148,13 @@ LIMITS = (
     "payload_limit",
     "auto_truncate",
 )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent
+        return False
 
 
 def _check_folder(folder: Path) -> None:

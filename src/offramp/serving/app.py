@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from offramp.serving.running import Running
     from offramp.serving.service import Service
+    from offramp.serving.traces import Traces
 
 log = logging.getLogger("offramp.serving")
 
@@ -69,10 +70,11 @@ class App:
         metrics: that it counts in.
         service: answers the rows; None = the model is being loaded.
         draining: whether the server ends.
+        traces: where spans go; None = nowhere.
     """
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
-        self.settings, self.metrics = settings, metrics
+    def __init__(self, settings: ServerSettings, metrics: Metrics, traces: Traces | None = None) -> None:
+        self.settings, self.metrics, self.traces = settings, metrics, traces
         self.service: Service | None = None
         self.draining = False
         self._keys = [f"Bearer {key}".encode() for key in settings.api_keys]
@@ -160,19 +162,24 @@ class App:
         kind = None if refusal is None else refusal.kind
         self.metrics.request_done((protocol, name, status), seconds, kind, exchange.rows, exchange.running)
         level = logging.WARNING if status >= 500 and status != 503 else logging.DEBUG
-        if log.isEnabledFor(level):
-            layers = [] if exchange.running is None else [row.exit_layer for row in exchange.running.rows()]
-            facts: dict[str, Any] = {
-                "request_id": exchange.request_id,
-                "route": name,
-                "status": status,
-                "ms": round(seconds * 1000, 2),
-                "rows": exchange.rows,
-                "exit_layers": layers,
-            }
-            if refusal is not None:
-                facts["error"] = str(refusal)
+        logged = log.isEnabledFor(level)
+        if not logged and self.traces is None:
+            return
+        layers = [] if exchange.running is None else [row.exit_layer for row in exchange.running.rows()]
+        facts: dict[str, Any] = {
+            "request_id": exchange.request_id,
+            "route": name,
+            "status": status,
+            "ms": round(seconds * 1000, 2),
+            "rows": exchange.rows,
+            "exit_layers": layers,
+        }
+        if refusal is not None:
+            facts["error"] = str(refusal)
+        if logged:
             log.log(level, "request", extra={"facts": facts})
+        if self.traces is not None:
+            self.traces.add(exchange.headers, exchange.method, seconds, facts)
 
     # --- pages of the server --------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine, Iterator
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import uvicorn
 from prometheus_client import disable_created_metrics
@@ -32,6 +32,9 @@ from offramp.serving.served import FULL
 from offramp.serving.service import Service
 from offramp.serving.settings import ServerSettings
 from offramp.serving.setup import open_service
+
+if TYPE_CHECKING:
+    from offramp.serving.traces import Traces
 
 log = logging.getLogger("offramp.serving")
 
@@ -65,7 +68,7 @@ class HttpProcess:
     def __init__(self, settings: ServerSettings, listening: socket.socket, control: socket.socket) -> None:
         self._settings, self._listening, self._control = settings, listening, control
         self._metrics = Metrics(settings.http_restarts)
-        self.app = App(settings, self._metrics)
+        self.app = App(settings, self._metrics, _traces(settings.otlp_endpoint))
         config = uvicorn.Config(
             with_cors(self.app),
             http=Connection,
@@ -103,6 +106,8 @@ class HttpProcess:
         sweeping.cancel()
         if self.app.service is not None:
             await self.app.service.close()
+        if self.app.traces is not None:
+            await asyncio.to_thread(self.app.traces.close)
         return status
 
     async def _load(self) -> int:
@@ -144,6 +149,14 @@ class HttpProcess:
         rows = service.rows
         refused = await service.drain()
         log.info("drained: %d rows were in flight, %d of them refused", rows, refused)
+
+
+def _traces(endpoint: str | None) -> Traces | None:
+    if endpoint is None:
+        return None
+    from offramp.serving.traces import Traces
+
+    return Traces(endpoint)
 
 
 def _announce(service: Service, settings: ServerSettings) -> None:

@@ -24,6 +24,8 @@ from typing import Any, final
 import msgspec
 
 WAITING_LINES = 10_000
+OTHERS = ("uvicorn", "asyncio", "opentelemetry")
+"""Libraries whose errors are logged too."""
 END_S = 1.0
 """How long the end of the process waits for the last lines."""
 
@@ -73,16 +75,21 @@ class _Dropping(logging.handlers.QueueHandler):
 
 @contextmanager
 def logging_to_stderr(form: str, level: str) -> Iterator[None]:
-    """Write the lines of offramp and uvicorn as long as the context lasts.
+    """Write the lines of offramp, and the errors of OTHERS, as long as the context lasts.
 
     Args:
         form: "text" or "json".
-        level: "debug", "info", "warning" or "error"; of uvicorn at least warnings.
+        level: "debug", "info", "warning" or "error".
     """
     lines: Queue[logging.LogRecord | None] = Queue(WAITING_LINES)
     formatter = JsonLines() if form == "json" else TextLines()
     writer = Thread(target=_write, args=(lines, formatter, sys.stderr.fileno()), daemon=True)
-    for name, least in (("offramp", level.upper()), ("uvicorn", "ERROR"), ("asyncio", "ERROR")):
+    for name, least in (
+        ("offramp", level.upper()),
+        ("uvicorn", "ERROR"),
+        ("asyncio", "ERROR"),
+        ("opentelemetry", "ERROR"),
+    ):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Dropping(lines)], False
         logger.setLevel(least)
