@@ -235,6 +235,7 @@ def test_health(change: Callable[[App], None], status: int) -> None:
         change(app)
         for path in ("/readyz", "/health", "/healthz", "/ping", "/", "/rows"):
             assert (await ask(app, path, method="GET")).status == status, path
+        assert ((await ask(app, "/", method="GET")).body == b'{"status":"alive"}') == (status == 200)
         for path in ("/livez", "/v2/health/live"):
             assert (await ask(app, path, method="GET")).status == 200
         if app.service is None:

@@ -196,7 +196,7 @@ class App:
 
     async def _health(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
         if self.ready:
-            return Reply(b""), None
+            return Reply(b'{"status":"alive"}'), None  # KServe's words, which its client looks for
         return Reply(msgspec.json.encode({"error": self.reason, "error_type": "unhealthy"}), 503), None
 
     async def _live(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:

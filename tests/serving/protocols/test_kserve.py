@@ -36,12 +36,15 @@ def test_predictions_are_classes_or_what_parameters_name() -> None:
     assert answer(body, row) == {"predictions": [2]}
     probabilities = answer({**body, "parameters": {"return_probabilities": True}}, row)
     assert probabilities == {"predictions": [{"0": 0.125, "1": pytest.approx(0.25), "2": pytest.approx(0.625)}]}
-    assert answer({**body, "parameters": {"return_raw_logits": True}}, row) == {"predictions": [row.logits.tolist()]}
+    logits = answer({**body, "parameters": {"return_raw_logits": True}}, row)
+    assert logits == {"predictions": [dict(zip("012", row.logits.tolist(), strict=True))]}
     several = served_model("a", "b", "c", problem_type=MULTI_LABEL)
     assert answer(body, answered(3, 0.5, 2), served=several) == {"predictions": [[0, 2]]}
     value = answered(3)
     regressor = served_model("x", problem_type=REGRESSION)
     assert answer(body, value, served=regressor) == {"predictions": [value.logits.item()]}
+    with pytest.raises(Refusal, match="a regression has no probabilities"):
+        PREDICT.read(call(body | {"parameters": {"return_probabilities": True}}), regressor)
 
 
 def test_fields_of_early_exit_stand_beside_the_predictions() -> None:

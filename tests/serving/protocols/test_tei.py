@@ -78,12 +78,17 @@ def test_labels_are_sorted_by_score_and_raw_scores_are_logits() -> None:
     assert [one["score"] for one in raw] == row.logits[[2, 1, 0]].tolist()
 
 
-def test_several_labels_have_scores_of_their_own_and_values_stay_values() -> None:
+def test_several_labels_and_one_output_have_sigmoids_and_values_stay_values() -> None:
     several = served_model("a", "b", problem_type=MULTI_LABEL)
     scores = answer(PREDICT, {"inputs": "a"}, answered(3, 1), served=several)  # log 3 -> 3/4, log 1 -> 1/2
     assert scores == [{"score": pytest.approx(0.75), "label": "a"}, {"score": pytest.approx(0.5), "label": "b"}]
-    row = answered(4)
-    assert answer(PREDICT, {"inputs": "a"}, row, served=REGRESSOR) == [{"score": row.logits.item(), "label": "x"}]
+    row, body = answered(4), {"inputs": "a"}
+    assert answer(PREDICT, body, row, served=REGRESSOR) == [{"score": pytest.approx(0.8), "label": "x"}]
+    raw = answer(PREDICT, body | {"raw_scores": True}, row, served=REGRESSOR)
+    assert raw == [{"score": row.logits.item(), "label": "x"}]
+    values = answered(4, 2)
+    two = answer(PREDICT, body, values, served=served_model("x", "y", problem_type=REGRESSION))
+    assert [one["score"] for one in two] == values.logits.tolist()
 
 
 def test_options_of_a_request() -> None:
@@ -130,7 +135,8 @@ def test_texts_are_ranked_by_the_second_class_or_the_sigmoid_of_one_output() -> 
 def test_a_model_of_three_classes_ranks_nothing() -> None:
     status, error = refusal(RERANK, {"query": "q", "texts": ["a"]})
     assert (status, error["error_type"]) == (424, "Backend")
-    assert refusal(RERANK, {"query": "q", "texts": []}, PAIRS)[0] == 422
+    status, error = refusal(RERANK, {"query": "q", "texts": []}, PAIRS)
+    assert (status, error["error_type"]) == (400, "Empty")
 
 
 # --- paths of two formats -------------------------------------------------------------------------------------
@@ -162,7 +168,7 @@ def test_ranks_at_shared_paths() -> None:
     ranked = answer(SHARED_RERANK, documents, answered(1, 3), served=PAIRS)
     assert ranked["results"][0]["relevance_score"] == pytest.approx(0.75)
     assert refusal(SHARED_RERANK, {**documents, "documents": []}, PAIRS)[1]["error"]["type"] == "BadRequestError"
-    assert refusal(SHARED_RERANK, {**texts, "texts": []}, PAIRS)[1]["error_type"] == "Validation"
+    assert refusal(SHARED_RERANK, {**texts, "texts": []}, PAIRS)[1]["error_type"] == "Empty"
 
 
 # --- refusals, the model --------------------------------------------------------------------------------------

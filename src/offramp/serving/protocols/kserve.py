@@ -26,7 +26,7 @@ class TextPair(msgspec.Struct):
 
 
 class Parameters(msgspec.Struct):
-    """Predictions as {number of the class: probability}, or as logits; with neither the best class."""
+    """Predictions as {number of the class: its probability}, or {number: its logit}; with neither the best class."""
 
     return_probabilities: bool = False
     return_raw_logits: bool = False
@@ -65,9 +65,12 @@ def _read(call: Call, served: Served) -> Request:
     body: PredictRequest = decode(call.body, PredictRequest)
     if not body.instances:
         raise Refusal("validation", "instances is empty; at least one is needed")
+    form = body.parameters or Parameters()
+    if form.return_probabilities and served.config.problem_type == REGRESSION:
+        raise Refusal("not_applicable", "a regression has no probabilities; leave return_probabilities out")
     early = body.early_exit or EarlyExit()
     options = Options(early.operating_point, early.max_depth, early.details)
-    return Request([_item(instance) for instance in body.instances], options, body.parameters or Parameters())
+    return Request([_item(instance) for instance in body.instances], options, form)
 
 
 def _item(instance: str | TextPair | list[str]) -> Item:
@@ -90,13 +93,12 @@ def _write(request: Request, results: Sequence[RowResult], served: Served) -> Re
 def _prediction(result: RowResult, request: Request, served: Served) -> Any:
     """Return a prediction in the form that the request's parameters name."""
     form: Parameters = request.form
-    if form.return_raw_logits:
-        return result.logits.tolist()
-    kind, values = served.config.problem_type, scores(result, served).tolist()
+    values = scores(result, served, "none" if form.return_raw_logits else "default").tolist()
+    if form.return_raw_logits or form.return_probabilities:
+        return {str(number): value for number, value in enumerate(values)}
+    kind = served.config.problem_type
     if kind == REGRESSION:
         return values[0] if len(values) == 1 else values
-    if form.return_probabilities:
-        return {str(number): value for number, value in enumerate(values)}
     numbers = [served.config.label2id[label] for label in labels(result, request, served)]
     return numbers if kind == MULTI_LABEL else numbers[0]
 
@@ -123,4 +125,6 @@ ENDPOINTS = (
         "kserve",
     ),
 )
-PAGES = (Page(("/v1/models/{name}",), _write_model, refuse, ModelAnswer, "Whether the model is ready (KServe v1)."),)
+PAGES = (
+    Page(("/v1/models/{name}",), _write_model, refuse, ModelAnswer, "Whether the model is ready (KServe v1).", True),
+)

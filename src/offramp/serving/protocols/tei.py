@@ -15,7 +15,7 @@ import msgspec
 
 from offramp.data.rows import Text
 from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, ExitDetails, Page, Reply, decode
-from offramp.serving.outputs import check_all_answered, check_ranks, details, ranked, relevance
+from offramp.serving.outputs import Activation, check_all_answered, check_ranks, details, ranked, relevance
 from offramp.serving.request import Item, Kind, Options, Refusal, Request, RowResult, characters_of
 from offramp.serving.served import Served
 from offramp.serving.settings import VERSION
@@ -157,8 +157,9 @@ def _write_predict(request: Request, results: Sequence[RowResult], served: Serve
 
 
 def _predictions(result: RowResult, request: Request, served: Served, raw: bool) -> list[Prediction]:
-    """Return a row's labels with their scores, the largest first."""
-    row = [Prediction(score, label) for label, score in ranked(result, served, "none" if raw else "default")]
+    """Return a row's labels with their scores, the largest first; the score of one output is its sigmoid."""
+    activation: Activation = "none" if raw else "sigmoid" if served.config.num_labels == 1 else "default"
+    row = [Prediction(score, label) for label, score in ranked(result, served, activation)]
     row[0].early_exit = details(result, request, served)
     return row
 
@@ -166,7 +167,7 @@ def _predictions(result: RowResult, request: Request, served: Served, raw: bool)
 def _read_rerank(call: Call, served: Served) -> Request:
     body: RerankRequest = decode(call.body, RerankRequest)
     if not body.texts:
-        raise Refusal("validation", "texts is empty; at least one is needed")
+        raise Refusal("empty", "texts is empty; at least one is needed")
     check_ranks(served)
     texts = body.texts if body.return_text else None
     return Request([(body.query, text) for text in body.texts], _options(body), _Form(body.raw_scores, texts=texts))
