@@ -183,7 +183,7 @@ def run_closed(client: Client, plan: dict[str, Any]) -> dict[str, Any]:
             failed += status != 200
             if not status:
                 client.connect(1)
-    return {"a_second": count / now, "failed": failed}
+    return {"a_second": count / now, "count": count, "failed": failed}
 
 
 def run_once(client: Client, plan: dict[str, Any]) -> dict[str, Any]:
