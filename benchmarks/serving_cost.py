@@ -76,8 +76,8 @@ def page(results: dict[str, Any]) -> str:
     lines = ["# What the server itself takes", "", as_lines(results["about"]), ""]
     lines += [
         "Milliseconds of processor time a request, for rows that leave before the first layer: all processes of",
-        f"`offramp serve`, a bare Starlette route that returns a constant, and the difference, of which {ALLOWED_MS} are",
-        "allowed. Medians of the rounds, lowest and highest in brackets.",
+        "`offramp serve`, a bare Starlette route that returns a constant, and the difference, of which",
+        f"{ALLOWED_MS} are allowed. Medians of the rounds, lowest and highest in brackets.",
         "",
         "| task | texts | bytes of an answer | offramp serve | constant | above |",
         "|---|---|---|---|---|---|",
