@@ -33,7 +33,11 @@ def ask(server: Server, bodies: Sequence[str], plan: dict[str, Any]) -> dict[str
     """Let a client carry out a plan of `serving_client.py`."""
     plan = {"port": server.port, "path": "/predict", "bodies": bodies, "connections": CONNECTIONS, **plan}
     done = subprocess.run(
-        [sys.executable, str(HERE / "serving_client.py")], input=json.dumps(plan), capture_output=True, check=True
+        [sys.executable, str(HERE / "serving_client.py")],
+        input=json.dumps(plan),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     report: dict[str, Any] = json.loads(done.stdout)
     return report
