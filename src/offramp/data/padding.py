@@ -27,6 +27,8 @@ def padded(rows: Sequence[Mapping[str, Sequence[int]]], pad_token_id: int | None
 
 
 def _pad(rows: Sequence[Sequence[int]], longest: int, filler: int) -> Array:
+    if len(rows) == 1:  # half the time
+        return np.array(rows, np.int64)
     result = np.full((len(rows), longest), filler, np.int64)
     for number, row in enumerate(rows):
         result[number, : len(row)] = row

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's names for the two
 _ID_LENGTH, _ID_CHARACTERS = 128, frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:")
-_ids = (f"{secrets.token_hex(6)}-{number}" for number in count(1))
+_PROCESS = secrets.token_hex(6)
+_ids = (f"{_PROCESS}-{number}" for number in count(1))
 
 
 class ClientGone(Exception):

@@ -54,7 +54,7 @@ class FirstExit:
 
         Args:
             tokens: of each row, as `offramp.data.batching.encode` returns them.
-            limits: (B,) float32, the threshold of each row.
+            limits: (B,) float32, the threshold of each row; or (1,), of all.
         """
         logits, continues, *_ = self.level.run(self.inputs.arrays(padded(tokens, self.pad_token_id)), limits)
         leaves: Array = np.logical_not(continues)
