@@ -106,7 +106,9 @@ def last_exit(read: Sequence[int], plan: RowPlan) -> int | None:
 
 
 def _by_graph(engine: GraphEngine, inputs: Mapping[str, Array], plans: Sequence[RowPlan], by_exit: bool) -> RowAnswers:
-    metadata = engine.graph.metadata
+    metadata, first = engine.graph.metadata, plans[0]
+    if not by_exit and first.max_depth is None and all(plan == first for plan in plans):
+        return RowAnswers(*engine.answer_arrays(inputs, first.point), None, metadata.layers_read)
     output = engine.run(inputs, np.array([_limits(engine, plan) for plan in plans], np.float32))
     own = output.logits_by_exit[np.arange(len(plans)), np.searchsorted(metadata.layers, output.exit_layers)]
     logits = np.where([[plan.point is None] for plan in plans], own, output.logits)

@@ -29,6 +29,7 @@ from offramp.serving.tokens import RequestTokenizer
 
 LONG_CHARACTERS = 2000
 """Requests with more are tokenized in a thread: that takes a millisecond or more."""
+_ALL_LEAVE = np.array([-np.inf], np.float32)
 
 
 @final
@@ -67,7 +68,7 @@ class Service:
         self.rows = 0
         self.draining = False
         self._tokenizer, self._first_exit, self._watcher, self._clock = tokenizer, first_exit, watcher, clock
-        self._limits = {name: self._first_limit(name) for name in (*served.points, FULL)}
+        self._limits = {name: np.array([self._first_limit(name)], np.float32) for name in (*served.points, FULL)}
         self._thread = ThreadPoolExecutor(1, "offramp-tokenizer")
         self._long = tokenizer.copy()  # a tokenizer of `tokenizers` must not be set by two threads
         self._dispatching = False
@@ -149,15 +150,18 @@ class Service:
         """Answer the rows that leave before the first layer; return the others."""
         assert self._first_exit is not None
         depth = running.request.options.max_depth
-        limit = -np.inf if depth is not None and self._reaches_only_first(depth) else self._limits[running.point]
-        if limit == np.inf:
+        limit = _ALL_LEAVE if depth is not None and self._reaches_only_first(depth) else self._limits[running.point]
+        if limit[0] == np.inf:
             return rows
-        logits, leaves = self._first_exit.answer([row.tokens for row in rows], np.full(len(rows), limit, np.float32))
+        logits, leaves = self._first_exit.answer([row.tokens for row in rows], limit)
+        staying = []
         for row, values, leave in zip(rows, logits, leaves.tolist(), strict=True):
             if leave:
                 by_exit = {0: values} if running.request.options.details else {}
                 self._set(running, row.number, _result(values, 0, len(row.tokens["input_ids"]), by_exit))
-        return [row for row, leave in zip(rows, leaves.tolist(), strict=True) if not leave]
+            else:
+                staying.append(row)
+        return staying
 
     def _reaches_only_first(self, depth: int) -> bool:
         return len(self.served.layers_read) > 1 and depth < self.served.layers_read[1]

@@ -104,14 +104,20 @@ class Worker:
         plans = [self.plan(name, depth) for name, depth in batch.plans]
 
         def run(rows: Sequence[int]) -> tuple[Sequence[int], RowAnswers]:
-            chosen = {name: value[list(rows)] for name, value in inputs.items()}
+            part = _part(rows)
             try:
-                return rows, answer_rows(self.engine, chosen, [plans[row] for row in rows], batch.by_exit)
+                some = {name: value[part] for name, value in inputs.items()}
+                return rows, answer_rows(self.engine, some, plans[part], batch.by_exit)
             except OfframpError as error:  # which `in_parts` takes for the caller's; here a row is to blame
                 raise ValueError(str(error)) from error
 
         parts, errors = in_parts(run, range(len(plans)))
         return _to_frame(parts, errors, len(plans), self.engine.config.num_labels, begin)
+
+
+def _part(rows: Sequence[int]) -> slice:
+    """Return the slice of rows that follow one another, as those of a half do."""
+    return slice(rows[0], rows[-1] + 1)
 
 
 def _to_frame(
@@ -123,12 +129,12 @@ def _to_frame(
     by_exit: Array | None = None
     layers: tuple[int, ...] = ()
     for numbers, answers in parts:
-        chosen = list(numbers)
-        logits[chosen], exit_layers[chosen], failed[chosen] = answers.logits, answers.exit_layers, answers.failed
+        part = _part(numbers)
+        logits[part], exit_layers[part], failed[part] = answers.logits, answers.exit_layers, answers.failed
         if answers.logits_by_exit is not None:
             layers = answers.layers
             by_exit = np.full((rows, len(layers), outputs), np.nan, np.float32) if by_exit is None else by_exit
-            by_exit[chosen] = answers.logits_by_exit
+            by_exit[part] = answers.logits_by_exit
     return AnswersFrame(
         ArrayFrame.of(logits),
         exit_layers.tolist(),
