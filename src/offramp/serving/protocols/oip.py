@@ -6,6 +6,7 @@ names in their order. Outputs depend on the kind of problem; `GET /v2/models/NAM
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -142,11 +143,11 @@ def _check_binary(name: str, size: int, left: int, has_binary: bool) -> None:
 
 
 def _check_shape(tensor: RequestInput, count: int) -> None:
-    shape = tensor.shape
+    shape, shown = tensor.shape, reprlib.repr(tensor.shape)
     if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or shape[0] == 0:
-        raise Refusal("validation", f"input {tensor.name!r} must have the shape [N] or [N, 1], N >= 1; got {shape}")
+        raise Refusal("validation", f"input {tensor.name!r} must have the shape [N] or [N, 1], N >= 1; got {shown}")
     if shape[0] != count:
-        raise Refusal("validation", f"input {tensor.name!r} has the shape {shape}, and {count} texts")
+        raise Refusal("validation", f"input {tensor.name!r} has the shape {shown}, and {count} texts")
 
 
 def _rows(columns: Mapping[str, list[str]]) -> Sequence[Item]:
