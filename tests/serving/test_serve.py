@@ -141,6 +141,8 @@ class TestProcesses:
             workers, (web,) = server.pids("worker"), server.pids("http_process")
             assert len(workers) == 2
             assert "k" not in command(web).split()
+            for pid in (server.process.pid, web, *workers):
+                assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
 
             os.kill(web, signal.SIGKILL)  # the socket lives on, the processes with the model end
             assert gone([web, *workers])

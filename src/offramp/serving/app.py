@@ -20,16 +20,16 @@ from starlette.routing import compile_path
 
 from offramp.serving.endpoint import Call, Endpoint, Page, Reply
 from offramp.serving.exchange import ClientGone, Exchange
-from offramp.serving.metrics import Metrics, phase_seconds
+from offramp.serving.metrics import Metrics
 from offramp.serving.openapi import openapi
 from offramp.serving.protocols.registry import protocol_modules
+from offramp.serving.replies import answer_headers, no_route, plain_error
 from offramp.serving.request import Refusal
 from offramp.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from offramp.serving.running import Running
     from offramp.serving.service import Service
     from offramp.serving.traces import Traces
 
@@ -134,7 +134,7 @@ class App:
         if not self._allowed(exchange):
             reply = Reply(b"", 401)
         elif route is None:
-            reply = _no_route(exchange, methods)
+            reply = no_route(exchange.method, exchange.path, methods)
         else:
             try:
                 reply, refusal = await route.answer(exchange, values)
@@ -142,7 +142,7 @@ class App:
                 self._count(exchange, route, CLIENT_GONE, begin, None)
                 return
         self._count(exchange, route, reply.status, begin, refusal)
-        extra = _headers(exchange.running, refusal, begin)
+        extra = answer_headers(exchange.running, refusal, begin)
         if self.draining:
             extra["connection"] = "close"  # the client's next request goes elsewhere, before this one is closed on it
         await exchange.reply(reply, extra)
@@ -197,7 +197,7 @@ class App:
     async def _health(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
         if self.ready:
             return Reply(b'{"status":"alive"}'), None  # KServe's words, which its client looks for
-        return Reply(msgspec.json.encode({"error": self.reason, "error_type": "unhealthy"}), 503), None
+        return plain_error(503, self.reason, "unhealthy"), None
 
     async def _live(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
         return Reply(b'{"live":true}'), None
@@ -270,37 +270,6 @@ def _service(app: App) -> Service:
     if app.service is None:
         raise Refusal("unavailable", "the server is starting: the model is not loaded yet", 1.0)
     return app.service
-
-
-def _no_route(exchange: Exchange, methods: Mapping[str, Route]) -> Reply:
-    if methods:
-        allowed = ", ".join(methods)
-        message = f"{exchange.path} takes {allowed}, not {exchange.method}"
-        return Reply(_error(message, "method_not_allowed"), 405, {"allow": allowed})
-    return Reply(_error("no such route; GET /openapi.json lists them", "not_found"), 404)
-
-
-def _error(message: str, kind: str) -> bytes:
-    return msgspec.json.encode({"error": message, "error_type": kind})
-
-
-def _headers(running: Running | None, refusal: Refusal | None, begin: float) -> dict[str, str]:
-    """Return text-embeddings-inference's headers, whole milliseconds; for a refusal when to try again."""
-    if refusal is not None:
-        return {} if refusal.retry_after_s is None else {"retry-after": f"{max(round(refusal.retry_after_s), 1)}"}
-    if running is None:
-        return {}
-    tokenization, queue, inference = (str(int(seconds * 1000)) for seconds in phase_seconds(running))
-    total = str(int((time.perf_counter() - begin) * 1000))
-    return {
-        "x-compute-type": "cpu",
-        "x-compute-time": total,
-        "x-compute-tokens": str(running.tokens),
-        "x-total-time": total,
-        "x-tokenization-time": tokenization,
-        "x-queue-time": queue,
-        "x-inference-time": inference,
-    }
 
 
 def with_cors(app: App) -> ASGIApp:
