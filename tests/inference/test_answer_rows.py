@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,10 @@ from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine
-from offramp.model.lexical.config import LexicalExit
-from offramp.model.modeling import MultiExitModel
 from offramp.policies.registry import load_policy
 from offramp.types.operating_point import OperatingPoint
 from support.contracts import CHOICES, POISON
-from support.graphs import arrays, gated, graph_of, weights_in
+from support.graphs import arrays, gated, graph_of, lexical, weights_in
 from support.models import LAYERS, VOCABULARY, WIDTH, padded, tiny_model, token_rows
 from support.plans import assert_each_row_has_its_own_plan, mixed, points_for
 
@@ -35,13 +32,6 @@ QUICK = ("entropy", "pcee, run")
 TOLERANCE = 1e-4
 SKIPPING = (0, 2, 4)
 """Exits that a policy reads: the one before the first layer, and not all behind it."""
-
-
-@cache
-def lexical() -> MultiExitModel:
-    model = tiny_model(num_labels=3, pooling="mean", certainty=True, lexical=LexicalExit(buckets=61))
-    model.load_state_dict(gated().state_dict(), strict=False)
-    return model
 
 
 def depths(read: tuple[int, ...]) -> list[int | None]:

@@ -19,7 +19,7 @@ from offramp.serving.served import FULL, Limits, Served
 from offramp.serving.service import Service
 from offramp.serving.tokens import RequestTokenizer
 from offramp.types.operating_point import OperatingPoint
-from support.graphs import gated
+from support.graphs import gated, lexical
 from support.models import tiny_tokenizer
 
 LAYERS = (1, 2, 3, 4)
@@ -93,19 +93,29 @@ class Pool:
         self.idle.clear()
 
 
+class First:
+    """An exit before the first layer, whose score is a row's first token."""
+
+    def answer(self, tokens: list[dict[str, list[int]]], limits: Any) -> tuple[Any, Any]:
+        firsts = np.array([row["input_ids"][0] for row in tokens], np.float32)
+        return np.stack([firsts, firsts * 0, firsts * 0], axis=1), firsts >= limits
+
+
 class Bench:
     """A service with its fakes."""
 
-    def __init__(self, size: int = 1, rows: int = 8, limits: Limits = LIMITS) -> None:
-        config = gated().config
-        self.served = Served("tiny", config, {"default": POINT}, "default", "onnx-int8", LAYERS, 32, "", 0.0, limits)
+    def __init__(self, size: int = 1, rows: int = 8, limits: Limits = LIMITS, first: Any = None) -> None:
+        config = gated().config if first is None else lexical().config
+        layers = tuple(config.layers)
+        points = {"default": POINT if first is None else replace(POINT, thresholds=(20.0, 0.1, 0.1, 0.1))}
+        self.served = Served("tiny", config, points, "default", "onnx-int8", layers, 32, "", 0.0, limits)
         tokenizer = RequestTokenizer("", config, tiny_tokenizer(), 32, True)
         self.pool, self.counts, self.now = Pool(size), Counts(), 100.0
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RequestTokenizer, "copy", lambda self: self)
             pool: Any = self.pool
             queue = Queue(rows, 1000)
-            self.service = Service(self.served, tokenizer, None, pool, queue, self.counts, lambda: self.now)
+            self.service = Service(self.served, tokenizer, first, pool, queue, self.counts, lambda: self.now)
 
     @property
     def process(self) -> Process:
@@ -157,6 +167,25 @@ def test_rows_of_several_requests_go_together_and_answers_come_back_to_their_own
         assert (bench.service.rows, len(bench.service.queue)) == (0, 0)
         assert bench.counts.batches == [(2, 4), (3, 12)]
         assert bench.counts.left == [(4, "default")] * 5
+
+    run(story())
+
+
+def test_rows_that_leave_before_the_first_layer_need_no_process() -> None:
+    async def story() -> None:
+        bench = Bench(first=First())
+        done = await bench.service.start(Request([ids(20), ids(33)]))
+        assert done.finished.done()  # in the request's own task
+        assert [(row.logits[0], row.exit_layer) for row in done.rows()] == [(20, 0), (33, 0)]
+        assert (bench.service.rows, len(bench.service.queue)) == (0, 0)
+        mixed = await bench.start(ids(19), ids(21))
+        assert [result is not None for result in mixed.results] == [False, True]
+        bounded = await bench.start(ids(1), max_depth=0)
+        assert bounded.rows()[0].exit_layer == 0
+        for options in ({"details": True}, {"operating_point": "full", "max_depth": 0}, {"operating_point": "full"}):
+            assert not (await bench.start(ids(39), **options)).finished.done()
+        assert bench.counts.left == [(0, "default")] * 4
+        assert len(bench.service.queue) == 3  # the row of 19 is with the process
 
     run(story())
 

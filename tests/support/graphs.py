@@ -27,6 +27,7 @@ from offramp.inference.onnx.quantize import exact_int8
 from offramp.inference.onnx.session import OnnxSession
 from offramp.inference.onnx.torch_export import export_functions
 from offramp.model.activation_ranges import measure_ranges
+from offramp.model.lexical.config import LexicalExit
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.base import Policy
 from offramp.policies.registry import policy_to_dict
@@ -66,6 +67,14 @@ def one_export(key: str) -> Iterator[None]:
 def gated() -> MultiExitModel:
     """BERT with a gate, three classes and mean pooling; its random texts get different answers."""
     return balanced(tiny_model(id2label=NAMES, pooling="mean", certainty=True))
+
+
+@cache
+def lexical() -> MultiExitModel:
+    """The same model with an exit before the first layer."""
+    model = tiny_model(num_labels=3, pooling="mean", certainty=True, lexical=LexicalExit(buckets=61))
+    model.load_state_dict(gated().state_dict(), strict=False)
+    return model
 
 
 def parts_of(

@@ -26,6 +26,7 @@ from offramp.serving.request import Refusal, Request, RowResult, characters_of
 from offramp.serving.running import Running, Watcher, ending, too_late
 from offramp.serving.served import FULL, Served
 from offramp.serving.tokens import RequestTokenizer
+from offramp.types.operating_point import OperatingPoint
 
 LONG_CHARACTERS = 2000
 """Requests with more are tokenized in a thread: that takes a millisecond or more."""
@@ -68,7 +69,7 @@ class Service:
         self.rows = 0
         self.draining = False
         self._tokenizer, self._first_exit, self._watcher, self._clock = tokenizer, first_exit, watcher, clock
-        self._limits = {name: np.array([self._first_limit(name)], np.float32) for name in (*served.points, FULL)}
+        self._limits = {name: np.array([self._first_limit(point)], np.float32) for name, point in served.points.items()}
         self._thread = ThreadPoolExecutor(1, "offramp-tokenizer")
         self._long = tokenizer.copy()  # a tokenizer of `tokenizers` must not be set by two threads
         self._dispatching = False
@@ -77,12 +78,9 @@ class Service:
         self._running: dict[Running, None] = {}  # in the order in which they came
         pool.on_idle = self._dispatch_soon
 
-    def _first_limit(self, name: str) -> float:
+    def _first_limit(self, point: OperatingPoint) -> float:
         """Return a point's threshold at the exit before the first layer."""
-        point = self.served.point(name)
-        if point is None or point.layers_read(self.served.config.layers)[0] != 0:
-            return np.inf
-        return point.thresholds[0]
+        return np.inf if point.layers_read(self.served.config.layers)[0] != 0 else point.thresholds[0]
 
     async def start(self, request: Request) -> Running:
         """Accept a request, and answer the rows that leave before the first layer.
@@ -147,18 +145,23 @@ class Service:
             self._dispatch_soon()
 
     def _leave_first(self, running: Running, rows: list[_Row]) -> list[_Row]:
-        """Answer the rows that leave before the first layer; return the others."""
+        """Answer the rows that leave before the first layer; return the others.
+
+        A policy may scale an exit's logits. A process has the exit's own, for full depth and for details.
+        """
         assert self._first_exit is not None
-        depth = running.request.options.max_depth
-        limit = _ALL_LEAVE if depth is not None and self._reaches_only_first(depth) else self._limits[running.point]
+        options = running.request.options
+        if running.point == FULL or options.details:
+            return rows
+        bounded = options.max_depth is not None and self._reaches_only_first(options.max_depth)
+        limit = _ALL_LEAVE if bounded else self._limits[running.point]
         if limit[0] == np.inf:
             return rows
         logits, leaves = self._first_exit.answer([row.tokens for row in rows], limit)
         staying = []
         for row, values, leave in zip(rows, logits, leaves.tolist(), strict=True):
             if leave:
-                by_exit = {0: values} if running.request.options.details else {}
-                self._set(running, row.number, _result(values, 0, len(row.tokens["input_ids"]), by_exit))
+                self._set(running, row.number, _result(values, 0, len(row.tokens["input_ids"]), {}))
             else:
                 staying.append(row)
         return staying
