@@ -1,0 +1,58 @@
+"""Every file of examples/serving runs against a server: the URL is the only change for a client."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from support.models import save_folder, tiny_model
+from support.server import serving
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "serving").glob("*.py"))
+OF_PAIRS = "cohere_rerank"
+CLIENTS = {
+    "cohere": "cohere",
+    "triton": "tritonclient",
+    "openai": "openai",
+    "vllm": "httpx",
+    "tei": "httpx",
+    "kserve": "httpx",
+}
+
+
+@pytest.fixture(scope="module")
+def url(exported: Path) -> Iterator[str]:
+    with serving(exported, "--engine", "onnx-int8", "--workers", "1", "--served-model-name", "tiny") as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@pytest.fixture(scope="module")
+def url_of_pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = save_folder(tmp_path_factory.mktemp("pairs") / "model", tiny_model(num_labels=2))
+    with serving(folder, "--engine", "torch", "--threads", "1", "--served-model-name", "tiny") as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@pytest.fixture
+def address(path: Path, request: pytest.FixtureRequest) -> str:
+    """The URL of a server whose model the example's client can use."""
+    url: str = request.getfixturevalue("url_of_pairs" if path.stem == OF_PAIRS else "url")
+    return url
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_a_client_needs_another_url_and_nothing_else(
+    path: Path, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = CLIENTS.get(path.stem.partition("_")[0])
+    if client is not None and find_spec(client) is None:
+        pytest.skip(f"{client} is not installed")
+    model = ["tiny"] if "argv[1:]" in path.read_text() else []
+    monkeypatch.setattr(sys, "argv", [str(path), address, *model])
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out.strip()
