@@ -2,11 +2,13 @@
 
 import pickle
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from offramp.errors import InvalidInput
+from offramp.inference import workers
 from offramp.inference.predictor import Predictor
 from offramp.inference.record import record
 from offramp.inference.torch_engine import TorchEngine
@@ -156,3 +158,19 @@ def test_less_than_one_worker_is_refused(workers: Any) -> None:
 def test_torch_has_one_worker() -> None:
     with pytest.raises(InvalidInput, match="torch answers one batch at a time; workers=2 needs an exported graph"):
         record(tiny_model(), text_rows(3), workers=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "count"), [("max 100000", 64), ("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1)]
+)
+def test_a_container_has_as_many_processes_as_its_share_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, count: int
+) -> None:
+    (tmp_path / "own").write_text("1:cpu:/other\n0::/pod/a\n")
+    (tmp_path / "pod" / "a").mkdir(parents=True)
+    (tmp_path / "pod" / "a" / "cpu.max").write_text(content + "\n")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(workers, "_OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(workers, "_GROUPS", tmp_path)
+    assert cores() == count

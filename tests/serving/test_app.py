@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import threading
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from offramp.serving.app import App, with_cors
 from offramp.serving.endpoint import STATUS, Call, Endpoint, Page, Reply, decode
 from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
-from offramp.serving.logs import logging_to_stderr
+from offramp.serving.logs import TextLines, logging_to_stderr
 from offramp.serving.metrics import Metrics
 from offramp.serving.openapi import openapi
 from offramp.serving.protocols.registry import protocol_modules
@@ -193,6 +194,20 @@ def test_statuses(path: str, chunks: list[bytes], headers: dict[str, str], statu
     run(main)
 
 
+def test_a_small_body_that_becomes_large_is_refused_before_it_takes_memory() -> None:
+    async def main() -> None:
+        app, _ = server(Limits(payload_limit=100_000))
+        bomb = gzip.compress(bytes(20_000_000))
+        assert len(bomb) < 100_000
+        tracemalloc.start()
+        answer = await ask(app, "/words", bomb, content_encoding="gzip")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (answer.status, peak < 1_000_000) == (413, True)
+
+    run(main)
+
+
 def test_a_path_with_another_method_names_the_right_one() -> None:
     async def main() -> None:
         app, _ = server()
@@ -253,7 +268,8 @@ def test_health(change: Callable[[App], None], status: int) -> None:
         ("POST", "/words", "Bearer one\xe9", 401),
         ("POST", "/words", "one", 401),
         ("POST", "/words", "Bearer one", 200),
-        ("POST", "/words", "Bearer two", 200),
+        ("POST", "/words", "bearer two", 200),
+        ("POST", "/words", "Basic two", 401),
         ("POST", "/", None, 401),
         ("GET", "/openapi.json", None, 401),
         ("GET", "/nowhere", None, 401),
@@ -494,6 +510,11 @@ def test_a_log_that_cannot_be_written_stops_no_answer(monkeypatch: pytest.Monkey
             run(main)
         with pytest.raises(OSError, match="No space left"):
             full.write(b"x")
+
+
+def test_a_line_of_text_stays_one_line() -> None:
+    record = logging.makeLogRecord({"msg": "a\nb %s", "args": ("\x1b[31m",), "facts": {"error": "c\rd é"}})
+    assert TextLines().format(record).endswith(r"a\nb \x1b[31m error=c\rd é")
 
 
 def test_a_log_that_nobody_reads_stops_neither_an_answer_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,8 @@ def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: A
     offramp serve model --api-key @keys.txt --log-format json
     curl localhost:8080/predict -H 'content-type: application/json' -d '{"inputs": "where is my parcel"}'
     """
+    if os.name != "posix":
+        raise InvalidInput("serve runs on Linux and macOS")
     if missing := [name for name in NEEDS if not _is_installed(name)]:
         raise InvalidInput(f"serve needs {', '.join(missing)}: pip install 'offramp[serve]'")
     if options["otlp_endpoint"] is not None and not all(map(_is_installed, TRACES_NEED)):

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar, final
 
 Item = TypeVar("Item")
@@ -16,14 +17,29 @@ LEAST_ROWS = 2
 
 
 def cores() -> int:
-    """Return the number of cores to use: OMP_NUM_THREADS, else those that this process may run on.
+    """Return the number of cores to use: OMP_NUM_THREADS, else those that this process may run on, and may use up.
 
-    The variable may be a list of numbers for nested loops, of which the first counts, as in OpenMP.
+    The variable may be a list of numbers for nested loops, of which the first counts, as in OpenMP. A container may run
+    on all cores of a machine for a part of the time (docker's --cpus, a limit of Kubernetes): then its part counts.
     """
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if first.isdecimal() and int(first) > 0:
         return int(first)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, _quota() or count)
+
+
+def _quota() -> int | None:
+    """Return how many cores' time the control group of this process may take, rounded up; None = no limit is known."""
+    try:
+        group = next(line for line in _OWN_GROUP.read_text("ascii").splitlines() if line.startswith("0::/"))
+        limit, period = (_GROUPS / group[4:] / "cpu.max").read_text("ascii").split()
+        return None if limit == "max" else max(-(-int(limit) // int(period)), 1)
+    except (OSError, StopIteration, ValueError):  # another system, or control groups of the first version
+        return None
+
+
+_OWN_GROUP, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 @final

@@ -77,7 +77,7 @@ class App:
         self.settings, self.metrics, self.traces = settings, metrics, traces
         self.service: Service | None = None
         self.draining = False
-        self._keys = [f"Bearer {key}".encode() for key in settings.api_keys]
+        self._keys = [key.encode() for key in settings.api_keys]
         self._exact: dict[str, dict[str, Route]] = {}
         self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
         self._openapi = b""
@@ -151,8 +151,9 @@ class App:
         """Return whether a request has a key; every key is compared, each in constant time."""
         if not self._keys or (exchange.path in OPEN and exchange.method in ("GET", "HEAD")):
             return True
-        key = exchange.headers.get("authorization", "").encode("latin-1")
-        return any([hmac.compare_digest(key, known) for known in self._keys])
+        scheme, _, key = exchange.headers.get("authorization", "").partition(" ")
+        equal = [hmac.compare_digest(key.encode("latin-1"), known) for known in self._keys]
+        return scheme.lower() == "bearer" and any(equal)
 
     def _count(
         self, exchange: Exchange, route: Route | None, status: int, begin: float, refusal: Refusal | None

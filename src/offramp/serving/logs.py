@@ -54,8 +54,13 @@ class TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         facts = "".join(f" {name}={value}" for name, value in getattr(record, "facts", {}).items())
-        line = f"{_time(record)} {record.levelname.lower()} {record.getMessage()}{facts}"
+        line = f"{_time(record)} {record.levelname.lower()} {_printable(record.getMessage() + facts)}"
         return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
+
+
+def _printable(text: str) -> str:
+    """Escape what could begin another line, or command a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _time(record: logging.LogRecord) -> str:

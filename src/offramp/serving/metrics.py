@@ -196,7 +196,7 @@ def _memory(service: Service | None) -> Metric:
     """Return the resident memory of the processes, where the system has /proc."""
     family = GaugeMetricFamily("offramp_resident_memory_bytes", "Resident memory.", labels=("process",))
     pids = [] if service is None else service.pool.pids
-    for name, numbers in (("http", [os.getpid()]), ("inference", pids)):
+    for name, numbers in (("supervisor", [os.getppid()]), ("http", [os.getpid()]), ("inference", pids)):
         pages = [_pages(pid) for pid in numbers]
         if None not in pages:
             family.add_metric((name,), sum(count for count in pages if count) * os.sysconf("SC_PAGE_SIZE"))
