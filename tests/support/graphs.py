@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import GraphProto, TensorProto
 from torch import Tensor
+from torch.onnx._internal.exporter._capture_strategies import TorchExportStrictStrategy
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import offramp.inference.export
@@ -51,7 +52,13 @@ def one_registry() -> Iterator[None]:
 
 @contextmanager
 def one_export(key: str) -> Iterator[None]:
-    """The exporter runs once for a model's pieces, whatever becomes of them."""
+    """The exporter runs once for a model's pieces, whatever becomes of them, and traces them once.
+
+    A second trace, by `torch.export`'s strict mode, is what it tries where a size has become a constant in the first.
+    """
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a size has become a constant: the reason is the first error above")
 
     def exported(model: Any, functions: Sequence[Any]) -> onnx.ModelProto:
         if key not in _EXPORTS:
@@ -60,6 +67,7 @@ def one_export(key: str) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("offramp.inference.onnx.export_blocks.export_functions", exported)
+        patch.setattr(TorchExportStrictStrategy, "_capture", refuse)
         yield
 
 

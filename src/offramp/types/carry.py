@@ -57,7 +57,7 @@ class Carry:
         What only the exit before reads is dropped.
         """
         positions = self.position_embeddings
-        own_positions = positions is not None and len(positions) == len(self.hidden)
+        own_positions = positions is not None and positions.shape[0] == self.hidden.shape[0]
         taken = Carry(
             self.hidden.index_select(0, rows),  # rows first: those that leave are not copied
             _take_rows(self.mask, rows),

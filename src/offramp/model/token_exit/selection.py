@@ -115,7 +115,7 @@ def _stable_argsort(values: Tensor, descending: bool = False) -> Tensor:
 
 def _with_first(scores: Tensor) -> Tensor:
     """Return (B, T) of scores (B, T-1), with 0 for the first token."""
-    return torch.cat((scores.new_zeros(len(scores), 1), scores), dim=1)
+    return torch.cat((scores.new_zeros(scores.shape[0], 1), scores), dim=1)
 
 
 def apply_token_exit(
