@@ -1,12 +1,14 @@
 """Every public name has an example in its docstring, and it runs.
 
 An example may use `offramp`, `torch`, a tiny `model` with three classes and four layers, `rows` (its input, tokenized),
-`folder` (the same model saved with its tokenizer and an operating point called "default"), `texts`, and `trace` (100
-labelled rows, four exits, three classes). The current directory is a temporary one.
+`folder` (the same model saved with its tokenizer and an operating point called "default"), `texts`, `trace` (100
+labelled rows, four exits, three classes), and `reranker` (a folder of a model with two classes). The current directory
+is a temporary one.
 """
 
 import doctest
 import inspect
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = balanced(tiny_model(id2label=NAMES, pooling="mean"))
     folder = save_folder(tmp_path_factory.mktemp("examples") / "model", model)
     write_points({"default": OperatingPoint({"name": "entropy"}, (0.05, 0.06, 0.07))}, folder / "operating_points.json")
+    reranker = save_folder(tmp_path_factory.mktemp("examples") / "reranker", tiny_model(num_labels=2))
     trace = random_trace("single_label_classification", depth=4, samples=100)
     rows = text_rows(20)
     return {
@@ -35,6 +38,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "model": model,
         "rows": rows,
         "folder": str(folder),
+        "reranker": str(reranker),
         "texts": texts(4),
         "trace": trace,
     }
@@ -42,12 +46,12 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def example_of(name: str) -> str:
     """The section `Example:` of a public name's own docstring."""
-    docstring = inspect.cleandoc(getattr(offramp, name).__doc__ or "")
+    docstring = inspect.cleandoc(attrgetter(name)(offramp).__doc__ or "")
     _, _, section = docstring.partition("\nExample:\n")
     return inspect.cleandoc("\n" + section)
 
 
-@pytest.mark.parametrize("name", offramp.__all__)
+@pytest.mark.parametrize("name", [*offramp.__all__, "Predictor.rank"])
 def test_the_example_of_a_public_name_runs(
     name: str, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

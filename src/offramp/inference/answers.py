@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Answer = dict[str, Any]
 
+FAILED = "the model's logits are not finite"
+"""The error of a row whose answer would mean nothing."""
+
 
 def to_answers(
     left: LeftRows, config: MultiExitConfig | GraphConfig, point: OperatingPoint | None, top_k: int | None
@@ -47,7 +50,7 @@ def to_answers(
             answer["scores"] = scores
     for number in left.failed.nonzero()[0].tolist():
         layer = answers[number]["exit_layer"]
-        answers[number] = {"error": "the model's logits are not finite", "exit_layer": layer}
+        answers[number] = {"error": FAILED, "exit_layer": layer}
     return answers
 
 

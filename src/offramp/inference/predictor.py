@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -18,10 +18,11 @@ from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.answers import Answer, to_answers
 from offramp.inference.choose_engine import BATCH_ROWS, batch_rows
 from offramp.inference.engine import Engine
-from offramp.inference.flight import Flight, Runner
+from offramp.inference.flight import Flight, LeftRows, Runner
 from offramp.inference.inputs import encode_texts, in_parts, read_texts
 from offramp.inference.load_engine import AUTO, load_with_workers, threads_of, workers_of
 from offramp.inference.pipeline import WINDOW, Fault, Pipeline, Steps
+from offramp.inference.ranking import check_ranks, ranked, to_relevances
 from offramp.inference.runners import rows_by_stage, runner_of
 from offramp.inference.stream import LiveSource, Source, SteadySource
 from offramp.inference.workers import LEAST_ROWS, WorkerPool
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from offramp.types.outputs import Answers
+
+Writer = Callable[[LeftRows], list[Answer]]
+"""Turns rows that have left into answers."""
 
 FEW_TEXTS = 2 * LEAST_ROWS - 1
 """The most that no two workers share."""
@@ -140,15 +144,49 @@ class Predictor:
             NotApplicable: `top_k` for a regression, which has no probabilities.
         """
         self._check(batch_size, top_k)
-        items = list(read_texts(texts))
+        return self._answer_items(list(read_texts(texts)), batch_size, self._writer(top_k))
+
+    def rank(self, query: str, texts: Iterable[str], batch_size: int | None = None) -> list[Answer]:
+        """Sort texts by their relevance to a query, the most relevant first.
+
+        The model scores the pairs (query, text). It has two classes, and a score is the second one's probability; or
+        one output, and a score is its sigmoid. A point with class offsets (`offramp calibrate --hold-back`) lets the
+        clearly irrelevant texts leave earlier than the relevant ones.
+
+        Args:
+            query: the first text of all pairs.
+            texts: the second texts.
+            batch_size: as for a call.
+
+        Returns:
+            One dict a text: {"index", "score", "exit_layer"}; "index" is the text's, from 0. Equal scores stay in the
+            order of the texts. A text that cannot be answered has {"index", "error"}, and "exit_layer" where one of a
+            call has it; such texts come last.
+
+        Raises:
+            NotApplicable: the model has neither one output nor two classes.
+            InvalidInput: no text, no list of texts, or a batch size below 1; before anything runs.
+
+        Example:
+            >>> best, *others = offramp.Predictor.load(reranker).rank("a dog", texts)
+            >>> sorted(best)
+            ['exit_layer', 'index', 'score']
+        """
+        self._check(batch_size, 0)
+        check_ranks(self.engine.config)
+        pairs: list[Any] = [(query, text) for text in read_texts(texts)]  # read again: a pair in a pair is no text
+        return ranked(self._answer_items(list(read_texts(pairs)), batch_size, to_relevances))
+
+    def _answer_items(self, items: Sequence[Text], batch_size: int | None, write: Writer) -> list[Answer]:
+        """Answer texts in their order, with a progress bar where there are many."""
         if len(items) <= min(batch_size or self.batch_size, FEW_TEXTS):
-            return self._answer_few(items, top_k)
+            return self._answer_few(items, write)
         from tqdm import tqdm  # `offramp predict` answers sources, and starts sooner without it
 
         many = len(items) > MANY_TEXTS
         answers: list[Answer] = []
         with tqdm(total=len(items), desc="predict", unit="text", disable=None if many else True, leave=False) as bar:
-            for some in self.answer_source(SteadySource(items), batch_size, top_k):
+            for some in self._answer_all(SteadySource(items), batch_size, write):
                 answers += some
                 bar.update(len(some))
         return answers
@@ -198,9 +236,12 @@ class Predictor:
     ) -> Iterator[list[Answer]]:
         """Return the answers to the texts of a source in their order, as many at once as there are; see `stream`."""
         self._check(batch_size, top_k)
-        return self._answer_all(source, batch_size, top_k)
+        return self._answer_all(source, batch_size, self._writer(top_k))
 
-    def _answer_few(self, texts: Sequence[Text], top_k: int | None) -> list[Answer]:
+    def _writer(self, top_k: int | None) -> Writer:
+        return lambda left: to_answers(left, self.engine.config, self.point, top_k)
+
+    def _answer_few(self, texts: Sequence[Text], write: Writer) -> list[Answer]:
         """Answer texts that make one batch, in this thread; a pipeline would take a good part of their time."""
         config = self.engine.config
         limit = token_limit(self.tokenizer, config.backbone)
@@ -212,7 +253,7 @@ class Predictor:
             while flight is not None:
                 left, flight = flight.advance()
                 if left is not None:
-                    answers |= zip(left.rows.tolist(), to_answers(left, config, self.point, top_k), strict=True)
+                    answers |= zip(left.rows.tolist(), write(left), strict=True)
             return answers
 
         parts, failed = in_parts(fly, list(tokens)) if tokens else ([], {})
@@ -222,7 +263,7 @@ class Predictor:
         return [answers[number] for number in range(len(texts))]
 
     def _answer_all(
-        self, source: Source[Text | Fault], batch_size: int | None, top_k: int | None
+        self, source: Source[Text | Fault], batch_size: int | None, write: Writer
     ) -> Iterator[list[Answer]]:
         config, cuts = self.engine.config, Cuts()
         limit = token_limit(self.tokenizer, config.backbone)
@@ -236,7 +277,7 @@ class Predictor:
             sizes = rows_by_stage(self.engine, self.point, stages, self.batch_size)
         else:
             sizes = [batch_size] * stages
-        steps = Steps(encode, self._runner, sizes, lambda left: to_answers(left, config, self.point, top_k))
+        steps = Steps(encode, self._runner, sizes, write)
         try:
             yield from Pipeline(source, steps, self._pool).run()
         finally:

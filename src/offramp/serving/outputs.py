@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 
 from offramp.data.padding import Array
+from offramp.errors import NotApplicable
+from offramp.inference import ranking
 from offramp.inference.answers import chosen_labels, probabilities
 from offramp.serving.endpoint import ExitDetails, ExitProbabilities
 from offramp.serving.request import Refusal, Request, RowResult
@@ -71,27 +73,21 @@ def check_ranks(served: Served) -> None:
     Raises:
         Refusal: not applicable.
     """
-    if served.config.num_labels == 1 or (served.config.num_labels == 2 and served.config.problem_type == SINGLE_LABEL):
-        return
-    raise Refusal(
-        "not_applicable",
-        f"{served.name} has {served.config.num_labels} outputs; ranking takes a model with one output or two classes",
-    )
+    try:
+        ranking.check_ranks(served.config)
+    except NotApplicable as error:
+        raise Refusal("not_applicable", str(error)) from None
 
 
 def relevance(result: RowResult, served: Served, raw: bool = False) -> float:
-    """Return how relevant the second text of a pair is to the first.
-
-    Of two classes that is the second one's probability; of one output its sigmoid.
+    """Return how relevant the second text of a pair is to the first, as `offramp.Predictor.rank` does.
 
     Args:
         result: with logits.
         served: a model that passes `check_ranks`.
         raw: the difference of the two logits, or the output, as it is.
     """
-    logits = result.logits
-    value = logits[-1] - logits[0] if len(logits) == 2 else logits[0]
-    return float(value) if raw else float(probabilities(np.array([[value]], np.float32), MULTI_LABEL)[0, 0])
+    return float(ranking.relevance(result.logits[None], raw)[0])
 
 
 def details(result: RowResult, request: Request, served: Served) -> ExitDetails | None:
