@@ -20,12 +20,14 @@ from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, Reply, d
 from offramp.serving.outputs import check_all_answered, details, labels, scores
 from offramp.serving.protocols.openai_bodies import (
     CachedTokens,
-    DecisionChoice,
     ChoiceQuestion,
     Content,
     DecisionAnswer,
+    DecisionChoice,
     DecisionItem,
+    DecisionPredicate,
     DecisionRequest,
+    DecisionScore,
     DecisionUsage,
     LevelProbability,
     ModerationAnswer,
@@ -35,10 +37,8 @@ from offramp.serving.protocols.openai_bodies import (
     OpenAIError,
     OpenAIRefusal,
     OptionProbability,
-    DecisionPredicate,
     PredicateQuestion,
     ReasoningTokens,
-    DecisionScore,
     ScoreQuestion,
 )
 from offramp.serving.questions import (
