@@ -208,7 +208,13 @@ def asked(*questions: dict[str, Any], value: Any = "a") -> dict[str, Any]:
         ),
         (DECIDE, REGRESSOR, asked(PREDICATE), 400, "a predicate needs labels"),
         (DECIDE, CLASSES, asked({**CHOICES, "choices": CHOICES["choices"][:2]}), 400, "options of a choice must be"),
-        (DECIDE, CLASSES, asked({**CHOICES, "choices": [{"value": "good"}] * 3}), 400, "options of a choice must be"),
+        (
+            DECIDE,
+            CLASSES,
+            asked({**CHOICES, "choices": [*CHOICES["choices"], {"value": "bad"}]}),
+            400,
+            "options of a choice must be",
+        ),
         (DECIDE, BINARY, asked({**CHOICES, "choices": [{"value": True}, {"value": False}]}), 400, "must be the labels"),
         (
             DECIDE,
