@@ -10,7 +10,7 @@ import torch
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.flight import LeftRows
 from offramp.inference.predictor import Predictor
-from offramp.inference.ranking import ranked, relevance, to_relevances
+from offramp.inference.ranking import ranked, relevances, to_relevances
 from offramp.inference.torch_engine import TorchEngine
 from offramp.model.modeling import MultiExitModel
 from offramp.policies.replay import replay
@@ -32,9 +32,9 @@ def predictor_of(model: MultiExitModel, point: OperatingPoint | None = None) -> 
 def test_two_classes_are_ranked_by_the_second_and_one_output_by_its_sigmoid() -> None:
     odds = math.log(3)
     two = np.array([[0, odds], [odds, 0]], np.float32)
-    assert relevance(two).tolist() == pytest.approx([0.75, 0.25])
-    assert relevance(two, raw=True).tolist() == pytest.approx([odds, -odds])
-    assert relevance(two[:, 1:]).tolist() == pytest.approx([0.75, 0.5])
+    assert relevances(two).tolist() == pytest.approx([0.75, 0.25])
+    assert relevances(two, raw=True).tolist() == pytest.approx([odds, -odds])
+    assert relevances(two[:, 1:]).tolist() == pytest.approx([0.75, 0.5])
 
 
 def test_scores_that_run_together_keep_their_order_and_rows_without_an_answer_come_last() -> None:

@@ -22,7 +22,7 @@ from offramp.inference.flight import Flight, LeftRows, Runner
 from offramp.inference.inputs import encode_texts, in_parts, read_texts
 from offramp.inference.load_engine import AUTO, load_with_workers, threads_of, workers_of
 from offramp.inference.pipeline import WINDOW, Fault, Pipeline, Steps
-from offramp.inference.ranking import check_ranks, ranked, to_relevances
+from offramp.inference.ranking import check_outputs, ranked, to_relevances
 from offramp.inference.runners import rows_by_stage, runner_of
 from offramp.inference.stream import LiveSource, Source, SteadySource
 from offramp.inference.workers import LEAST_ROWS, WorkerPool
@@ -173,7 +173,7 @@ class Predictor:
             ['exit_layer', 'index', 'score']
         """
         self._check(batch_size, 0)
-        check_ranks(self.engine.config)
+        check_outputs(self.engine.config)
         pairs: list[Any] = [(query, text) for text in read_texts(texts)]  # read again: a pair in a pair is no text
         return ranked(self._answer_items(list(read_texts(pairs)), batch_size, to_relevances))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from offramp.model.graph_config import GraphConfig
 
 
-def check_ranks(config: MultiExitConfig | GraphConfig) -> None:
+def check_outputs(config: MultiExitConfig | GraphConfig) -> None:
     """Refuse to rank with a model that has neither one output nor two classes.
 
     Raises:
@@ -30,13 +30,13 @@ def check_ranks(config: MultiExitConfig | GraphConfig) -> None:
     raise NotApplicable(f"ranking takes a model with one output or two classes; this one has {outputs}")
 
 
-def relevance(logits: Array, raw: bool = False) -> Array:
+def relevances(logits: Array, raw: bool = False) -> Array:
     """Return how relevant the second text of each pair is to the first, (B,) float32.
 
     Of two classes that is the second one's probability; of one output its sigmoid.
 
     Args:
-        logits: (B, 1) or (B, 2), of a model that passes `check_ranks`.
+        logits: (B, 1) or (B, 2), of a model that passes `check_outputs`.
         raw: return the output, or the difference of the two logits, as it is.
     """
     values: Array = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
@@ -46,7 +46,7 @@ def relevance(logits: Array, raw: bool = False) -> Array:
 def to_relevances(left: LeftRows) -> list[Answer]:
     """Return a dict for each row: {"score", "raw", "exit_layer"}, or {"error", "exit_layer"}."""
     logits = left.logits.astype(np.float32, copy=False)
-    scores, raw = relevance(logits).tolist(), relevance(logits, raw=True).tolist()
+    scores, raw = relevances(logits).tolist(), relevances(logits, raw=True).tolist()
     answers: list[Answer] = []
     for score, value, layer, failed in zip(scores, raw, left.exit_layers.tolist(), left.failed.tolist(), strict=True):
         facts = {"error": FAILED} if failed else {"score": score, "raw": value}

@@ -10,8 +10,8 @@ import numpy as np
 
 from offramp.data.padding import Array
 from offramp.errors import NotApplicable
-from offramp.inference import ranking
 from offramp.inference.answers import chosen_labels, probabilities
+from offramp.inference.ranking import check_outputs, relevances
 from offramp.serving.endpoint import ExitDetails, ExitProbabilities
 from offramp.serving.request import Refusal, Request, RowResult
 from offramp.serving.served import Served
@@ -74,7 +74,7 @@ def check_ranks(served: Served) -> None:
         Refusal: not applicable.
     """
     try:
-        ranking.check_ranks(served.config)
+        check_outputs(served.config)
     except NotApplicable as error:
         raise Refusal("not_applicable", str(error)) from None
 
@@ -87,7 +87,7 @@ def relevance(result: RowResult, served: Served, raw: bool = False) -> float:
         served: a model that passes `check_ranks`.
         raw: the difference of the two logits, or the output, as it is.
     """
-    return float(ranking.relevance(result.logits[None], raw)[0])
+    return float(relevances(result.logits[None], raw)[0])
 
 
 def details(result: RowResult, request: Request, served: Served) -> ExitDetails | None:

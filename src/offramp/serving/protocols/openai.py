@@ -217,7 +217,7 @@ _FIELD = re.compile(r"`\$\.(\w+)")
 def refuse(call: Call, refusal: Refusal) -> Reply:
     """Return a refusal in OpenAI's form."""
     status = STATUS[refusal.kind]
-    field = _FIELD.search(str(refusal)) if refusal.kind == "malformed" else None
+    field = _FIELD.search(str(refusal)) if refusal.kind == "mistyped" else None
     kind = "server_error" if status >= 500 else "invalid_request_error"
     error = OpenAIError(str(refusal), kind, field and field[1], _CODES.get(status))
     return Reply(msgspec.json.encode(OpenAIRefusal(error)), status)

@@ -201,7 +201,7 @@ _TYPES: Mapping[Kind, str] = {
     "overloaded": "rate_limit_error",
     "failed": "internal_error",
 }
-_FAULTS = frozenset(("malformed", "validation", "empty"))
+_FAULTS = frozenset(("malformed", "mistyped", "validation", "empty"))
 _PATH = re.compile(r"`\$((?:\.\w+|\[[^\]]*\])+)`")
 
 
