@@ -24,12 +24,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 MOST_CONNECTIONS = 500
 TAIL = 0.01
 """The share of answers that may be later than the 99th percentile."""
+LENGTH = b"content-length: "
+"""As uvicorn writes it, on which all servers here run."""
 GRACE_S = 1.0
 """How long answers are waited for at the end of a step."""
 
@@ -46,21 +48,26 @@ class Connection:
 
     socket: socket.socket
     row: int = -1
-    buffer: bytearray = field(default_factory=bytearray)
+    buffer: bytes = b""
 
     def receive(self) -> tuple[int, bytes] | None:
-        """Return the status and the body of an answer; None as long as it is not whole."""
-        self.buffer += self.socket.recv(65536)
+        """Return the status of an answer and all its bytes; None as long as it is not whole.
+
+        Raises:
+            ConnectionError: the server has closed the connection.
+        """
+        received = self.socket.recv(65536)
+        if not received:
+            raise ConnectionResetError
+        self.buffer += received
         end = self.buffer.find(b"\r\n\r\n")
         if end < 0:
             return None
-        head = bytes(self.buffer[:end]).lower()
-        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-        if len(self.buffer) < end + 4 + length:
+        start = self.buffer.find(LENGTH, 0, end) + len(LENGTH)
+        if len(self.buffer) < end + 4 + int(self.buffer[start : start + 10].split(b"\r", 1)[0]):
             return None
-        status, body = int(head[9:12]), bytes(self.buffer[end + 4 :])
-        self.buffer.clear()
-        return status, body
+        answer, self.buffer = self.buffer, b""
+        return int(answer[9:12]), answer
 
 
 class Client:
@@ -96,7 +103,7 @@ class Client:
         return True
 
     def answers(self, timeout_s: float) -> list[tuple[int, int, bytes]]:
-        """Return the number, status and body of what has come; a connection that is reset has status 0."""
+        """Return the number, status and bytes of what has come; a connection that is reset has status 0."""
         come = []
         for number, _ in self.poll.poll(timeout_s):
             connection = self.busy.get(number)
@@ -105,7 +112,7 @@ class Client:
                 continue
             try:
                 answer = connection.receive()
-            except (ConnectionError, IndexError):  # closed: no bytes, no length
+            except ConnectionError:
                 answer = (0, b"")
             if answer is None:
                 continue
@@ -195,9 +202,9 @@ def run_once(client: Client, plan: dict[str, Any]) -> dict[str, Any]:
         while client.idle and sent < len(bodies):
             client.send(sent)
             sent += 1
-        for row, status, body in client.answers(1.0):
+        for row, status, answer in client.answers(1.0):
             came += 1
-            bodies[row] = body.decode() if status == 200 else None
+            bodies[row] = answer.partition(b"\r\n\r\n")[2].decode() if status == 200 else None
     return {"bodies": bodies}
 
 

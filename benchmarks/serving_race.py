@@ -213,7 +213,7 @@ class Race:
                     failed[bound] = min(failed[bound], rate)
             bound = max(BOUNDS_MS, key=lambda bound: failed[bound] / max(passed[bound], 1e-9))
             low, high = passed[bound], failed[bound]
-            rate = low * wider if high == math.inf else high / wider if not low else math.sqrt(low * high)
+            rate = low * wider if high == math.inf else high / wider**2 if not low else math.sqrt(low * high)
         return {str(bound): value for bound, value in passed.items()}, steps
 
     def settle(self, server: Server) -> None:
