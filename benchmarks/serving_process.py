@@ -17,7 +17,7 @@ from pathlib import Path
 
 STARTS_S = 120.0
 ENDS_S = 10.0
-WATCHDOG = "read line; kill -KILL -- -{group} 2>/dev/null"
+WATCHDOG = "read line; kill -s KILL -- -{group} 2>/dev/null"
 """Ends a group of processes once the script that started it has ended, however it did."""
 
 
