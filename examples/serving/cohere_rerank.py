@@ -11,8 +11,9 @@ import sys
 import cohere
 
 url, model = sys.argv[1:]
-client = cohere.ClientV2(api_key="any", base_url=url)  # cohere.Client does too
 documents = ["A parcel takes two days.", "Orders are cancelled on the web.", "We are open on Sunday."]
-answer = client.rerank(model=model, query="how long does delivery take", documents=documents, top_n=2)
+query = "how long does delivery take"
+with cohere.Client(api_key="any", base_url=url) as client:  # client.v2 is what ClientV2 sends
+    answer = client.v2.rerank(model=model, query=query, documents=documents, top_n=2)
 for result in answer.results:
     print(documents[result.index], round(result.relevance_score, 3))

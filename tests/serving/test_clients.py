@@ -83,12 +83,15 @@ def test_tritons_client_reads_the_pages_and_the_errors(url: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_coheres_clients_sort_as_the_predictor_does(url_of_pairs: str, pairs: Path) -> None:
-    cohere = pytest.importorskip("cohere")
+    cohere, httpx = pytest.importorskip("cohere"), pytest.importorskip("httpx")
     query = "is the mat good"
     answers = offramp.Predictor.load(pairs, "torch")([(query, text) for text in DOCUMENTS], top_k=None)
     relevance = [answer["scores"]["LABEL_1"] for answer in answers]
     order = sorted(range(len(DOCUMENTS)), key=lambda index: -relevance[index])
-    first, second = (kind(api_key="any", base_url=url_of_pairs) for kind in (cohere.Client, cohere.ClientV2))
+    http = httpx.Client()  # of Cohere's two clients one alone can be closed
+    first, second = (
+        kind(api_key="any", base_url=url_of_pairs, httpx_client=http) for kind in (cohere.Client, cohere.ClientV2)
+    )
     objects = [{"text": text} for text in DOCUMENTS]
     for answer, count in (
         (first.rerank(model="tiny", query=query, documents=DOCUMENTS, top_n=2), 2),
@@ -101,6 +104,7 @@ def test_coheres_clients_sort_as_the_predictor_does(url_of_pairs: str, pairs: Pa
     for wrong, error in (({"model": "other"}, cohere.NotFoundError), ({"documents": []}, cohere.BadRequestError)):
         with pytest.raises(error):
             second.rerank(**{"model": "tiny", "query": query, "documents": DOCUMENTS, **wrong})
+    http.close()
 
 
 def test_classify_gives_the_predictors_numbers_and_the_limits_of_vllm(url: str, scores: np.ndarray[Any, Any]) -> None:
