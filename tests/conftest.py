@@ -24,6 +24,8 @@ UNLIMITED = ("slow", "network", "gpu")
 # These share what was exported.
 EXPORTED = (
     "assemble",
+    "client_examples",
+    "clients",
     "answer_rows",
     "cold_start",
     "commands",

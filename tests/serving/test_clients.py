@@ -88,23 +88,22 @@ def test_coheres_clients_sort_as_the_predictor_does(url_of_pairs: str, pairs: Pa
     answers = offramp.Predictor.load(pairs, "torch")([(query, text) for text in DOCUMENTS], top_k=None)
     relevance = [answer["scores"]["LABEL_1"] for answer in answers]
     order = sorted(range(len(DOCUMENTS)), key=lambda index: -relevance[index])
-    http = httpx.Client()  # of Cohere's two clients one alone can be closed
-    first, second = (
-        kind(api_key="any", base_url=url_of_pairs, httpx_client=http) for kind in (cohere.Client, cohere.ClientV2)
-    )
     objects = [{"text": text} for text in DOCUMENTS]
-    for answer, count in (
-        (first.rerank(model="tiny", query=query, documents=DOCUMENTS, top_n=2), 2),
-        (first.rerank(model="tiny", query=query, documents=objects, return_documents=True), 4),
-        (second.rerank(model="tiny", query=query, documents=DOCUMENTS, top_n=3, max_tokens_per_doc=4096), 3),
-    ):
-        assert [result.index for result in answer.results] == order[:count]
-        scores = [result.relevance_score for result in answer.results]
-        assert scores == pytest.approx([relevance[index] for index in order[:count]], abs=1e-5)
-    for wrong, error in (({"model": "other"}, cohere.NotFoundError), ({"documents": []}, cohere.BadRequestError)):
-        with pytest.raises(error):
-            second.rerank(**{"model": "tiny", "query": query, "documents": DOCUMENTS, **wrong})
-    http.close()
+    with httpx.Client() as http:  # ClientV2 cannot be closed
+        first, second = (
+            kind(api_key="any", base_url=url_of_pairs, httpx_client=http) for kind in (cohere.Client, cohere.ClientV2)
+        )
+        for answer, count in (
+            (first.rerank(model="tiny", query=query, documents=DOCUMENTS, top_n=2), 2),
+            (first.rerank(model="tiny", query=query, documents=objects, return_documents=True), 4),
+            (second.rerank(model="tiny", query=query, documents=DOCUMENTS, top_n=3, max_tokens_per_doc=4096), 3),
+        ):
+            assert [result.index for result in answer.results] == order[:count]
+            scores = [result.relevance_score for result in answer.results]
+            assert scores == pytest.approx([relevance[index] for index in order[:count]], abs=1e-5)
+        for wrong, error in (({"model": "other"}, cohere.NotFoundError), ({"documents": []}, cohere.BadRequestError)):
+            with pytest.raises(error):
+                second.rerank(**{"model": "tiny", "query": query, "documents": DOCUMENTS, **wrong})
 
 
 def test_classify_gives_the_predictors_numbers_and_the_limits_of_vllm(url: str, scores: np.ndarray[Any, Any]) -> None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-from support.models import save_folder, tiny_model
-from support.server import serving
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "serving").glob("*.py"))
 OF_PAIRS = "cohere_rerank"
@@ -23,19 +19,6 @@ CLIENTS = {
     "tei": "httpx",
     "kserve": "httpx",
 }
-
-
-@pytest.fixture(scope="module")
-def url(exported: Path) -> Iterator[str]:
-    with serving(exported, "--engine", "onnx-int8", "--workers", "1", "--served-model-name", "tiny") as server:
-        yield f"http://127.0.0.1:{server.port}"
-
-
-@pytest.fixture(scope="module")
-def url_of_pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = save_folder(tmp_path_factory.mktemp("pairs") / "model", tiny_model(num_labels=2))
-    with serving(folder, "--engine", "torch", "--threads", "1", "--served-model-name", "tiny") as server:
-        yield f"http://127.0.0.1:{server.port}"
 
 
 @pytest.fixture
