@@ -12,7 +12,7 @@ from offramp.serving.protocols.kserve import ENDPOINTS, PAGES
 from offramp.serving.request import Refusal, RowResult
 from offramp.serving.served import Served
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
-from support.served import answered, served_model
+from support.served import answered, refused, served_model
 
 (PREDICT,), (MODEL,) = ENDPOINTS, PAGES
 CLASSES = served_model()
@@ -63,6 +63,12 @@ def test_bodies_that_cannot_be_read_have_status_400(body: Any) -> None:
     assert (reply.status, list(json.loads(reply.body))) == (400, ["error"])
 
 
+def test_a_row_without_an_answer_refuses_the_request() -> None:
+    rows = PREDICT.read(call({"instances": ["a", " "]}), CLASSES)
+    with pytest.raises(Refusal, match="input 1: blank"):
+        PREDICT.write(rows, [answered(1, 2, 5), refused(Refusal("empty", "blank"))], CLASSES)
+
+
 def test_another_model_is_not_there() -> None:
     for read in (
         lambda: PREDICT.read(call({"instances": ["a"]}, "other"), CLASSES),
@@ -72,3 +78,4 @@ def test_another_model_is_not_there() -> None:
             read()
         assert PREDICT.refuse(Call(), caught.value).status == 404
     assert json.loads(MODEL.write(call(b""), CLASSES).body) == {"name": "tiny", "ready": True}
+    assert MODEL.ready  # else it would answer while the server ends

@@ -116,6 +116,12 @@ def test_fields_of_early_exit_come_with_the_first_label_where_they_are_wanted() 
     assert all("early_exit" not in other for other in others)
 
 
+def test_characters_are_those_of_both_texts() -> None:
+    rows = request(PREDICT, {"inputs": [["aé"], ["b", "c" * 5]]})
+    reply = PREDICT.write(rows, [answered(1, 2, 5)] * 2, CLASSES)
+    assert reply.headers == {"x-compute-characters": "8"}
+
+
 # --- ranks ----------------------------------------------------------------------------------------------------
 
 
@@ -154,8 +160,14 @@ def test_parameters_make_a_body_hugging_faces_and_its_answer_nested() -> None:
         ROOT, {"inputs": "a", "parameters": {"function_to_apply": "sigmoid", "top_k": 1}}, answered(1, 1, 3)
     )
     assert sigmoid == [[{"label": "good", "score": pytest.approx(0.75)}]]
-    assert request(ROOT, {"inputs": "a", "parameters": {"max_length": 9, "max_depth": 1}}).options == Options(
-        max_depth=1, max_tokens=9
+    early = {"operating_point": "quick", "max_depth": 1, "details": True}
+    body = {"inputs": "a", "parameters": {"truncation": False, "max_length": 9, **early}}
+    assert request(ROOT, body).options == Options("quick", 1, True, truncate=False, max_tokens=9)
+    ((first, second, _),) = answer(ROOT, body, answered(1, 2, 5, layer=1))
+    assert (first["early_exit"]["exit_layer"], "early_exit" in second) == (1, False)
+    assert refusal(ROOT, {"inputs": [], "parameters": {}}) == (
+        422,
+        {"error": "inputs is empty; at least one text is needed", "error_type": "Validation"},
     )
     for wrong in ({"top_k": 0}, {"function_to_apply": "tanh"}, {"temperature": 1}):
         assert refusal(ROOT, {"inputs": "a", "parameters": wrong})[0] == 422
@@ -185,6 +197,7 @@ def test_ranks_at_shared_paths() -> None:
         ("body_size", 413, "Validation"),
         ("overloaded", 429, "Overloaded"),
         ("failed", 424, "Backend"),
+        ("timeout", 504, "Backend"),
         ("unavailable", 503, "Unhealthy"),
     ],
 )
