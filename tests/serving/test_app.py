@@ -526,5 +526,7 @@ def test_a_log_that_nobody_reads_stops_neither_an_answer_nor_the_end(monkeypatch
         with logging_to_stderr("text", "info"):
             for number in range(100):
                 logging.getLogger("offramp.serving").info("line %d %s", number, "x" * 10_000)
+            handler: Any = logging.getLogger("offramp").handlers[0]
+            assert handler.queue.qsize() == 5  # the others are dropped
         first = os.read(end.fileno(), 200_000).splitlines()[0]
         assert b"line 0" in first
