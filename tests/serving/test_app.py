@@ -208,6 +208,16 @@ def test_a_small_body_that_becomes_large_is_refused_before_it_takes_memory() -> 
     run(main)
 
 
+@pytest.mark.parametrize(("length", "closes"), [("2000", True), ("15", False)])
+def test_a_body_that_was_not_asked_for_ends_the_connection(length: str, closes: bool) -> None:
+    async def main() -> None:
+        app, _ = server()
+        answer = await ask(app, "/words", words("a"), expect="100-continue", content_length=length)
+        assert (answer.headers.get("connection") == "close") is closes
+
+    run(main)
+
+
 def test_a_path_with_another_method_names_the_right_one() -> None:
     async def main() -> None:
         app, _ = server()
@@ -525,8 +535,8 @@ def test_a_log_that_nobody_reads_stops_neither_an_answer_nor_the_end(monkeypatch
         monkeypatch.setattr("sys.stderr", begin)
         with logging_to_stderr("text", "info"):
             for number in range(100):
-                logging.getLogger("offramp.serving").info("line %d %s", number, "x" * 10_000)
+                logging.getLogger("offramp.serving").info("line %d %s", number, "x" * 100_000)
             handler: Any = logging.getLogger("offramp").handlers[0]
-            assert handler.queue.qsize() == 5  # the others are dropped
+            assert handler.queue.qsize() <= 5  # the others are dropped
         first = os.read(end.fileno(), 200_000).splitlines()[0]
         assert b"line 0" in first

@@ -25,6 +25,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         if message["type"] == "http.disconnect":
             return
         body += message["body"]
+    await asyncio.sleep(0.5 if scope["path"] == "/slow" else 0)
     size = len(body) * (BIG if scope["path"] == "/big" else 1)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
     await send({"type": "http.response.body", "body": body * (size // len(body))})
@@ -105,6 +106,27 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
     asyncio.run(asyncio.wait_for(main(), 3))
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_request_that_asks_for_http_2_is_answered_without_it(pieces: int) -> None:
+    """As Java's client and `curl --http2` send it; the connection lives on."""
+    asking = b"POST /a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nContent-Length: 3\r\n"
+    asking += b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\nabc"
+    size = -(-len(asking) // pieces)
+    parts: list[bytes | float] = []
+    for start in range(0, len(asking), size):
+        parts += [asking[start : start + size], 0.05]
+    answers = asyncio.run(exchange(*parts, WHOLE, 0.05, WHOLE[:9]))
+    assert answers.count(b"HTTP/1.1 200") == answers.count(b"\r\n\r\nabc") == 2
+
+
 def test_requests_within_the_limits_are_answered_on_one_connection() -> None:
-    whole = [WHOLE, 0.1, WHOLE, 0.1, CHUNKED + b"0\r\n\r\n", 0.1, WHOLE.replace(b"host: a", b"connection: close")]
+    whole = [
+        WHOLE,
+        0.1,
+        WHOLE.replace(b"/ ", b"/slow "),
+        0.6,
+        CHUNKED + b"0\r\n\r\n",
+        0.1,
+        WHOLE.replace(b"host: a", b"connection: close"),
+    ]
     assert asyncio.run(exchange(*whole)).count(b"HTTP/1.1 200") == 4

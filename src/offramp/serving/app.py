@@ -143,8 +143,10 @@ class App:
                 return
         self._count(exchange, route, reply.status, begin, refusal)
         extra = answer_headers(exchange.running, refusal, begin)
-        if self.draining:
-            extra["connection"] = "close"  # the client's next request goes elsewhere, before this one is closed on it
+        if self.draining or (exchange.untouched and "expect" in exchange.headers):
+            extra["connection"] = (
+                "close"  # the next request goes elsewhere; or the body was not asked for, and may come
+            )
         await exchange.reply(reply, extra)
 
     def _allowed(self, exchange: Exchange) -> bool:

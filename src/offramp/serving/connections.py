@@ -1,6 +1,7 @@
 """uvicorn's HTTP protocol with limits on what a connection may take: time to send a request, bytes of its headers.
 
-uvicorn itself waits for ever for a request that does not come or comes slowly, and reads headers of any size.
+uvicorn itself waits for ever for a request that does not come or comes slowly, reads headers of any size, and loses the
+body of a request that asks for another protocol.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start to answer the request."""
         self._begun, self._unparsed = False, 0
-        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body."""
@@ -55,15 +58,42 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Expect nothing more."""
-        self._deadline, self._unparsed = None, 0
-        super().on_message_complete()
+        if not self.parser.should_upgrade():
+            self._deadline, self._unparsed = None, 0
+            super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
         """Read bytes; close the connection where headers, or what follows a body in chunks, have too many."""
         self._unparsed += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._unparsed > HEADER_BYTES:
             self._end(b"HTTP/1.1 431 Request Header Fields Too Large\r\n" + _CLOSE)
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:
+            if self.parser.get_method() == b"CONNECT":
+                self.send_400_response("This server is no proxy.")
+            else:
+                self._parse_without_upgrade(data[stop.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _parse_without_upgrade(self, body: bytes) -> None:
+        """Parse a request anew as if it did not ask for another protocol, of which httptools leaves out the body.
+
+        Java's client asks for HTTP/2 with its first request, and takes an answer without it.
+        """
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b"close" if b"close" in value.lower() else b"keep-alive"
+            if name not in (b"upgrade", b"http2-settings"):
+                lines.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self._parse(b"\r\n".join(lines) + b"\r\n\r\n" + body)
 
     def pause_writing(self) -> None:
         """Expect the client to read."""

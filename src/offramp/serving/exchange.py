@@ -37,9 +37,10 @@ class Exchange:
         request_id: the client's own, where it is fit for a log, else a new one.
         rows: how many it has, once it is read.
         running: its rows, once a service has accepted them.
+        untouched: whether nothing of the body was read.
     """
 
-    __slots__ = ("_receive", "_send", "headers", "method", "path", "request_id", "rows", "running")
+    __slots__ = ("_receive", "_send", "headers", "method", "path", "request_id", "rows", "running", "untouched")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
@@ -51,6 +52,7 @@ class Exchange:
         self.request_id = given if fit else next(_ids)
         self.rows = 0
         self.running: Running | None = None
+        self.untouched = True
 
     async def body(self, limit: int) -> bytes:
         """Read the body, decompressed where it came compressed.
@@ -62,6 +64,7 @@ class Exchange:
         length = self.headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise _too_large(limit)
+        self.untouched = False
         message = await self._receive()
         body: bytes = message.get("body", b"")
         if message.get("more_body", False):
