@@ -27,7 +27,7 @@ FILES = {
     "dynamic int8, norms fused": "dynamic.onnx",
     "openvino int8": "openvino.xml",
 }
-SIZES, TRIAL_TEXTS, TRIALS = (1, 8), 128, 3
+SIZES, TRIAL_TEXTS, TRIALS = (1, 8), 96, 3
 
 
 class FullDepth:

@@ -40,12 +40,12 @@ from speed_models import Prepared, add_options, all_prepared
 TASKS = ("clinc150", "sst2", "mpnet-clinc150", "mpnet-sst2")
 BOUNDS_MS = (25, 100)
 """Of the 99th percentile."""
-STEPS, ROUNDS, SECONDS = 4, {False: 3, True: 2}, {False: 4.0, True: 6.0}
+STEPS, ROUNDS, SECONDS = 4, {False: 3, True: 2}, {False: 4.0, True: 5.0}
 """Rates that a server is asked in a round; rounds, and seconds of a step, by whether the encoder is deep."""
 FIRST, WIDER, AGAIN = 0.75, 1.3, 1.12
 """The first rate, as a share of the throughput at saturation; by how much the next rate differs while there is no
 bound on both sides, in the first round and later."""
-CONNECTIONS, SATURATED_S, WARM_UP = 32, 2.0, 128
+CONNECTIONS, SATURATED_S, WARM_UP = 32, 2.0, 64
 HERE, RESULTS = Path(__file__).parent, Path(__file__).parent / "results"
 OWN, FULL, LITSERVE, FASTAPI = "offramp serve", "offramp serve, full depth", "LitServe", "FastAPI"
 WITHOUT_BATCHES, WITH_BATCHES = "single", "batches"
