@@ -16,5 +16,6 @@ check: .venv/dev
 
 .venv/demo .venv/dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[$(@F)]"
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e ".[$(@F)]"
+	$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing)/' .venv/lib # on all cores; pip uses one
 	touch $@

@@ -2,7 +2,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.errors import InvalidInput, NotApplicable, UnknownName
+from offramp.errors import InvalidInput, NotApplicable, OfframpError, UnknownName
 from offramp.inference.answers import to_answers
 from offramp.inference.flight import LeftRows
 from offramp.inference.predictor import Predictor
@@ -21,6 +21,7 @@ from offramp.model.points import load_points
 from offramp.policies.confidence import Entropy
 from offramp.policies.replay import replay, scores
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, write_points
+from offramp.types.outputs import Answers, ExitOutput
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from support.models import (
     LAYERS,
@@ -354,3 +355,34 @@ def test_texts_that_are_cut_are_counted_once_a_call(predictor: Predictor, caplog
     caplog.clear()
     assert len(list(predictor.stream([long] * 1500))) == 1500
     assert caplog.messages == ["1500 of 1500 texts were cut to 32 tokens"]
+
+
+@dataclass(frozen=True)
+class OneRowLess:
+    """An engine of a user, which loses the last row of each batch."""
+
+    engine: TorchEngine
+    name: str = "mine"
+    layers: tuple[int, ...] = (1, 2, 3, 4)
+
+    @property
+    def config(self) -> Any:
+        return self.engine.config
+
+    def check(self, point: OperatingPoint | None) -> None:
+        """Any point will do."""
+
+    def answer(self, inputs: dict[str, torch.Tensor], point: OperatingPoint | None) -> Answers:
+        return self.engine.answer({name: value[:-1] for name, value in inputs.items()}, point)
+
+    def all_exits(self, inputs: dict[str, torch.Tensor]) -> ExitOutput:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("count", [3, 40])  # in this thread, and in a pipeline
+def test_an_engine_that_answers_fewer_rows_than_it_was_given_is_named(predictor: Predictor, count: int) -> None:
+    broken = replace(predictor, engine=OneRowLess(predictor.engine), batch_size=8)
+    rows = min(count, 8)
+    message = f"the engine 'mine' was given {rows} rows and answered {rows - 1} logits, {rows - 1} exit layers, "
+    with pytest.raises(OfframpError, match=message):
+        broken(texts(count))

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 
 from offramp.data.padding import Array, padded
+from offramp.errors import InvalidInput
 from offramp.inference.engine import Engine
 from offramp.inference.flight import LeftRows
 from offramp.inference.onnx_engine import GraphEngine
@@ -35,12 +36,21 @@ class OneCall:
         return _Waiting(self, rows, tuple(tokens))
 
     def answer(self, inputs: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-        """Return the logits (B, C), exit layers (B,) and failures (B,) of a padded batch, (B, T) each."""
+        """Return the logits (B, C), exit layers (B,) and failures (B,) of a padded batch, (B, T) each.
+
+        Raises:
+            InvalidInput: an engine of a class that is not offramp's answers another number of rows.
+        """
         if isinstance(self.engine, GraphEngine):
             return self.engine.answer_arrays(inputs, self.point)
         import torch
 
         answers = self.engine.answer({name: torch.from_numpy(value) for name, value in inputs.items()}, self.point)
+        count = len(inputs["input_ids"])
+        counts = {"logits": len(answers.logits), "exit layers": len(answers.exit_layers), "failed": len(answers.failed)}
+        if any(number != count for number in counts.values()):
+            answered = ", ".join(f"{number} {name}" for name, number in counts.items())
+            raise InvalidInput(f"the engine {self.engine.name!r} was given {count} rows and answered {answered}")
         return answers.logits.float().numpy(), answers.exit_layers.numpy(), answers.failed.numpy()
 
 
