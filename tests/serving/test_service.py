@@ -152,7 +152,10 @@ def test_rows_of_several_requests_go_together_and_answers_come_back_to_their_own
     async def story() -> None:
         bench = Bench()
         first = await bench.start(ids(7, 8), ids(9))  # the process is free
-        second, third = await bench.start(ids(11, 12, 13)), await bench.start("a cat", ids(5, 6), max_depth=2)
+        second, third = (
+            await bench.start(ids(11, 12, 13), max_depth=10**30),
+            await bench.start("a cat", ids(5, 6), max_depth=2),
+        )
         bench.process.answer()
         await settle()
         assert first.finished.done()

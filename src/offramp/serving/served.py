@@ -92,6 +92,11 @@ class Served:
         """Return a point by a name of `point_name`; None = full depth."""
         return None if name == FULL else self.points[name]
 
+    def max_depth(self, options: Options) -> int | None:
+        """Return the bound of a request's rows; None = none, or one that no layer reaches, however large it is."""
+        depth = options.max_depth
+        return None if depth is None or depth >= self.layers_read[-1] else depth
+
     def check_model(self, model: str | None) -> None:
         """Refuse a request for another model; None and "" name this one.
 

@@ -224,7 +224,7 @@ class Service:
         for row in rows:
             row.running.dequeued = now
         inputs = padded([row.tokens for row in rows], self.served.config.pad_token_id)
-        plans = [(row.running.point, row.running.request.options.max_depth) for row in rows]
+        plans = [(row.running.point, self.served.max_depth(row.running.request.options)) for row in rows]
         by_exit = any(row.running.request.options.details for row in rows)
         frame = BatchFrame({name: ArrayFrame.of(value) for name, value in inputs.items()}, plans, by_exit)
         try:
