@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "serving").glob("*.py"))
-OF_PAIRS = "cohere_rerank"
+OF_PAIRS = ("cohere_rerank", "tei_rerank")
 CLIENTS = {
     "cohere": "cohere",
     "triton": "tritonclient",
@@ -24,7 +24,7 @@ CLIENTS = {
 @pytest.fixture
 def address(path: Path, request: pytest.FixtureRequest) -> str:
     """The URL of a server whose model the example's client can use."""
-    url: str = request.getfixturevalue("url_of_pairs" if path.stem == OF_PAIRS else "url")
+    url: str = request.getfixturevalue("url_of_pairs" if path.stem in OF_PAIRS else "url")
     return url
 
 

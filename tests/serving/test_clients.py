@@ -1,7 +1,8 @@
-"""Clients of Triton, Cohere and vLLM against running servers: their answers are the predictor's."""
+"""Clients of every protocol against running servers: their answers are the predictor's."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,80 @@ def test_classify_gives_the_predictors_numbers_and_the_limits_of_vllm(url: str, 
         )
         for status, body in ((422, {"input": ["a"] * 33}), (404, {"input": "a", "model": "x"}), (400, {"input": [40]})):
             assert client.post("/classify", json=body).json()["error"]["code"] == status
+
+
+NAMES = ("bad", "fine", "good")
+
+
+def test_hugging_faces_client_gets_the_predictors_numbers(url: str, scores: np.ndarray[Any, Any]) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    client = hub.InferenceClient(model=url)
+    for text, row in zip(TEXTS, scores, strict=True):
+        answer = client.text_classification(text)
+        assert {label.label: np.float32(label.score) for label in answer} == dict(zip(NAMES, row, strict=True))
+        best = client.text_classification(text, top_k=1, function_to_apply="softmax")
+        assert [label.label for label in best] == [NAMES[row.argmax()]]
+    for wrong in ({"text": " "}, {"text": "a", "top_k": 0}):
+        with pytest.raises(hub.errors.HfHubHTTPError) as error:
+            client.text_classification(**wrong)
+        assert error.value.response.json()["error"]
+
+
+def test_predict_gives_the_predictors_numbers_and_the_limits_of_text_embeddings_inference(
+    url: str, scores: np.ndarray[Any, Any]
+) -> None:
+    httpx = pytest.importorskip("httpx")
+    with httpx.Client(base_url=url) as client:
+        for path in ("/predict", "/"):
+            answer = client.post(path, json={"inputs": [[text] for text in TEXTS]})
+            rows = [{label["label"]: np.float32(label["score"]) for label in row} for row in answer.json()]
+            assert rows == [dict(zip(NAMES, row, strict=True)) for row in scores]
+            assert answer.headers["x-compute-characters"] == str(sum(map(len, TEXTS)))
+            assert int(answer.headers["x-compute-tokens"]) > 3
+        limit = client.get("/info").json()["max_client_batch_size"]
+        long = {"inputs": "good " * 40}
+        assert client.post("/predict", json=long).status_code == 200  # cut, unless the request says no
+        for status, kind, body in (
+            (400, "Empty", {"inputs": ""}),
+            (422, "Validation", {"inputs": [["a"]] * (limit + 1)}),
+            (422, "Validation", long | {"truncate": False}),
+            (413, "Validation", {"inputs": "a" * 2_000_000}),
+        ):
+            refused = client.post("/predict", json=body)
+            assert (refused.status_code, refused.json()["error_type"]) == (status, kind)
+        assert client.post("/rerank", json={"query": "a", "texts": ["b"]}).status_code == 424
+
+
+def test_rerank_sorts_as_the_predictor_does(url_of_pairs: str, pairs: Path) -> None:
+    httpx = pytest.importorskip("httpx")
+    expected = offramp.Predictor.load(pairs, "torch").rank("is the mat good", DOCUMENTS)
+    body = {"query": "is the mat good", "texts": DOCUMENTS, "return_text": True}
+    with httpx.Client(base_url=url_of_pairs) as client:
+        for path in ("/rerank", "/"):
+            ranks = client.post(path, json=body).raise_for_status().json()
+            assert [rank["index"] for rank in ranks] == [answer["index"] for answer in expected]
+            assert [rank["text"] for rank in ranks] == [DOCUMENTS[rank["index"]] for rank in ranks]
+            scores = [answer["score"] for answer in expected]
+            assert [rank["score"] for rank in ranks] == pytest.approx(scores, abs=1e-5)
+        empty = client.post("/rerank", json=body | {"texts": []})
+        assert (empty.status_code, empty.json()["error_type"]) == (400, "Empty")
+
+
+def test_kserves_client_gets_the_predictors_numbers(url: str, scores: np.ndarray[Any, Any]) -> None:
+    kserve, httpx = pytest.importorskip("kserve"), pytest.importorskip("httpx")
+
+    async def ask() -> None:
+        async with kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v1")) as client:
+            assert await client.is_server_live(url)
+            assert await client.is_model_ready(url, "tiny")
+            answer = await client.infer(url, {"instances": TEXTS}, "tiny")
+            assert answer == {"predictions": scores.argmax(axis=1).tolist()}
+            body = {"instances": TEXTS, "parameters": {"return_probabilities": True}}
+            rows = (await client.infer(url, body, "tiny"))["predictions"]
+            assert np.array_equal(np.array([list(row.values()) for row in rows], np.float32), scores)
+            for name, wrong in (("other", {"instances": TEXTS}), ("tiny", {"instances": "a"}), ("tiny", {})):
+                with pytest.raises(httpx.HTTPStatusError) as error:
+                    await client.infer(url, wrong, name)
+                assert error.value.response.status_code == (404 if name == "other" else 400)
+
+    asyncio.run(ask())
