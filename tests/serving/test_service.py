@@ -220,11 +220,11 @@ def test_rows_of_a_process_that_ended_go_once_more_each_alone() -> None:
         bench = Bench(size=2)
         bench.pool.idle.pop(0)  # the second one only
         process: Process = bench.pool.all[1]
-        together = await bench.start(ids(5), ids(6))
+        together = await bench.service.start(Request([ids(5), ids(6)]))
         gone = await bench.start(ids(8))
-        assert bench.batch_sizes() == [2]
-        process.end()
+        assert bench.batch_sizes() == [3]
         bench.service.abandon(gone)
+        process.end()
         bench.pool.idle.append(process)
         await settle()
         assert bench.batch_sizes() == [1]
@@ -235,6 +235,7 @@ def test_rows_of_a_process_that_ended_go_once_more_each_alone() -> None:
         assert bench.batch_sizes() == [1]
         process.answer()
         await settle()
+        assert bench.batch_sizes() == []
         assert kinds(together) == ["unavailable", None]
         assert together.rows()[1].logits[0] == 6
 
