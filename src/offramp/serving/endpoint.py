@@ -69,7 +69,8 @@ class Endpoint:
         takes: the type of the body, for OpenAPI; a tuple where a path has several.
         gives: the type of the answer, for OpenAPI; likewise.
         summary: one line, for OpenAPI.
-        protocol: a short name, for metrics: "tei", "vllm", "kserve", "oip", "huggingface", "openai", "systemone".
+        protocol: a short name, for metrics: "tei", "vllm", "kserve", "oip", "openai", "systemone", or "shared" where
+            several have the path.
     """
 
     paths: tuple[str, ...]
