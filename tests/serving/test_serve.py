@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,19 @@ class TestProcesses:
             server.until(200)
             assert server.metric('offramp_process_restarts_total{process="http"}') == 1
             assert server.metric('offramp_processes{state="idle"}') == 2
+
+            with ThreadPoolExecutor(4) as threads:
+                assert list(threads.map(server.ask, [b'{"input":["good cat","bad"]}'] * 20)) == [200] * 20
+            lines = server.get("/metrics")[1].decode().splitlines()
+            counts = {
+                name: sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
+                for name in ("offramp_rows_total", "offramp_request_rows_count", "te_request_success")
+            }
+            assert counts == {
+                "offramp_rows_total": 40,  # of both processes
+                "offramp_request_rows_count": 20,
+                "te_request_success": 20,
+            }
 
             slow = server.begin_request()
             clients = [threading.Thread(target=server.ask_until_closed) for _ in range(4)]

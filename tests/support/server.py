@@ -34,6 +34,15 @@ class Server:
         connection.close()
         return answer.status, body
 
+    def ask(self, body: bytes) -> int:
+        """Return the status of a request to /classify."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection.request("POST", "/classify", body, {"authorization": "Bearer k"})
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        return answer.status
+
     def ask_until_closed(self) -> None:
         """Ask on one connection until an answer says that the server closes it; count what comes."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 PROTOCOLS = ("tei", "shared_paths", "vllm", "kserve", "oip", "openai", "systemone")
@@ -14,6 +13,4 @@ PROTOCOLS = ("tei", "shared_paths", "vllm", "kserve", "oip", "openai", "systemon
 def protocol_modules() -> Iterator[ModuleType]:
     """Import the modules of the table, and yield them."""
     for name in PROTOCOLS:
-        module = f"offramp.serving.protocols.{name}"
-        if find_spec(module) is not None:
-            yield import_module(module)
+        yield import_module(f"offramp.serving.protocols.{name}")
