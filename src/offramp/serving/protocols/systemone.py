@@ -59,7 +59,7 @@ class ChoiceOfQuestion(msgspec.Struct, tag_field="type", tag="choice"):
 class ScoreOfQuestion(msgspec.Struct, tag_field="type", tag="score"):
     """Which of the ordered levels applies; `criteria` are the levels from the lowest."""
 
-    criteria: Annotated[list[Content], Meta(min_length=2)]
+    criteria: Annotated[list[Content], Meta(min_length=2, max_length=10)]
     instructions: Content | None = None
 
 
@@ -197,7 +197,6 @@ class SystemOneRefusal(msgspec.Struct):
 _TYPES: Mapping[Kind, str] = {
     "not_applicable": "unsupported_question",
     "unknown_model": "not_found",
-    "unauthorized": "authentication_error",
     "overloaded": "rate_limit_error",
     "failed": "internal_error",
 }
