@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "serving").glob("*.py"))
-OF_PAIRS = ("cohere_rerank", "tei_rerank")
+TWO_CLASSES = ("cohere_rerank", "openai_decision", "openai_moderation", "systemone_choice", "tei_rerank")
+LABELS = {"openai_decision": ["LABEL_0", "LABEL_1"], "systemone_choice": ["LABEL_0", "LABEL_1"]}
 CLIENTS = {
     "cohere": "cohere",
     "triton": "tritonclient",
     "openai": "openai",
+    "systemone": "typesafe_sdk",
     "vllm": "httpx",
     "tei": "httpx",
     "kserve": "httpx",
@@ -24,7 +26,7 @@ CLIENTS = {
 @pytest.fixture
 def address(path: Path, request: pytest.FixtureRequest) -> str:
     """The URL of a server whose model the example's client can use."""
-    url: str = request.getfixturevalue("url_of_pairs" if path.stem in OF_PAIRS else "url")
+    url: str = request.getfixturevalue("url_of_pairs" if path.stem in TWO_CLASSES else "url")
     return url
 
 
@@ -36,6 +38,6 @@ def test_a_client_needs_another_url_and_nothing_else(
     if client is not None and find_spec(client) is None:
         pytest.skip(f"{client} is not installed")
     model = ["tiny"] if "argv[1:]" in path.read_text() else []
-    monkeypatch.setattr(sys, "argv", [str(path), address, *model])
+    monkeypatch.setattr(sys, "argv", [str(path), address, *LABELS.get(path.stem, model)])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out.strip()
