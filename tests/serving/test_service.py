@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -396,6 +398,24 @@ def test_closing_leaves_nobody_waiting() -> None:
 def no_task_is_left_with_an_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_requests_that_are_over_are_let_go_of() -> None:
+    async def story() -> None:
+        bench = Bench()
+        done, gone, late = [await bench.start(ids(number)) for number in (5, 6, 7)]
+        bench.service.abandon(gone)
+        bench.process.answer()
+        await settle()
+        bench.process.answer()
+        await settle()
+        bench.process.done.clear()
+        kept = [weakref.ref(running) for running in (done, gone, late)]
+        del done, gone, late
+        gc.collect()
+        assert [ref() for ref in kept] == [None] * 3
+
+    run(story())
 
 
 def test_full_depth_has_a_name() -> None:
