@@ -7,11 +7,11 @@
 The folders of `speed_models.py`; the texts are those of the half that reports, one a request, over loopback, from a
 client in a process of its own (`serving_client.py`: Poisson arrivals, times count from when a request was due). For
 each server and bound the highest rate at which the 99th percentile stays within the bound is searched, in rounds in
-which the servers take turns. Every server runs in the setting that answers the most at saturation, of SETTINGS; the
-rivals (`serving_litserve.py`, `serving_fastapi.py`) around the full-depth models that are the fastest here for single
-texts and for batches. Their answers are the same JSON. Results lie under `--state`, and a run goes on where it was
-stopped. Writes `benchmarks/results/serving_race.json` and `.md`. Twelve minutes an encoder on two idle cores, once the
-full-depth models are exported, which takes three more.
+which the servers take turns. Every server runs in the setting of SETTINGS that answers the most where 8 and 32
+connections always ask; the rivals (`serving_litserve.py`, `serving_fastapi.py`) around the full-depth models that are
+the fastest here for single texts and for batches. Their answers are the same JSON. Results lie under `--state`, and a
+run goes on where it was stopped. Writes `benchmarks/results/serving_race.json` and `.md`. Twelve minutes an encoder on
+two idle cores, once the full-depth models are exported, which takes three more.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 from machine import provenance
@@ -45,7 +46,7 @@ STEPS, ROUNDS, SECONDS = 4, {False: 3, True: 2}, {False: 4.0, True: 5.0}
 FIRST, WIDER, AGAIN = 0.75, 1.3, 1.12
 """The first rate, as a share of the throughput at saturation; by how much the next rate differs while there is no
 bound on both sides, in the first round and later."""
-CONNECTIONS, SATURATED_S, WARM_UP = 32, 2.0, 64
+CONNECTIONS, SATURATED_S, WARM_UP = (8, 32), 1.5, 64
 HERE, RESULTS = Path(__file__).parent, Path(__file__).parent / "results"
 OWN, FULL, LITSERVE, FASTAPI = "offramp serve", "offramp serve, full depth", "LitServe", "FastAPI"
 WITHOUT_BATCHES, WITH_BATCHES = "single", "batches"
@@ -151,18 +152,19 @@ class Race:
         report["other_cores"] = (busy_s() - before) / passed - report["server_cores"] - report["client_cores"]
         return report
 
-    def saturated(self, server: Server) -> dict[str, Any]:
+    def saturated(self, server: Server, connections: int = CONNECTIONS[-1]) -> dict[str, Any]:
         """Return how many requests a second are answered where some always wait."""
-        return self.ask(server, {"mode": "closed", "connections": CONNECTIONS, "seconds": SATURATED_S})
+        return self.ask(server, {"mode": "closed", "connections": connections, "seconds": SATURATED_S})
 
     def choose(self, name: str) -> None:
-        """Choose the setting in which a server answers the most."""
+        """Choose the setting in which a server answers the most, by the geometric mean over CONNECTIONS."""
         if name in self.state["settings"]:
             return
         tried = []
         for setting in SETTINGS[name]:
             with self.serving(name, setting) as server:
-                tried.append((self.saturated(server)["a_second"], list(setting)))
+                speeds = [self.saturated(server, connections)["a_second"] for connections in CONNECTIONS]
+                tried.append((geometric_mean(speeds), list(setting)))
                 print(f"  {name} {setting[1]} ({setting[0]}): {tried[-1][0]:.0f} a second", flush=True)
         self.state["settings"][name] = {"chosen": max(tried)[1], "tried": tried}
         self.save()
@@ -268,6 +270,14 @@ def summary(state: dict[str, Any]) -> dict[str, Any]:
     return {"full_depth": state["full_depth"], "models": state["models"], "servers": servers, "ratios": ratios}
 
 
+def about() -> dict[str, Any]:
+    """Return command, machine and versions, those of the rivals among them."""
+    facts: dict[str, Any] = provenance()
+    for package in ("litserve", "fastapi", "starlette", "uvicorn"):
+        facts["versions"][package] = version(package)
+    return facts
+
+
 def main() -> None:
     """Measure the tasks that are asked for; those measured before stay."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -283,7 +293,7 @@ def main() -> None:
     for prepared in all_prepared(options):
         if prepared.cell.task in TASKS:
             print(prepared.folder.name, flush=True)
-            results["tasks"][prepared.cell.task] = {"about": provenance(), **measure(prepared, options)}
+            results["tasks"][prepared.cell.task] = {"about": about(), **measure(prepared, options)}
             file.write_text(json.dumps(results, indent=1) + "\n")
             (RESULTS / "serving_race.md").write_text(page(results))
 

@@ -51,7 +51,7 @@ def _settings(figures: dict[str, Any]) -> list[str]:
     lines += [f"| {name} | {small[name]:.0f} | {large[name]:.0f} |" for name in small]
     lines += [
         "",
-        "Settings, requests a second at saturation in the trial:",
+        "Settings, requests a second in the trial (geometric mean with 8 and 32 connections that always ask):",
         "",
         "| server | setting | model | a second |",
     ]
