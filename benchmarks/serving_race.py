@@ -44,8 +44,7 @@ BOUNDS_MS = (25, 100)
 STEPS, ROUNDS, SECONDS = 4, {False: 3, True: 2}, {False: 4.0, True: 5.0}
 """Rates that a server is asked in a round; rounds, and seconds of a step, by whether the encoder is deep."""
 FIRST, WIDER, AGAIN = 0.75, 1.3, 1.12
-"""The first rate, as a share of the throughput at saturation; by how much the next rate differs while there is no
-bound on both sides, in the first round and later."""
+"""The first rate, as a share of that at saturation; the first and later factors while one side has no bound."""
 CONNECTIONS, SATURATED_S, WARM_UP = (8, 32), 1.5, 64
 HERE, RESULTS = Path(__file__).parent, Path(__file__).parent / "results"
 OWN, FULL, LITSERVE, FASTAPI = "offramp serve", "offramp serve, full depth", "LitServe", "FastAPI"
