@@ -48,6 +48,7 @@ FIRST, WIDER, AGAIN = 0.75, 1.3, 1.12
 CONNECTIONS, SATURATED_S, WARM_UP = (8, 32), 1.5, 64
 HERE, RESULTS = Path(__file__).parent, Path(__file__).parent / "results"
 OWN, FULL, LITSERVE, FASTAPI = "offramp serve", "offramp serve, full depth", "LitServe", "FastAPI"
+RIVALS = (LITSERVE, FASTAPI)
 WITHOUT_BATCHES, WITH_BATCHES = "single", "batches"
 SETTINGS: dict[str, tuple[tuple[str, str], ...]] = {
     OWN: (("", "--workers 2 --threads 1"), ("", "--workers 1 --threads 1"), ("", "--workers 1 --threads 2")),
@@ -259,14 +260,14 @@ def summary(state: dict[str, Any]) -> dict[str, Any]:
             "cores": cores,
             "steps": [run["steps"] for run in runs],
         }
-    ratios = {
-        rival: {
-            bound: median(servers[OWN]["limits"][bound]) / max(median(servers[rival]["limits"][bound]), 1e-9)
-            for bound in servers[OWN]["limits"]
-        }
-        for rival in (LITSERVE, FASTAPI)
-    }
+    own = servers[OWN]["limits"]
+    ratios = {rival: {bound: ratio(own[bound], servers[rival]["limits"][bound]) for bound in own} for rival in RIVALS}
     return {"full_depth": state["full_depth"], "models": state["models"], "servers": servers, "ratios": ratios}
+
+
+def ratio(own: Sequence[float], other: Sequence[float]) -> float | None:
+    """Return the quotient of two medians; None where the second is 0."""
+    return median(own) / median(other) if median(other) else None
 
 
 def about() -> dict[str, Any]:
