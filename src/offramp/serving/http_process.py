@@ -12,6 +12,7 @@ import contextlib
 import gc
 import json
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -42,6 +43,7 @@ READY = b"ready\n"
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """How long a connection may be idle: longer than clients and load balancers keep one (mostly 60 s)."""
+FILES = 65536
 LINGER_S = 0.1
 """How long requests on connections that live on are still read, and answered that the server ends."""
 FLUSH_S = 2
@@ -192,8 +194,17 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
     return uvloop.run(main)
 
 
+def _raise_limit_of_files() -> None:
+    """Allow as many connections as the system does; most shells begin at 1,024 files."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main() -> int:
     """Serve the sockets that the command line names."""
+    _raise_limit_of_files()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor decides
     listening, control = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:3])
     with control.makefile("rb") as lines:

@@ -5,6 +5,7 @@ The socket outlives that process, so clients that connect meanwhile wait. It imp
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -62,8 +63,17 @@ class Supervisor:
             signal.signal(number, self._end)
         restarts, pause_s = 0, FIRST_PAUSE_S
         while True:
-            status, was_ready = self._run_once(restarts)
-            if self._ending or (restarts == 0 and not was_ready):
+            try:
+                status, was_ready = self._run_once(restarts)
+            except (
+                OSError,
+                ValueError,
+            ) as error:  # no memory; or the signal came and closed the socket
+                log.error("the process that speaks HTTP cannot be started: %s", error)
+                status, was_ready = 1, False
+            if self._ending:
+                return 0 if status == -signal.SIGTERM else status  # it was still starting
+            if restarts == 0 and not was_ready:
                 return status
             log.error("the process that speaks HTTP ended with status %d; it is started again", status)
             pause_s = FIRST_PAUSE_S if was_ready else min(2 * pause_s, LONGEST_PAUSE_S)
@@ -80,9 +90,10 @@ class Supervisor:
                 numbers = [self._listening.fileno(), other.fileno()]
                 command = [sys.executable, "-m", "offramp.serving.http_process", *map(str, numbers)]
                 self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=numbers)
-            own.sendall(replace(self._settings, http_restarts=restarts).to_json())
+            with contextlib.suppress(OSError):  # it has ended already
+                own.sendall(replace(self._settings, http_restarts=restarts).to_json())
             if self._ending:  # the signal came before there was a process
-                self._process.terminate()
+                self._signal(signal.SIGTERM)
             status = self._wait(self._process)
             own.setblocking(False)
             try:
@@ -107,10 +118,14 @@ class Supervisor:
     def _end(self, number: int, frame: FrameType | None) -> None:
         """Drain at the first signal, end at once at the second."""
         if self._ending:
-            if self._process is not None:
-                self._process.kill()
+            self._signal(signal.SIGKILL)
             os._exit(128 + number)
         self._ending = True
         self._listening.close()
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process; `Popen.send_signal` would take its status, for which `_wait` waits."""
         if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
