@@ -27,6 +27,9 @@ from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 NAMED = 20
 """The most labels that a message names."""
 
+SHOWN = 200
+"""The most characters of a request that a message repeats."""
+
 
 @final
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Predicate:
         for index, name in names.items():
             if name == statement:
                 return cls(index)
-        raise _refusal(f"a predicate must be a label of the model, one of {_listed(served)}; got {statement!r}", served)
+        raise _refusal(
+            f"a predicate must be a label of the model, one of {_listed(served)}; got {statement[:SHOWN]!r}", served
+        )
 
     def probability(self, result: RowResult, served: Served) -> float:
         """Return the label's probability."""

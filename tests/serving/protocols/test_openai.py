@@ -177,7 +177,7 @@ def test_fields_of_early_exit_come_only_where_they_are_asked_for() -> None:
 # --- refusals -------------------------------------------------------------------------------------------------
 
 
-def asked(*questions: dict[str, Any], value: Any = "a") -> dict[str, Any]:
+def body_of(*questions: dict[str, Any], value: Any = "a") -> dict[str, Any]:
     return {"input": value, "questions": list(questions)}
 
 
@@ -197,54 +197,66 @@ def asked(*questions: dict[str, Any], value: Any = "a") -> dict[str, Any]:
         (MODERATE, BINARY, {"input": []}, 400, "must be a text, texts, or one part"),
         (MODERATE, BINARY, {"input": "a", "model": "other"}, 404, "no model 'other'; this server has 'tiny'"),
         (MODERATE, BINARY, {}, 400, "missing required field `input`"),
-        (DECIDE, CLASSES, asked(), 400, "length >= 1"),
+        (DECIDE, CLASSES, body_of(), 400, "length >= 1"),
         (
             DECIDE,
             CLASSES,
-            asked(PREDICATE, {**PREDICATE, "instructions": "Is it good?"}),
+            body_of(PREDICATE, {**PREDICATE, "instructions": "Is it good?"}),
             400,
             "questions[1]: tiny was not trained for this question: a predicate must be a label of the model, "
             "one of 'bad', 'fine', 'good'; got 'Is it good?'",
         ),
-        (DECIDE, REGRESSOR, asked(PREDICATE), 400, "a predicate needs labels"),
-        (DECIDE, CLASSES, asked({**CHOICES, "choices": CHOICES["choices"][:2]}), 400, "options of a choice must be"),
+        (DECIDE, REGRESSOR, body_of(PREDICATE), 400, "a predicate needs labels"),
+        (DECIDE, CLASSES, body_of({**CHOICES, "choices": CHOICES["choices"][:2]}), 400, "options of a choice must be"),
         (
             DECIDE,
             CLASSES,
-            asked({**CHOICES, "choices": [*CHOICES["choices"], {"value": "bad"}]}),
+            body_of({**CHOICES, "choices": [*CHOICES["choices"], {"value": "bad"}]}),
             400,
             "options of a choice must be",
         ),
-        (DECIDE, BINARY, asked({**CHOICES, "choices": [{"value": True}, {"value": False}]}), 400, "must be the labels"),
+        (
+            DECIDE,
+            BINARY,
+            body_of({**CHOICES, "choices": [{"value": True}, {"value": False}]}),
+            400,
+            "must be the labels",
+        ),
         (
             DECIDE,
             LABELS,
-            asked(CHOICES),
+            body_of(CHOICES),
             400,
             "labels that exclude each other; this model is multi label with 2 outputs",
         ),
         (
             DECIDE,
             CLASSES,
-            asked({**LEVELS, "levels": LEVELS["levels"][::-1]}),
+            body_of({**LEVELS, "levels": LEVELS["levels"][::-1]}),
             400,
             "in its order: 'bad', 'fine', 'good'",
         ),
-        (DECIDE, LABELS, asked(LEVELS), 400, "ordered classes or one output"),
-        (DECIDE, CLASSES, asked({"type": "rank"}), 400, "Invalid value 'rank'"),
-        (DECIDE, CLASSES, asked(PREDICATE, value=[{"role": "system", "content": "a"}]), 400, "one message of the user"),
+        (DECIDE, LABELS, body_of(LEVELS), 400, "ordered classes or one output"),
+        (DECIDE, CLASSES, body_of({"type": "rank"}), 400, "Invalid value 'rank'"),
         (
             DECIDE,
             CLASSES,
-            asked(PREDICATE, value=[{"role": "user", "content": "a"}] * 2),
+            body_of(PREDICATE, value=[{"role": "system", "content": "a"}]),
             400,
             "one message of the user",
         ),
-        (DECIDE, CLASSES, asked(PREDICATE, value=[{"type": "function_call", "name": "f"}]), 400, "one message of"),
         (
             DECIDE,
             CLASSES,
-            asked(PREDICATE, value=[{"role": "user", "content": [{"type": "input_image"}]}]),
+            body_of(PREDICATE, value=[{"role": "user", "content": "a"}] * 2),
+            400,
+            "one message of the user",
+        ),
+        (DECIDE, CLASSES, body_of(PREDICATE, value=[{"type": "function_call", "name": "f"}]), 400, "one message of"),
+        (
+            DECIDE,
+            CLASSES,
+            body_of(PREDICATE, value=[{"role": "user", "content": [{"type": "input_image"}]}]),
             400,
             "input_text or input_json",
         ),
@@ -273,7 +285,7 @@ def test_what_cannot_be_answered_is_refused_in_openais_form(
 )
 def test_other_refusals_have_their_own_status(refusal: Refusal, status: int, kind: str, code: str | None) -> None:
     with pytest.raises(Refusal) as error:
-        answer(DECIDE, CLASSES, asked(PREDICATE), refused(refusal))
+        answer(DECIDE, CLASSES, body_of(PREDICATE), refused(refusal))
     reply = DECIDE.refuse(Call(), error.value)
     assert (reply.status, json.loads(reply.body)["error"]) == (
         status,

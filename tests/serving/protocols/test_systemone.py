@@ -19,7 +19,7 @@ CLASSES = served_model()
 GOOD = {"type": "noul", "instructions": "good"}
 
 
-def asked(*questions: dict[str, Any], **changes: Any) -> bytes:
+def body_of(*questions: dict[str, Any], **changes: Any) -> bytes:
     names = {f"q{number}": question for number, question in enumerate(questions)}
     return json.dumps({"model": "jev-latest", "state": "a", "questions": names} | changes).encode()
 
@@ -39,7 +39,7 @@ def answers(served: Served, body: bytes, row: RowResult) -> Any:
     ],
 )
 def test_a_state_is_its_text_or_its_json(state: Any, text: str) -> None:
-    request = ENDPOINT.read(Call(asked(GOOD, state=state, x_trace_id="t")), CLASSES)
+    request = ENDPOINT.read(Call(body_of(GOOD, state=state, x_trace_id="t")), CLASSES)
     assert (request.items, request.options) == ([text], Options())
 
 
@@ -50,7 +50,7 @@ def test_questions_are_answered_from_one_row() -> None:
     criterion = {"type": "noul", "criteria": {"true": "fine", "false": {"any": 1}}}
     share = {"bad": pytest.approx(1 / 8), "fine": pytest.approx(2 / 8), "good": pytest.approx(5 / 8)}
 
-    content = answers(CLASSES, asked(GOOD, criterion, choice, score), answered(1, 2, 5, tokens=7))
+    content = answers(CLASSES, body_of(GOOD, criterion, choice, score), answered(1, 2, 5, tokens=7))
 
     assert content == {
         "model": "tiny",
@@ -72,7 +72,7 @@ def test_questions_are_answered_from_one_row() -> None:
 
 def test_levels_of_a_regression_may_be_any_json_and_come_back_as_they_are() -> None:
     levels = [{"label": "calm"}, "angry", ["very", "angry"]]
-    body = asked({"type": "score", "criteria": levels})
+    body = body_of({"type": "score", "criteria": levels})
     content = answers(served_model("x", problem_type=REGRESSION), body, answered(1))["answers"]["q0"]
     assert content["legend"] == {"0": levels[0], "1": levels[1], "2": levels[2]}
     assert (content["score"], content["confidence"]) == (0, 1)
@@ -80,7 +80,7 @@ def test_levels_of_a_regression_may_be_any_json_and_come_back_as_they_are() -> N
 
 
 def test_fields_of_early_exit_come_only_where_they_are_asked_for() -> None:
-    body = asked(GOOD, early_exit={"operating_point": "quick", "details": True})
+    body = body_of(GOOD, early_exit={"operating_point": "quick", "details": True})
     assert answers(CLASSES, body, answered(1, 2, 5))["early_exit"]["operating_point"] == "quick"
 
 
@@ -88,14 +88,14 @@ def test_fields_of_early_exit_come_only_where_they_are_asked_for() -> None:
     ("body", "place"),
     [
         (b'{"state": "a', []),
-        (asked(GOOD, state=None), ["state"]),
-        (asked(), ["questions"]),
-        (asked({"type": "noul"}), []),
-        (asked({"type": "box", "instructions": "a"}), ["questions", "type"]),
-        (asked({"type": "choice", "criteria": {"good": None}}), ["questions", "criteria"]),
-        (asked({"type": "score", "criteria": {"0": "bad", "1": "good"}}), ["questions", "criteria"]),
-        (asked({"type": "score", "criteria": ["a"] * 11}), ["questions", "criteria"]),
-        (asked(questions={"": GOOD}), ["questions"]),
+        (body_of(GOOD, state=None), ["state"]),
+        (body_of(), ["questions"]),
+        (body_of({"type": "noul"}), []),
+        (body_of({"type": "box", "instructions": "a"}), ["questions", "type"]),
+        (body_of({"type": "choice", "criteria": {"good": None}}), ["questions", "criteria"]),
+        (body_of({"type": "score", "criteria": {"0": "bad", "1": "good"}}), ["questions", "criteria"]),
+        (body_of({"type": "score", "criteria": ["a"] * 11}), ["questions", "criteria"]),
+        (body_of(questions={"": GOOD}), ["questions"]),
         (b'{"state": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", []),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_body_at_fault_is_a_422_that_names_the_field(body: bytes, place: list[
 )
 def test_other_refusals_have_a_type_and_a_message(refusal: Refusal, status: int, kind: str) -> None:
     with pytest.raises(Refusal) as error:
-        answers(CLASSES, asked(GOOD), refused(refusal))
+        answers(CLASSES, body_of(GOOD), refused(refusal))
     reply = ENDPOINT.refuse(Call(), error.value)
     assert reply.status == status
     assert json.loads(reply.body) == {"detail": {"error_type": kind, "message": str(refusal)}}
@@ -126,8 +126,8 @@ def test_other_refusals_have_a_type_and_a_message(refusal: Refusal, status: int,
 @pytest.mark.parametrize(
     ("body", "status", "kind"),
     [
-        (asked(GOOD, model="other"), 404, "not_found"),
-        (asked(GOOD, {"type": "noul", "instructions": "Is it good?"}), 400, "unsupported_question"),
+        (body_of(GOOD, model="other"), 404, "not_found"),
+        (body_of(GOOD, {"type": "noul", "instructions": "Is it good?"}), 400, "unsupported_question"),
     ],
 )
 def test_another_model_and_another_question_are_named(body: bytes, status: int, kind: str) -> None:

@@ -66,14 +66,14 @@ MODELS = frozenset(
 """OpenAI's own models of these routes: a client that names one of them means this server's model."""
 
 Question = PredicateQuestion | ChoiceQuestion | ScoreQuestion
-Asked = tuple[Question, Predicate | Choice | Score]
+Matched = tuple[Question, Predicate | Choice | Score]
 
 
 def _options(body: ModerationRequest | DecisionRequest, served: Served) -> Options:
     if body.model not in MODELS:
         served.check_model(body.model)
-    asked = body.early_exit or EarlyExit()
-    return Options(asked.operating_point, asked.max_depth, asked.details)
+    early = body.early_exit or EarlyExit()
+    return Options(early.operating_point, early.max_depth, early.details)
 
 
 # --- moderations ----------------------------------------------------------------------------------------------
@@ -141,13 +141,13 @@ def _write_moderation(request: Request, results: Sequence[RowResult], served: Se
 def _read_decision(call: Call, served: Served) -> Request:
     body: DecisionRequest = decode(call.body, DecisionRequest)
     options = _options(body, served)
-    asked = []
+    matched = []
     for number, question in enumerate(body.questions):
         try:
-            asked.append((question, _question(question, served)))
+            matched.append((question, _question(question, served)))
         except Refusal as error:
             raise Refusal(error.kind, f"questions[{number}]: {error}") from None
-    return Request([_input_text(body.input)], options, asked)
+    return Request([_input_text(body.input)], options, matched)
 
 
 def _question(question: Question, served: Served) -> Predicate | Choice | Score:
@@ -184,8 +184,8 @@ def _text(content: Content) -> str:
 def _write_decision(request: Request, results: Sequence[RowResult], served: Served) -> Reply:
     check_all_answered(results)
     (result,) = results
-    asked: Sequence[Asked] = request.form
-    answers = [_answer(question, fixed, result, served) for question, fixed in asked]
+    matched: Sequence[Matched] = request.form
+    answers = [_answer(question, fixed, result, served) for question, fixed in matched]
     usage = DecisionUsage(result.tokens, CachedTokens(), 0, ReasoningTokens(), result.tokens)
     fields = details(result, request, served)
     return Reply(msgspec.json.encode(DecisionAnswer(served.name, answers, usage, fields)))

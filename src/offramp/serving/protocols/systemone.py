@@ -16,6 +16,7 @@ from msgspec import Meta
 from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, ExitDetails, Reply, decode
 from offramp.serving.outputs import check_all_answered, details
 from offramp.serving.questions import (
+    SHOWN,
     Choice,
     Predicate,
     Score,
@@ -115,7 +116,7 @@ class SystemOneAnswer(msgspec.Struct, omit_defaults=True):
 
 
 Question = NoulQuestion | ChoiceOfQuestion | ScoreOfQuestion
-Asked = tuple[Question, Predicate | Choice | Score]
+Matched = tuple[Question, Predicate | Choice | Score]
 
 # --- requests and answers -------------------------------------------------------------------------------------
 
@@ -124,15 +125,15 @@ def _read(call: Call, served: Served) -> Request:
     body: SystemOneRequest = decode(call.body, SystemOneRequest)
     if body.model != LATEST:
         served.check_model(body.model)
-    asked: dict[str, Asked] = {}
+    matched: dict[str, Matched] = {}
     for name, question in body.questions.items():
         try:
-            asked[name] = (question, _question(question, served))
+            matched[name] = (question, _question(question, served))
         except Refusal as error:
-            raise Refusal(error.kind, f"question {name!r}: {error}") from None
+            raise Refusal(error.kind, f"question {name[:SHOWN]!r}: {error}") from None
     early = body.early_exit or EarlyExit()
     options = Options(early.operating_point, early.max_depth, early.details)
-    return Request([as_text(body.state)], options, asked)
+    return Request([as_text(body.state)], options, matched)
 
 
 def _question(question: Question, served: Served) -> Predicate | Choice | Score:
@@ -151,8 +152,8 @@ def _question(question: Question, served: Served) -> Predicate | Choice | Score:
 def _write(request: Request, results: Sequence[RowResult], served: Served) -> Reply:
     check_all_answered(results)
     (result,) = results
-    asked: Mapping[str, Asked] = request.form
-    answers = {name: _answer(question, fixed, result, served) for name, (question, fixed) in asked.items()}
+    matched: Mapping[str, Matched] = request.form
+    answers = {name: _answer(question, fixed, result, served) for name, (question, fixed) in matched.items()}
     usage = SystemOneUsage(result.tokens, 0)
     fields = details(result, request, served)
     return Reply(msgspec.json.encode(SystemOneAnswer(served.name, answers, usage, fields)))
