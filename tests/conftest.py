@@ -23,6 +23,7 @@ EXPORT_BUDGET_S = 60.0  # the first test that needs a graph exports it, for all 
 UNLIMITED = ("slow", "network", "gpu")
 # These share what was exported.
 EXPORTED = (
+    "abuse",
     "assemble",
     "client_examples",
     "clients",
