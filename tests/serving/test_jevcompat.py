@@ -26,14 +26,8 @@ PASSED = "passed"
 ONE_QUESTION = (
     "a model has the labels for one question, and this needs a noul, a choice and a score with texts of their own"
 )
-BARE_401 = (
-    "a request without a right key gets 401 without a body in all wire formats, as from text-embeddings-inference"
-)
 TABLE = dict.fromkeys(spec.REQUIREMENTS, PASSED) | {
     "http.models": "GET /v1/models has OpenAI's form, {object, data}, which vLLM's clients read",
-    "auth.missing": BARE_401,
-    "errors.json": f"passed but for {BARE_401}",
-    "auth.invalid": BARE_401,
     "request.multi": ONE_QUESTION,
     "choice.options": "a classifier chooses among all of its labels: another number of options is another question",
     "semantics.question-id": ONE_QUESTION,

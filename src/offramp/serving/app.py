@@ -23,7 +23,7 @@ from offramp.serving.exchange import ClientGone, Exchange
 from offramp.serving.metrics import Metrics
 from offramp.serving.openapi import openapi
 from offramp.serving.protocols.registry import protocol_modules
-from offramp.serving.replies import answer_headers, no_route, plain_error
+from offramp.serving.replies import answer_headers, no_key, no_route, plain_error
 from offramp.serving.request import Refusal
 from offramp.serving.settings import ServerSettings
 
@@ -42,6 +42,7 @@ OPEN = frozenset(
 )
 """Paths whose GET needs no key."""
 Path = Mapping[str, str]
+Refuse = Callable[[Call, Refusal], Reply]
 Answer = Callable[[Exchange, Path], Awaitable[tuple[Reply, "Refusal | None"]]]
 
 
@@ -54,11 +55,13 @@ class Route:
         name: the first path, for the metrics.
         protocol: for the metrics.
         answer: returns the reply, and the refusal if it is one.
+        refuse: returns the reply to a request without a key.
     """
 
     name: str
     protocol: str
     answer: Answer
+    refuse: Refuse
 
 
 @final
@@ -88,16 +91,16 @@ class App:
     def _mount(self) -> None:
         for module in protocol_modules():
             for endpoint in getattr(module, "ENDPOINTS", ()):
-                self._add("POST", endpoint.paths, endpoint.protocol, _EndpointAnswer(self, endpoint))
+                self._add("POST", endpoint.paths, endpoint.protocol, _EndpointAnswer(self, endpoint), endpoint.refuse)
             for page in getattr(module, "PAGES", ()):
-                self._add("GET", page.paths, "pages", _PageAnswer(self, page))
+                self._add("GET", page.paths, "pages", _PageAnswer(self, page), page.refuse)
         self._add("GET", ("/health", "/healthz", "/ping", "/readyz", "/"), "pages", self._health)
         self._add("GET", ("/livez", "/v2/health/live"), "pages", self._live)
         self._add("GET", ("/metrics",), "pages", self._metrics)
         self._add("GET", ("/openapi.json",), "pages", self._document)
 
-    def _add(self, method: str, paths: tuple[str, ...], protocol: str, answer: Answer) -> None:
-        route = Route(paths[0], protocol, answer)
+    def _add(self, method: str, paths: tuple[str, ...], protocol: str, answer: Answer, refuse: Refuse = no_key) -> None:
+        route = Route(paths[0], protocol, answer, refuse)
         for path in paths:
             if "{" not in path:
                 methods = self._exact.setdefault(path, {})
@@ -132,7 +135,8 @@ class App:
         route = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
         refusal: Refusal | None = None
         if not self._allowed(exchange):
-            reply = Reply(b"", 401)
+            refusal = Refusal("unauthorized", "no key, or a wrong one: send the header Authorization: Bearer KEY")
+            reply = (route.refuse if route else no_key)(Call(b"", exchange.headers, values), refusal)
         elif route is None:
             reply = no_route(exchange.method, exchange.path, methods)
         else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from offramp.serving.endpoint import Reply
+from offramp.serving.endpoint import Call, Reply
 from offramp.serving.metrics import phase_seconds
 from offramp.serving.request import Refusal
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 def plain_error(status: int, message: str, kind: str) -> Reply:
     """Return an error where the path belongs to no wire format."""
     return Reply(msgspec.json.encode({"error": message, "error_type": kind}), status)
+
+
+def no_key(call: Call, refusal: Refusal) -> Reply:
+    """Return the answer to a request without a key, as text-embeddings-inference does: no body."""
+    return Reply(b"", 401)
 
 
 def no_route(method: str, path: str, methods: Collection[str]) -> Reply:

@@ -210,7 +210,7 @@ def _answer(question: Any, fixed: Predicate | Choice | Score, result: RowResult,
 
 # --- errors ---------------------------------------------------------------------------------------------------
 
-_CODES: Mapping[int, str] = {404: "model_not_found", 429: "rate_limit_exceeded"}
+_CODES: Mapping[int, str] = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 _FIELD = re.compile(r"`\$\.(\w+)")
 
 

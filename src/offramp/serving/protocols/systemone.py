@@ -199,6 +199,7 @@ _TYPES: Mapping[Kind, str] = {
     "not_applicable": "unsupported_question",
     "unknown_model": "not_found",
     "overloaded": "rate_limit_error",
+    "unauthorized": "authentication_error",
     "failed": "internal_error",
 }
 _FAULTS = frozenset(("malformed", "mistyped", "validation", "empty"))

@@ -16,6 +16,7 @@ import msgspec
 from offramp.data.rows import Text
 from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, ExitDetails, Page, Reply, decode
 from offramp.serving.outputs import Activation, check_all_answered, check_ranks, details, ranked, relevance
+from offramp.serving.replies import no_key
 from offramp.serving.request import Item, Kind, Options, Refusal, Request, RowResult, characters_of
 from offramp.serving.served import Served
 from offramp.serving.settings import VERSION
@@ -228,6 +229,8 @@ _TYPES: Mapping[Kind, str] = {
 
 def refuse(call: Call, refusal: Refusal) -> Reply:
     """Return a refusal in the form of text-embeddings-inference."""
+    if refusal.kind == "unauthorized":
+        return no_key(call, refusal)
     answer = ErrorAnswer(str(refusal), _TYPES.get(refusal.kind, "Validation"))
     return Reply(msgspec.json.encode(answer), STATUSES[refusal.kind])
 
