@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,10 @@ def run(requests: int) -> dict[str, Any]:
             clients = {name: Abuser(server.port) for name in SHARES}
             clients["hypothesis, two classes"] = Abuser(of_pairs.port)
             sizes = []
-            for part in range(PARTS):
+            done = 0
+            for part in count():
+                if done >= requests:
+                    break
                 each = {name: round(requests * share / PARTS) for name, share in SHARES.items()}
                 tasks = [
                     pool.submit(
@@ -167,7 +171,7 @@ def run(requests: int) -> dict[str, Any]:
                     task.result()
                 sizes.append(memory(server) | memory(of_pairs))
                 done = sum(sum(client.statuses.values()) for client in clients.values())
-                print(f"part {part + 1} of {PARTS}: {done} requests, {sizes[-1]}", flush=True)
+                print(f"part {part + 1}: {done} requests, {sizes[-1]}", flush=True)
             ready = server.get("/readyz")[0]
             for client in clients.values():
                 client.close()
@@ -192,8 +196,11 @@ def table(result: dict[str, Any]) -> str:
         rows.append((name, *(f"{statuses.get(status, 0):,}" for status in names)))
     rows.append(("all", *(f"{total[status]:,}" for status in names)))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    first, last = result["memory_mb"][0], result["memory_mb"][-1]
-    grown = ", ".join(f"{first[pid]:g} -> {last[pid]:g}" for pid in first if pid in last)
+    sizes = result["memory_mb"]
+    grown = ", ".join(
+        " -> ".join(f"{size.get(pid, 0):g}" for size in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
+        for pid in sizes[0]
+    )
     return "\n".join(
         [
             f"{sum(total.values()):,} requests; faults: {len(result['faults'])}; the slowest took "
@@ -201,7 +208,7 @@ def table(result: dict[str, Any]) -> str:
             "",
             *lines,
             "",
-            f"Memory of each process after the first and the last tenth, MB: {grown}.",
+            f"Memory of each process after the first part, half of them and all, MB: {grown}.",
             "",
             *(f"- {fault}" for fault in result["faults"][:20]),
             as_lines(result["provenance"]),
