@@ -17,10 +17,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, final
 
 import uvicorn
+import uvloop
 from prometheus_client import disable_created_metrics
 
 from offramp.errors import OfframpError, one_line
@@ -185,15 +186,6 @@ async def _show_progress(folder: str) -> None:
         await asyncio.sleep(0.5)
 
 
-def _run(main: Coroutine[Any, Any, int]) -> int:
-    """Run a coroutine on uvloop's event loop, where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    return uvloop.run(main)
-
-
 def _raise_limit_of_files() -> None:
     """Allow as many connections as the system does; most shells begin at 1,024 files."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -215,7 +207,7 @@ def main() -> int:
         async def serve() -> int:
             return await HttpProcess(settings, listening, control).run()
 
-        return _run(serve())
+        return uvloop.run(serve())
 
 
 if __name__ == "__main__":
