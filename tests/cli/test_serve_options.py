@@ -82,6 +82,8 @@ def test_keys_come_from_options_and_files(started: Started, tmp_path: Path) -> N
     [
         (("--api-key-file", "{folder}/none"), "none", 1),
         (("--api-key-file", "{folder}/empty"), "empty has no key; it should have one a line", 1),
+        (("--api-key", ""), "key 1 is empty", 1),
+        (("--api-key", "@no-such-file"), "the file of keys no-such-file cannot be read: No such file or directory", 1),
         (("--api-key", "schlüssel"), "key 1 has a character that a header cannot have", 1),
         (("--api-key", ""), "key 1", 1),
         (("--port", "70000"), "70000", 2),

@@ -171,7 +171,7 @@ def test_answers_carry_text_embeddings_inferences_headers() -> None:
         ("/words", [b"x" * 600, b"x" * 600], {}, 413, "body_size"),
         ("/words", [b""], {"content_length": "1001"}, 413, "body_size"),
         ("/words", [gzip.compress(b"x" * 1001)], {"content_encoding": "gzip"}, 413, "body_size"),
-        ("/words", [gzip.compress(words("ab"))], {"content_encoding": "gzip"}, 200, None),
+        ("/words", [gzip.compress(words("ab"))], {"content_encoding": "GZip"}, 200, None),
         ("/words", [gzip.compress(words("ab"))[:-4]], {"content_encoding": "gzip"}, 400, "malformed"),
         ("/words", [b"no gzip"], {"content_encoding": "gzip"}, 400, "malformed"),
         ("/words", [words("ab")], {"content_encoding": "br"}, 400, "malformed"),

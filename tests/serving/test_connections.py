@@ -79,6 +79,7 @@ async def exchange(*parts: bytes | float) -> bytes:
         ([WHOLE, 0.1, WHOLE[:20]], b"HTTP/1.1 200"),  # the second request of a connection
         ([b"GET / HTTP/1.1\r\n", *[b"name: %s\r\n" % (b"x" * 9000)] * 9], b"HTTP/1.1 431"),
         ([b"GET /" + b"x" * 70_000], b"HTTP/1.1 431"),
+        ([WHOLE.replace(b"\r\n", b"\r\nname: %s\r\n" % (b"x" * 70_000), 1)], b"HTTP/1.1 431"),  # whole, in one piece
         ([CHUNKED, 0.05, b"0\r\ntrailer: ", *[b"x" * 9000, 0.01] * 9], b""),  # endless trailers behind a body
     ],
 )

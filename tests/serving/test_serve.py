@@ -91,6 +91,15 @@ class TestProcesses:
             assert gone(every)
 
     @pytest.mark.slow
+    def test_a_process_that_hangs_holds_up_no_end(self, exported: Path) -> None:
+        with serving(exported, "--engine", "onnx-int8", "--drain", "0") as server:
+            every = descendants(server.process.pid)
+            os.kill(server.pids("http_process")[0], signal.SIGSTOP)
+            server.process.terminate()
+            assert server.process.wait(8) == 128 + signal.SIGALRM
+            assert gone(every)
+
+    @pytest.mark.slow
     def test_the_end_of_the_first_process_ends_all(self, exported: Path) -> None:
         with serving(exported, "--engine", "onnx-int8", "--workers", "2") as server:
             every = descendants(server.process.pid)

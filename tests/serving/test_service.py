@@ -57,6 +57,7 @@ class Process:
     def __init__(self) -> None:
         self.waiting: list[tuple[BatchFrame, asyncio.Future[AnswersFrame]]] = []
         self.done: list[BatchFrame] = []
+        self.killed = False
 
     async def run(self, batch: BatchFrame, timeout_s: float) -> AnswersFrame:
         answer: asyncio.Future[AnswersFrame] = asyncio.get_running_loop().create_future()
@@ -74,8 +75,11 @@ class Process:
         self.done.append(batch)
         future.set_result(AnswersFrame(**fields))
 
-    def end(self) -> None:
-        self.waiting.pop()[1].set_exception(ProcessLost("it ended"))
+    def end(self, error: Exception | None = None) -> None:
+        self.waiting.pop()[1].set_exception(error or ProcessLost("it ended"))
+
+    def kill(self) -> None:
+        self.killed = True
 
 
 class Pool:
@@ -240,6 +244,22 @@ def test_rows_of_a_process_that_ended_go_once_more_each_alone() -> None:
         assert bench.batch_sizes() == []
         assert kinds(together) == ["unavailable", None]
         assert together.rows()[1].logits[0] == 6
+
+    run(story())
+
+
+def test_another_error_of_a_batch_loses_neither_its_rows_nor_its_process(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        bench = Bench()
+        running = await bench.start(ids(5), ids(6))
+        bench.process.end(RuntimeError("the transport is closed"))
+        await settle()
+        assert kinds(running) == ["failed", "failed"]
+        assert bench.process.killed  # for the pool, which starts another one
+        assert bench.pool.idle == []
+        assert bench.service.rows == 0
+        assert "the transport is closed" in caplog.text
+        caplog.clear()
 
     run(story())
 

@@ -189,11 +189,17 @@ def _keys(options: Sequence[str], file: Path | None) -> list[str]:
     keys = [option for option in options if not option.startswith("@")]
     files = [Path(option[1:]) for option in options if option.startswith("@")]
     for path in [*files, *([] if file is None else [file])]:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            raise InvalidInput(f"the file of keys {path} cannot be read: {reason}") from None
         if not found:
             raise InvalidInput(f"{path} has no key; it should have one a line")
         keys += found
     for number, key in enumerate(keys, 1):
-        if not (key.isascii() and key.isprintable() and " " not in key and key):
+        if not key:
+            raise InvalidInput(f"key {number} is empty")
+        if not (key.isascii() and key.isprintable() and " " not in key):
             raise InvalidInput(f"key {number} has a character that a header cannot have; use letters, digits, - and _")
     return keys

@@ -24,6 +24,7 @@ WRITE_S = 30.0
 """For a client that does not read its answer."""
 SWEEP_S = 1.0
 _CLOSE = b"content-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\n" + _CLOSE
 
 
 @final
@@ -47,9 +48,16 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start to answer the request."""
+        large = self._unparsed > HEADER_BYTES and self._header_bytes() > HEADER_BYTES  # they came in one piece
         self._begun, self._unparsed = False, 0
+        if large:
+            self._end(_TOO_LARGE)
+            raise httptools.HttpParserError("headers are too large")
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+
+    def _header_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body."""
@@ -68,7 +76,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._parse(data)
         if self._unparsed > HEADER_BYTES:
-            self._end(b"HTTP/1.1 431 Request Header Fields Too Large\r\n" + _CLOSE)
+            self._end(_TOO_LARGE)
 
     def _parse(self, data: bytes) -> None:
         try:
@@ -79,7 +87,8 @@ class Connection(HttpToolsProtocol):
             else:
                 self._parse_without_upgrade(data[stop.args[0] :])
         except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            if not self.transport.is_closing():
+                self.send_400_response("Invalid HTTP request received.")
 
     def _parse_without_upgrade(self, body: bytes) -> None:
         """Parse a request anew as if it did not ask for another protocol, of which httptools leaves out the body.

@@ -155,6 +155,8 @@ def decode(body: bytes, kind: Any) -> Any:
     Raises:
         Refusal: malformed, or mistyped.
     """
+    if not body:
+        raise Refusal("malformed", "the body is empty; it must be JSON")
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

@@ -73,7 +73,7 @@ class Exchange:
             raise ClientGone
         if len(body) > limit:
             raise _too_large(limit)
-        encoding = self.headers.get("content-encoding", "identity")
+        encoding = self.headers.get("content-encoding", "identity").lower()
         return body if encoding == "identity" else _decompressed(body, encoding, limit)
 
     async def _longer(self, body: bytearray, limit: int) -> bytes:

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import json
 import logging
+import os
 import resource
 import signal
 import socket
@@ -211,4 +212,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # a thread that still reads the model, perhaps from a network, holds up no end

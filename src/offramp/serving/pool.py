@@ -122,13 +122,17 @@ class WorkerProcess:
         try:
             answers = await asyncio.wait_for(self._answer, timeout_s)
         except (asyncio.TimeoutError, TimeoutError):
-            self._process.kill()
+            self.kill()
             raise ProcessLost(f"process {self.pid} took longer than {timeout_s:g} s for a batch") from None
         assert isinstance(answers, AnswersFrame)
         if not len(batch.plans) == len(answers.exit_layers) == answers.logits.shape[0]:
-            self._process.kill()
+            self.kill()
             raise ProcessLost(f"process {self.pid} answered {len(answers.exit_layers)} rows of {len(batch.plans)}")
         return answers
+
+    def kill(self) -> None:
+        """End the process; the callback of `watch` follows."""
+        self._process.kill()
 
     async def close(self) -> int:
         """End the process at once, which has nothing to lose; return its exit status."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
+import numpy as np
+
 from offramp.data.padding import Array
 from offramp.data.rows import Text
 from offramp.errors import OfframpError
@@ -116,3 +118,8 @@ class RowResult:
     tokens: int
     error: Refusal | None = None
     logits_by_exit: dict[int, Array] = field(default_factory=dict)
+
+    @classmethod
+    def refused(cls, refusal: Refusal, layer: int = 0, tokens: int = 0) -> RowResult:
+        """Return the result of a row without an answer."""
+        return cls(np.empty(0, np.float32), layer, tokens, refusal)

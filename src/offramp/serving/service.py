@@ -8,18 +8,18 @@ service.abandon(running)                   # the client has gone
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import final
 
 import numpy as np
 
-from offramp.data.batching import Tokens
-from offramp.data.padding import Array, padded
 from offramp.inference.onnx.first_exit import FirstExit
-from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
+from offramp.serving.batches import BatchRow, frame_of, results_of, row_result
 from offramp.serving.pool import ProcessLost, ProcessPool, WorkerProcess
 from offramp.serving.queue import Queue, WaitingRow
 from offramp.serving.request import Refusal, Request, RowResult, characters_of
@@ -28,19 +28,11 @@ from offramp.serving.served import FULL, Served
 from offramp.serving.tokens import RequestTokenizer
 from offramp.types.operating_point import OperatingPoint
 
+log = logging.getLogger("offramp.serving")
+
 LONG_CHARACTERS = 2000
 """Requests with more are tokenized in a thread: that takes a millisecond or more."""
 _ALL_LEAVE = np.array([-np.inf], np.float32)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """A row that goes to a process."""
-
-    running: Running
-    number: int
-    tokens: Tokens
 
 
 @final
@@ -135,8 +127,8 @@ class Service:
         running.tokenized = running.dequeued = self._clock()
         running.tokens = sum(len(row["input_ids"]) for row in tokens.values())
         for number, fault in faults.items():
-            self._set(running, number, RowResult(np.empty(0, np.float32), 0, 0, fault))
-        rows = [_Row(running, number, row) for number, row in tokens.items()]
+            self._set(running, number, RowResult.refused(fault))
+        rows = [BatchRow(running, number, row) for number, row in tokens.items()]
         if rows and self._first_exit is not None:
             rows = self._leave_first(running, rows)
         if rows:
@@ -144,7 +136,7 @@ class Service:
             self.queue.add([WaitingRow(running, len(row.tokens["input_ids"]), deadline, row) for row in rows])
             self._dispatch_soon()
 
-    def _leave_first(self, running: Running, rows: list[_Row]) -> list[_Row]:
+    def _leave_first(self, running: Running, rows: list[BatchRow]) -> list[BatchRow]:
         """Answer the rows that leave before the first layer; return the others.
 
         A policy may scale an exit's logits. A process has the exit's own, for full depth and for details.
@@ -161,7 +153,7 @@ class Service:
         staying = []
         for row, values, leave in zip(rows, logits, leaves.tolist(), strict=True):
             if leave:
-                self._set(running, row.number, _result(values, 0, len(row.tokens["input_ids"]), {}))
+                self._set(running, row.number, row_result(values, 0, len(row.tokens["input_ids"]), {}))
             else:
                 staying.append(row)
         return staying
@@ -219,22 +211,24 @@ class Service:
 
     async def _run(self, process: WorkerProcess, batch: list[WaitingRow]) -> None:
         """Let a process answer a batch; where it ends, each row of it goes once more, alone."""
-        rows: list[_Row] = [waiting.content for waiting in batch]
+        rows: list[BatchRow] = [waiting.content for waiting in batch]
         now = self._clock()
         for row in rows:
             row.running.dequeued = now
-        inputs = padded([row.tokens for row in rows], self.served.config.pad_token_id)
-        plans = [(row.running.point, self.served.max_depth(row.running.request.options)) for row in rows]
-        by_exit = any(row.running.request.options.details for row in rows)
-        frame = BatchFrame({name: ArrayFrame.of(value) for name, value in inputs.items()}, plans, by_exit)
         try:
+            frame = frame_of(rows, self.served)
             answers = await process.run(frame, self.served.limits.timeout_s)
         except ProcessLost:
             self._retry(batch)
-            return
-        self.pool.give_back(process)
-        self._watcher.batch_done(len(rows), int(inputs["input_ids"].size), answers.seconds)
-        self._give(rows, answers)
+        except Exception:  # neither the rows nor the process may be lost; what the process does now is not known
+            log.exception("a batch of %d rows failed", len(rows))
+            process.kill()
+            self._refuse_rows(batch, Refusal("failed", "internal error"))
+        else:
+            self.pool.give_back(process)
+            self._watcher.batch_done(len(rows), math.prod(frame.inputs["input_ids"].shape), answers.seconds)
+            for row, result in zip(rows, results_of(rows, answers), strict=True):
+                self._set(row.running, row.number, result)
 
     def _retry(self, batch: list[WaitingRow]) -> None:
         again = [replace(row, alone=True) for row in batch if not row.alone and row.content.running in self._running]
@@ -248,31 +242,16 @@ class Service:
 
     def _refuse_rows(self, rows: Sequence[WaitingRow], refusal: Refusal) -> None:
         for waiting in rows:
-            row: _Row = waiting.content
-            self._set(row.running, row.number, RowResult(np.empty(0, np.float32), 0, waiting.tokens, refusal))
+            row: BatchRow = waiting.content
+            self._set(row.running, row.number, RowResult.refused(refusal, tokens=waiting.tokens))
 
     def _refuse(self, running: Running, refusal: Refusal) -> int:
         """Refuse the rows of a request that have no result; return how many."""
         self.queue.cancel(running)
         numbers = [number for number, result in enumerate(running.results) if result is None]
         for number in numbers:
-            self._set(running, number, RowResult(np.empty(0, np.float32), 0, 0, refusal))
+            self._set(running, number, RowResult.refused(refusal))
         return len(numbers)
-
-    def _give(self, rows: Sequence[_Row], answers: AnswersFrame) -> None:
-        logits = answers.logits.array()
-        by_exit = None if answers.logits_by_exit is None else answers.logits_by_exit.array()
-        for index, row in enumerate(rows):
-            tokens, layer = len(row.tokens["input_ids"]), answers.exit_layers[index]
-            if index in answers.errors:
-                fault = Refusal("failed", answers.errors[index])
-                self._set(row.running, row.number, RowResult(np.empty(0, np.float32), 0, tokens, fault))
-                continue
-            passed: dict[int, Array] = {}
-            if by_exit is not None and row.running.request.options.details:
-                exits = zip(answers.layers, by_exit[index], strict=True)
-                passed = {number: values for number, values in exits if not np.isnan(values).any()}
-            self._set(row.running, row.number, _result(logits[index], layer, tokens, passed))
 
     async def drain(self) -> int:
         """Refuse new requests and wait for those that were accepted; return how many rows were refused at the end."""
@@ -294,10 +273,3 @@ class Service:
         await asyncio.gather(*self._batches, return_exceptions=True)
         await self.pool.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _result(logits: Array, layer: int, tokens: int, by_exit: Mapping[int, Array]) -> RowResult:
-    if not np.isfinite(logits).all():
-        fault = Refusal("failed", "the model's logits are not finite")
-        return RowResult(np.empty(0, np.float32), layer, tokens, fault)
-    return RowResult(logits, layer, tokens, logits_by_exit=dict(by_exit))

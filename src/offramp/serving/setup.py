@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from offramp.data.batching import token_limit
 from offramp.inference.choose_engine import choose_engine
@@ -18,12 +21,19 @@ from offramp.serving.frames import StartFrame
 from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue
 from offramp.serving.running import Watcher
-from offramp.serving.served import Limits, Served
+from offramp.serving.served import FULL, Limits, Served
 from offramp.serving.service import Service
 from offramp.serving.settings import ModelSettings
 from offramp.serving.tokens import RequestTokenizer
 from offramp.types.graph_file import GRAPHS, read_metadata
 from offramp.types.model_content import ModelContent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from offramp.data.file_tokenizer import FileTokenizer
+    from offramp.model.config import MultiExitConfig
+    from offramp.model.graph_config import GraphConfig
 
 
 async def open_service(model: ModelSettings, limits: Limits, watcher: Watcher) -> Service:
@@ -32,7 +42,41 @@ async def open_service(model: ModelSettings, limits: Limits, watcher: Watcher) -
     Raises:
         OfframpError: the model cannot be loaded or served.
     """
-    point_name = None if model.operating_point == "full" else model.operating_point
+    reading = ThreadPoolExecutor(1, "offramp-reader")  # a download may take minutes, in which HTTP answers
+    loop = asyncio.get_running_loop()
+    config, tokenizer, start, workers = await loop.run_in_executor(reading, _read, model, limits)
+    reading.shutdown(wait=False)
+    engine = start.engine
+    pool = ProcessPool(start, workers)
+    ready = await pool.open()
+    try:
+        graph = None if engine == "torch" else find_file(model.folder, GRAPHS[engine])
+        served = Served(
+            model.name or _name(model.folder),
+            config,
+            {name: kept for name, kept in load_points(model.folder).items() if name in ready.points},
+            start.point,
+            ready.engine,
+            ready.layers_read,
+            token_limit(tokenizer, config.backbone),
+            _weights_digest(model.folder, graph),
+            time.time(),
+            limits,
+        )
+        texts = RequestTokenizer(model.folder, config, tokenizer, served.max_tokens, limits.auto_truncate)
+        runs_levels = graph is not None and engine != "openvino"
+        first = FirstExit.load(str(graph), config.pad_token_id) if runs_levels else None
+        return Service(served, texts, first, pool, Queue(ready.batch_rows, limits.max_batch_tokens), watcher)
+    except BaseException:
+        await pool.close()
+        raise
+
+
+def _read(
+    model: ModelSettings, limits: Limits
+) -> tuple[MultiExitConfig | GraphConfig, PreTrainedTokenizerBase | FileTokenizer, StartFrame, int]:
+    """Return a model's config and tokenizer, how its processes start, and how many."""
+    point_name = None if model.operating_point == FULL else model.operating_point
     config = load_text_config(model.folder)
     point = None if point_name is None else load_point(model.folder, point_name)
     tokenizer = load_text_tokenizer(model.folder, config.backbone)
@@ -52,29 +96,7 @@ async def open_service(model: ModelSettings, limits: Limits, watcher: Watcher) -
         limits.max_batch_tokens,
         limits.max_batch_requests,
     )
-    pool = ProcessPool(start, workers)
-    ready = await pool.open()
-    try:
-        graph = None if engine == "torch" else find_file(model.folder, GRAPHS[engine])
-        served = Served(
-            model.name or _name(model.folder),
-            config,
-            {name: kept for name, kept in load_points(model.folder).items() if name in ready.points},
-            None if point is None else point_name,
-            ready.engine,
-            ready.layers_read,
-            token_limit(tokenizer, config.backbone),
-            _weights_digest(model.folder, graph),
-            time.time(),
-            limits,
-        )
-        texts = RequestTokenizer(model.folder, config, tokenizer, served.max_tokens, limits.auto_truncate)
-        runs_levels = graph is not None and engine != "openvino"
-        first = FirstExit.load(str(graph), config.pad_token_id) if runs_levels else None
-        return Service(served, texts, first, pool, Queue(ready.batch_rows, limits.max_batch_tokens), watcher)
-    except BaseException:
-        await pool.close()
-        raise
+    return config, tokenizer, start, workers
 
 
 def _name(folder: str) -> str:

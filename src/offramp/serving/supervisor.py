@@ -26,6 +26,9 @@ BACKLOG = 2048
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 """How long to wait before the process is started again: doubled each time, until one is ready."""
 
+GRACE_S = 5.0
+"""How long after the drain the process may take to end; then it is ended: it hangs."""
+
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; port 0 = any free one.
@@ -59,7 +62,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until a signal, or until the model cannot be loaded; return the exit status."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, self._end)
         restarts, pause_s = 0, FIRST_PAUSE_S
         while True:
@@ -116,13 +119,14 @@ class Supervisor:
             time.sleep(0.05)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, end at once at the second."""
+        """Drain at the first signal; end at once at the second, and where the drain takes longer than it may."""
         if self._ending:
             self._signal(signal.SIGKILL)
             os._exit(128 + number)
         self._ending = True
         self._listening.close()
         self._signal(signal.SIGTERM)
+        signal.setitimer(signal.ITIMER_REAL, self._settings.limits.drain_s + GRACE_S)
 
     def _signal(self, number: signal.Signals) -> None:
         """Send a signal to the process; `Popen.send_signal` would take its status, for which `_wait` waits."""

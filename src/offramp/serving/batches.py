@@ -1,0 +1,59 @@
+"""Rows that go to a process: a batch -> its message, the answers to it -> results. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from offramp.data.batching import Tokens
+from offramp.data.padding import Array, padded
+from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
+from offramp.serving.request import Refusal, RowResult
+from offramp.serving.running import Running
+from offramp.serving.served import Served
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class BatchRow:
+    """A row that goes to a process: its request, its number there, its tokens."""
+
+    running: Running
+    number: int
+    tokens: Tokens
+
+
+def frame_of(rows: Sequence[BatchRow], served: Served) -> BatchFrame:
+    """Return the message of a batch."""
+    inputs = padded([row.tokens for row in rows], served.config.pad_token_id)
+    plans = [(row.running.point, served.max_depth(row.running.request.options)) for row in rows]
+    by_exit = any(row.running.request.options.details for row in rows)
+    return BatchFrame({name: ArrayFrame.of(value) for name, value in inputs.items()}, plans, by_exit)
+
+
+def results_of(rows: Sequence[BatchRow], answers: AnswersFrame) -> list[RowResult]:
+    """Return the results of a batch's rows."""
+    logits = answers.logits.array()
+    by_exit = None if answers.logits_by_exit is None else answers.logits_by_exit.array()
+    results = []
+    for index, row in enumerate(rows):
+        tokens, layer = len(row.tokens["input_ids"]), answers.exit_layers[index]
+        if index in answers.errors:
+            results.append(RowResult.refused(Refusal("failed", answers.errors[index]), tokens=tokens))
+            continue
+        passed: dict[int, Array] = {}
+        if by_exit is not None and row.running.request.options.details:
+            exits = zip(answers.layers, by_exit[index], strict=True)
+            passed = {number: values for number, values in exits if not np.isnan(values).any()}
+        results.append(row_result(logits[index], layer, tokens, passed))
+    return results
+
+
+def row_result(logits: Array, layer: int, tokens: int, by_exit: Mapping[int, Array]) -> RowResult:
+    """Return the result of a row; logits that are not finite are no answer."""
+    if not np.isfinite(logits).all():
+        return RowResult.refused(Refusal("failed", "the model's logits are not finite"), layer, tokens)
+    return RowResult(logits, layer, tokens, logits_by_exit=dict(by_exit))
