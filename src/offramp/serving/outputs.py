@@ -64,7 +64,7 @@ def labels(result: RowResult, request: Request, served: Served) -> list[str]:
     if served.config.problem_type == MULTI_LABEL:
         point = served.point(served.point_name(request.options))
         return [names[index] for index in np.flatnonzero(chosen_labels(result.logits[None], point)[0]).tolist()]
-    return [names[int(result.logits.argmax())]]
+    return [names[int(scores(result, served).argmax())]]
 
 
 def check_ranks(served: Served) -> None:
@@ -88,6 +88,14 @@ def relevance(result: RowResult, served: Served, raw: bool = False) -> float:
         raw: the difference of the two logits, or the output, as it is.
     """
     return float(relevances(result.logits[None], raw)[0])
+
+
+def by_relevance(results: Sequence[RowResult], served: Served) -> list[int]:
+    """Return the numbers of pairs, the most relevant first.
+
+    As `offramp.Predictor.rank` sorts: by what does not run together near 0 and 1 as scores do.
+    """
+    return sorted(range(len(results)), key=lambda number: -relevance(results[number], served, raw=True))
 
 
 def details(result: RowResult, request: Request, served: Served) -> ExitDetails | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from offramp.serving.endpoint import Call, Endpoint
@@ -134,6 +135,8 @@ def test_texts_are_ranked_by_the_second_class_or_the_sigmoid_of_one_output() -> 
     ]
     one = {"query": "q", "texts": ["a"]}
     assert answer(RERANK, one, answered(3), served=REGRESSOR) == [{"index": 0, "score": pytest.approx(0.75)}]
+    two = [RowResult(np.array([value], np.float32), 1, 5) for value in (40.0, 50.0)]  # both scores are 1.0
+    assert [row["index"] for row in answer(RERANK, body, *two, served=REGRESSOR)] == [1, 0]
     raw = answer(RERANK, {**one, "raw_scores": True}, answered(3), served=REGRESSOR)
     assert raw == [{"index": 0, "score": pytest.approx(1.0986123)}]
 

@@ -15,7 +15,15 @@ import msgspec
 
 from offramp.data.rows import Text
 from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, ExitDetails, Page, Reply, decode
-from offramp.serving.outputs import Activation, check_all_answered, check_ranks, details, ranked, relevance
+from offramp.serving.outputs import (
+    Activation,
+    by_relevance,
+    check_all_answered,
+    check_ranks,
+    details,
+    ranked,
+    relevance,
+)
 from offramp.serving.replies import no_key
 from offramp.serving.request import Item, Kind, Options, Refusal, Request, RowResult, characters_of
 from offramp.serving.served import Served
@@ -178,10 +186,10 @@ def _write_rerank(request: Request, results: Sequence[RowResult], served: Served
     check_all_answered(results)
     form: _Form = request.form
     rows = []
-    for index, result in enumerate(results):
+    for index in by_relevance(results, served):
+        result = results[index]
         text = None if form.texts is None else form.texts[index]
         rows.append(Rank(index, relevance(result, served, form.raw), text, details(result, request, served)))
-    rows.sort(key=lambda row: row.score, reverse=True)
     return _reply(rows, request)
 
 

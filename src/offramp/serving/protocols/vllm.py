@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET
 
 from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, Page, Reply, decode
-from offramp.serving.outputs import check_all_answered, check_ranks, details, relevance, scores
+from offramp.serving.outputs import by_relevance, check_all_answered, check_ranks, details, relevance, scores
 from offramp.serving.protocols.vllm_bodies import (
     Classification,
     ClassifyAnswer,
@@ -222,13 +222,12 @@ def _write_rerank(request: Request, results: Sequence[RowResult], served: Served
     check_all_answered(results)
     form: _Form = request.form
     ranked = []
-    for index, (text, result) in enumerate(zip(form.documents, results, strict=True)):
-        value, fields = relevance(result, served, not form.activated), details(result, request, served)
-        ranked.append(RankedDocument(index, DocumentText(text), value, fields))
-    ranked.sort(key=lambda document: document.relevance_score, reverse=True)
+    for index in by_relevance(results, served)[: form.top_n or None]:
+        value, fields = relevance(results[index], served, not form.activated), details(results[index], request, served)
+        ranked.append(RankedDocument(index, DocumentText(form.documents[index]), value, fields))
     tokens = sum(result.tokens for result in results)
     usage = RerankUsage(tokens, tokens)
-    return Reply(msgspec.json.encode(RerankAnswer(form.id, served.name, usage, ranked[: form.top_n or None])))
+    return Reply(msgspec.json.encode(RerankAnswer(form.id, served.name, usage, ranked)))
 
 
 def _write_models(call: Call, served: Served) -> Reply:
