@@ -292,6 +292,7 @@ def test_keys(method: str, path: str, key: str | None, status: int) -> None:
         headers = {} if key is None else {"authorization": key}
         answer = await ask(app, path, words("a"), method=method, **headers)
         assert answer.status == status
+        assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
         if status == 401:  # in the form of the wire format, if there is one
             assert answer.body.startswith(b'{"why": "unauthorized"') if path == "/words" else answer.body == b""
 

@@ -314,6 +314,8 @@ def test_beyond_the_limit_of_rows_one_and_many_are_refused_alike() -> None:
             with pytest.raises(Refusal) as caught:
                 await bench.start(*[ids(5)] * count)
             assert (caught.value.kind, caught.value.retry_after_s) == ("overloaded", 1.0)
+        with pytest.raises(Refusal, match="batch size 9"):  # which another try does not help
+            await bench.start(*[ids(5)] * 9)
         bench.service.abandon(accepted[0])
         await bench.start(ids(5))
 

@@ -36,7 +36,9 @@ def no_route(method: str, path: str, methods: Collection[str]) -> Reply:
 
 
 def answer_headers(running: Running | None, refusal: Refusal | None, begin: float) -> dict[str, str]:
-    """Return text-embeddings-inference's headers, whole milliseconds; for a refusal when to try again."""
+    """Return text-embeddings-inference's headers, whole milliseconds; for a refusal when or how to try again."""
+    if refusal is not None and refusal.kind == "unauthorized":
+        return {"www-authenticate": "Bearer"}
     if refusal is not None:
         return {} if refusal.retry_after_s is None else {"retry-after": f"{max(round(refusal.retry_after_s), 1)}"}
     if running is None:

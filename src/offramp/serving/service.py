@@ -84,12 +84,12 @@ class Service:
         limits = self.served.limits
         if self.draining:
             raise ending()
-        if self.rows >= limits.max_concurrent_requests:
-            raise Refusal("overloaded", "the server is at its limit of rows at the same time; try again later", 1.0)
         count = len(request.items)
-        if count > limits.max_client_batch_size:
+        if count > limits.max_client_batch_size:  # before the next one: another try will not help
             most = limits.max_client_batch_size
             raise Refusal("batch_size", f"batch size {count} > maximum allowed batch size {most}")
+        if self.rows >= limits.max_concurrent_requests:
+            raise Refusal("overloaded", "the server is at its limit of rows at the same time; try again later", 1.0)
         loop = asyncio.get_running_loop()
         running = Running(request, point, [None] * count, loop.create_future(), self._clock(), missing=count)
         self.rows += count
