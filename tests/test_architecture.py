@@ -1,6 +1,8 @@
 """The tables hold, the import graph is as drawn, and the public surface is there."""
 
 import ast
+import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -267,3 +269,13 @@ def test_type_checkers_see_the_public_names() -> None:
         for alias in node.names
     }
     assert seen == {(f"offramp.{home}", name) for name, home in offramp._HOME.items()}
+
+
+def test_onnxruntime_is_imported_without_its_telemetry(tmp_path: Path) -> None:
+    """One module imports it; no other does so first, and the import leaves no device identifier in the home folder."""
+    direct = re.compile(r"^ *(import onnxruntime|from onnxruntime)", re.MULTILINE)
+    assert [path.name for path in MODULES if direct.search(path.read_text())] == ["runtime.py"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    program = [sys.executable, "-c", "import offramp.inference.onnx.session"]
+    subprocess.run(program, check=True, env=environment | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)})
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -212,9 +212,9 @@ def load_output(graph: Callable[[], ModelProto], fused: bool, output: str, threa
         threads: of the session.
         workers: that call it.
     """
-    import onnxruntime
     from onnx.utils import Extractor
 
+    from offramp.inference.onnx.runtime import onnxruntime
     from offramp.inference.onnx.session import SLOW, session_options
 
     whole = graph()

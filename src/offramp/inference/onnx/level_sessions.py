@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from onnx import ModelProto
 
 from offramp.data.padding import Array, padded
@@ -21,6 +20,7 @@ from offramp.inference.graph_inputs import GraphInputs
 from offramp.inference.onnx.carried import Fields, count_tokens, merge, take
 from offramp.inference.onnx.levels import ALWAYS, LevelSpec, level_graphs
 from offramp.inference.onnx.pieces import disassemble
+from offramp.inference.onnx.runtime import onnxruntime
 from offramp.inference.onnx.session import SLOW, WEIGHTS_FOLDER, OnnxSession, session_options, weights_beside
 from offramp.types.graph_file import WEIGHTS, with_data_at
 

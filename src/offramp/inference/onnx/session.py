@@ -12,12 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnxruntime
-
 from offramp.data.padding import Array
 from offramp.errors import InvalidInput, one_line
 from offramp.inference.graph_inputs import GraphInputs, GraphOutput
 from offramp.inference.onnx.metadata import GraphMetadata
+from offramp.inference.onnx.runtime import onnxruntime
 from offramp.types.graph_file import WEIGHTS, with_data_at
 
 SLOW = "SkipLayerNormFusion"  # on CPUs slower than the sum and the norm that it replaces
