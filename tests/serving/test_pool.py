@@ -127,6 +127,23 @@ def test_an_end_in_the_middle_of_a_restart_leaves_no_process() -> None:
     run(story)
 
 
+def test_a_process_that_hangs_while_it_starts_again_is_given_up_for_another_one() -> None:
+    async def story(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(pool_module, "START_S", 0.01)
+        patch.setattr(pool_module, "START_TIMES", 0.02)  # of half a second
+        launches = use(patch)
+        pool = ProcessPool(START, 1)
+        await pool.open()
+        launches.hold.clear()
+        launches.processes[0].on_end(launches.processes[0])
+        await until(lambda: launches.begun >= 3)  # the second launch has hung
+        launches.hold.set()
+        await until(lambda: pool.alive == 1)
+        await pool.close()
+
+    run(story)
+
+
 def test_where_one_cannot_be_started_the_others_are_ended() -> None:
     async def story(patch: pytest.MonkeyPatch) -> None:
         launches = use(patch, READY, READY, InvalidInput("no memory for a third"))

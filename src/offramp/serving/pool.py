@@ -31,6 +31,9 @@ log = logging.getLogger("offramp.serving")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 """How long to wait before a process is started again: doubled each time, until one is ready."""
 
+START_S, START_TIMES = 60.0, 10
+"""A process that starts again is ended after so long, or so many times what the first one took: it hangs."""
+
 
 class ProcessLost(OfframpError):
     """A process ended, or was ended, before it answered."""
@@ -245,14 +248,16 @@ class ProcessPool:
     async def _replace(self, process: WorkerProcess) -> None:
         log.warning("process %d ended with status %d; another one is started", process.pid, await process.close())
         pause_s = FIRST_PAUSE_S
+        limit_s = max(START_S, START_TIMES * (self.ready.seconds if self.ready else 0))
         while not self._closed:
             self.restarts += 1
             try:
-                await self._add()
+                await asyncio.wait_for(self._add(), limit_s)
                 return
-            except (OfframpError, OSError) as error:
+            except (OfframpError, OSError, asyncio.TimeoutError) as error:
+                reason = f"not ready after {limit_s:g} s" if isinstance(error, asyncio.TimeoutError) else error
                 if not self._closed:
-                    log.error("a process cannot be started, the next try is in %.1f s: %s", pause_s, error)
+                    log.error("a process cannot be started, the next try is in %.1f s: %s", pause_s, reason)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
