@@ -126,7 +126,7 @@ class Race:
         kind, options = setting
         folder = str(self.prepared.folder)
         if name in (OWN, FULL):
-            point = ["--operating-point", "full"] if name == FULL else []
+            point = ["--operating-point", "full", "--engine", "onnx-int8"] if name == FULL else []
             command = ["-m", "offramp", "serve", folder, "--port", "{port}", *point, *options.split()]
         else:
             script, model = str(HERE / f"serving_{name.lower()}.py"), self.state["models"][kind]
