@@ -12,7 +12,7 @@ TARGETS = {"clinc150": 1.5, "sst2": 1.5, "mpnet-clinc150": 2.5, "mpnet-sst2": 2.
 INTRODUCTION = """# Requests a second at equal 99th percentile
 
 `offramp serve` at its default point against LitServe and FastAPI on uvicorn around the full-depth model that is the
-fastest on this machine, and for information against itself at full depth. One text a request, answered at `/predict`
+fastest on this machine, and (where measured) against itself at full depth. One text a request, answered at `/predict`
 in the same JSON; a client in a process of its own, over loopback, on the same cores; Poisson arrivals, and a time
 counts from the moment at which its request was due. *p99*: the highest rate at which the 99th percentile stays within
 the bound; median of the rounds, lowest and highest in brackets. *Saturation*: as many as are answered to 32
