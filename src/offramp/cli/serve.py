@@ -190,13 +190,13 @@ def _keys(options: Sequence[str], file: Path | None) -> list[str]:
     files = [Path(option[1:]) for option in options if option.startswith("@")]
     for path in [*files, *([] if file is None else [file])]:
         try:
-            found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
             raise InvalidInput(f"the file of keys {path} cannot be read: {reason}") from None
-        if not found:
+        if not lines:
             raise InvalidInput(f"{path} has no key; it should have one a line")
-        keys += found
+        keys += lines
     for number, key in enumerate(keys, 1):
         if not key:
             raise InvalidInput(f"key {number} is empty")

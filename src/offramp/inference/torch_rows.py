@@ -25,7 +25,7 @@ from offramp.types.outputs import ExitOutput
 
 @final
 @dataclass
-class _Kept:
+class _LastLogits:
     """A model cut at its exits (see `offramp.early_exit.in_flight.Segments`), which keeps what the last exit returned.
 
     Attributes:
@@ -64,7 +64,7 @@ def by_torch(engine: TorchEngine, inputs: Mapping[str, Array], plans: Sequence[R
     logits = np.empty((rows, engine.config.num_labels), np.float32)
     exit_layers, failed = np.empty(rows, np.int64), np.empty(rows, bool)
     exits = np.full((rows, len(layers), logits.shape[1]), np.nan, np.float32) if by_exit else None
-    segments = _Kept(engine.model)
+    segments = _LastLogits(engine.model)
     for point, numbers in rows_by_plan(plans):
         some = {name: torch.from_numpy(value[numbers]) for name, value in inputs.items()}
         batch: InFlight | None = _start(engine, point, [plans[number] for number in numbers], numbers, some)

@@ -106,7 +106,7 @@ class App:
                 methods = self._exact.setdefault(path, {})
             else:
                 pattern = compile_path(path)[0]
-                methods = next((found for known, found in self._patterns if known == pattern), {})
+                methods = next((routes for known, routes in self._patterns if known == pattern), {})
                 if not methods:
                     self._patterns.append((pattern, methods))
             if method in methods:
@@ -148,9 +148,8 @@ class App:
         self._count(exchange, route, reply.status, begin, refusal)
         extra = answer_headers(exchange.running, refusal, begin)
         if self.draining or (exchange.untouched and "expect" in exchange.headers):
-            extra["connection"] = (
-                "close"  # the next request goes elsewhere; or the body was not asked for, and may come
-            )
+            # the next request goes elsewhere; or the body was not asked for, and may come
+            extra["connection"] = "close"
         await exchange.reply(reply, extra)
 
     def _allowed(self, exchange: Exchange) -> bool:

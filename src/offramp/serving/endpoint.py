@@ -8,7 +8,7 @@ from typing import Any, final
 
 import msgspec
 
-from offramp.serving.request import Kind, Refusal, Request, RowResult
+from offramp.serving.request import Kind, Options, Refusal, Request, RowResult
 from offramp.serving.served import Served
 
 STATUS: Mapping[Kind, int] = {
@@ -122,6 +122,11 @@ class EarlyExit(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     operating_point: str | None = None
     max_depth: int | None = None
     details: bool = False
+
+
+def early_options(early: EarlyExit | None) -> Options:
+    """Return the options of a request that the field "early_exit" has; without it the server's own."""
+    return Options() if early is None else Options(early.operating_point, early.max_depth, early.details)
 
 
 class ExitProbabilities(msgspec.Struct):

@@ -47,9 +47,9 @@ class Exchange:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        given = self.headers.get("x-request-id", "")
-        fit = 0 < len(given) <= _ID_LENGTH and _ID_CHARACTERS.issuperset(given)
-        self.request_id = given if fit else next(_ids)
+        own_id = self.headers.get("x-request-id", "")
+        fit = 0 < len(own_id) <= _ID_LENGTH and _ID_CHARACTERS.issuperset(own_id)
+        self.request_id = own_id if fit else next(_ids)
         self.rows = 0
         self.running: Running | None = None
         self.untouched = True

@@ -30,7 +30,6 @@ from offramp.serving.app import App, with_cors
 from offramp.serving.connections import Connection, close_late
 from offramp.serving.logs import logging_to_stderr
 from offramp.serving.metrics import Metrics
-from offramp.serving.pool import ProcessLost
 from offramp.serving.served import FULL
 from offramp.serving.service import Service
 from offramp.serving.settings import ServerSettings
@@ -120,7 +119,7 @@ class HttpProcess:
         progress = asyncio.ensure_future(_show_progress(settings.model.folder))
         try:
             service = await open_service(settings.model, settings.limits, self._metrics)
-        except (OfframpError, OSError, ProcessLost) as error:
+        except (OfframpError, OSError) as error:
             log.error("%s", one_line(error))
             return 1
         finally:

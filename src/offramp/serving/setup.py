@@ -54,7 +54,7 @@ async def open_service(model: ModelSettings, limits: Limits, watcher: Watcher) -
         served = Served(
             model.name or _name(model.folder),
             config,
-            {name: kept for name, kept in load_points(model.folder).items() if name in ready.points},
+            {name: point for name, point in load_points(model.folder).items() if name in ready.points},
             start.point,
             ready.engine,
             ready.layers_read,

@@ -68,10 +68,7 @@ class Supervisor:
         while True:
             try:
                 status, was_ready = self._run_once(restarts)
-            except (
-                OSError,
-                ValueError,
-            ) as error:  # no memory; or the signal came and closed the socket
+            except (OSError, ValueError) as error:  # no memory; or the signal came and closed the socket
                 log.error("the process that speaks HTTP cannot be started: %s", error)
                 status, was_ready = 1, False
             if self._ending:

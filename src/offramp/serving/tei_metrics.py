@@ -85,7 +85,7 @@ def _rows(samples: Samples) -> tuple[float, float]:
 
 
 def _sum(samples: Samples, name: str, **labels: str) -> float:
-    return sum(value for found, value in samples.get(name, ()) if labels.items() <= found.items())
+    return sum(value for own_labels, value in samples.get(name, ()) if labels.items() <= own_labels.items())
 
 
 def _counter(name: str, values: Mapping[tuple[str, str], float]) -> list[str]:
@@ -97,9 +97,9 @@ def _counter(name: str, values: Mapping[tuple[str, str], float]) -> list[str]:
 
 def _histogram(name: str, own: str, labels: Mapping[str, str], samples: Samples) -> list[str]:
     buckets: dict[str, float] = {}
-    for found, value in samples.get(f"{own}_bucket", ()):
-        if labels.items() <= found.items():
-            buckets[found["le"]] = buckets.get(found["le"], 0) + value
+    for own_labels, value in samples.get(f"{own}_bucket", ()):
+        if labels.items() <= own_labels.items():
+            buckets[own_labels["le"]] = buckets.get(own_labels["le"], 0) + value
     lines = [f"# TYPE {name} histogram"]
     lines += [f'{name}_bucket{{le="{bound}"}} {value:g}' for bound, value in buckets.items()]
     count = _sum(samples, f"{own}_count", **labels)

@@ -67,10 +67,16 @@ def _read(call: Call, served: Served) -> Request:
     inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
     if not inputs:
         raise Refusal("validation", "inputs is empty; at least one text is needed")
-    asked = body.parameters or Parameters()
-    options = Options(asked.operating_point, asked.max_depth, asked.details, asked.truncation, asked.max_length)
+    parameters = body.parameters or Parameters()
+    options = Options(
+        parameters.operating_point,
+        parameters.max_depth,
+        parameters.details,
+        parameters.truncation,
+        parameters.max_length,
+    )
     items: list[Item] = [_item(text) for text in inputs]
-    return Request(items, options, _Form(asked.top_k, asked.function_to_apply or "default"))
+    return Request(items, options, _Form(parameters.top_k, parameters.function_to_apply or "default"))
 
 
 def _item(text: str | TextPair) -> Item:

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, ExitDetails, Page, Reply, decode
+from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, ExitDetails, Page, Reply, decode, early_options
 from offramp.serving.outputs import check_all_answered, details, labels, scores
-from offramp.serving.request import Item, Options, Refusal, Request, RowResult
+from offramp.serving.request import Item, Refusal, Request, RowResult
 from offramp.serving.served import Served
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
@@ -68,8 +68,7 @@ def _read(call: Call, served: Served) -> Request:
     form = body.parameters or Parameters()
     if form.return_probabilities and served.config.problem_type == REGRESSION:
         raise Refusal("not_applicable", "a regression has no probabilities; leave return_probabilities out")
-    early = body.early_exit or EarlyExit()
-    options = Options(early.operating_point, early.max_depth, early.details)
+    options = early_options(body.early_exit)
     return Request([_item(instance) for instance in body.instances], options, form)
 
 

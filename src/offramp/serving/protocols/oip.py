@@ -85,9 +85,9 @@ def _read(call: Call, served: Served) -> Request:
     size = len(call.body) if length is None else _header_size(length, len(call.body))
     body: InferRequest = decode(call.body[:size], InferRequest)
     columns = _columns(body.inputs, call.body[size:], length is not None)
-    asked = body.parameters or RequestParameters()
-    options = Options(asked.operating_point, asked.max_depth, asked.details)
-    return Request(_rows(columns), options, _Form(body.id, _wanted(body, asked, served)))
+    parameters = body.parameters or RequestParameters()
+    options = Options(parameters.operating_point, parameters.max_depth, parameters.details)
+    return Request(_rows(columns), options, _Form(body.id, _wanted(body, parameters, served)))
 
 
 def _check_model(call: Call, served: Served) -> None:
@@ -163,12 +163,12 @@ def _rows(columns: Mapping[str, list[str]]) -> Sequence[Item]:
     return list(zip(first, second, strict=True))
 
 
-def _wanted(body: InferRequest, asked: RequestParameters, served: Served) -> list[_Output]:
+def _wanted(body: InferRequest, defaults: RequestParameters, served: Served) -> list[_Output]:
     """Return the outputs of the answer: those that the request names, or all."""
-    extra = (EARLY_EXIT,) if asked.details else ()
+    extra = (EARLY_EXIT,) if defaults.details else ()
     names = (*NAMES[served.config.problem_type], *extra)
     if not body.outputs:
-        return [_Output(name, asked.binary_data_output) for name in names]
+        return [_Output(name, defaults.binary_data_output) for name in names]
     wanted: list[_Output] = []
     for output in body.outputs:
         parameters = output.parameters or OutputParameters()
@@ -180,9 +180,9 @@ def _wanted(body: InferRequest, asked: RequestParameters, served: Served) -> lis
             raise Refusal("validation", f"output {output.name!r}: shared memory is not written")
         if parameters.classification and output.name not in BY_CLASS:
             raise Refusal("validation", f"output {output.name!r} has no classes for the parameter classification")
-        binary = asked.binary_data_output if parameters.binary_data is None else parameters.binary_data
+        binary = defaults.binary_data_output if parameters.binary_data is None else parameters.binary_data
         wanted.append(_Output(output.name, binary, parameters.classification))
-    binary = asked.binary_data_output
+    binary = defaults.binary_data_output
     return wanted + [_Output(name, binary) for name in extra if name not in (known.name for known in wanted)]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, Reply, decode
+from offramp.serving.endpoint import STATUS, Call, Endpoint, Reply, decode, early_options
 from offramp.serving.outputs import check_all_answered, details, labels, scores
 from offramp.serving.protocols.openai_bodies import (
     CachedTokens,
@@ -72,8 +72,7 @@ Matched = tuple[Question, Predicate | Choice | Score]
 def _options(body: ModerationRequest | DecisionRequest, served: Served) -> Options:
     if body.model not in MODELS:
         served.check_model(body.model)
-    early = body.early_exit or EarlyExit()
-    return Options(early.operating_point, early.max_depth, early.details)
+    return early_options(body.early_exit)
 
 
 # --- moderations ----------------------------------------------------------------------------------------------

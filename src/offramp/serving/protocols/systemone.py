@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, ExitDetails, Reply, decode
+from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, ExitDetails, Reply, decode, early_options
 from offramp.serving.outputs import check_all_answered, details
 from offramp.serving.questions import (
     SHOWN,
@@ -25,7 +25,7 @@ from offramp.serving.questions import (
     expected_level,
     score_confidence,
 )
-from offramp.serving.request import Kind, Options, Refusal, Request, RowResult
+from offramp.serving.request import Kind, Refusal, Request, RowResult
 from offramp.serving.served import Served
 
 LATEST = "jev-latest"
@@ -131,8 +131,7 @@ def _read(call: Call, served: Served) -> Request:
             matched[name] = (question, _question(question, served))
         except Refusal as error:
             raise Refusal(error.kind, f"question {name[:SHOWN]!r}: {error}") from None
-    early = body.early_exit or EarlyExit()
-    options = Options(early.operating_point, early.max_depth, early.details)
+    options = early_options(body.early_exit)
     return Request([as_text(body.state)], options, matched)
 
 

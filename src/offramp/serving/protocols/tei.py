@@ -8,13 +8,13 @@ regression has its values as scores; only its relevance (`/rerank`) is their sig
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import msgspec
 
 from offramp.data.rows import Text
-from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, ExitDetails, Page, Reply, decode
+from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, ExitDetails, Page, Reply, decode, early_options
 from offramp.serving.outputs import (
     Activation,
     by_relevance,
@@ -154,8 +154,7 @@ def _text(parts: str | Sequence[str | list[str]]) -> Text:
 
 def _options(body: PredictRequest | RerankRequest) -> Options:
     side: Literal["left", "right"] = "left" if body.truncation_direction in ("left", "Left") else "right"
-    early = body.early_exit or EarlyExit()
-    return Options(early.operating_point, early.max_depth, early.details, body.truncate, truncation_side=side)
+    return replace(early_options(body.early_exit), truncate=body.truncate, truncation_side=side)
 
 
 def _write_predict(request: Request, results: Sequence[RowResult], served: Served) -> Reply:

@@ -10,14 +10,14 @@ import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import cast, final
 
 import msgspec
 from msgspec import UNSET
 
-from offramp.serving.endpoint import STATUS, Call, EarlyExit, Endpoint, Page, Reply, decode
+from offramp.serving.endpoint import STATUS, Call, Endpoint, Page, Reply, decode, early_options
 from offramp.serving.outputs import by_relevance, check_all_answered, check_ranks, details, relevance, scores
 from offramp.serving.protocols.vllm_bodies import (
     Classification,
@@ -121,9 +121,8 @@ def _options(body: Common, served: Served, truncate: bool | None) -> Options:
         if limit == 0 or limit > served.max_tokens:
             most = served.max_tokens
             raise Refusal("validation", f"truncate_prompt_tokens must be -1 or from 1 to {most}; got {limit}")
-    asked = body.early_exit or EarlyExit()
-    most_tokens = None if limit == -1 else limit
-    return Options(asked.operating_point, asked.max_depth, asked.details, truncate, most_tokens, body.truncation_side)
+    options, most_tokens = early_options(body.early_exit), None if limit == -1 else limit
+    return replace(options, truncate=truncate, max_tokens=most_tokens, truncation_side=body.truncation_side)
 
 
 def _form(prefix: str, call: Call, body: Common, documents: Sequence[str] = (), top_n: int | None = None) -> _Form:
