@@ -14,12 +14,13 @@ import torch.nn.functional as F
 
 from offramp.calibration.bounds import binomial
 from offramp.calibration.certify import certify
-from offramp.calibration.ladder import DROPS, LADDER_NAMES, ladder
+from offramp.calibration.ladder import ladder
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.predictor import Predictor
 from offramp.inference.record import record
 from offramp.policies.fitting import fit_default_policy
 from offramp.policies.replay import replay
+from offramp.types.ladder_names import DROPS, LADDER_NAMES
 from offramp.types.operating_point import POINTS_FILE, Certificate, OperatingPoint, read_points
 from offramp.types.problem_types import REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace

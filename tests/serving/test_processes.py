@@ -34,7 +34,7 @@ from offramp.serving.request import Options, Request, RowResult
 from offramp.serving.running import Running
 from offramp.serving.served import Limits
 from offramp.serving.service import Service
-from offramp.serving.settings import ModelSettings
+from offramp.serving.settings import ModelSettings, ServerSettings
 from offramp.serving.setup import open_service
 from offramp.serving.worker import Worker
 from offramp.types.operating_point import Certificate, OperatingPoint, read_points, write_points
@@ -86,7 +86,7 @@ def play(loop: asyncio.AbstractEventLoop) -> Play:
 def service(folder: Path, play: Play) -> Iterator[Service]:
     """Two processes, for all tests here; each leaves two behind."""
     model = ModelSettings(os.fspath(folder), engine="onnx-int8", workers=2, threads=1)
-    service: Service = play(open_service(model, LIMITS, Nothing()))
+    service: Service = play(open_service(ServerSettings(model, LIMITS), Nothing()))
     yield service
     play(service.close())
 
@@ -271,7 +271,7 @@ def test_a_stuck_process_holds_no_drain_and_a_changed_folder_gets_no_process(
     model = ModelSettings(os.fspath(other), engine="onnx-int8", workers=1, threads=1)
 
     async def story() -> None:
-        service = await open_service(model, LIMITS, Nothing())
+        service = await open_service(ServerSettings(model, LIMITS), Nothing())
         points = read_points(other / "operating_points.json")
         write_points(
             points | {"default": replace(points["default"], thresholds=(0.5,) * 3)}, other / "operating_points.json"
@@ -310,7 +310,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(
 ) -> None:
     settings = replace(ModelSettings(os.fspath(folder), workers=1, threads=1), **changes)
     with pytest.raises(OfframpError, match=message) as caught:
-        play(open_service(settings, LIMITS, Nothing()))
+        play(open_service(ServerSettings(settings, LIMITS), Nothing()))
     assert "\n" not in str(caught.value)
 
 

@@ -20,14 +20,11 @@ from offramp.calibration.outputs import PolicyOutputs, policy_outputs
 from offramp.errors import CannotReach
 from offramp.policies.base import Policy
 from offramp.policies.registry import as_policy
+from offramp.types.ladder_names import DROPS, SPEEDUPS
 from offramp.types.operating_point import OperatingPoint, Target
 from offramp.types.trace import Trace
 
 log = logging.getLogger("offramp")
-
-DROPS = {"keep-99.5": 0.005, "keep-99": 0.01, "keep-98": 0.02}
-SPEEDUPS = {"2x": 2.0, "4x": 4.0}
-LADDER_NAMES = ("full", *DROPS, *SPEEDUPS)
 
 
 def ladder(

@@ -11,6 +11,7 @@ import click
 
 from offramp.errors import InvalidInput
 from offramp.inference.onnx.metadata import weights_digest
+from offramp.types.ladder_names import LADDER_NAMES
 
 if TYPE_CHECKING:
     from offramp.types.cost_table import CostTable
@@ -83,8 +84,6 @@ def _refuse_other_trace(folder: Path, point: OperatingPoint) -> None:
 
 def add_ladder(folder: Path, points: Mapping[str, OperatingPoint]) -> None:
     """Save a ladder with a folder's points, in place of the ladder before."""
-    from offramp.calibration.ladder import LADDER_NAMES
-
     add_points(folder, points, LADDER_NAMES)
 
 

@@ -8,13 +8,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from offramp.cli.options import FILE, FOLDER, json_option, silence_transformers
 from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES
+
+if TYPE_CHECKING:
+    from offramp.serving.settings import LadderSettings
 
 NEEDS = ("httptools", "msgspec", "prometheus_client", "starlette", "uvicorn")
 TRACES_NEED = {
@@ -31,6 +34,18 @@ COUNT = click.IntRange(min=1)
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, envvar="PORT", help="0 = any free one."
 )
 @click.option("--operating-point", default="default", help='A saved point, or "full".  [default: "default"]')
+@click.option("--ladder", is_flag=True, help="Move along the ladder of `calibrate --ladder`: looser under load.")
+@click.option("--floor", help="The loosest point of the ladder that load may lead to.  [default: the last one]")
+@click.option(
+    "--latency-target-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Step down the ladder to answer within it.  [default: 50]",
+)
+@click.option(
+    "--audit-share",
+    type=click.FloatRange(0, 1),
+    help="Of requests that also run at full depth, to watch the ladder's certificates.  [default: 0.01]",
+)
 @click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True)
 @click.option("--workers", type=COUNT, help="Processes that run the model.  [default: cores / threads; for torch 1]")
 @click.option("--threads", type=COUNT, help="Threads of each of them.  [default: 1 for a graph; for torch all cores]")
@@ -101,6 +116,7 @@ def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: A
     \b
     offramp serve model
     offramp serve model --port 9000 --workers 4 --operating-point default
+    offramp serve model --ladder --floor keep-98 --latency-target-ms 50
     offramp serve model --api-key @keys.txt --log-format json
     curl localhost:8080/predict -H 'content-type: application/json' -d '{"inputs": "where is my parcel"}'
     """
@@ -131,6 +147,7 @@ def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: A
     settings = ServerSettings(
         model,
         limits,
+        _ladder(options),
         url_of(listening),
         keys,
         options["cors_allow_origin"],
@@ -142,6 +159,7 @@ def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: A
     sys.exit(Supervisor(settings, listening).run())
 
 
+LADDER = ("floor", "latency_target_ms", "audit_share")
 LIMITS = (
     "max_concurrent_requests",
     "max_batch_tokens",
@@ -150,6 +168,20 @@ LIMITS = (
     "payload_limit",
     "auto_truncate",
 )
+
+
+def _ladder(options: Mapping[str, Any]) -> LadderSettings | None:
+    """Return the settings of the ladder; None without one.
+
+    Raises:
+        UsageError: an option of the ladder without it.
+    """
+    from offramp.serving.settings import LadderSettings
+
+    given = {name: options[name] for name in LADDER if options[name] is not None}
+    if given and not options["ladder"]:
+        raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} goes with --ladder")
+    return LadderSettings(**given) if options["ladder"] else None
 
 
 def _is_installed(module: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from offramp.data.batching import Tokens
 from offramp.data.padding import Array, padded
+from offramp.serving.audit import AuditRow
 from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
 from offramp.serving.request import Refusal, RowResult
 from offramp.serving.running import Running
@@ -19,23 +20,24 @@ from offramp.serving.served import Served
 @final
 @dataclass(frozen=True, eq=False)
 class BatchRow:
-    """A row that goes to a process: its request, its number there, its tokens."""
+    """A row that waits for a process, or is with one: its request, its number there, its tokens."""
 
     running: Running
     number: int
     tokens: Tokens
 
 
-def frame_of(rows: Sequence[BatchRow], served: Served) -> BatchFrame:
-    """Return the message of a batch."""
+def frame_of(rows: Sequence[BatchRow], points: Sequence[str], served: Served) -> BatchFrame:
+    """Return the message of a batch whose rows run at points of these names."""
     inputs = padded([row.tokens for row in rows], served.config.pad_token_id)
-    plans = [(row.running.point, served.max_depth(row.running.request.options)) for row in rows]
+    depths = [served.max_depth(row.running.request.options) for row in rows]
+    plans = list(zip(points, depths, strict=True))
     by_exit = any(row.running.request.options.details for row in rows)
     return BatchFrame({name: ArrayFrame.of(value) for name, value in inputs.items()}, plans, by_exit)
 
 
-def results_of(rows: Sequence[BatchRow], answers: AnswersFrame) -> list[RowResult]:
-    """Return the results of a batch's rows."""
+def results_of(rows: Sequence[BatchRow], points: Sequence[str], answers: AnswersFrame) -> list[RowResult]:
+    """Return the results of a batch's rows, which ran at points of these names."""
     logits = answers.logits.array()
     by_exit = None if answers.logits_by_exit is None else answers.logits_by_exit.array()
     results = []
@@ -48,12 +50,20 @@ def results_of(rows: Sequence[BatchRow], answers: AnswersFrame) -> list[RowResul
         if by_exit is not None and row.running.request.options.details:
             exits = zip(answers.layers, by_exit[index], strict=True)
             passed = {number: values for number, values in exits if not np.isnan(values).any()}
-        results.append(row_result(logits[index], layer, tokens, passed))
+        results.append(row_result(logits[index], layer, tokens, points[index], passed))
     return results
 
 
-def row_result(logits: Array, layer: int, tokens: int, by_exit: Mapping[int, Array]) -> RowResult:
+def row_result(logits: Array, layer: int, tokens: int, point: str, by_exit: Mapping[int, Array]) -> RowResult:
     """Return the result of a row; logits that are not finite are no answer."""
     if not np.isfinite(logits).all():
         return RowResult.refused(Refusal("failed", "the model's logits are not finite"), layer, tokens)
-    return RowResult(logits, layer, tokens, logits_by_exit=dict(by_exit))
+    return RowResult(logits, layer, tokens, logits_by_exit=dict(by_exit), point=point)
+
+
+def audit_frame(rows: Sequence[AuditRow], points: Sequence[Sequence[str]], served: Served) -> BatchFrame:
+    """Return the message of an audit: each row once for each of its points' names."""
+    repeated = [row.tokens for row, names in zip(rows, points, strict=True) for _ in names]
+    inputs = padded(repeated, served.config.pad_token_id)
+    plans: list[tuple[str, int | None]] = [(name, None) for names in points for name in names]
+    return BatchFrame({name: ArrayFrame.of(value) for name, value in inputs.items()}, plans, False)

@@ -117,16 +117,20 @@ class EarlyExit(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
         operating_point: a point of the model, or "full".
         max_depth: the deepest layer.
         details: whether the answer has a field "early_exit" too.
+        latency_budget_ms: how soon an answer is wanted; see `Options`.
     """
 
     operating_point: str | None = None
     max_depth: int | None = None
     details: bool = False
+    latency_budget_ms: float | None = None
 
 
 def early_options(early: EarlyExit | None) -> Options:
     """Return the options of a request that the field "early_exit" has; without it the server's own."""
-    return Options() if early is None else Options(early.operating_point, early.max_depth, early.details)
+    if early is None:
+        return Options()
+    return Options(early.operating_point, early.max_depth, early.details, latency_budget_ms=early.latency_budget_ms)
 
 
 class ExitProbabilities(msgspec.Struct):

@@ -29,8 +29,7 @@ from offramp.errors import OfframpError, one_line
 from offramp.serving.app import App, with_cors
 from offramp.serving.connections import Connection, close_late
 from offramp.serving.logs import logging_to_stderr
-from offramp.serving.metrics import Metrics
-from offramp.serving.served import FULL
+from offramp.serving.metrics import Metrics, served_point
 from offramp.serving.service import Service
 from offramp.serving.settings import ServerSettings
 from offramp.serving.setup import open_service
@@ -118,7 +117,7 @@ class HttpProcess:
         settings = self._settings
         progress = asyncio.ensure_future(_show_progress(settings.model.folder))
         try:
-            service = await open_service(settings.model, settings.limits, self._metrics)
+            service = await open_service(settings, self._metrics)
         except (OfframpError, OSError) as error:
             log.error("%s", one_line(error))
             return 1
@@ -169,7 +168,7 @@ def _announce(service: Service, settings: ServerSettings) -> None:
         "url": settings.url,
         "model": served.name,
         "engine": served.engine,
-        "operating_point": served.default_point or FULL,
+        "operating_point": served_point(service),
         "processes": service.pool.alive,
     }
     log.info("ready", extra={"facts": facts})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, final
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from offramp.serving.served import FULL
 from offramp.serving.settings import VERSION
 from offramp.serving.tei_metrics import tei_text
 
@@ -158,6 +159,11 @@ class Metrics:
         yield GaugeMetricFamily("offramp_rows_in_flight", "Rows that were accepted and have no answer yet.", rows)
         if service is None:
             return
+        points = GaugeMetricFamily("offramp_operating_point", "1 = in force.", labels=("operating_point",))
+        in_force = served_point(service)
+        for name in dict.fromkeys((FULL, *service.served.points)):
+            points.add_metric((name,), float(name == in_force))
+        yield points
         processes = GaugeMetricFamily("offramp_processes", "Processes that run the model.", labels=("state",))
         idle, alive = len(service.pool.idle), service.pool.alive
         for name, count in (("idle", idle), ("busy", alive - idle), ("missing", service.pool.size - alive)):
@@ -181,6 +187,13 @@ class _State:
 
     def collect(self) -> Iterable[Metric]:
         return self._metrics.state()
+
+
+def served_point(service: Service) -> str:
+    """Return the name of the point of requests that name none."""
+    if service.adaptive is not None:
+        return service.adaptive.point
+    return service.served.default_point or FULL
 
 
 def phase_seconds(running: Running) -> Sequence[float]:

@@ -62,7 +62,7 @@ def labels(result: RowResult, request: Request, served: Served) -> list[str]:
     """Return the labels that are part of the answer: the best one, or for several labels those above thresholds."""
     names = served.config.id2label
     if served.config.problem_type == MULTI_LABEL:
-        point = served.point(served.point_name(request.options))
+        point = served.point(result.point or served.point_name(request.options))
         return [names[index] for index in np.flatnonzero(chosen_labels(result.logits[None], point)[0]).tolist()]
     return [names[int(scores(result, served).argmax())]]
 
@@ -102,7 +102,7 @@ def details(result: RowResult, request: Request, served: Served) -> ExitDetails 
     """Return the fields of early exit of a row; None where the request does not want them."""
     if not request.options.details:
         return None
-    name = served.point_name(request.options)
+    name = result.point or served.point_name(request.options)
     point, names = served.point(name), served.config.id2label
     exits = []
     for layer, logits in result.logits_by_exit.items():

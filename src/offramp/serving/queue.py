@@ -63,6 +63,11 @@ class Queue:
         self._wanted: dict[Hashable, set[WaitingRow]] = {}
         self._count = 0
 
+    @property
+    def first(self) -> WaitingRow | None:
+        """Return the row that goes next; None where none waits."""
+        return next((row for row in self._rows if self._is_wanted(row)), None)
+
     def __len__(self) -> int:
         """Return how many rows wait."""
         return self._count

@@ -74,6 +74,8 @@ class Options:
         truncate: whether a text that is too long is cut; False = it is refused; None = as the server is set.
         max_tokens: of a text, with its special tokens; None = as many as the model takes.
         truncation_side: the side of a text that is cut off, "left" or "right"; None = the tokenizer's own.
+        latency_budget_ms: how soon an answer is wanted, in milliseconds: a server with a ladder answers at a looser
+            point where it takes that; None = as the server is set.
     """
 
     operating_point: str | None = None
@@ -82,6 +84,7 @@ class Options:
     truncate: bool | None = None
     max_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
+    latency_budget_ms: float | None = None
 
 
 @final
@@ -111,6 +114,7 @@ class RowResult:
         tokens: of the row, special tokens included.
         error: the reason why there is no answer.
         logits_by_exit: {layer number: (C,) float32} of the exits that were read on the way; only for `Options.details`.
+        point: the name of the operating point that answered it; "" = none.
     """
 
     logits: Array
@@ -118,8 +122,9 @@ class RowResult:
     tokens: int
     error: Refusal | None = None
     logits_by_exit: dict[int, Array] = field(default_factory=dict)
+    point: str = ""
 
     @classmethod
     def refused(cls, refusal: Refusal, layer: int = 0, tokens: int = 0) -> RowResult:
         """Return the result of a row without an answer."""
-        return cls(np.empty(0, np.float32), layer, tokens, refusal)
+        return cls(np.empty(0, np.float32), layer, tokens, error=refusal)

@@ -32,7 +32,8 @@ class Running:
 
     Attributes:
         request: with its rows.
-        point: the name of its operating point.
+        point: the name of its operating point; of one that the server's ladder decides on, that of when it came.
+        adapts: whether the server's ladder decides on it.
         results: of each row; None = not yet.
         finished: set when every row has a result.
         tokens: of all rows.
@@ -49,6 +50,7 @@ class Running:
     dequeued: float = 0.0
     answered: float = 0.0
     missing: int = 0
+    adapts: bool = False
 
     def rows(self) -> list[RowResult]:
         """Return the results, once all are there."""

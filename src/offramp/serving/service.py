@@ -11,15 +11,18 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
 from offramp.inference.onnx.first_exit import FirstExit
-from offramp.serving.batches import BatchRow, frame_of, results_of, row_result
+from offramp.serving.adaptive import Adaptive
+from offramp.serving.audit import AuditRow
+from offramp.serving.batches import BatchRow, audit_frame, frame_of, results_of, row_result
+from offramp.serving.load_controller import Load
 from offramp.serving.pool import ProcessLost, ProcessPool, WorkerProcess
 from offramp.serving.queue import Queue, WaitingRow
 from offramp.serving.request import Refusal, Request, RowResult, characters_of
@@ -32,6 +35,8 @@ log = logging.getLogger("offramp.serving")
 
 LONG_CHARACTERS = 2000
 """Requests with more are tokenized in a thread: that takes a millisecond or more."""
+LOOK_S = 0.02
+"""How often the load is looked at while rows are in flight, or the point in force is not that without load."""
 _ALL_LEAVE = np.array([-np.inf], np.float32)
 
 
@@ -43,6 +48,7 @@ class Service:
         served: the model.
         pool: the processes.
         queue: the rows that wait.
+        adaptive: decides on the points of rows whose request names none; None = `served.default_point` does.
         rows: that were accepted and have no result yet.
         draining: whether requests are refused since the server ends.
     """
@@ -56,8 +62,9 @@ class Service:
         queue: Queue,
         watcher: Watcher,
         clock: Callable[[], float] = time.monotonic,
+        adaptive: Adaptive | None = None,
     ) -> None:
-        self.served, self.pool, self.queue = served, pool, queue
+        self.served, self.pool, self.queue, self.adaptive = served, pool, queue, adaptive
         self.rows = 0
         self.draining = False
         self._tokenizer, self._first_exit, self._watcher, self._clock = tokenizer, first_exit, watcher, clock
@@ -65,6 +72,8 @@ class Service:
         self._thread = ThreadPoolExecutor(1, "offramp-tokenizer")
         self._long = tokenizer.copy()  # a tokenizer of `tokenizers` must not be set by two threads
         self._dispatching = False
+        self._looking: asyncio.TimerHandle | None = None
+        self._looked, self._busy_s = clock(), 0.0  # when the load was looked at, and the processes' time since
         self._timer: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
         self._running: dict[Running, None] = {}  # in the order in which they came
@@ -81,6 +90,9 @@ class Service:
             Refusal: the server is full, or ends, or the request asks for what this model does not have.
         """
         point = self.served.point_name(request.options)
+        adapts = self.adaptive is not None and request.options.operating_point is None
+        if self.adaptive is not None and adapts:
+            point = self.adaptive.point
         limits = self.served.limits
         if self.draining:
             raise ending()
@@ -91,10 +103,13 @@ class Service:
         if self.rows >= limits.max_concurrent_requests:
             raise Refusal("overloaded", "the server is at its limit of rows at the same time; try again later", 1.0)
         loop = asyncio.get_running_loop()
-        running = Running(request, point, [None] * count, loop.create_future(), self._clock(), missing=count)
+        running = Running(
+            request, point, [None] * count, loop.create_future(), self._clock(), missing=count, adapts=adapts
+        )
         self.rows += count
         self._running[running] = None
         self._set_timer()
+        self._look_soon()
         try:
             await self._advance(running)
         except BaseException:
@@ -128,6 +143,9 @@ class Service:
         running.tokens = sum(len(row["input_ids"]) for row in tokens.values())
         for number, fault in faults.items():
             self._set(running, number, RowResult.refused(fault))
+        audit = None if self.adaptive is None else self.adaptive.audit
+        if audit is not None and self.adaptive is not None and audit.draws():
+            audit.add(list(tokens.values()), self.adaptive.rung)
         rows = [BatchRow(running, number, row) for number, row in tokens.items()]
         if rows and self._first_exit is not None:
             rows = self._leave_first(running, rows)
@@ -153,7 +171,7 @@ class Service:
         staying = []
         for row, values, leave in zip(rows, logits, leaves.tolist(), strict=True):
             if leave:
-                self._set(running, row.number, row_result(values, 0, len(row.tokens["input_ids"]), {}))
+                self._set(running, row.number, row_result(values, 0, len(row.tokens["input_ids"]), running.point, {}))
             else:
                 staying.append(row)
         return staying
@@ -169,7 +187,7 @@ class Service:
         running.missing -= 1
         self.rows -= 1
         if result.error is None:
-            self._watcher.row_left(result.exit_layer, running.point)
+            self._watcher.row_left(result.exit_layer, result.point)
         else:
             self._watcher.row_failed(result.error.kind)
         if running.missing == 0:
@@ -183,10 +201,22 @@ class Service:
         self._dispatching = False
         now = self._clock()
         self._refuse_rows(self.queue.expired(now), too_late())
+        self._dispatch_audit(now)
         for batch in self.queue.next_batches(now, len(self.pool.idle)):
-            task = asyncio.get_running_loop().create_task(self._run(self.pool.idle.pop(), batch))
-            self._batches.add(task)
-            task.add_done_callback(self._batches.discard)
+            self._start_task(self._run(self.pool.idle.pop(), batch))
+
+    def _dispatch_audit(self, now: float) -> None:
+        """Give rows of the audit to a free process, as far as its budget goes."""
+        audit = None if self.adaptive is None else self.adaptive.audit
+        if audit is None or not self.pool.idle:
+            return
+        if rows := audit.take(now, self.pool.alive):
+            self._start_task(self._run_audit(self.pool.idle.pop(), rows))
+
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._batches.add(task)
+        task.add_done_callback(self._batches.discard)
 
     def _dispatch_soon(self) -> None:
         """Dispatch once the requests that have come are read: they may go together."""
@@ -215,8 +245,9 @@ class Service:
         now = self._clock()
         for row in rows:
             row.running.dequeued = now
+        points = [self._point_of(row, now) for row in rows]
         try:
-            frame = frame_of(rows, self.served)
+            frame = frame_of(rows, points, self.served)
             answers = await process.run(frame, self.served.limits.timeout_s)
         except ProcessLost:
             self._retry(batch)
@@ -227,8 +258,42 @@ class Service:
         else:
             self.pool.give_back(process)
             self._watcher.batch_done(len(rows), math.prod(frame.inputs["input_ids"].shape), answers.seconds)
-            for row, result in zip(rows, results_of(rows, answers), strict=True):
+            self._busy_s += answers.seconds
+            for row, result in zip(rows, results_of(rows, points, answers), strict=True):
                 self._set(row.running, row.number, result)
+
+    def _point_of(self, row: BatchRow, now: float) -> str:
+        """Return the name of the point at which a row goes to a process."""
+        return self.adaptive.point if self.adaptive is not None and row.running.adapts else row.running.point
+
+    async def _run_audit(self, process: WorkerProcess, rows: Sequence[AuditRow]) -> None:
+        """Let a process answer rows at full depth and on rungs of the ladder; where it ends, they are lost."""
+        assert self.adaptive is not None
+        points = [self.adaptive.plans(row) for row in rows]
+        try:
+            answers = await process.run(audit_frame(rows, points, self.served), self.served.limits.timeout_s)
+        except ProcessLost:
+            return
+        self.pool.give_back(process)
+        self._busy_s += answers.seconds
+        self.adaptive.audited(rows, answers.logits.array(), self.served.points, answers.seconds)
+
+    def _look_soon(self) -> None:
+        """Look at the load as long as rows are in flight, or the point in force is not that without load."""
+        if self.adaptive is None or self._looking is not None:
+            return
+        if self._running or self.adaptive.rung != self.adaptive.ladder.rest:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look_at_load)
+
+    def _look_at_load(self) -> None:
+        assert self.adaptive is not None
+        self._looking = None
+        now, first = self._clock(), self.queue.first
+        passed = max(now - self._looked, 1e-9) * max(self.pool.alive, 1)
+        wait_s = 0.0 if first is None else now - first.content.running.begin
+        self.adaptive.look(Load(now, wait_s, min(self._busy_s / passed, 1.0)))
+        self._looked, self._busy_s = now, 0.0
+        self._look_soon()
 
     def _retry(self, batch: list[WaitingRow]) -> None:
         again = [replace(row, alone=True) for row in batch if not row.alone and row.content.running in self._running]
@@ -266,6 +331,8 @@ class Service:
         """End the processes; requests that are still there are abandoned."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         for running in list(self._running):
             self.abandon(running)
         for task in self._batches:

@@ -40,12 +40,29 @@ class ModelSettings:
 
 @final
 @dataclass(frozen=True)
+class LadderSettings:
+    """How a server moves along its ladder.
+
+    Attributes:
+        floor: the name of the loosest point that load may lead to; None = the ladder's loosest.
+        latency_target_ms: how soon answers are wanted, of requests that do not say.
+        audit_share: of requests, that are audited.
+    """
+
+    floor: str | None = None
+    latency_target_ms: float = 50.0
+    audit_share: float = 0.01
+
+
+@final
+@dataclass(frozen=True)
 class ServerSettings:
     """Everything that a server is started with.
 
     Attributes:
         model: that is served.
         limits: of requests.
+        ladder: of points along which the server moves; None = every request has the model's point, or its own.
         url: where it listens, for the log.
         api_keys: of which a request must have one; () = any request is answered.
         cors_origins: pages of which sites may ask from a browser; "*" = any; () = none.
@@ -58,6 +75,7 @@ class ServerSettings:
 
     model: ModelSettings
     limits: Limits = field(default_factory=Limits)
+    ladder: LadderSettings | None = None
     url: str = ""
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()

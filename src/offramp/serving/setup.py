@@ -6,9 +6,11 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 from offramp.data.batching import token_limit
+from offramp.errors import InvalidInput
 from offramp.inference.choose_engine import choose_engine
 from offramp.inference.load_engine import AUTO, check_name
 from offramp.inference.onnx.first_exit import FirstExit
@@ -17,16 +19,23 @@ from offramp.inference.workers import cores
 from offramp.model.files import find_file
 from offramp.model.points import load_point, load_points
 from offramp.model.text_folder import load_text_config, load_text_tokenizer
+from offramp.serving.adaptive import Adaptive
+from offramp.serving.audit import Audit
+from offramp.serving.drift_report import DriftLog
 from offramp.serving.frames import StartFrame
+from offramp.serving.ladder import ladder_of
+from offramp.serving.load_controller import LoadController
 from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue
 from offramp.serving.running import Watcher
 from offramp.serving.served import FULL, Limits, Served
 from offramp.serving.service import Service
-from offramp.serving.settings import ModelSettings
+from offramp.serving.settings import LadderSettings, ModelSettings, ServerSettings
 from offramp.serving.tokens import RequestTokenizer
 from offramp.types.graph_file import GRAPHS, read_metadata
+from offramp.types.ladder_names import LADDER_NAMES
 from offramp.types.model_content import ModelContent
+from offramp.types.operating_point import DEFAULT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,12 +45,17 @@ if TYPE_CHECKING:
     from offramp.model.graph_config import GraphConfig
 
 
-async def open_service(model: ModelSettings, limits: Limits, watcher: Watcher) -> Service:
+DELTA = 0.05
+"""The share of histories without drift in which the audit raises an alarm, at most."""
+
+
+async def open_service(settings: ServerSettings, watcher: Watcher) -> Service:
     """Load a model in processes of its own, wait until they have warmed up, and return its service.
 
     Raises:
         OfframpError: the model cannot be loaded or served.
     """
+    model, limits = settings.model, settings.limits
     reading = ThreadPoolExecutor(1, "offramp-reader")  # a download may take minutes, in which HTTP answers
     loop = asyncio.get_running_loop()
     config, tokenizer, start, workers = await loop.run_in_executor(reading, _read, model, limits)
@@ -66,7 +80,9 @@ async def open_service(model: ModelSettings, limits: Limits, watcher: Watcher) -
         texts = RequestTokenizer(model.folder, config, tokenizer, served.max_tokens, limits.auto_truncate)
         runs_levels = graph is not None and engine != "openvino"
         first = FirstExit.load(str(graph), config.pad_token_id) if runs_levels else None
-        return Service(served, texts, first, pool, Queue(ready.batch_rows, limits.max_batch_tokens), watcher)
+        queue = Queue(ready.batch_rows, limits.max_batch_tokens)
+        adaptive = None if settings.ladder is None else _adaptive(served, settings, settings.ladder)
+        return Service(served, texts, first, pool, queue, watcher, adaptive=adaptive)
     except BaseException:
         await pool.close()
         raise
@@ -97,6 +113,26 @@ def _read(
         limits.max_batch_requests,
     )
     return config, tokenizer, start, workers
+
+
+def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings) -> Adaptive:
+    """Return what moves a server along its ladder.
+
+    Raises:
+        InvalidInput: the model has no ladder that the engine runs, or an option names none of its points.
+    """
+    folder = settings.model.folder
+    points = {name: point for name, point in served.points.items() if name in LADDER_NAMES}
+    if len(points) < 2:
+        raise InvalidInput(
+            f"{folder}: no ladder that {served.engine} runs; `offramp calibrate {folder} --data FILE --ladder"
+            f" --confidence 0.95 --engine {served.engine}` saves one"
+        )
+    rest = None if settings.model.operating_point == DEFAULT else settings.model.operating_point
+    ladder = ladder_of(points, rest, options.floor)
+    audit = Audit(ladder, options.audit_share, DELTA, Random())
+    controller = LoadController(ladder, options.latency_target_ms / 1000)
+    return Adaptive(ladder, controller, audit, DriftLog(), served.config.problem_type)
 
 
 def _name(folder: str) -> str:

@@ -228,6 +228,8 @@ class OperatingPoint:
         label_thresholds: for several labels, the probability above which each is part of an answer, at every exit;
             above 0, below 1. None = 0.5 for all. They change no exit.
         exit_layers: the layer numbers of the exits that it reads, one more than thresholds; None = see `layers_read`.
+        agreement: the bound on how often its answers differ from the full model's, beside `certificate`, for a server
+            to watch; None = there is none.
         fingerprint: of the part of the model that it was chosen for, written where it is saved with the model; None =
             not known. Equal points may have different ones.
 
@@ -247,6 +249,7 @@ class OperatingPoint:
     certificate: Certificate | None = None
     label_thresholds: tuple[float, ...] | None = None
     exit_layers: tuple[int, ...] | None = None
+    agreement: Certificate | None = None
     fingerprint: Fingerprint | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -292,11 +295,11 @@ class OperatingPoint:
     def to_json(self) -> dict[str, Any]:
         """Return plain data; the thresholds inf and -inf are the words "never" and "always".
 
-        Without label thresholds, exit layers or fingerprint there is no key for them.
+        Without label thresholds, exit layers, agreement or fingerprint there is no key for them.
         """
         words = {value: word for word, value in WORDS.items()}
         data = asdict(self)
-        for name in ("label_thresholds", "exit_layers", "fingerprint"):
+        for name in ("label_thresholds", "exit_layers", "agreement", "fingerprint"):
             if data[name] is None:
                 del data[name]
         return {
@@ -316,11 +319,13 @@ class OperatingPoint:
         check_point(data, "an operating point")
         thresholds = tuple(WORDS[value] if isinstance(value, str) else value for value in data["thresholds"])
         measured = Measured.from_json(data["measured"]) if data.get("measured") else None
-        certificate = Certificate(**data["certificate"]) if data.get("certificate") else None
+        certificate, agreement = (
+            Certificate(**data[name]) if data.get(name) else None for name in ("certificate", "agreement")
+        )
         labels, target = data.get("label_thresholds"), data.get("target") or {}
         fingerprint = Fingerprint.from_json(data["fingerprint"]) if data.get("fingerprint") else None
         layers = data.get("exit_layers")
-        return cls(data["policy"], thresholds, target, measured, certificate, labels, layers, fingerprint)
+        return cls(data["policy"], thresholds, target, measured, certificate, labels, layers, agreement, fingerprint)
 
 
 def checked_label_thresholds(values: Sequence[float]) -> tuple[float, ...]:

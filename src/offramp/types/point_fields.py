@@ -234,4 +234,5 @@ POINT: dict[str, Rule] = {
     ),
     "exit_layers": _optional(_layers),
     "fingerprint": _optional(_object(FINGERPRINT)),
+    "agreement": _optional(_object(CERTIFICATE, set(CERTIFICATE) - {"weights", "note"})),
 }
