@@ -7,12 +7,17 @@ import gc
 import weakref
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
+from offramp.serving.adaptive import Adaptive
+from offramp.serving.audit import Audit
 from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
+from offramp.serving.ladder import Ladder, Rung
+from offramp.serving.load_controller import LoadController
 from offramp.serving.pool import ProcessLost
 from offramp.serving.queue import Queue
 from offramp.serving.request import Options, Refusal, Request, TokenIds
@@ -444,3 +449,35 @@ def test_full_depth_has_a_name() -> None:
     served = Bench().served
     assert served.point_name(Options(operating_point="full", max_depth=1)) == FULL
     assert served.point_name(Options()) == "default"
+
+
+class Silent:
+    """Hears alarms, and does nothing."""
+
+    def drifted(self, adaptive: Adaptive, rung: int) -> None:
+        """Do nothing."""
+
+
+def test_rows_go_at_the_rung_in_force_when_their_batch_goes_and_a_named_point_stays() -> None:
+    async def story() -> None:
+        bench = Bench()
+        ladder = Ladder((Rung(FULL, 1.0, 0.0), Rung("default", 0.5, 0.1)), 0, 1)
+        controller = LoadController(ladder, 0.05)
+        bench.service.adaptive = Adaptive(
+            ladder, controller, Audit(ladder, 0.0, 0.05, Random(0)), Silent(), "single_label_classification"
+        )
+        first = await bench.start(ids(5))
+        waits = await bench.start(ids(6), ids(7))
+        named = await bench.start(ids(8), operating_point="full")
+        controller.rung = 1
+        bench.process.answer()
+        await settle()
+        assert sorted(bench.process.waiting[0][0].plans) == [("default", None), ("default", None), ("full", None)]
+        bench.process.answer()
+        await settle()
+        found = [[row.point for row in running.rows()] for running in (first, waits, named)]
+        assert found == [["full"], ["default", "default"], ["full"]]
+        assert bench.counts.left == [(4, "full"), (4, "default"), (4, "default"), (4, "full")]
+        await bench.service.close()
+
+    run(story())
