@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from offramp.data.padding import Array
 from offramp.errors import InvalidInput
 from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import Audit, AuditRow
@@ -54,6 +55,12 @@ class Heard:
     def drifted(self, adaptive: Adaptive, rung: int) -> None:
         self.rungs.append(rung)
 
+    def audited(self, logits: Array, tokens: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
 
 def adaptive(problem_type: str = SINGLE_LABEL) -> tuple[Adaptive, Audit, Heard]:
     ladder, heard = ladder_of(POINTS, None, None), Heard()
@@ -69,7 +76,7 @@ def test_drift_closes_a_rung_and_the_looser_ones_whatever_the_load_calls_for() -
     logits = np.array([[0, 1, 0], [0, 2, 1], [1, 0, 0]], np.float32)
     rows = 0
     while not heard.rungs:
-        both.audited([row], logits, POINTS, 0.01)
+        both.audited(row, logits, POINTS, 0.01)
         rows += 1
     assert heard.rungs == [2]
     assert audit.closed == 2
@@ -80,9 +87,12 @@ def test_drift_closes_a_rung_and_the_looser_ones_whatever_the_load_calls_for() -
     assert both.point == "keep-99"
 
 
-def test_several_labels_agree_where_the_sets_do() -> None:
+def test_several_labels_agree_where_the_sets_do_at_the_thresholds_of_the_point() -> None:
+    """0 is below the log-odds of 0.9, 2.197, at both depths; without thresholds of its own a point has 0.5."""
     both, audit, _ = adaptive(MULTI_LABEL)
     row = AuditRow({"input_ids": [1, 2]}, (1, 2))
     points = POINTS | {"2x": point(2.0, 0.1, (0.9, 0.5, 0.5))}
-    both.audited([row], np.array([[1, 1, -1], [2, 3, -1], [2, 3, -1]], np.float32), points, 0.01)
-    assert (audit.monitors[1].losses, audit.monitors[2].losses) == (0, 1)  # 2 is below the log-odds of 0.9, 2.197
+    both.audited(row, np.array([[1, 1, -1], [-1, 3, -1], [-1, 3, -1]], np.float32), points, 0.01)
+    assert (audit.monitors[1].losses, audit.monitors[2].losses) == (1, 0)
+    both.audited(row, np.array([[1, 1, -1], [2, 3, -1], [3, 3, -1]], np.float32), points, 0.01)
+    assert (audit.monitors[1].losses, audit.monitors[2].losses) == (1, 1)

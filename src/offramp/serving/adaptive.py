@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol, final
+
+import numpy as np
 
 from offramp.data.padding import Array
 from offramp.inference.answers import chosen_labels
@@ -19,6 +21,12 @@ class Alarms(Protocol):
 
     def drifted(self, adaptive: Adaptive, rung: int) -> None:
         """Report that a rung's answers differ more often than its certificate allows."""
+
+    def audited(self, logits: Array, tokens: int) -> None:
+        """Keep the logits of a row that was audited after an alarm, (E, C) of the exits that are read."""
+
+    def close(self) -> None:
+        """Write what is not written yet."""
 
 
 @final
@@ -53,28 +61,41 @@ class Adaptive:
         self.controller.look(load)
 
     def audited(
-        self, rows: Sequence[AuditRow], logits: Array, points: Mapping[str, OperatingPoint], seconds: float
+        self,
+        row: AuditRow,
+        logits: Array,
+        points: Mapping[str, OperatingPoint],
+        seconds: float,
+        by_exit: Array | None = None,
     ) -> None:
-        """Take the answers of an audit.
+        """Take the answers of an audited row.
+
+        A row to which full depth has no answer is lost; where only a rung has none it differs there.
 
         Args:
-            rows: of the audit.
+            row: of the audit.
             logits: (R, C) of `plans`, in their order.
             points: of the model, by name.
             seconds: that a process took.
+            by_exit: (E, C) at full depth, of the exits that are read; None = not wanted.
         """
         assert self.audit is not None
-        differs, start = [], 0
-        for row in rows:
-            full = self._answer(logits[start], None)
-            answers = {
-                rung: self._answer(logits[start + 1 + index], points[self.ladder.rungs[rung].name])
-                for index, rung in enumerate(row.rungs)
-            }
-            differs.append({rung: answer != full for rung, answer in answers.items()})
-            start += 1 + len(row.rungs)
-        for rung in self.audit.done(rows, differs, seconds):
-            self._alarms.drifted(self, rung)
+        if not np.isfinite(logits[0]).all():
+            self.audit.lost(seconds)
+            return
+        differs = {}
+        for rung, early in zip(row.rungs, logits[1:], strict=True):
+            point = points.get(self.ladder.rungs[rung].name)
+            differs[rung] = not np.isfinite(early).all() or self._answer(early, point) != self._answer(logits[0], point)
+        closed = self.audit.done(row, differs, seconds)
+        if by_exit is not None:
+            self._alarms.audited(by_exit, len(row.tokens["input_ids"]))
+        if closed is not None:
+            self._alarms.drifted(self, closed)
+
+    def close(self) -> None:
+        """Let the alarms write what is not written yet."""
+        self._alarms.close()
 
     def plans(self, row: AuditRow) -> list[str]:
         """Return the names of the points that an audited row runs at, full depth first."""

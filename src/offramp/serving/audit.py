@@ -1,11 +1,18 @@
-"""The audit: a share of the requests, drawn when they come, runs to full depth as well. No I/O, no clock.
+"""The audit: a share of the rows, drawn when they come, runs to full depth as well. No I/O, no clock.
 
-audit.add(rows, rung)                       # of a request that came while a rung was in force
-rows = audit.take(now, processes)           # those that a process runs now, within the audit's own budget
-alarms = audit.done(rows, differs, seconds)
+audit.draw(rows, rung)                      # of a request that came while a rung was in force
+row = audit.take(now, processes)            # the one that a process runs now, within the audit's own budget
+closed = audit.done(row, differs, seconds)  # or audit.lost(seconds): there is nothing to compare
 
-The draw looks at nothing but a random number, so neither load nor the exits of a row change which rows are audited. A
+One row runs at a time, so an audit takes one process, and that for a few milliseconds, from those that answer.
+
+The draw looks at nothing but a random number, so neither load nor the exits of a row change which rows are drawn. A
 row runs at full depth and on the rungs from the one in force to the floor: which those are is known before it comes.
+Rows are drawn one by one, not with their request, since those of one request may resemble each other.
+
+The budget is a share of the processes' time that the audit has whatever the load; what is not used is saved up for a
+moment only. Under load rows that are drawn wait, and are dropped where too many do. Which are dropped depends on when
+they come, never on what they are.
 """
 
 from __future__ import annotations
@@ -20,9 +27,9 @@ from offramp.data.batching import Tokens
 from offramp.serving.drift_monitor import DriftMonitor
 from offramp.serving.ladder import Ladder
 
-TIME_SHARE, MOST_CREDIT_S = 0.05, 1.0
+TIME_SHARE, MOST_CREDIT_S = 0.05, 0.5
 """Of the processes' time, the share that the audit may take, and what it may save up."""
-MOST_WAITING, BATCH_ROWS = 256, 4
+MOST_WAITING = 256
 
 
 @final
@@ -44,52 +51,85 @@ class Audit:
     """Draws rows, and watches the rungs that have a certificate.
 
     Attributes:
-        monitors: of each watched rung, by its number.
+        monitors: of each watched rung, by its number: those down to the floor whose certificate allows a difference.
         closed: the strictest rung with an alarm, which with all looser ones is no longer used; None = none.
-        audited, dropped: rows, so far.
+        audited, dropped: rows, so far: those with a comparison, and those that were drawn and have none.
+        alarms: the rungs that had one, in their order.
     """
 
     def __init__(self, ladder: Ladder, share: float, delta: float, random: Random) -> None:
-        self._share, self._random, self._ladder = share, random, ladder
-        watched = [number for number, rung in enumerate(ladder.rungs) if rung.level]
-        self.monitors = {
-            number: DriftMonitor(ladder.rungs[number].level or 0, delta / len(watched)) for number in watched
-        }
+        self._share, self._random, self._floor = share, random, ladder.floor
+        levels = {number: rung.level for number, rung in enumerate(ladder.rungs[: ladder.floor + 1]) if rung.level}
+        self.monitors = {number: DriftMonitor(level, delta / len(levels)) for number, level in levels.items()}
         self.closed: int | None = None
         self.audited = self.dropped = 0
+        self.alarms: list[int] = []
         self._waiting: deque[AuditRow] = deque()
-        self._credit_s, self._last = 0.0, 0.0
+        self._runs = False  # one of them, on a process
+        self._credit_s, self._last = MOST_CREDIT_S, float("-inf")
 
-    def draws(self) -> bool:
-        """Return whether the request that has come is audited."""
-        return self._random.random() < self._share
+    def draw(self, rows: Sequence[Tokens], rung: int) -> bool:
+        """Draw some of the rows that have come, and let them wait; return whether there are any.
 
-    def add(self, rows: Sequence[Tokens], rung: int) -> None:
-        """Let rows of a drawn request wait; those that find no room are counted, and dropped."""
-        end = self._ladder.floor + 1 if self.closed is None else min(self.closed, self._ladder.floor + 1)
+        Where too many wait they are counted, and dropped.
+
+        Args:
+            rows: of a request.
+            rung: the number of the one in force.
+        """
+        drawn = [row for row in rows if self._random.random() < self._share]
+        if len(self._waiting) >= MOST_WAITING:  # which is so before the rows are looked at: all of them, or none
+            self.dropped += len(drawn)
+            return False
+        end = self._floor + 1 if self.closed is None else min(self.closed, self._floor + 1)
         rungs = tuple(number for number in range(rung, end) if number in self.monitors)
-        for row in rows:
-            if len(self._waiting) < MOST_WAITING:
-                self._waiting.append(AuditRow(row, rungs))
-            else:
-                self.dropped += 1
+        self._waiting += [AuditRow(row, rungs) for row in drawn]
+        return bool(drawn)
 
-    def take(self, now: float, processes: int) -> list[AuditRow]:
-        """Return rows for a process; none where none waits, or the budget is used up."""
-        self._credit_s = min(self._credit_s + TIME_SHARE * processes * (now - self._last), MOST_CREDIT_S)
+    def take(self, now: float, processes: int) -> AuditRow | None:
+        """Return a row for a process; None where none waits, one runs, or the budget is used up.
+
+        Args:
+            now: seconds of the clock.
+            processes: that there are, busy or not.
+        """
+        passed = max(now - self._last, 0.0)
+        self._credit_s = min(self._credit_s + TIME_SHARE * processes * passed, MOST_CREDIT_S)
         self._last = now
-        if self._credit_s < 0:
-            return []
-        return [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_ROWS))]
+        if self._runs or not self._waiting or self._credit_s <= 0:
+            return None
+        self._runs = True
+        return self._waiting.popleft()
 
-    def done(self, rows: Sequence[AuditRow], differs: Sequence[Mapping[int, bool]], seconds: float) -> list[int]:
-        """Count audited rows, each with whether its answer differs on each of its rungs; return rungs with an alarm."""
+    def pause_s(self, processes: int) -> float | None:
+        """Return after how many seconds the budget lets the next row go; None where none waits, or one runs."""
+        if self._runs or not self._waiting:
+            return None
+        return max(-self._credit_s, 0.0) / (TIME_SHARE * max(processes, 1))
+
+    def done(self, row: AuditRow, differs: Mapping[int, bool], seconds: float) -> int | None:
+        """Count a row that was compared.
+
+        Args:
+            row: of `take`.
+            differs: rung -> whether its answer is another than the full model's.
+            seconds: that a process took.
+
+        Returns:
+            The rung that is closed now, for an alarm; else none.
+        """
         self._credit_s -= seconds
-        self.audited += len(rows)
-        alarms = []
-        for row in differs:
-            for rung, differ in row.items():
-                if self.monitors[rung].add(differ) and (self.closed is None or rung < self.closed):
-                    self.closed = rung
-                    alarms.append(rung)
-        return alarms
+        self._runs = False
+        self.audited += 1
+        drifted = [rung for rung in row.rungs if self.monitors[rung].add(differs[rung])]
+        if not drifted or (self.closed is not None and drifted[0] >= self.closed):
+            return None
+        self.closed = drifted[0]
+        self.alarms.append(self.closed)
+        return self.closed
+
+    def lost(self, seconds: float) -> None:
+        """Count a row of `take` that could not be compared: its process ended, or full depth has no answer."""
+        self._credit_s -= seconds
+        self._runs = False
+        self.dropped += 1

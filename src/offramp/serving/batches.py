@@ -61,9 +61,20 @@ def row_result(logits: Array, layer: int, tokens: int, point: str, by_exit: Mapp
     return RowResult(logits, layer, tokens, logits_by_exit=dict(by_exit), point=point)
 
 
-def audit_frame(rows: Sequence[AuditRow], points: Sequence[Sequence[str]], served: Served) -> BatchFrame:
-    """Return the message of an audit: each row once for each of its points' names."""
-    repeated = [row.tokens for row, names in zip(rows, points, strict=True) for _ in names]
-    inputs = padded(repeated, served.config.pad_token_id)
-    plans: list[tuple[str, int | None]] = [(name, None) for names in points for name in names]
-    return BatchFrame({name: ArrayFrame.of(value) for name, value in inputs.items()}, plans, False)
+def audit_frames(row: AuditRow, points: Sequence[str], served: Served, by_exit: bool) -> list[BatchFrame]:
+    """Return the messages of an audited row, once for each name of a point, full depth first.
+
+    Args:
+        row: that is audited.
+        points: their names.
+        served: whose limit of a batch's tokens holds, but for a row that is alone above it.
+        by_exit: whether the logits of full depth are wanted at every exit.
+    """
+    inputs = padded([row.tokens], served.config.pad_token_id)
+    size = max(served.limits.max_batch_tokens // len(row.tokens["input_ids"]), 1)
+    frames = []
+    for start in range(0, len(points), size):
+        plans: list[tuple[str, int | None]] = [(name, None) for name in points[start : start + size]]
+        repeated = {name: ArrayFrame.of(value.repeat(len(plans), axis=0)) for name, value in inputs.items()}
+        frames.append(BatchFrame(repeated, plans, by_exit and start == 0))
+    return frames

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
+    from offramp.data.padding import Array
     from offramp.serving.adaptive import Adaptive
 
 log = logging.getLogger("offramp.serving")
@@ -28,3 +29,9 @@ class DriftLog:
             "agreement_bound": round(monitor.bound, 4),
         }
         log.warning("drift: a point is no longer used, since its answers differ too often", extra={"facts": facts})
+
+    def audited(self, logits: Array, tokens: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""

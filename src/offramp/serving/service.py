@@ -18,10 +18,11 @@ from typing import Any, final
 
 import numpy as np
 
+from offramp.data.batching import Tokens
 from offramp.inference.onnx.first_exit import FirstExit
 from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import AuditRow
-from offramp.serving.batches import BatchRow, audit_frame, frame_of, results_of, row_result
+from offramp.serving.batches import BatchRow, audit_frames, frame_of, results_of, row_result
 from offramp.serving.load_controller import Load
 from offramp.serving.pool import ProcessLost, ProcessPool, WorkerProcess
 from offramp.serving.queue import Queue, WaitingRow
@@ -73,6 +74,7 @@ class Service:
         self._long = tokenizer.copy()  # a tokenizer of `tokenizers` must not be set by two threads
         self._dispatching = False
         self._looking: asyncio.TimerHandle | None = None
+        self._audit_timer: asyncio.TimerHandle | None = None
         self._looked, self._busy_s = clock(), 0.0  # when the load was looked at, and the processes' time since
         self._timer: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
@@ -143,9 +145,8 @@ class Service:
         running.tokens = sum(len(row["input_ids"]) for row in tokens.values())
         for number, fault in faults.items():
             self._set(running, number, RowResult.refused(fault))
-        audit = None if self.adaptive is None else self.adaptive.audit
-        if audit is not None and self.adaptive is not None and audit.draws():
-            audit.add(list(tokens.values()), self.adaptive.rung)
+        if running.adapts and self._draw_audit(list(tokens.values())):
+            self._dispatch_soon()
         rows = [BatchRow(running, number, row) for number, row in tokens.items()]
         if rows and self._first_exit is not None:
             rows = self._leave_first(running, rows)
@@ -205,13 +206,26 @@ class Service:
         for batch in self.queue.next_batches(now, len(self.pool.idle)):
             self._start_task(self._run(self.pool.idle.pop(), batch))
 
+    def _draw_audit(self, rows: Sequence[Tokens]) -> bool:
+        """Draw rows that have come for the audit; return whether there are any."""
+        if self.adaptive is None or self.adaptive.audit is None:
+            return False
+        return self.adaptive.audit.draw(rows, self.adaptive.rung)
+
     def _dispatch_audit(self, now: float) -> None:
-        """Give rows of the audit to a free process, as far as its budget goes."""
+        """Give a row of the audit to a free process, before the rows that wait, as far as its budget goes."""
         audit = None if self.adaptive is None else self.adaptive.audit
-        if audit is None or not self.pool.idle:
+        if audit is None or self.draining or not self.pool.idle:
             return
-        if rows := audit.take(now, self.pool.alive):
-            self._start_task(self._run_audit(self.pool.idle.pop(), rows))
+        if (row := audit.take(now, self.pool.alive)) is not None:
+            self._start_task(self._run_audit(self.pool.idle.pop(), row))
+        elif (pause_s := audit.pause_s(self.pool.alive)) is not None and self._audit_timer is None:
+            loop = asyncio.get_running_loop()
+            self._audit_timer = loop.call_later(pause_s + 0.001, self._end_audit_pause)
+
+    def _end_audit_pause(self) -> None:
+        self._audit_timer = None
+        self._dispatch_soon()
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -266,17 +280,27 @@ class Service:
         """Return the name of the point at which a row goes to a process."""
         return self.adaptive.point if self.adaptive is not None and row.running.adapts else row.running.point
 
-    async def _run_audit(self, process: WorkerProcess, rows: Sequence[AuditRow]) -> None:
-        """Let a process answer rows at full depth and on rungs of the ladder; where it ends, they are lost."""
+    async def _run_audit(self, process: WorkerProcess, row: AuditRow) -> None:
+        """Let a process answer a row at full depth and on rungs of the ladder; where it ends, the row is lost."""
         assert self.adaptive is not None
-        points = [self.adaptive.plans(row) for row in rows]
+        assert self.adaptive.audit is not None
+        by_exit, parts, seconds = self.adaptive.audit.closed is not None, [], 0.0
         try:
-            answers = await process.run(audit_frame(rows, points, self.served), self.served.limits.timeout_s)
+            for frame in audit_frames(row, self.adaptive.plans(row), self.served, by_exit):
+                parts.append(await process.run(frame, self.served.limits.timeout_s))
+                seconds += parts[-1].seconds
         except ProcessLost:
-            return
-        self.pool.give_back(process)
-        self._busy_s += answers.seconds
-        self.adaptive.audited(rows, answers.logits.array(), self.served.points, answers.seconds)
+            self.adaptive.audit.lost(seconds)
+        except Exception:  # the process must not be lost; what it does now is not known
+            log.exception("an audit failed")
+            process.kill()
+            self.adaptive.audit.lost(seconds)
+        else:
+            self._busy_s += seconds
+            logits = np.concatenate([part.logits.array() for part in parts])
+            exits = parts[0].logits_by_exit
+            self.adaptive.audited(row, logits, self.served.points, seconds, None if exits is None else exits.array()[0])
+            self.pool.give_back(process)
 
     def _look_soon(self) -> None:
         """Look at the load as long as rows are in flight, or the point in force is not that without load."""
@@ -331,12 +355,15 @@ class Service:
         """End the processes; requests that are still there are abandoned."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
+        for timer in (self._looking, self._audit_timer):
+            if timer is not None:
+                timer.cancel()
         for running in list(self._running):
             self.abandon(running)
         for task in self._batches:
             task.cancel()
         await asyncio.gather(*self._batches, return_exceptions=True)
         await self.pool.close()
+        if self.adaptive is not None:
+            self.adaptive.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
