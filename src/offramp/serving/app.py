@@ -26,6 +26,7 @@ from offramp.serving.protocols.registry import protocol_modules
 from offramp.serving.replies import answer_headers, no_key, no_route, plain_error
 from offramp.serving.request import Refusal
 from offramp.serving.settings import ServerSettings
+from offramp.serving.ui.routes import FILES, Ui, refuse
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,7 +39,18 @@ log = logging.getLogger("offramp.serving")
 CLIENT_GONE = 499
 """The status in the metrics of a request whose client closed the connection; nginx has the same."""
 OPEN = frozenset(
-    ("/", "/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready")
+    (
+        "/",
+        "/health",
+        "/healthz",
+        "/livez",
+        "/readyz",
+        "/ping",
+        "/metrics",
+        "/v2/health/live",
+        "/v2/health/ready",
+        *FILES,
+    )
 )
 """Paths whose GET needs no key."""
 Path = Mapping[str, str]
@@ -73,6 +85,7 @@ class App:
         metrics: that it counts in.
         service: answers the rows; None = the model is being loaded.
         draining: whether the server ends.
+        ui: the page.
         traces: where spans go; None = nowhere.
     """
 
@@ -83,6 +96,7 @@ class App:
         self._keys = [key.encode() for key in settings.api_keys]
         self._exact: dict[str, dict[str, Route]] = {}
         self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
+        self.ui = Ui(metrics.traffic)
         self._openapi = b""
         self._mount()
 
@@ -91,13 +105,18 @@ class App:
     def _mount(self) -> None:
         for module in protocol_modules():
             for endpoint in getattr(module, "ENDPOINTS", ()):
-                self._add("POST", endpoint.paths, endpoint.protocol, _EndpointAnswer(self, endpoint), endpoint.refuse)
+                answer = _BodyAnswer(self, _EndpointAnswer(endpoint), endpoint.refuse)
+                self._add("POST", endpoint.paths, endpoint.protocol, answer, endpoint.refuse)
             for page in getattr(module, "PAGES", ()):
                 self._add("GET", page.paths, "pages", _PageAnswer(self, page), page.refuse)
         self._add("GET", ("/health", "/healthz", "/ping", "/readyz", "/"), "pages", self._health)
         self._add("GET", ("/livez", "/v2/health/live"), "pages", self._live)
         self._add("GET", ("/metrics",), "pages", self._metrics)
         self._add("GET", ("/openapi.json",), "pages", self._document)
+        for path in FILES:
+            self._add("GET", (path,), "ui", self._file)
+        self._add("GET", ("/ui/traffic",), "ui", self._traffic, refuse)
+        self._add("POST", ("/ui/explain",), "ui", _BodyAnswer(self, self.ui.explain, refuse), refuse)
 
     def _add(self, method: str, paths: tuple[str, ...], protocol: str, answer: Answer, refuse: Refuse = no_key) -> None:
         route = Route(paths[0], protocol, answer, refuse)
@@ -211,6 +230,15 @@ class App:
     async def _metrics(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
         return Reply(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"), None
 
+    async def _file(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
+        return FILES[exchange.path], None
+
+    async def _traffic(self, exchange: Exchange, path: Path) -> tuple[Reply, Refusal | None]:
+        if self.service is None:
+            refusal = _starting()
+            return refuse(Call(), refusal), refusal
+        return self.ui.state(self.service), None
+
     async def _document(self, exchange: Exchange, path: Path) -> tuple[Reply, None]:
         if not self._openapi:
             self._openapi = msgspec.json.encode(openapi(list(protocol_modules())))
@@ -219,17 +247,18 @@ class App:
 
 @final
 @dataclass(frozen=True)
-class _EndpointAnswer:
-    """Answers an endpoint's requests."""
+class _BodyAnswer:
+    """Answers requests with a body, once it is read, with a service, once it is there."""
 
     app: App
-    endpoint: Endpoint
+    write: Callable[[Exchange, Call, Service], Awaitable[Reply]]
+    refuse: Refuse
 
     async def __call__(self, exchange: Exchange, path: Path) -> tuple[Reply, Refusal | None]:
         call = Call(b"", exchange.headers, path)
         try:
             call = Call(await exchange.body(self.app.settings.limits.payload_limit), exchange.headers, path)
-            return await self._answered(exchange, call), None
+            return await self.write(exchange, call, _service(self.app)), None
         except Refusal as error:
             refusal = error
         except ClientGone:
@@ -237,20 +266,19 @@ class _EndpointAnswer:
         except Exception:
             log.exception("request %s to %s failed", exchange.request_id, exchange.path)
             refusal = Refusal("failed", f"internal error, request {exchange.request_id}")
-        return self.endpoint.refuse(call, refusal), refusal
+        return self.refuse(call, refusal), refusal
 
-    async def _answered(self, exchange: Exchange, call: Call) -> Reply:
-        service = _service(self.app)
+
+@final
+@dataclass(frozen=True)
+class _EndpointAnswer:
+    """Answers an endpoint's requests."""
+
+    endpoint: Endpoint
+
+    async def __call__(self, exchange: Exchange, call: Call, service: Service) -> Reply:
         request = self.endpoint.read(call, service.served)
-        exchange.rows = len(request.items)
-        running = exchange.running = await service.start(request)
-        if not running.finished.done():
-            try:
-                await exchange.wait(running.finished)
-            finally:
-                if not running.finished.done():
-                    service.abandon(running)
-        return self.endpoint.write(request, running.rows(), service.served)
+        return self.endpoint.write(request, await exchange.run(service, request), service.served)
 
 
 @final
@@ -274,8 +302,12 @@ class _PageAnswer:
 
 def _service(app: App) -> Service:
     if app.service is None:
-        raise Refusal("unavailable", "the server is starting: the model is not loaded yet", 1.0)
+        raise _starting()
     return app.service
+
+
+def _starting() -> Refusal:
+    return Refusal("unavailable", "the server is starting: the model is not loaded yet", 1.0)
 
 
 def with_cors(app: App) -> ASGIApp:

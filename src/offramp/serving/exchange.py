@@ -15,7 +15,9 @@ from offramp.serving.request import Refusal
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+    from offramp.serving.request import Request, RowResult
     from offramp.serving.running import Running
+    from offramp.serving.service import Service
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's names for the two
 _ID_LENGTH, _ID_CHARACTERS = 128, frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.:")
@@ -85,6 +87,23 @@ class Exchange:
             body += message.get("body", b"")
             more = message.get("more_body", False)
         return bytes(body)
+
+    async def run(self, service: Service, request: Request) -> list[RowResult]:
+        """Let a service answer the request's rows.
+
+        Raises:
+            Refusal: the service does not accept them.
+            ClientGone: the client closed the connection first.
+        """
+        self.rows = len(request.items)
+        running = self.running = await service.start(request)
+        if not running.finished.done():
+            try:
+                await self.wait(running.finished)
+            finally:
+                if not running.finished.done():
+                    service.abandon(running)
+        return running.rows()
 
     async def wait(self, finished: asyncio.Future[None]) -> None:
         """Wait for the end of what answers the request.

@@ -106,6 +106,7 @@ class HttpProcess:
         await self._drain(loading)
         await serving
         sweeping.cancel()
+        await self.app.ui.close()
         if self.app.service is not None:
             await self.app.service.close()
         if self.app.traces is not None:

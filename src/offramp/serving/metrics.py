@@ -7,6 +7,7 @@ number of processes that run the model. The names of text-embeddings-inference a
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -17,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from offramp.serving.served import FULL
 from offramp.serving.settings import VERSION
 from offramp.serving.tei_metrics import tei_text
+from offramp.serving.ui.traffic import Traffic
 
 if TYPE_CHECKING:
     from offramp.serving.request import Kind
@@ -36,10 +38,12 @@ class Metrics:
     Attributes:
         registry: of the counters.
         service: whose state is read when the metrics are; None = not yet there.
+        traffic: of the last minute.
     """
 
     def __init__(self, http_restarts: int = 0) -> None:
         self.registry = CollectorRegistry()
+        self.traffic = Traffic(time.monotonic)
         self.service: Service | None = None
         self._http_restarts = http_restarts
         registry = self.registry
@@ -89,6 +93,7 @@ class Metrics:
         if child is None:
             child = self._by_row[layer, point] = self._rows.labels(str(layer), point)
         child.inc()
+        self.traffic.row_left(layer, point)
         self._layer_sum += layer
         self._row_count += 1
 
@@ -128,6 +133,8 @@ class Metrics:
             self._failures.labels(kind).inc()
         if rows:
             self._sizes["answered" if answered else "refused"].observe(rows)
+            if route[0] != "ui":
+                self.traffic.request_done(seconds if answered else None)
         if running is None or not answered:
             return
         total = self._by_protocol.get(route[0])
