@@ -65,6 +65,7 @@ OWN_PAGES = {
     "/livez": "Whether the server runs.",
     "/v2/health/live": "Whether the server runs (Open Inference Protocol).",
     "/metrics": "Metrics for Prometheus.",
+    "/ui": "A page for people.",
 }
 
 

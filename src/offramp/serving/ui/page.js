@@ -16,7 +16,10 @@ function element(name, attributes = {}, ...children) {
 }
 
 function share(part) {
-  return `${(100 * part).toFixed(part > 0.0995 && part < 0.9995 ? 0 : 1)} %`.replace("100.0", "100").replace(/^0\.0 /, "0 ");
+  if (part > 0 && part < 0.0005) return "< 0.1 %";
+  if (part < 1 && part >= 0.9995) return "> 99.9 %";
+  const text = (100 * part).toFixed(part > 0.0995 && part < 0.9895 ? 0 : 1);
+  return `${text.replace(/\.0$/, "")} %`;
 }
 
 function widthOf(box, part) {
@@ -108,7 +111,12 @@ function showLadder() {
   if (!names.includes(chosen)) chosen = null;
   $("point").max = names.length - 1;
   $("point").value = Math.max(names.indexOf(chosen ?? explained.point), 0);
-  $("ticks").replaceChildren(...(names.length > 7 ? [names[0], names.at(-1)] : names).map((name) => element("span", {}, name)));
+  const ticks = names.length > 7 ? [names[0], names.at(-1)] : names;
+  $("ticks").replaceChildren(...ticks.map((name, number) => {
+    const tick = element("span", {}, name);
+    tick.style.setProperty("--at", ticks.length > 1 ? number / (ticks.length - 1) : 0);
+    return tick;
+  }));
   $("ladder").hidden = names.length < 2;
 }
 
@@ -141,7 +149,8 @@ function showResult(point) {
   const saved = last - point.exit_layer;
   const layers = saved ? `${saved} of ${last} layers did not run.` : "All layers ran.";
   $("result").classList.remove("fault");
-  $("result").replaceChildren(answer, `, ${whenLeft(point.exit_layer)}: ${left.reason}.`, element("small", {}, layers + same));
+  const why = left.reason.replace(/: leaves$/, "");
+  $("result").replaceChildren(answer, `, ${whenLeft(point.exit_layer)}: ${why}.`, element("small", {}, layers + same));
 }
 
 /** Return label -> color, the label with the largest probability at any exit first. */
@@ -204,7 +213,7 @@ function outputsBox(exit, colors) {
     names.append(name, " ");
   }
   const others = exit.others + Math.max(exit.outputs.length - most, 0);
-  if (others) names.append(`${others} ${others === 1 ? "other" : "others"}`);
+  if (others) names.append(element("span", {}, `${others} ${others === 1 ? "other" : "others"}`));
   box.append(names);
   return box;
 }
