@@ -2,13 +2,15 @@
 
 It reads a plan as JSON from its input, and writes a report as JSON:
 
-    {"port", "path", "bodies", "mode": "open", "rate", "seconds", "seed", "late_s"}    Poisson arrivals, whatever comes
+    {"port", "path", "bodies", "mode": "open", "phases", "seed", "lead_s", "late_s"}   Poisson arrivals, whatever comes
     {"port", "path", "bodies", "mode": "closed", "connections", "seconds"}             as fast as answers come
     {"port", "path", "bodies", "mode": "once", "connections"}                          each body once, answers kept
 
-With Poisson arrivals the time of an answer counts from the moment at which its request was due, also where the client
-sends it late, so a slow answer hides none that come after it. A step ends before its time once so many answers are late
-that the 99th percentile is beyond `late_s`. Times are in seconds.
+With Poisson arrivals, whose phases are pairs of a rate and seconds, the time of an answer counts from the moment at
+which its request was due, also where the client sends it late, so a slow answer hides none that come after it. Requests
+that are due before `lead_s` are sent, and do not count. A step ends before its time once so many answers are late that
+the 99th percentile is beyond `late_s`. With `"keep": true` the report has the clock's time when it began, and each request: when it was due, the seconds
+until its answer, the number of its text, and the first label of its answer. Times are in seconds.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import select
 import socket
 import sys
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +33,8 @@ from typing import Any
 MOST_CONNECTIONS = 500
 TAIL = 0.01
 """The share of answers that may be later than the 99th percentile."""
-LENGTH = b"content-length: "
-"""As uvicorn writes it, on which all servers here run."""
+LENGTH, LABEL = b"content-length: ", b'"label":"'
+"""As uvicorn, on which all servers here run, and the own server write them."""
 GRACE_S = 1.0
 """How long answers are waited for at the end of a step."""
 
@@ -136,44 +139,71 @@ class Client:
 
 
 def run_open(client: Client, plan: dict[str, Any]) -> dict[str, Any]:
-    """Send at random moments of a rate, and report the times from when a request was due to its answer."""
-    draw, due, moment = random.Random(plan["seed"]), [], 0.0
-    while (moment := moment + draw.expovariate(plan["rate"])) < plan["seconds"]:
-        due.append(moment)
+    """Send at random moments of the phases, and report the times from when a request was due to its answer."""
+    draw = random.Random(plan["seed"])
+    due = arrivals(draw, plan["phases"])
     shift = draw.randrange(len(client.requests))
     client.requests = client.requests[shift:] + client.requests[:shift]
-    took, failed, late, sent, bound = [math.inf] * len(due), 0, 0, 0, plan["late_s"]
-    oldest, allowed, open_rows = 0, TAIL * len(due), len(due)
+    lead = bisect_left(due, plan.get("lead_s", 0.0))
+    took, labels = [math.inf] * len(due), [""] * len(due)
+    failed, late, sent, bound = 0, 0, 0, plan["late_s"]
+    oldest, allowed, open_rows = lead, TAIL * (len(due) - lead), len(due)
+    end = sum(seconds for _, seconds in plan["phases"]) + GRACE_S
     client.connect(32)
-    begin = time.perf_counter()
+    begin, began = time.perf_counter(), time.time()
     while open_rows and late <= allowed + 1:
         now = time.perf_counter() - begin
-        if now > plan["seconds"] + GRACE_S:
+        if now > end:
             break
         while sent < len(due) and due[sent] <= now and client.send(sent):
             sent += 1
         waits = sent < len(due) and len(client.busy) < MOST_CONNECTIONS
-        for row, status, _ in client.answers(max(due[sent] - now, 0) if waits else 0.05):
+        for row, status, answer in client.answers(max(due[sent] - now, 0) if waits else 0.05):
             open_rows -= 1
             if status == 200:
                 took[row] = time.perf_counter() - begin - due[row]
+                labels[row] = first_label(answer)
             failed += status != 200
         while oldest < len(due) and due[oldest] < now - bound:  # those that are overdue by now
             late += took[oldest] > bound
             oldest += 1
-    done = sorted(took)
-    return {
-        "requests": len(due),
+    done = sorted(took[lead:])
+    report = {
+        "requests": len(done),
         "whole": not open_rows,
         "failed": failed,
         "p50_ms": 1000 * quantile(done, 0.5),
         "p99_ms": 1000 * quantile(done, 1 - TAIL),
         "seconds": time.perf_counter() - begin,
     }
+    if plan.get("keep"):
+        texts = [(row + shift) % len(client.requests) for row in range(len(due))]
+        report["began"] = began
+        report["each"] = list(zip(due, took, texts, labels, strict=True))
+    return report
+
+
+def arrivals(draw: random.Random, phases: Sequence[tuple[float, float]]) -> list[float]:
+    """Return the moments of Poisson arrivals; each phase has a rate, 0 = none, and lasts for some seconds."""
+    due, start = list[float](), 0.0
+    for rate, seconds in phases:
+        moment = start
+        while rate and (moment := moment + draw.expovariate(rate)) < start + seconds:
+            due.append(moment)
+        start += seconds
+    return due
+
+
+def first_label(answer: bytes) -> str:
+    """Return the first label of an answer, which is the most probable one."""
+    start = answer.find(LABEL) + len(LABEL)
+    return answer[start : answer.find(b'"', start)].decode()
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
     """Return the least value that a share of the others does not exceed; infinity for requests without an answer."""
+    if not ordered:
+        return math.inf
     return ordered[min(math.ceil(share * len(ordered)), len(ordered)) - 1]
 
 

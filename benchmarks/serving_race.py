@@ -19,10 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +30,8 @@ from typing import Any
 
 from machine import provenance
 from serving_engines import export_missing, fastest
-from serving_process import Server, busy_s, running
+from serving_process import Server, running
+from serving_rates import RateSearch, Texts
 from serving_report import page
 from speed_models import Prepared, add_options, all_prepared
 
@@ -43,9 +40,7 @@ BOUNDS_MS = (25, 100)
 """Of the 99th percentile."""
 STEPS, ROUNDS, SECONDS = 4, {False: 3, True: 2}, {False: 4.0, True: 5.0}
 """Rates that a server is asked in a round; rounds, and seconds of a step, by whether the encoder is deep."""
-FIRST, WIDER, AGAIN = 0.75, 1.3, 1.12
-"""The first rate, as a share of that at saturation; the first and later factors while one side has no bound."""
-CONNECTIONS, SATURATED_S, WARM_UP = (8, 32), 1.5, 64
+CONNECTIONS = (8, 32)
 HERE, RESULTS = Path(__file__).parent, Path(__file__).parent / "results"
 OWN, FULL, LITSERVE, FASTAPI = "offramp serve", "offramp serve, full depth", "LitServe", "FastAPI"
 RIVALS = (LITSERVE, FASTAPI)
@@ -101,20 +96,15 @@ class Race:
         self.state_file.write_text(json.dumps(self.state, indent=1))
 
     @cached_property
-    def rows(self) -> list[tuple[str, str]]:
-        """Return the texts that race with their labels' names, in a random order."""
-        held_out, names = self.prepared.held_out, json.loads((self.prepared.folder / "config.json").read_text())
-        rows = [
-            (held_out.texts[row], names["id2label"][str(held_out.labels[row])]) for row in self.prepared.reporting()
-        ]
-        random.Random(0).shuffle(rows)
-        return rows  # type: ignore[return-value]
+    def texts(self) -> Texts:
+        """Return the texts that race."""
+        return Texts.reporting(self.prepared)
 
     def prepare(self) -> None:
         """Export the full-depth models, and choose those that the rivals run."""
         if "models" not in self.state:
             export_missing(self.prepared.folder, self.exports, self.prepared.cell.examples("train").texts[:128])  # type: ignore[arg-type]
-            speed = fastest(self.prepared.folder, self.exports, [text for text, _ in self.rows])
+            speed = fastest(self.prepared.folder, self.exports, [text for text, _ in self.texts.rows])
             self.state["full_depth"] = speed
             sizes = dict(zip((WITHOUT_BATCHES, WITH_BATCHES), speed.values(), strict=True))
             self.state["models"] = {kind: max(speeds, key=lambda name: speeds[name]) for kind, speeds in sizes.items()}
@@ -133,28 +123,8 @@ class Race:
             files = ["--folder", folder, "--export", str(self.exports), "--model", model]
             command = [script, "--port", "{port}", *files, *options.split()]
         with running(command) as server:
-            self.ask(server, {"mode": "once", "connections": 8}, WARM_UP)
+            self.texts.warm_up(server)
             yield server
-
-    def ask(self, server: Server, plan: dict[str, Any], count: int | None = None) -> dict[str, Any]:
-        """Let a client carry out a plan, with the first texts or all; return its report, with cores that are busy."""
-        bodies = [json.dumps({"inputs": text}) for text, _ in self.rows[:count]]
-        plan = {"port": server.port, "path": "/predict", "bodies": bodies, **plan}
-        before, cpu, begin = busy_s(), server.cpu_s(), time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, str(HERE / "serving_client.py")], input=json.dumps(plan), capture_output=True, text=True
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        report: dict[str, Any] = json.loads(done.stdout)
-        passed = time.perf_counter() - begin
-        report["server_cores"] = (server.cpu_s() - cpu) / passed
-        report["other_cores"] = (busy_s() - before) / passed - report["server_cores"] - report["client_cores"]
-        return report
-
-    def saturated(self, server: Server, connections: int = CONNECTIONS[-1]) -> dict[str, Any]:
-        """Return how many requests a second are answered where some always wait."""
-        return self.ask(server, {"mode": "closed", "connections": connections, "seconds": SATURATED_S})
 
     def choose(self, name: str) -> None:
         """Choose the setting in which a server answers the most, by the geometric mean over CONNECTIONS."""
@@ -163,17 +133,11 @@ class Race:
         tried = []
         for setting in SETTINGS[name]:
             with self.serving(name, setting) as server:
-                speeds = [self.saturated(server, connections)["a_second"] for connections in CONNECTIONS]
+                speeds = [self.texts.saturated(server, connections)["a_second"] for connections in CONNECTIONS]
                 tried.append((geometric_mean(speeds), list(setting)))
                 print(f"  {name} {setting[1]} ({setting[0]}): {tried[-1][0]:.0f} a second", flush=True)
         self.state["settings"][name] = {"chosen": max(tried)[1], "tried": tried}
         self.save()
-
-    def accuracy(self, server: Server) -> float:
-        """Return the share of the texts that a server answers with their label."""
-        bodies = self.ask(server, {"mode": "once", "connections": 8})["bodies"]
-        answers = [None if body is None else json.loads(body)[0]["label"] for body in bodies]
-        return sum(answer == label for answer, (_, label) in zip(answers, self.rows, strict=True)) / len(answers)
 
     def run(self, name: str, number: int) -> None:
         """Measure a server in a round, unless it has been."""
@@ -181,51 +145,22 @@ class Race:
         if len(runs) > number:
             return
         with self.serving(name, self.state["settings"][name]["chosen"]) as server:
-            accuracy = self.accuracy(server) if not runs else runs[0]["accuracy"]
-            saturated = self.saturated(server)
-            limits, steps = self.search(server, saturated["a_second"], runs[-1]["limits"] if runs else None, number)
+            accuracy = runs[0]["accuracy"] if runs else self.texts.accuracy(self.texts.answers(server))
+            saturated = self.texts.saturated(server)
+            search = RateSearch.start(BOUNDS_MS, saturated["a_second"], runs[-1]["limits"] if runs else None)
+            steps = [self.step(server, search, 100 * number + step) for step in range(STEPS)]
+        limits = search.limits
         runs.append({"accuracy": accuracy, "saturated": saturated, "limits": limits, "steps": steps})
         self.save()
         print(f"  round {number}, {name}: {saturated['a_second']:.0f} at saturation, {limits}", flush=True)
 
-    def search(
-        self, server: Server, most: float, before: dict[str, float] | None, number: int
-    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Return the highest rate within each bound, 0 where there is none, and the steps of the search."""
-        passed, failed = dict.fromkeys(BOUNDS_MS, 0.0), dict.fromkeys(BOUNDS_MS, math.inf)
-        rate, wider, steps = FIRST * most, WIDER, list[dict[str, Any]]()
-        if before is not None and all(before.values()):
-            rate, wider = math.sqrt(math.prod(before.values())), AGAIN
-        for step in range(STEPS):
-            seed = 100 * number + step
-            plan = {
-                "mode": "open",
-                "rate": rate,
-                "seconds": self.seconds,
-                "seed": seed,
-                "late_s": max(BOUNDS_MS) / 1000,
-            }
-            report = {"rate": rate, **self.ask(server, plan)}
-            self.settle(server)
-            steps.append({key: None if value == math.inf else value for key, value in report.items()})
-            for bound in BOUNDS_MS:
-                if report["whole"] and report["p99_ms"] <= bound:
-                    passed[bound] = max(passed[bound], rate)
-                else:
-                    failed[bound] = min(failed[bound], rate)
-            bound = max(BOUNDS_MS, key=lambda bound: failed[bound] / max(passed[bound], 1e-9))
-            low, high = passed[bound], failed[bound]
-            rate = low * wider if high == math.inf else high / wider**2 if not low else math.sqrt(low * high)
-        return {str(bound): value for bound, value in passed.items()}, steps
-
-    def settle(self, server: Server) -> None:
-        """Wait until a server has answered what is left of a step, at most five seconds."""
-        end = time.monotonic() + 5
-        while time.monotonic() < end:
-            begin = time.perf_counter()
-            self.ask(server, {"mode": "once", "connections": 1}, 8)
-            if time.perf_counter() - begin < 0.5:
-                return
+    def step(self, server: Server, search: RateSearch, seed: int) -> dict[str, Any]:
+        """Ask a server at the next rate of a search; return the step."""
+        plan = {"mode": "open", "phases": [[search.rate, self.seconds]], "seed": seed, "late_s": max(BOUNDS_MS) / 1000}
+        report = {"rate": search.rate, **self.texts.ask(server, plan)}
+        self.texts.settle(server)
+        search.add(report)
+        return {key: None if value == math.inf else value for key, value in report.items()}
 
 
 def measure(prepared: Prepared, options: argparse.Namespace) -> dict[str, Any]:
@@ -239,7 +174,7 @@ def measure(prepared: Prepared, options: argparse.Namespace) -> dict[str, Any]:
         for name in SETTINGS:
             if not number or name != FULL:  # for information alone
                 race.run(name, number)
-    return {"texts": len(race.rows), **summary(race.state)}
+    return {"texts": len(race.texts.rows), **summary(race.state)}
 
 
 def summary(state: dict[str, Any]) -> dict[str, Any]:

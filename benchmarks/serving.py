@@ -1,0 +1,255 @@
+"""What is the ladder of a server worth: requests a second at equal 99th percentile, five rates, and a burst?
+
+    python benchmarks/serving.py --data ../shared/data
+    python benchmarks/serving.py --data ../shared/data --only sst2 --part burst --rounds 1      # a try
+
+The folders of `serving_ladders.py`; the texts are those of the half that reports, which chose no threshold, one a
+request, over loopback, from a client in a process of its own (`serving_client.py`: Poisson arrivals, times count from
+when a request was due). Three servers of one engine take turns: the one that moves along its ladder, full depth in the
+setting of FULL_SETTINGS that answers the most, and the certified point FIXED. Part "rates": the highest rate of each
+within each bound of BOUNDS_MS, then RATES times that of full depth. Part "burst": BASE times the rate of full depth,
+three times as many for five seconds, and the same as before for fifteen. Points and layers of answers come from the
+counters of `/metrics`, so no request asks for more than it would; accuracy and agreement are those of the answers.
+Results lie under `--state`, and a run goes on where it was stopped. Writes `benchmarks/results/serving.json` and
+`.md`, `docs/burst.png`, and the figures in `docs/serving.md`. Twenty minutes on two idle cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+from lexical_models import Cell
+from serving_burst import Watch, between, claims, finite
+from serving_counts import difference, mean_layers, read_counts, shares
+from serving_process import Server, running
+from serving_rates import RateSearch, Texts
+from speed_models import INT8, Prepared
+
+TASKS = ("clinc150", "sst2", "mpnet-clinc150", "mpnet-sst2")
+PARTS = ("rates", "burst")
+BOUNDS_MS, TARGET_MS = (50, 100), 50
+"""Of the 99th percentile; that of the server with a ladder."""
+ROUNDS, STEPS, SECONDS, LEAD_S = 3, 3, 4.0, 0.5
+"""Of the search: rounds, steps of each, seconds of a step that count, and those before them."""
+RATES = (0.25, 0.5, 1.0, 2.0, 3.0)
+"""Times the highest rate of full depth within the last bound."""
+BASE, TIMES, BURST_S = 0.5, 3.0, (5.0, 5.0, 15.0)
+"""The base rate, as a share of the same; the burst's, as a multiple of that; seconds before, in and after the burst."""
+LADDER, FULL, FIXED = "ladder", "full depth", "certified point"
+FULL_SETTINGS = ("--workers 2 --threads 1", "--workers 1 --threads 2")
+CERTIFIED = ("keep-99", "keep-98", "keep-99.5")
+"""The fixed point is the first of these that the ladder has."""
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A task's figures; its state is a file.
+
+    Attributes:
+        prepared: the task.
+        folder: of the model with a ladder.
+        state_file: what is measured so far.
+    """
+
+    prepared: Prepared
+    folder: Path
+    state_file: Path
+
+    @cached_property
+    def texts(self) -> Texts:
+        """Return the texts that are sent."""
+        return Texts.reporting(self.prepared)
+
+    @cached_property
+    def points(self) -> dict[str, Any]:
+        """Return the points of the folder."""
+        points: dict[str, Any] = json.loads((self.folder / "operating_points.json").read_text())["points"]
+        return points
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """Return what is measured so far."""
+        if self.state_file.exists():
+            loaded: dict[str, Any] = json.loads(self.state_file.read_text())
+            return loaded
+        return {"rounds": {LADDER: [], FULL: [], FIXED: []}, "rates": {}, "burst": {}}
+
+    def save(self) -> None:
+        """Write what is measured so far."""
+        self.state_file.parent.mkdir(parents=True, exist_ok=True)
+        self.state_file.write_text(json.dumps(self.state, indent=1))
+
+    @property
+    def fixed(self) -> str:
+        """Return the name of the certified point."""
+        return next(name for name in CERTIFIED if name in self.points)
+
+    @contextmanager
+    def serving(self, options: str) -> Iterator[Server]:
+        """Run a server that has answered a few texts."""
+        common = ["-m", "offramp", "serve", str(self.folder), "--port", "{port}", "--engine", INT8]
+        with running([*common, *options.split()]) as server:
+            self.texts.warm_up(server)
+            yield server
+
+    def choose(self) -> None:
+        """Choose the setting of full depth, by the geometric mean of the requests a second over 8 and 32 connections."""
+        if "tried" in self.state:
+            return
+        tried = {}
+        for setting in FULL_SETTINGS:
+            with self.serving(f"--operating-point full {setting}") as server:
+                speeds = [self.texts.saturated(server, connections)["a_second"] for connections in (8, 32)]
+                tried[setting] = geometric_mean(speeds)
+                self.state["full_answers"] = self.texts.answers(server)  # exact int8: the same in each setting
+        self.state["tried"], self.state["setting"] = tried, max(tried, key=lambda setting: tried[setting])
+        self.save()
+        print(f"  full depth: {tried}", flush=True)
+
+    @contextmanager
+    def all_servers(self) -> Iterator[dict[str, Server]]:
+        """Run the three servers; those that nobody asks take no time."""
+        options = {
+            LADDER: f"--ladder --latency-target-ms {TARGET_MS}",
+            FULL: f"--operating-point full {self.state['setting']}",
+            FIXED: f"--operating-point {self.fixed}",
+        }
+        with ExitStack() as stack:
+            yield {name: stack.enter_context(self.serving(option)) for name, option in options.items()}
+
+    def search(self, servers: Mapping[str, Server], rounds: int) -> None:
+        """Search the highest rates within the bounds, round by round."""
+        for number in range(rounds):
+            for name, server in servers.items():
+                runs = self.state["rounds"][name]
+                if len(runs) > number:
+                    continue
+                most = runs[0]["saturated"] if runs else self.texts.saturated(server)["a_second"]
+                search = RateSearch.start(BOUNDS_MS, most, runs[-1]["limits"] if runs else None)
+                steps = []
+                for step in range(STEPS):
+                    report = self.step(server, search.rate, 100 * number + step)
+                    search.add(report)
+                    steps.append(finite(report))
+                runs.append({"saturated": most, "limits": search.limits, "steps": steps})
+                self.save()
+                print(f"  round {number}, {name}: {most:.0f} at saturation, {search.limits}", flush=True)
+
+    def step(self, server: Server, rate: float, seed: int, keep: bool = False) -> dict[str, Any]:
+        """Ask a server at a rate; return the client's report."""
+        plan = {
+            "mode": "open",
+            "phases": [[rate, LEAD_S + SECONDS]],
+            "lead_s": LEAD_S,
+            "seed": seed,
+            "late_s": math.inf if keep else max(BOUNDS_MS) / 1000,
+            "keep": keep,
+        }
+        report = {"rate": rate, **self.texts.ask(server, plan)}
+        self.texts.settle(server)
+        return report
+
+    def full_rate(self) -> float:
+        """Return the highest rate of full depth within the last bound, median over the rounds."""
+        limits = sorted(run["limits"][str(BOUNDS_MS[-1])] for run in self.state["rounds"][FULL])
+        return limits[len(limits) // 2] or min(
+            step["rate"] for run in self.state["rounds"][FULL] for step in run["steps"]
+        )
+
+    def ask_rates(self, servers: Mapping[str, Server]) -> None:
+        """Ask each server at the five rates."""
+        for number, share in enumerate(RATES):
+            for name, server in servers.items():
+                done = self.state["rates"].setdefault(name, [])
+                if len(done) > number:
+                    continue
+                before = read_counts(server)
+                report = self.step(server, share * self.full_rate(), 1000 + number, keep=True)
+                counts = difference(read_counts(server), before)
+                each = [request for request in report.pop("each") if request[0] >= LEAD_S]
+                report |= {"layers": mean_layers(counts), "shares": shares(counts), **self.quality(each)}
+                done.append(finite(report))
+                self.save()
+                print(f"  {share} x, {name}: p99 {report['p99_ms']:.0f} ms, {report['layers']:.2f} layers", flush=True)
+
+    def quality(self, each: list[Any]) -> dict[str, float | None]:
+        """Return accuracy and agreement with full depth of answers that have come."""
+        answers = [(text, label) for _, took, text, label in each if took < math.inf]
+        if not answers:
+            return {"accuracy": None, "agreement": None}
+        full = self.state["full_answers"]
+        return {
+            "accuracy": sum(label == self.texts.rows[text][1] for text, label in answers) / len(answers),
+            "agreement": sum(label == full[text] for text, label in answers) / len(answers),
+        }
+
+    def burst(self, servers: Mapping[str, Server]) -> None:
+        """Ask with a burst, and keep what happens in each second."""
+        base = BASE * self.full_rate()
+        rates = (base, TIMES * base, base)
+        for name in (LADDER, FULL):
+            if name in self.state["burst"]:
+                continue
+            plan = {"mode": "open", "phases": list(zip(rates, BURST_S, strict=True)), "seed": 7, "late_s": math.inf}
+            with Watch(servers[name]) as watch:
+                report = self.texts.ask(servers[name], {**plan, "keep": True})
+            self.texts.settle(servers[name])
+            each, began = report.pop("each"), report.pop("began")
+            starts = (0.0, *accumulate(BURST_S))
+            run = {
+                "base": base,
+                **finite(report),
+                "phases": [between(each, *span, self.quality) for span in pairwise(starts)],
+                "seconds": [between(each, second, second + 1, self.quality) for second in range(int(starts[-1]))],
+                "looks": [{**look, "at": look["at"] - began} for look in watch.looks],
+                "rest": watch.looks[0]["point"],
+            }
+            self.state["burst"][name] = {**run, "claims": claims(run, BURST_S, TARGET_MS)}
+            self.save()
+            print(f"  burst, {name}: {self.state['burst'][name]['claims']}", flush=True)
+
+    def run(self, parts: tuple[str, ...], rounds: int) -> None:
+        """Measure what is not yet measured."""
+        self.choose()
+        with self.all_servers() as servers:
+            self.search(servers, rounds)
+            if "rates" in parts:
+                self.ask_rates(servers)
+            if "burst" in parts:
+                self.burst(servers)
+
+
+def main() -> None:
+    """Measure what is asked for, and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/speed"), help="the folders of speed_models.py")
+    parser.add_argument("--encoders", type=Path, default=Path("runs/lexical"), help="what lexical_models.py trained")
+    parser.add_argument("--ladders", type=Path, default=Path("runs/ladders"), help="the folders of serving_ladders.py")
+    parser.add_argument("--state", type=Path, default=Path("runs/serving"), help="where unfinished runs lie")
+    parser.add_argument("--only", choices=TASKS, help="one task")
+    parser.add_argument("--part", choices=PARTS, help="one part")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the search")
+    options = parser.parse_args()
+    for task in [options.only] if options.only else TASKS:
+        prepared = Prepared(Cell(task, 0, options.data, options.encoders), options.runs)
+        folder = options.ladders / prepared.folder.name
+        trial = Trial(prepared, folder, options.state / prepared.folder.name / "serving.json")
+        print(prepared.folder.name, flush=True)
+        trial.run((options.part,) if options.part else PARTS, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
