@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 from typing import Any
 
 from lexical_models import Cell
 from serving_burst import Watch, between, claims, finite
-from serving_counts import difference, mean_layers, read_counts, shares
+from serving_counts import counts_of, difference, mean_layers, read_metrics, shares
 from serving_process import Server, running
 from serving_rates import RateSearch, Texts
 from speed_models import INT8, Prepared
@@ -105,7 +105,7 @@ class Trial:
             yield server
 
     def choose(self) -> None:
-        """Choose the setting of full depth, by the geometric mean of the requests a second over 8 and 32 connections."""
+        """Choose the setting of full depth that answers the most, by the geometric mean over 8 and 32 connections."""
         if "tried" in self.state:
             return
         tried = {}
@@ -162,11 +162,10 @@ class Trial:
         return report
 
     def full_rate(self) -> float:
-        """Return the highest rate of full depth within the last bound, median over the rounds."""
-        limits = sorted(run["limits"][str(BOUNDS_MS[-1])] for run in self.state["rounds"][FULL])
-        return limits[len(limits) // 2] or min(
-            step["rate"] for run in self.state["rounds"][FULL] for step in run["steps"]
-        )
+        """Return the highest rate of full depth within the last bound, median over the rounds; else the least tried."""
+        runs = self.state["rounds"][FULL]
+        limit = median(run["limits"][str(BOUNDS_MS[-1])] for run in runs)
+        return limit or min(step["rate"] for run in runs for step in run["steps"])
 
     def ask_rates(self, servers: Mapping[str, Server]) -> None:
         """Ask each server at the five rates."""
@@ -175,9 +174,9 @@ class Trial:
                 done = self.state["rates"].setdefault(name, [])
                 if len(done) > number:
                     continue
-                before = read_counts(server)
+                before = counts_of(read_metrics(server))
                 report = self.step(server, share * self.full_rate(), 1000 + number, keep=True)
-                counts = difference(read_counts(server), before)
+                counts = difference(counts_of(read_metrics(server)), before)
                 each = [request for request in report.pop("each") if request[0] >= LEAD_S]
                 report |= {"layers": mean_layers(counts), "shares": shares(counts), **self.quality(each)}
                 done.append(finite(report))

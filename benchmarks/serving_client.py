@@ -9,8 +9,9 @@ It reads a plan as JSON from its input, and writes a report as JSON:
 With Poisson arrivals, whose phases are pairs of a rate and seconds, the time of an answer counts from the moment at
 which its request was due, also where the client sends it late, so a slow answer hides none that come after it. Requests
 that are due before `lead_s` are sent, and do not count. A step ends before its time once so many answers are late that
-the 99th percentile is beyond `late_s`. With `"keep": true` the report has the clock's time when it began, and each request: when it was due, the seconds
-until its answer, the number of its text, and the first label of its answer. Times are in seconds.
+the 99th percentile is beyond `late_s`. With `"keep": true` the report has the clock's time when it began, and each
+request: when it was due, the seconds until its answer, the number of its text, and the first label of its answer. Times
+are in seconds.
 """
 
 from __future__ import annotations
