@@ -131,3 +131,32 @@ def test_requests_within_the_limits_are_answered_on_one_connection() -> None:
         WHOLE.replace(b"host: a", b"connection: close"),
     ]
     assert asyncio.run(exchange(*whole)).count(b"HTTP/1.1 200") == 4
+
+
+class RecordedWrites(asyncio.Transport):
+    """Keeps what is written, each system call apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.calls.append(data)
+
+    def close(self) -> None:
+        self.calls.append(b"closed")
+
+
+def test_headers_and_body_of_an_answer_are_one_write() -> None:
+    config, transport = uvicorn.Config(echo, lifespan="off", log_config=None), RecordedWrites()
+
+    async def answer(*requests: bytes) -> None:
+        connection = Connection(config, uvicorn.server.ServerState(), {})
+        connection.connection_made(transport)
+        for request in requests:
+            connection.data_received(request)
+            await asyncio.sleep(0.05)
+        connection.connection_lost(ConnectionResetError())
+
+    asyncio.run(answer(WHOLE, WHOLE.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")))
+    assert [call[-7:] for call in transport.calls] == [b"\r\n\r\nabc", b"\r\n\r\nabc", b"closed"]
