@@ -146,6 +146,12 @@ class RecordedWrites(asyncio.Transport):
     def close(self) -> None:
         self.calls.append(b"closed")
 
+    def is_closing(self) -> bool:
+        return b"closed" in self.calls
+
+    def resume_reading(self) -> None:
+        """Read on, as ever."""
+
 
 def test_headers_and_body_of_an_answer_are_one_write() -> None:
     config, transport = uvicorn.Config(echo, lifespan="off", log_config=None), RecordedWrites()
