@@ -30,6 +30,7 @@ EXPORTED = (
     "answer_rows",
     "cold_start",
     "commands",
+    "drift",
     "load_engine",
     "first_exit",
     "export",

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from offramp.cli.from_audit import save_proposed
 from offramp.cli.options import (
+    FILE,
     FOLDER,
     POLICY_PARAMETERS,
     SCORE,
@@ -62,6 +64,7 @@ HOLD_BACK = "Lower this class's score by AMOUNT, so that it leaves later, e.g. s
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help=BATCH_SIZE)
 @click.option("--name", help="Name of the saved point.  [default: default]")
+@click.option("--from-audit", type=FILE, help="Save what a server proposed after drift; --name alone goes with it.")
 @click.option("--hold-back", metavar="CLASS:AMOUNT", help=HOLD_BACK)
 @click.option("--per-exit", is_flag=True, help="A threshold for each exit: the same score means more at a deep exit.")
 @click.option("--temperature", is_flag=True, help="Fit a temperature for each exit first.")
@@ -80,6 +83,7 @@ def calibrate(
     temperature: bool,
     label_thresholds: bool,
     hold_back: str | None,
+    from_audit: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -114,6 +118,10 @@ def calibrate(
     with the same thresholds, and a label with fewer than 20 rows keeps 0.5. With --confidence half of the rows choose
     them and the other half certifies.
 
+    --from-audit takes the proposal that `offramp serve --ladder` wrote after drift. Where enough rows were audited
+    since, it moves the thresholds of the point that drifted until they hold its certificate on these rows; else it
+    takes the thresholds of the proposal. The point is saved under the name of the one that drifted.
+
     \b
     offramp calibrate model --data validation.csv --max-drop 0.01
     offramp calibrate model --data validation.csv --max-drop 0.02 --confidence 0.95 --name sure
@@ -125,7 +133,12 @@ def calibrate(
     offramp calibrate model --data validation.csv --agreement 0.99 --hold-back safe:0.2
     offramp calibrate model --data validation.csv --max-drop 0.01 --label-thresholds
     offramp calibrate model --trace trace.safetensors --policy pcee --patience 2 --speedup 2 --name fast
+    offramp calibrate model --from-audit model/proposals/20261128T093000Z-keep-99.json
     """
+    if from_audit is not None:
+        silence_transformers()
+        save_proposed(folder, from_audit, name, as_json)
+        return
     targets = _targets(ladder, confidence, name, options)
     if (temperature or per_exit) and policy in FITTED:
         raise click.UsageError(f"--policy {policy} has a scale of its own; leave out --temperature and --per-exit")

@@ -44,7 +44,12 @@ COUNT = click.IntRange(min=1)
 @click.option(
     "--audit-share",
     type=click.FloatRange(0, 1),
-    help="Of requests that also run at full depth, to watch the ladder's certificates.  [default: 0.01]",
+    help="Of rows that also run at full depth, to watch the ladder's certificates.  [default: 0.01]",
+)
+@click.option(
+    "--proposals",
+    type=click.Path(path_type=str),
+    help="Folder of what is proposed after drift.  [default: proposals in FOLDER]",
 )
 @click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True)
 @click.option("--workers", type=COUNT, help="Processes that run the model.  [default: cores / threads; for torch 1]")
@@ -159,7 +164,7 @@ def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: A
     sys.exit(Supervisor(settings, listening).run())
 
 
-LADDER = ("floor", "latency_target_ms", "audit_share")
+LADDER = ("floor", "latency_target_ms", "audit_share", "proposals")
 LIMITS = (
     "max_concurrent_requests",
     "max_batch_tokens",

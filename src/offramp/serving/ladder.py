@@ -53,14 +53,15 @@ def ladder_of(points: Mapping[str, OperatingPoint], rest: str | None, floor: str
     """Return the ladder of a model's points.
 
     Args:
-        points: the rungs, in any order.
+        points: the rungs, in any order; full depth is one whether it is there or not.
         rest: the name of the rung without load; None = the strictest.
         floor: the name of the loosest one that load may lead to; None = the loosest.
 
     Raises:
         InvalidInput: a name is of no rung, or the floor is stricter than the rung without load.
     """
-    rungs = sorted((_rung(name, point) for name, point in points.items()), key=lambda rung: -rung.cost)
+    rungs = [_rung(name, point) for name, point in points.items() if name != FULL]
+    rungs = [Rung(FULL, 1.0, 0.0), *sorted(rungs, key=lambda rung: -rung.cost)]
     names = [rung.name for rung in rungs]
     for option, name in (("--operating-point", rest), ("--floor", floor)):
         if name is not None and name not in names:
@@ -76,7 +77,5 @@ def _number(names: Sequence[str], name: str | None, other: int) -> int:
 
 
 def _rung(name: str, point: OperatingPoint) -> Rung:
-    if name == FULL:
-        return Rung(name, 1.0, 0.0)
     cost = 1.0 if point.measured is None else min(1.0, 1 / point.measured.speedup)
     return Rung(name, cost, None if point.agreement is None else point.agreement.bound)

@@ -21,6 +21,8 @@ from offramp.serving.tei_metrics import tei_text
 from offramp.serving.ui.traffic import Traffic
 
 if TYPE_CHECKING:
+    from offramp.serving.audit import Audit
+    from offramp.serving.ladder import Ladder
     from offramp.serving.request import Kind
     from offramp.serving.running import Running
     from offramp.serving.service import Service
@@ -171,6 +173,8 @@ class Metrics:
         for name in dict.fromkeys((FULL, *service.served.points)):
             points.add_metric((name,), float(name == in_force))
         yield points
+        if service.adaptive is not None and service.adaptive.audit is not None:
+            yield from _audit_metrics(service.adaptive.audit, service.adaptive.ladder)
         processes = GaugeMetricFamily("offramp_processes", "Processes that run the model.", labels=("state",))
         idle, alive = len(service.pool.idle), service.pool.alive
         for name, count in (("idle", idle), ("busy", alive - idle), ("missing", service.pool.size - alive)):
@@ -194,6 +198,24 @@ class _State:
 
     def collect(self) -> Iterable[Metric]:
         return self._metrics.state()
+
+
+def _audit_metrics(audit: Audit, ladder: Ladder) -> Iterable[Metric]:
+    """Yield what the audit has counted, and for each point that it watches what is known of it."""
+    rows = CounterMetricFamily("offramp_audit_rows", "Rows drawn for the audit.", labels=("outcome",))
+    rows.add_metric(("audited",), audit.audited)
+    rows.add_metric(("dropped",), audit.dropped)
+    yield rows
+    name = ("operating_point",)
+    alarms = CounterMetricFamily("offramp_drift_alarms", "Points that are no longer used.", labels=name)
+    bounds = GaugeMetricFamily(
+        "offramp_agreement_bound", "The agreement with full depth was below it, with confidence.", labels=name
+    )
+    for rung, monitor in audit.monitors.items():
+        alarms.add_metric((ladder.rungs[rung].name,), audit.alarms.count(rung))
+        bounds.add_metric((ladder.rungs[rung].name,), monitor.bound)
+    yield alarms
+    yield bounds
 
 
 def served_point(service: Service) -> str:

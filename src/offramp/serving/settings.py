@@ -46,12 +46,14 @@ class LadderSettings:
     Attributes:
         floor: the name of the loosest point that load may lead to; None = the ladder's loosest.
         latency_target_ms: how soon answers are wanted, of requests that do not say.
-        audit_share: of requests, that are audited.
+        audit_share: of rows, that are audited.
+        proposals: the folder of what drift makes the server propose; None = "proposals" in the model's folder.
     """
 
     floor: str | None = None
     latency_target_ms: float = 50.0
     audit_share: float = 0.01
+    proposals: str | None = None
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +22,9 @@ from offramp.model.points import load_point, load_points
 from offramp.model.text_folder import load_text_config, load_text_tokenizer
 from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import Audit
-from offramp.serving.drift_report import DriftLog
+from offramp.serving.drift_report import DriftReport, proposals_folder
 from offramp.serving.frames import StartFrame
-from offramp.serving.ladder import ladder_of
+from offramp.serving.ladder import Ladder, ladder_of
 from offramp.serving.load_controller import LoadController
 from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from offramp.model.config import MultiExitConfig
     from offramp.model.graph_config import GraphConfig
 
+
+log = logging.getLogger("offramp.serving")
 
 DELTA = 0.05
 """The share of histories without drift in which the audit raises an alarm, at most."""
@@ -130,9 +133,25 @@ def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings)
         )
     rest = None if settings.model.operating_point == DEFAULT else settings.model.operating_point
     ladder = ladder_of(points, rest, options.floor)
-    audit = Audit(ladder, options.audit_share, DELTA, Random())
     controller = LoadController(ladder, options.latency_target_ms / 1000)
-    return Adaptive(ladder, controller, audit, DriftLog(), served.config.problem_type)
+    audit = _audit(ladder, options.audit_share, folder)
+    report = DriftReport(served, folder, None if audit is None else proposals_folder(folder, options.proposals))
+    return Adaptive(ladder, controller, audit, report, served.config.problem_type)
+
+
+def _audit(ladder: Ladder, share: float, folder: str) -> Audit | None:
+    """Return what watches a ladder's certificates; None where it has none, or none is to be watched."""
+    if share == 0:
+        return None
+    if without := [rung.name for rung in ladder.rungs[: ladder.floor + 1] if rung.level is None]:
+        log.warning(
+            "drift of %s is not watched: no certificate on the agreement with full depth; "
+            "`offramp calibrate %s --data FILE --ladder` makes them, for classes and with enough rows",
+            ", ".join(without),
+            folder,
+        )
+    audit = Audit(ladder, share, DELTA, Random())
+    return audit if audit.monitors else None
 
 
 def _name(folder: str) -> str:

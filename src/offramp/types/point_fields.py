@@ -1,4 +1,4 @@
-"""The fields of operating_points.json: what each must be, so that an error names the field. Needs no torch."""
+"""The fields of operating_points.json and of proposals: what each must be, so that an error names it. No torch."""
 
 from __future__ import annotations
 
@@ -42,15 +42,7 @@ def read_point_data(path: str | os.PathLike[str], newest: int) -> dict[str, Any]
     Raises:
         InvalidInput: the file cannot be read, or something in it is not right.
     """
-    name = os.fspath(path)
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
-    except _Repeated as error:
-        raise InvalidInput(f"{name}: {error}") from None
-    except json.JSONDecodeError as error:
-        raise InvalidInput(f"{name}, line {error.lineno}: not JSON ({error.msg})") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{name}: not a file of operating points ({error})") from None
+    name, data = os.fspath(path), _read_json(path, "a file of operating points")
     if not isinstance(data, dict):
         raise InvalidInput(f"{name}: an object with operating points, got {_shown(data)}")
     # a point may have any name: {"format": {...}, "points": {...}} can be two points of a file without a number
@@ -70,6 +62,37 @@ def read_point_data(path: str | os.PathLike[str], newest: int) -> dict[str, Any]
     for point, fields in data.items():
         check_point(fields, f"{name}: point {point!r}")
     return data
+
+
+def read_proposal_data(path: str | os.PathLike[str], newest: int) -> dict[str, Any]:
+    """Return the data of a proposal (`offramp.types.proposal`), checked.
+
+    Raises:
+        InvalidInput: the file cannot be read, or something in it is not right.
+    """
+    name, data = os.fspath(path), _read_json(path, "a proposal")
+    if isinstance(data, dict) and type(data.get("format")) is int and data["format"] > newest:
+        raise newer_format(path, data["format"], newest)
+    _object(PROPOSAL)(data, name)
+    checked: dict[str, Any] = data
+    return checked
+
+
+def _read_json(path: str | os.PathLike[str], what: str) -> Any:
+    """Return the data of a file.
+
+    Raises:
+        InvalidInput: it cannot be read, or is no JSON, or an object in it has a name twice.
+    """
+    name = os.fspath(path)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
+    except _Repeated as error:
+        raise InvalidInput(f"{name}: {error}") from None
+    except json.JSONDecodeError as error:
+        raise InvalidInput(f"{name}, line {error.lineno}: not JSON ({error.msg})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{name}: not {what} ({error})") from None
 
 
 class _Repeated(ValueError):
@@ -235,4 +258,30 @@ POINT: dict[str, Rule] = {
     "exit_layers": _optional(_layers),
     "fingerprint": _optional(_object(FINGERPRINT)),
     "agreement": _optional(_object(CERTIFICATE, set(CERTIFICATE) - {"weights", "note"})),
+}
+
+
+def _by_layer(value: Any, where: str) -> None:
+    names = value if isinstance(value, Mapping) else {}
+    if not names or not all(isinstance(name, str) and name.isascii() and name.isdecimal() for name in names):
+        raise InvalidInput(f"{where}: thresholds by layer number, got {_shown(value)}")
+    layers = [int(name) for name in names]
+    if layers != sorted(set(layers)):
+        raise InvalidInput(f"{where}: layer numbers that increase, got {_shown(list(names))}")
+    for name, threshold in value.items():
+        _threshold(threshold, f"{where}: {name}")
+
+
+PROPOSAL: dict[str, Rule] = {
+    "format": _expect(lambda value: type(value) is int and value >= 1, "a number from 1"),
+    "time": _text,
+    "model": _text,
+    "weights": _text,
+    "engine": _text,
+    "operating_point": _text,
+    "in_force": _text,
+    "certificate": _object(CERTIFICATE, set(CERTIFICATE) - {"weights", "note"}),
+    "evidence": _object({"rows": _count, "differing": _count, "agreement_bound": _share, "delta": _share}),
+    "thresholds": _object({"old": _by_layer, "new": _by_layer}),
+    "command": _text,
 }
