@@ -51,6 +51,12 @@ COUNT = click.IntRange(min=1)
     type=click.Path(path_type=str),
     help="Folder of what is proposed after drift.  [default: proposals in FOLDER]",
 )
+@click.option(
+    "--depth-budget",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="LAYERS",
+    help="Step down the ladder while rows run more, on average.",
+)
 @click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True)
 @click.option("--workers", type=COUNT, help="Processes that run the model.  [default: cores / threads; for torch 1]")
 @click.option("--threads", type=COUNT, help="Threads of each of them.  [default: 1 for a graph; for torch all cores]")
@@ -164,7 +170,7 @@ def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: A
     sys.exit(Supervisor(settings, listening).run())
 
 
-LADDER = ("floor", "latency_target_ms", "audit_share", "proposals")
+LADDER = ("floor", "latency_target_ms", "audit_share", "proposals", "depth_budget")
 LIMITS = (
     "max_concurrent_requests",
     "max_batch_tokens",

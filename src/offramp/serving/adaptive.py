@@ -10,8 +10,11 @@ import numpy as np
 from offramp.data.padding import Array
 from offramp.inference.answers import chosen_labels
 from offramp.serving.audit import Audit, AuditRow
+from offramp.serving.batch_times import BatchTimes
+from offramp.serving.depth_budget import DepthBudget
 from offramp.serving.ladder import Ladder
 from offramp.serving.load_controller import Load, LoadController
+from offramp.serving.queue import Queue
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL
 
@@ -37,28 +40,80 @@ class Adaptive:
         ladder: the rungs.
         controller: what load calls for.
         audit: what drift has closed; None = no audit.
+        depth: what a bound on the mean depth calls for; None = no bound.
+        times: of batches.
     """
 
     def __init__(
-        self, ladder: Ladder, controller: LoadController, audit: Audit | None, alarms: Alarms, problem_type: str
+        self,
+        ladder: Ladder,
+        controller: LoadController,
+        audit: Audit | None,
+        alarms: Alarms,
+        problem_type: str,
+        depth: DepthBudget | None = None,
     ) -> None:
-        self.ladder, self.controller, self.audit = ladder, controller, audit
+        self.ladder, self.controller, self.audit, self.depth = ladder, controller, audit, depth
+        self.times = BatchTimes([rung.cost for rung in ladder.rungs])
         self._alarms, self._problem_type = alarms, problem_type
+        self._numbers = {name: number for number, name in enumerate(ladder.names)}
+        self._looked, self._work_s = 0.0, 0.0  # when the load was looked at, and the work of the batches since
 
     @property
     def rung(self) -> int:
-        """Return the number of the rung in force: that of the load, unless drift has closed it."""
+        """Return the number of the rung in force: the looser one of load and depth, unless drift has closed it."""
+        depth = self.ladder.rest if self.depth is None else self.depth.rung
+        return min(max(self.controller.rung, depth), self._loosest)
+
+    @property
+    def _loosest(self) -> int:
+        """Return the number of the loosest rung that may be used."""
         closed = None if self.audit is None else self.audit.closed
-        return self.controller.rung if closed is None else min(self.controller.rung, max(closed - 1, 0))
+        return self.ladder.floor if closed is None else min(self.ladder.floor, max(closed - 1, 0))
 
     @property
     def point(self) -> str:
         """Return the name of the point in force."""
         return self.ladder.rungs[self.rung].name
 
-    def look(self, load: Load) -> None:
-        """Let the load decide."""
-        self.controller.look(load)
+    def point_for(self, left_s: float, tokens: int) -> str:
+        """Return the name of the point for a row that is due in `left_s`, in a batch of so many tokens.
+
+        The strictest one at which the batch takes no longer, from the rung in force on; where there is none, the
+        loosest.
+        """
+        rung, loosest = self.rung, self._loosest
+        while rung < loosest and self.times.seconds(rung, tokens) > left_s:
+            rung += 1
+        return self.ladder.rungs[rung].name
+
+    def batch_done(self, points: Sequence[str], tokens: int, seconds: float) -> None:
+        """Learn from a batch: the names of its rows' points, its tokens with padding, the seconds that it took."""
+        rungs = [self._numbers[name] for name in points if name in self._numbers]
+        if len(rungs) == len(points):
+            self.times.add(rungs, tokens, seconds)
+            self._work_s += self.times.work(rungs, tokens)
+        else:  # other points, whose cost is not known
+            self._work_s += seconds
+
+    def queue_s(self, queue: Queue, processes: int) -> float:
+        """Return how long the processes need for the rows that wait, at the rung in force."""
+        return len(queue) * self.times.row_seconds(self.rung) / max(processes, 1)
+
+    def look(self, queue: Queue, processes: int, now: float) -> None:
+        """Let the load decide.
+
+        A row with a shorter budget than the target does not count as late before the others would; rows that are due
+        later than the target allow the queue to be longer.
+        """
+        target_s, first, last = self.controller.target_s, queue.first, queue.last
+        wait_s = queue_s = 0.0
+        if first is not None and last is not None:
+            wait_s = target_s - (max(first.due, first.since + target_s) - now)
+            queue_s = self.queue_s(queue, processes) * target_s / max(last.due - now, target_s)
+        passed_s = max(now - self._looked, 1e-9) * max(processes, 1)
+        self.controller.look(Load(now, wait_s, queue_s, self._work_s / passed_s))
+        self._looked, self._work_s = now, 0.0
 
     def audited(
         self,

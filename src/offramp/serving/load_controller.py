@@ -1,41 +1,67 @@
 """Which rung of the ladder load calls for. No I/O; the caller passes the time.
 
-    rung = controller.look(load)        # now and then, and while rows wait
-    rung = controller.for_budget(...)   # for a batch that goes now
+    rung = controller.look(load)        # every few hundredths of a second
 
-It steps to a looser rung when rows have waited for too long, one rung a look at most, and back to a stricter one once
-the processes could do the same rows there with room to spare; each way back that does not last doubles how long the
-next one is put off, so that a constant load settles.
+Down: once a row has waited for STEP_SHARE of the target, or the rows that wait will take as long. The queue's length
+chooses how many rungs at once, by their costs; the time that a row has waited, which a step does not shorten at once,
+leads one rung further every STEP_S.
+
+Back: one rung a CALM_S without such rows, where the processes would be at most ROOM busy on the stricter rung. A rung
+that had to be left is let alone for PAUSE_S, AGAIN times as long each time that this happens within LASTS_S, unless the
+load has become small. A rung for which there seems to be no room is tried after LONG_PAUSE_S: costs may be wrong. So a
+constant load settles, whatever the costs are: between changes there is more and more time.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
 from offramp.serving.ladder import Ladder
 
-STEP_SHARE = 0.5
-"""A looser rung is called for once a row has waited for this share of the target."""
-ROOM = 0.8
-"""The processes are at most this busy on a stricter rung, as far as is known, before it is taken."""
-CALM_S, LONGEST_CALM_S = 1.0, 60.0
+STEP_SHARE, STEP_S = 0.5, 0.06
+SMOOTH_S = 0.5
+"""The time over which the processes' work is averaged."""
+CALM_S, PAUSE_S, LONG_PAUSE_S, LONGEST_PAUSE_S = 1.0, 4.0, 64.0, 1024.0
+AGAIN, LASTS_S = 4.0, 60.0
+ROOM, SMALL = 0.8, 0.3
+"""How busy the processes may be on a stricter rung, and how busy they are at a small load."""
 
 
 @final
 @dataclass(frozen=True)
 class Load:
-    """What a server sees when it looks.
+    """The load of a server at a look.
 
     Attributes:
         now: seconds of the clock.
-        wait_s: how long the row that has waited the longest has.
-        busy: the share of the processes' time that rows took since the last look, 0 to 1.
+        wait_s: how long the row that goes next has waited.
+        queue_s: how long the processes need for the rows that wait, at the rung in force.
+        busy: the share of the processes' time that the batches which ended since the last look took, had they been
+            large.
     """
 
     now: float
     wait_s: float
+    queue_s: float
     busy: float
+
+
+@final
+@dataclass
+class _Pause:
+    """A rung that had to be left.
+
+    Attributes:
+        left: when.
+        taken: when it was taken before that, or again.
+        seconds: for which it is let alone.
+    """
+
+    left: float
+    taken: float = -math.inf
+    seconds: float = PAUSE_S
 
 
 @final
@@ -44,29 +70,59 @@ class LoadController:
 
     Attributes:
         rung: its number.
+        target_s: how soon answers are wanted.
     """
 
     def __init__(self, ladder: Ladder, target_s: float) -> None:
-        self.rung = ladder.rest
-        self._ladder, self._target_s = ladder, target_s
-        self._changed = self._calm_since = float("-inf")
-        self._calm_s = CALM_S
+        self.rung, self.target_s = ladder.rest, target_s
+        self._costs = [rung.cost for rung in ladder.rungs]
+        self._rest, self._floor = ladder.rest, ladder.floor
+        self._looked = self._changed = self._calm_since = -math.inf
+        self._demand = 0.0  # how busy the processes would be at full depth
+        self._pauses: dict[int, _Pause] = {}
 
     def look(self, load: Load) -> int:
         """Return the rung for a load."""
-        costs = [rung.cost for rung in self._ladder.rungs]
-        if load.wait_s > STEP_SHARE * self._target_s:
+        weight = 1 - math.exp(-(load.now - self._looked) / SMOOTH_S)
+        self._demand += weight * (load.busy / self._costs[self.rung] - self._demand)
+        self._looked = load.now
+        limit = STEP_SHARE * self.target_s
+        if max(load.wait_s, load.queue_s) > limit:
             self._calm_since = load.now
-            if self.rung < self._ladder.floor and load.now - self._changed >= self._target_s:
-                self._move(self.rung + 1, load.now)
-        elif self.rung > self._ladder.rest:
-            room = load.busy * costs[self.rung - 1] / costs[self.rung] <= ROOM
-            if not room:
-                self._calm_since = load.now
-            elif load.now - self._calm_since >= self._calm_s:
-                self._calm_since = load.now
-                self._move(self.rung - 1, load.now)
+            if self.rung < self._floor and (load.queue_s > limit or load.now - self._changed >= STEP_S):
+                self._step_down(load.now, limit * self._costs[self.rung] / max(load.queue_s, limit))
+        elif self.rung > self._rest and self._may_return(load.now):
+            self._take(self.rung - 1, load.now)
         return self.rung
 
-    def _move(self, rung: int, now: float) -> None:
-        self.rung, self._changed = rung, now
+    def _step_down(self, now: float, cost: float) -> None:
+        """Leave for the strictest looser rung of at most this cost; for the floor where there is none."""
+        looser = range(self.rung + 1, self._floor + 1)
+        end = next((rung for rung in looser if self._costs[rung] <= cost), self._floor)
+        for rung in range(self.rung, end):
+            pause = self._pauses.setdefault(rung, _Pause(now))
+            if rung == self.rung:
+                again = -math.inf < pause.taken and now - pause.taken < LASTS_S
+                pause.seconds = min(AGAIN * pause.seconds, LONGEST_PAUSE_S) if again else PAUSE_S
+            pause.left = now
+        self.rung, self._changed = end, now
+
+    def _may_return(self, now: float) -> bool:
+        """Return whether the next stricter rung may be taken."""
+        rung = self.rung - 1
+        if now - max(self._calm_since, self._changed) < CALM_S:
+            return False
+        busy = self._demand * self._costs[rung]
+        if busy <= SMALL:
+            self._pauses.pop(rung, None)
+        pause = self._pauses.get(rung)
+        if pause is None:
+            return True
+        seconds = pause.seconds if busy <= ROOM else max(pause.seconds, LONG_PAUSE_S)
+        return now - pause.left >= seconds
+
+    def _take(self, rung: int, now: float) -> None:
+        self.rung = rung
+        self._changed = self._calm_since = now
+        if rung in self._pauses:
+            self._pauses[rung].taken = now

@@ -175,6 +175,9 @@ class Metrics:
         yield points
         if service.adaptive is not None and service.adaptive.audit is not None:
             yield from _audit_metrics(service.adaptive.audit, service.adaptive.ladder)
+        depth = None if service.adaptive is None else service.adaptive.depth
+        if depth is not None:
+            yield GaugeMetricFamily("offramp_mean_depth", "Layers a row, in the last window.", depth.mean)
         processes = GaugeMetricFamily("offramp_processes", "Processes that run the model.", labels=("state",))
         idle, alive = len(service.pool.idle), service.pool.alive
         for name, count in (("idle", idle), ("busy", alive - idle), ("missing", service.pool.size - alive)):

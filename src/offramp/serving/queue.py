@@ -1,14 +1,15 @@
 """Rows that wait for a free process, and those that go next. No clock, no I/O: the caller passes the time.
 
     queue.add(rows)
-    for batch in queue.next_batches(now, idle=2): ...   # each for one free process
-    queue.cancel(request)                               # its rows cost nothing any more
-    queue.expired(now)                                  # rows whose deadline has passed, taken out
+    queue.expired(now)                             # rows whose deadline has passed, taken out
+    for batch in queue.next_batches(idle=2): ...   # each for one free process
+    queue.cancel(request)                          # its rows cost nothing any more
 
-Rows go in the order of their deadlines, and of their arrival where these are equal. The first one is part of the first
-batch, whatever its length, so no row waits for ever; those that go with it are the nearest to it in length among the
-next ones. `offramp.inference.scheduler` forms batches in the same way (`nearest_rows`). Its `Scheduler` serves rows
-that go from stage to stage; it has no deadlines, and looks at all rows that wait for every batch.
+Rows go in the order in which they are due, and of their arrival where that is equal; late ones too. The first one is
+part of the first batch, whatever its length; those that go with it are the nearest to it in length among the next ones.
+So no row waits for ever, as long as no row is due before those that came long before it.
+`offramp.inference.scheduler` forms batches in the same way (`nearest_rows`). Its `Scheduler` serves rows that go from
+stage to stage; none of them is due at a time, and it looks at all rows that wait for every batch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LOOKAHEAD = 4
 LEAST_SHARE, SHORT = 0.5, 32
 """A row goes with others of at most twice its tokens, or of at most SHORT: padding takes as long as tokens do."""
 
-_DEADLINE = attrgetter("deadline")
+_DUE = attrgetter("due")
 
 
 @final
@@ -41,13 +42,17 @@ class WaitingRow:
     Attributes:
         request: names the request that it belongs to.
         tokens: of the row.
-        deadline: in seconds of the caller's clock; after it nobody wants the answer.
+        since: when it came, in seconds of the caller's clock.
+        due: when its answer is wanted.
+        deadline: `due` or later; after it nobody wants the answer.
         content: the caller's own, not looked at.
         alone: the row goes in a batch of its own: one with it has ended a process.
     """
 
     request: Hashable
     tokens: int
+    since: float
+    due: float
     deadline: float
     content: Any
     alone: bool = False
@@ -59,7 +64,7 @@ class Queue:
 
     def __init__(self, batch_rows: int, batch_tokens: int) -> None:
         self._batch_rows, self._batch_tokens = batch_rows, batch_tokens
-        self._rows: list[WaitingRow] = []  # by deadline; those of cancelled requests are dropped later
+        self._rows: list[WaitingRow] = []  # as they are due; those of cancelled requests are dropped later
         self._wanted: dict[Hashable, set[WaitingRow]] = {}
         self._count = 0
 
@@ -68,6 +73,11 @@ class Queue:
         """Return the row that goes next; None where none waits."""
         return next((row for row in self._rows if self._is_wanted(row)), None)
 
+    @property
+    def last(self) -> WaitingRow | None:
+        """Return the row that is due the latest; None where none waits."""
+        return next((row for row in reversed(self._rows) if self._is_wanted(row)), None)
+
     def __len__(self) -> int:
         """Return how many rows wait."""
         return self._count
@@ -75,26 +85,25 @@ class Queue:
     def add(self, rows: Sequence[WaitingRow]) -> None:
         """Let rows wait."""
         for row in rows:
-            if not self._rows or self._rows[-1].deadline <= row.deadline:
+            if not self._rows or self._rows[-1].due <= row.due:
                 self._rows.append(row)
             else:
-                insort_right(self._rows, row, key=_DEADLINE)
+                insort_right(self._rows, row, key=_DUE)
             self._wanted.setdefault(row.request, set()).add(row)
         self._count += len(rows)
 
-    def next_batches(self, now: float, idle: int) -> list[list[WaitingRow]]:
-        """Return batches for at most `idle` processes, and take their rows out; rows past their deadline stay."""
+    def next_batches(self, idle: int) -> list[list[WaitingRow]]:
+        """Return batches for at most `idle` processes, and take their rows out."""
         if not self._count or idle < 1:
             return []
-        start = bisect_right(self._rows, now, key=_DEADLINE)
-        waiting, end = self._first(start, LOOKAHEAD * idle * self._batch_rows)
+        waiting, end = self._first(LOOKAHEAD * idle * self._batch_rows)
         batches: list[list[WaitingRow]] = []
         while waiting and len(batches) < idle:
             batch = self._batch(waiting)
             batches.append(batch)
             chosen = set(batch)
             waiting = [row for row in waiting if row not in chosen]
-        self._rows[start:end] = waiting
+        self._rows[:end] = waiting
         for batch in batches:
             self._forget(batch)
         return _divided(batches, idle)
@@ -109,19 +118,21 @@ class Queue:
 
     def expired(self, now: float) -> list[WaitingRow]:
         """Take out and return the rows whose deadline has passed."""
-        end = bisect_right(self._rows, now, key=_DEADLINE)
-        late = [row for row in self._rows[:end] if self._is_wanted(row)]
-        del self._rows[:end]
-        self._forget(late)
+        end = bisect_right(self._rows, now, key=_DUE)
+        due = [row for row in self._rows[:end] if self._is_wanted(row)]
+        late = [row for row in due if row.deadline <= now]
+        if late:
+            self._rows[:end] = [row for row in due if row.deadline > now]
+            self._forget(late)
         return late
 
     def _is_wanted(self, row: WaitingRow) -> bool:
         return row in self._wanted.get(row.request, ())
 
-    def _first(self, start: int, count: int) -> tuple[list[WaitingRow], int]:
-        """Return up to so many wanted rows from a position on, and the position behind them."""
+    def _first(self, count: int) -> tuple[list[WaitingRow], int]:
+        """Return up to so many wanted rows, and the position behind them."""
         rows: list[WaitingRow] = []
-        end = start
+        end = 0
         while end < len(self._rows) and len(rows) < count:
             if self._is_wanted(self._rows[end]):
                 rows.append(self._rows[end])

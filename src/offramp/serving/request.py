@@ -74,8 +74,8 @@ class Options:
         truncate: whether a text that is too long is cut; False = it is refused; None = as the server is set.
         max_tokens: of a text, with its special tokens; None = as many as the model takes.
         truncation_side: the side of a text that is cut off, "left" or "right"; None = the tokenizer's own.
-        latency_budget_ms: how soon an answer is wanted, in milliseconds: a server with a ladder answers at a looser
-            point where it takes that; None = as the server is set.
+        latency_budget_ms: how soon an answer is wanted, in milliseconds: rows that are due first go first, and a
+            server with a ladder answers at a looser point where it takes that; None = as the server is set.
     """
 
     operating_point: str | None = None

@@ -36,8 +36,9 @@ class Running:
         adapts: whether the server's ladder decides on it.
         results: of each row; None = not yet.
         finished: set when every row has a result.
-        tokens: of all rows.
         begin, tokenized, dequeued, answered: seconds of the clock; `dequeued` = when the last row went to a process.
+        due: when its answer is wanted.
+        tokens: of all rows.
     """
 
     request: Request
@@ -45,6 +46,7 @@ class Running:
     results: list[RowResult | None]
     finished: asyncio.Future[None]
     begin: float
+    due: float
     tokens: int = 0
     tokenized: float = 0.0
     dequeued: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 FULL = "full"
 """The name by which requests ask for full depth."""
+LATENCY_TARGET_MS = 50.0
+"""How soon answers are wanted where neither the server nor the request says."""
 
 
 @final
@@ -59,6 +62,7 @@ class Served:
         digest: SHA-256 of the weights.
         started: seconds since 1970 when the server was started.
         limits: of the server.
+        latency_target_ms: how soon answers are wanted, of requests that do not say.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Served:
     digest: str
     started: float
     limits: Limits = field(default_factory=Limits)
+    latency_target_ms: float = LATENCY_TARGET_MS
 
     def point_name(self, options: Options) -> str:
         """Return the name of the point that answers a request; FULL = full depth.
@@ -96,6 +101,17 @@ class Served:
         """Return the bound of a request's rows; None = none, or one that no layer reaches, however large it is."""
         depth = options.max_depth
         return None if depth is None or depth >= self.layers_read[-1] else depth
+
+    def budget_s(self, options: Options) -> float:
+        """Return how soon a request's rows are due, in seconds; never after the server's time limit.
+
+        Raises:
+            Refusal: the latency budget is no number above 0.
+        """
+        budget = options.latency_budget_ms
+        if budget is not None and not (math.isfinite(budget) and budget > 0):
+            raise Refusal("validation", f"latency_budget_ms must be a number above 0, in milliseconds; got {budget:g}")
+        return min((self.latency_target_ms if budget is None else budget) / 1000, self.limits.timeout_s)
 
     def check_model(self, model: str | None) -> None:
         """Refuse a request for another model; None and "" name this one.

@@ -23,7 +23,6 @@ from offramp.inference.onnx.first_exit import FirstExit
 from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import AuditRow
 from offramp.serving.batches import BatchRow, audit_frames, frame_of, results_of, row_result
-from offramp.serving.load_controller import Load
 from offramp.serving.pool import ProcessLost, ProcessPool, WorkerProcess
 from offramp.serving.queue import Queue, WaitingRow
 from offramp.serving.request import Refusal, Request, RowResult, characters_of
@@ -75,7 +74,6 @@ class Service:
         self._dispatching = False
         self._looking: asyncio.TimerHandle | None = None
         self._audit_timer: asyncio.TimerHandle | None = None
-        self._looked, self._busy_s = clock(), 0.0  # when the load was looked at, and the processes' time since
         self._timer: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
         self._running: dict[Running, None] = {}  # in the order in which they came
@@ -92,6 +90,7 @@ class Service:
             Refusal: the server is full, or ends, or the request asks for what this model does not have.
         """
         point = self.served.point_name(request.options)
+        budget_s = self.served.budget_s(request.options)
         adapts = self.adaptive is not None and request.options.operating_point is None
         if self.adaptive is not None and adapts:
             point = self.adaptive.point
@@ -105,8 +104,9 @@ class Service:
         if self.rows >= limits.max_concurrent_requests:
             raise Refusal("overloaded", "the server is at its limit of rows at the same time; try again later", 1.0)
         loop = asyncio.get_running_loop()
+        now = self._clock()
         running = Running(
-            request, point, [None] * count, loop.create_future(), self._clock(), missing=count, adapts=adapts
+            request, point, [None] * count, loop.create_future(), now, now + budget_s, missing=count, adapts=adapts
         )
         self.rows += count
         self._running[running] = None
@@ -152,7 +152,10 @@ class Service:
             rows = self._leave_first(running, rows)
         if rows:
             deadline = running.begin + self.served.limits.timeout_s
-            self.queue.add([WaitingRow(running, len(row.tokens["input_ids"]), deadline, row) for row in rows])
+            begin, due = running.begin, running.due
+            self.queue.add(
+                [WaitingRow(running, len(row.tokens["input_ids"]), begin, due, deadline, row) for row in rows]
+            )
             self._dispatch_soon()
 
     def _leave_first(self, running: Running, rows: list[BatchRow]) -> list[BatchRow]:
@@ -162,6 +165,9 @@ class Service:
         """
         assert self._first_exit is not None
         options = running.request.options
+        if self.adaptive is not None and running.adapts:
+            left_s = running.due - self._clock() - self.adaptive.queue_s(self.queue, self.pool.alive)
+            running.point = self.adaptive.point_for(left_s, running.tokens)
         if running.point == FULL or options.details:
             return rows
         bounded = options.max_depth is not None and self._reaches_only_first(options.max_depth)
@@ -189,6 +195,8 @@ class Service:
         self.rows -= 1
         if result.error is None:
             self._watcher.row_left(result.exit_layer, result.point)
+            if self.adaptive is not None and self.adaptive.depth is not None and running.adapts:
+                self.adaptive.depth.add(result.exit_layer)
         else:
             self._watcher.row_failed(result.error.kind)
         if running.missing == 0:
@@ -203,7 +211,7 @@ class Service:
         now = self._clock()
         self._refuse_rows(self.queue.expired(now), too_late())
         self._dispatch_audit(now)
-        for batch in self.queue.next_batches(now, len(self.pool.idle)):
+        for batch in self.queue.next_batches(len(self.pool.idle)):
             self._start_task(self._run(self.pool.idle.pop(), batch))
 
     def _draw_audit(self, rows: Sequence[Tokens]) -> bool:
@@ -259,7 +267,7 @@ class Service:
         now = self._clock()
         for row in rows:
             row.running.dequeued = now
-        points = [self._point_of(row, now) for row in rows]
+        points = self._points_of(batch, now)
         try:
             frame = frame_of(rows, points, self.served)
             answers = await process.run(frame, self.served.limits.timeout_s)
@@ -271,14 +279,22 @@ class Service:
             self._refuse_rows(batch, Refusal("failed", "internal error"))
         else:
             self.pool.give_back(process)
-            self._watcher.batch_done(len(rows), math.prod(frame.inputs["input_ids"].shape), answers.seconds)
-            self._busy_s += answers.seconds
+            tokens = math.prod(frame.inputs["input_ids"].shape)
+            self._watcher.batch_done(len(rows), tokens, answers.seconds)
+            if self.adaptive is not None:
+                self.adaptive.batch_done(points, tokens, answers.seconds)
             for row, result in zip(rows, results_of(rows, points, answers), strict=True):
                 self._set(row.running, row.number, result)
 
-    def _point_of(self, row: BatchRow, now: float) -> str:
-        """Return the name of the point at which a row goes to a process."""
-        return self.adaptive.point if self.adaptive is not None and row.running.adapts else row.running.point
+    def _points_of(self, batch: Sequence[WaitingRow], now: float) -> list[str]:
+        """Return the names of the points at which the rows of a batch go to a process."""
+        tokens = len(batch) * max(row.tokens for row in batch)
+        return [
+            row.content.running.point
+            if self.adaptive is None or not row.content.running.adapts
+            else self.adaptive.point_for(row.due - now, tokens)
+            for row in batch
+        ]
 
     async def _run_audit(self, process: WorkerProcess, row: AuditRow) -> None:
         """Let a process answer a row at full depth and on rungs of the ladder; where it ends, the row is lost."""
@@ -296,7 +312,6 @@ class Service:
             process.kill()
             self.adaptive.audit.lost(seconds)
         else:
-            self._busy_s += seconds
             logits = np.concatenate([part.logits.array() for part in parts])
             exits = parts[0].logits_by_exit
             self.adaptive.audited(row, logits, self.served.points, seconds, None if exits is None else exits.array()[0])
@@ -306,17 +321,13 @@ class Service:
         """Look at the load as long as rows are in flight, or the point in force is not that without load."""
         if self.adaptive is None or self._looking is not None:
             return
-        if self._running or self.adaptive.rung != self.adaptive.ladder.rest:
+        if self._running or self.adaptive.controller.rung != self.adaptive.ladder.rest:
             self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look_at_load)
 
     def _look_at_load(self) -> None:
         assert self.adaptive is not None
         self._looking = None
-        now, first = self._clock(), self.queue.first
-        passed = max(now - self._looked, 1e-9) * max(self.pool.alive, 1)
-        wait_s = 0.0 if first is None else now - first.content.running.begin
-        self.adaptive.look(Load(now, wait_s, min(self._busy_s / passed, 1.0)))
-        self._looked, self._busy_s = now, 0.0
+        self.adaptive.look(self.queue, self.pool.alive, self._clock())
         self._look_soon()
 
     def _retry(self, batch: list[WaitingRow]) -> None:

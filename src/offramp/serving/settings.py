@@ -8,7 +8,7 @@ from typing import Literal, final
 
 import msgspec
 
-from offramp.serving.served import Limits
+from offramp.serving.served import LATENCY_TARGET_MS, Limits
 from offramp.types.operating_point import DEFAULT
 
 VERSION = version("offramp")
@@ -48,12 +48,14 @@ class LadderSettings:
         latency_target_ms: how soon answers are wanted, of requests that do not say.
         audit_share: of rows, that are audited.
         proposals: the folder of what drift makes the server propose; None = "proposals" in the model's folder.
+        depth_budget: layers a row, from which on the server steps to looser points; None = no bound.
     """
 
     floor: str | None = None
-    latency_target_ms: float = 50.0
+    latency_target_ms: float = LATENCY_TARGET_MS
     audit_share: float = 0.01
     proposals: str | None = None
+    depth_budget: float | None = None
 
 
 @final

@@ -22,6 +22,7 @@ from offramp.model.points import load_point, load_points
 from offramp.model.text_folder import load_text_config, load_text_tokenizer
 from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import Audit
+from offramp.serving.depth_budget import DepthBudget
 from offramp.serving.drift_report import DriftReport, proposals_folder
 from offramp.serving.frames import StartFrame
 from offramp.serving.ladder import Ladder, ladder_of
@@ -29,7 +30,7 @@ from offramp.serving.load_controller import LoadController
 from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue
 from offramp.serving.running import Watcher
-from offramp.serving.served import FULL, Limits, Served
+from offramp.serving.served import FULL, LATENCY_TARGET_MS, Limits, Served
 from offramp.serving.service import Service
 from offramp.serving.settings import LadderSettings, ModelSettings, ServerSettings
 from offramp.serving.tokens import RequestTokenizer
@@ -79,6 +80,7 @@ async def open_service(settings: ServerSettings, watcher: Watcher) -> Service:
             _weights_digest(model.folder, graph),
             time.time(),
             limits,
+            LATENCY_TARGET_MS if settings.ladder is None else settings.ladder.latency_target_ms,
         )
         texts = RequestTokenizer(model.folder, config, tokenizer, served.max_tokens, limits.auto_truncate)
         runs_levels = graph is not None and engine != "openvino"
@@ -131,12 +133,16 @@ def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings)
             f"{folder}: no ladder that {served.engine} runs; `offramp calibrate {folder} --data FILE --ladder"
             f" --confidence 0.95 --engine {served.engine}` saves one"
         )
+    layers = served.layers_read[-1]
+    if options.depth_budget is not None and options.depth_budget >= layers:
+        raise InvalidInput(f"--depth-budget must be below the model's {layers} layers; got {options.depth_budget:g}")
     rest = None if settings.model.operating_point == DEFAULT else settings.model.operating_point
     ladder = ladder_of(points, rest, options.floor)
     controller = LoadController(ladder, options.latency_target_ms / 1000)
     audit = _audit(ladder, options.audit_share, folder)
     report = DriftReport(served, folder, None if audit is None else proposals_folder(folder, options.proposals))
-    return Adaptive(ladder, controller, audit, report, served.config.problem_type)
+    depth = None if options.depth_budget is None else DepthBudget(ladder, options.depth_budget)
+    return Adaptive(ladder, controller, audit, report, served.config.problem_type, depth)
 
 
 def _audit(ladder: Ladder, share: float, folder: str) -> Audit | None:

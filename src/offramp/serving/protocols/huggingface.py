@@ -27,7 +27,7 @@ class TextPair(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Parameters(msgspec.Struct, forbid_unknown_fields=True):
-    """How the texts are answered; `operating_point`, `max_depth` and `details` are those of early exit."""
+    """How the texts are answered; those of early exit are the last four."""
 
     top_k: Annotated[int, Meta(ge=1)] | None = None
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
@@ -36,6 +36,7 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True):
     operating_point: str | None = None
     max_depth: int | None = None
     details: bool = False
+    latency_budget_ms: float | None = None
 
 
 class TextClassificationRequest(msgspec.Struct):
@@ -74,6 +75,7 @@ def _read(call: Call, served: Served) -> Request:
         parameters.details,
         parameters.truncation,
         parameters.max_length,
+        latency_budget_ms=parameters.latency_budget_ms,
     )
     items: list[Item] = [_item(text) for text in inputs]
     return Request(items, options, _Form(parameters.top_k, parameters.function_to_apply or "default"))

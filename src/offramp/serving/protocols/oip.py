@@ -86,7 +86,12 @@ def _read(call: Call, served: Served) -> Request:
     body: InferRequest = decode(call.body[:size], InferRequest)
     columns = _columns(body.inputs, call.body[size:], length is not None)
     parameters = body.parameters or RequestParameters()
-    options = Options(parameters.operating_point, parameters.max_depth, parameters.details)
+    options = Options(
+        parameters.operating_point,
+        parameters.max_depth,
+        parameters.details,
+        latency_budget_ms=parameters.latency_budget_ms,
+    )
     return Request(_rows(columns), options, _Form(body.id, _wanted(body, parameters, served)))
 
 

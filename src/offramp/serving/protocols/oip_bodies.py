@@ -14,6 +14,7 @@ class RequestParameters(msgspec.Struct):
     operating_point: str | None = None
     max_depth: int | None = None
     details: bool = False
+    latency_budget_ms: float | None = None
     binary_data_output: bool = False
 
 
