@@ -82,7 +82,7 @@ def test_drift_closes_a_rung_and_the_looser_ones_whatever_the_load_calls_for() -
     assert audit.closed == 2
     assert rows < 15  # each such row makes a bettor on a rate of 0.82 8.2 times as rich; 80 times is an alarm
     for number in range(100):
-        both.controller.look(Load(10.0 + number, 1.0, 0.0, 1.0))
+        both.controller.look(Load(10.0 + number, 1.0, 0.0, 1.0, 0.0))
     assert both.controller.rung == 2
     assert both.point == "keep-99"
 

@@ -164,7 +164,7 @@ class History:
         self.waiting = [one for one in self.waiting if one[2] not in taken]
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.data())
 def test_every_row_goes_once_in_bounded_batches_or_is_cancelled_or_late(data: st.DataObject) -> None:
     history = History(data.draw(st.integers(1, 6)), data.draw(st.sampled_from([1, 100, 500, 10_000])))

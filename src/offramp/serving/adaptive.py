@@ -14,9 +14,12 @@ from offramp.serving.batch_times import BatchTimes
 from offramp.serving.depth_budget import DepthBudget
 from offramp.serving.ladder import Ladder
 from offramp.serving.load_controller import Load, LoadController
-from offramp.serving.queue import Queue
+from offramp.serving.queue import Queue, WaitingRow
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL
+
+MARGIN = 1.25
+"""How many times the expected seconds of its batch a row must have left: half of all batches take longer."""
 
 
 class Alarms(Protocol):
@@ -57,7 +60,8 @@ class Adaptive:
         self.times = BatchTimes([rung.cost for rung in ladder.rungs])
         self._alarms, self._problem_type = alarms, problem_type
         self._numbers = {name: number for number, name in enumerate(ladder.names)}
-        self._looked, self._work_s = 0.0, 0.0  # when the load was looked at, and the work of the batches since
+        self._looked, self._full_s = 0.0, 0.0  # when the load was looked at, and what batches since take at full depth
+        self._rows = self._late_rows = 0  # that went to processes since, and those for which the rung was too slow
 
     @property
     def rung(self) -> int:
@@ -83,18 +87,26 @@ class Adaptive:
         loosest.
         """
         rung, loosest = self.rung, self._loosest
-        while rung < loosest and self.times.seconds(rung, tokens) > left_s:
+        while rung < loosest and MARGIN * self.times.seconds(rung, tokens) > left_s:
             rung += 1
         return self.ladder.rungs[rung].name
+
+    def point_of(self, row: WaitingRow, tokens: int, now: float) -> str:
+        """Return the name of the point for a row that goes to a process now, in a batch of so many tokens."""
+        point = self.point_for(row.due - now, tokens)
+        if row.due - row.since >= self.controller.target_s:  # others ask for more than the operator does
+            self._rows += 1
+            self._late_rows += point != self.point
+        return point
 
     def batch_done(self, points: Sequence[str], tokens: int, seconds: float) -> None:
         """Learn from a batch: the names of its rows' points, its tokens with padding, the seconds that it took."""
         rungs = [self._numbers[name] for name in points if name in self._numbers]
         if len(rungs) == len(points):
             self.times.add(rungs, tokens, seconds)
-            self._work_s += self.times.work(rungs, tokens)
+            self._full_s += self.times.full_depth(rungs, tokens)
         else:  # other points, whose cost is not known
-            self._work_s += seconds
+            self._full_s += seconds
 
     def queue_s(self, queue: Queue, processes: int) -> float:
         """Return how long the processes need for the rows that wait, at the rung in force."""
@@ -112,8 +124,9 @@ class Adaptive:
             wait_s = target_s - (max(first.due, first.since + target_s) - now)
             queue_s = self.queue_s(queue, processes) * target_s / max(last.due - now, target_s)
         passed_s = max(now - self._looked, 1e-9) * max(processes, 1)
-        self.controller.look(Load(now, wait_s, queue_s, self._work_s / passed_s))
-        self._looked, self._work_s = now, 0.0
+        self.controller.look(Load(now, wait_s, queue_s, self._full_s / passed_s, self._late_rows / max(self._rows, 1)))
+        self._looked, self._full_s = now, 0.0
+        self._rows = self._late_rows = 0
 
     def audited(
         self,

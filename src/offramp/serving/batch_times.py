@@ -50,9 +50,10 @@ class BatchTimes:
         """Return the expected seconds of a batch of so many tokens at a rung; 0.0 = nothing is known."""
         return self._seconds(self._factors[rung] * tokens)
 
-    def work(self, rungs: Sequence[int], tokens: int) -> float:
-        """Return the seconds of a batch without those that a large batch would share."""
-        return self._slope * self._factor(rungs) * tokens
+    def full_depth(self, rungs: Sequence[int], tokens: int) -> float:
+        """Return the seconds that the rows of a batch would take in a large batch at full depth."""
+        cost = sum(self._costs[rung] for rung in rungs) / len(rungs)
+        return self._slope * self._factor(rungs) * tokens / cost
 
     def row_seconds(self, rung: int) -> float:
         """Return the expected seconds of a row in a large batch."""

@@ -2,14 +2,15 @@
 
     rung = controller.look(load)        # every few hundredths of a second
 
-Down: once a row has waited for STEP_SHARE of the target, or the rows that wait will take as long. The queue's length
-chooses how many rungs at once, by their costs; the time that a row has waited, which a step does not shorten at once,
-leads one rung further every STEP_S.
+Down: where rows have waited, or will wait, for longer than the target, or where the rung in force is too slow for more
+than LATE_SHARE of the rows (see `Adaptive.point_of`). The queue's length chooses how many rungs at once, by their
+costs, so that what waits takes STEP_SHARE of the target; the time that a row has waited, which a step does not shorten
+at once, leads one rung further every STEP_S.
 
 Back: one rung a CALM_S without such rows, where the processes would be at most ROOM busy on the stricter rung. A rung
 that had to be left is let alone for PAUSE_S, AGAIN times as long each time that this happens within LASTS_S, unless the
-load has become small. A rung for which there seems to be no room is tried after LONG_PAUSE_S: costs may be wrong. So a
-constant load settles, whatever the costs are: between changes there is more and more time.
+load is small, or has fallen to half. One for which there seems to be no room is tried after LONG_PAUSE_S, since costs
+may be wrong. So a constant load settles whatever the costs are: trials that fail become rarer and rarer.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import final
 
 from offramp.serving.ladder import Ladder
 
-STEP_SHARE, STEP_S = 0.5, 0.06
+STEP_SHARE, STEP_S, LATE_SHARE = 0.5, 0.06, 0.1
 SMOOTH_S = 0.5
-"""The time over which the processes' work is averaged."""
+"""The time over which the demand and the share of late rows are averaged."""
 CALM_S, PAUSE_S, LONG_PAUSE_S, LONGEST_PAUSE_S = 1.0, 4.0, 64.0, 1024.0
-AGAIN, LASTS_S = 4.0, 60.0
-ROOM, SMALL = 0.8, 0.3
-"""How busy the processes may be on a stricter rung, and how busy they are at a small load."""
+AGAIN, LASTS_S = 16.0, 60.0
+ROOM, SMALL, FALLEN = 0.8, 0.3, 0.5
+"""How busy the processes may be on a stricter rung; how busy they are there at a small load; and what share of the
+largest demand since a rung was left is a load that has fallen."""
 
 
 @final
@@ -38,14 +40,16 @@ class Load:
         now: seconds of the clock.
         wait_s: how long the row that goes next has waited.
         queue_s: how long the processes need for the rows that wait, at the rung in force.
-        busy: the share of the processes' time that the batches which ended since the last look took, had they been
-            large.
+        demand: the share of the processes' time that the rows which ended since the last look would have taken in
+            large batches at full depth; above 1 they would be too slow.
+        late: the share of the rows since the last look for which the rung in force was too slow, 0 to 1.
     """
 
     now: float
     wait_s: float
     queue_s: float
-    busy: float
+    demand: float
+    late: float
 
 
 @final
@@ -57,11 +61,13 @@ class _Pause:
         left: when.
         taken: when it was taken before that, or again.
         seconds: for which it is let alone.
+        demand: the largest one since it was left.
     """
 
     left: float
     taken: float = -math.inf
     seconds: float = PAUSE_S
+    demand: float = 0.0
 
 
 @final
@@ -77,20 +83,22 @@ class LoadController:
         self.rung, self.target_s = ladder.rest, target_s
         self._costs = [rung.cost for rung in ladder.rungs]
         self._rest, self._floor = ladder.rest, ladder.floor
-        self._looked = self._changed = self._calm_since = -math.inf
-        self._demand = 0.0  # how busy the processes would be at full depth
+        self._looked = self._changed = self._calm_since = self._no_room = -math.inf
+        self._demand = self._late = 0.0  # on average
         self._pauses: dict[int, _Pause] = {}
 
     def look(self, load: Load) -> int:
         """Return the rung for a load."""
         weight = 1 - math.exp(-(load.now - self._looked) / SMOOTH_S)
-        self._demand += weight * (load.busy / self._costs[self.rung] - self._demand)
+        self._demand += weight * (load.demand - self._demand)
         self._looked = load.now
-        limit = STEP_SHARE * self.target_s
-        if max(load.wait_s, load.queue_s) > limit:
+        longest_s = max(load.wait_s, load.queue_s)
+        self._late += weight * (load.late - self._late)
+        limit_s = STEP_SHARE * self.target_s
+        if self._late > LATE_SHARE or longest_s > self.target_s:
             self._calm_since = load.now
-            if self.rung < self._floor and (load.queue_s > limit or load.now - self._changed >= STEP_S):
-                self._step_down(load.now, limit * self._costs[self.rung] / max(load.queue_s, limit))
+            if self.rung < self._floor and (load.queue_s > self.target_s or load.now - self._changed >= STEP_S):
+                self._step_down(load.now, limit_s * self._costs[self.rung] / max(load.queue_s, limit_s))
         elif self.rung > self._rest and self._may_return(load.now):
             self._take(self.rung - 1, load.now)
         return self.rung
@@ -104,21 +112,24 @@ class LoadController:
             if rung == self.rung:
                 again = -math.inf < pause.taken and now - pause.taken < LASTS_S
                 pause.seconds = min(AGAIN * pause.seconds, LONGEST_PAUSE_S) if again else PAUSE_S
-            pause.left = now
-        self.rung, self._changed = end, now
+            pause.left, pause.demand = now, self._demand
+        self.rung, self._changed, self._late = end, now, 0.0
 
     def _may_return(self, now: float) -> bool:
         """Return whether the next stricter rung may be taken."""
         rung = self.rung - 1
+        busy = self._demand * self._costs[rung]
+        if busy > ROOM:
+            self._no_room = now
+        for each in self._pauses.values():
+            each.demand = max(each.demand, self._demand)
         if now - max(self._calm_since, self._changed) < CALM_S:
             return False
-        busy = self._demand * self._costs[rung]
-        if busy <= SMALL:
-            self._pauses.pop(rung, None)
         pause = self._pauses.get(rung)
-        if pause is None:
+        if pause is None or busy <= SMALL or self._demand <= FALLEN * pause.demand:
+            self._pauses.pop(rung, None)
             return True
-        seconds = pause.seconds if busy <= ROOM else max(pause.seconds, LONG_PAUSE_S)
+        seconds = pause.seconds if now - self._no_room >= CALM_S else max(pause.seconds, LONG_PAUSE_S)
         return now - pause.left >= seconds
 
     def _take(self, rung: int, now: float) -> None:

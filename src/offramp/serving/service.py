@@ -292,7 +292,7 @@ class Service:
         return [
             row.content.running.point
             if self.adaptive is None or not row.content.running.adapts
-            else self.adaptive.point_for(row.due - now, tokens)
+            else self.adaptive.point_of(row, tokens, now)
             for row in batch
         ]
 
