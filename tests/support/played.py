@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ class PlayedService:
         results: list[RowResult | None] = [self._result(str(text)) for text in request.items]
         finished = asyncio.get_running_loop().create_future()
         finished.set_result(None)
-        return Running(request, point, results, finished, time.monotonic(), answered=time.monotonic())
+        return Running(request, point, results, finished, time.monotonic(), math.inf, answered=time.monotonic())
 
     def _result(self, text: str) -> RowResult:
         seed = list(text.encode())

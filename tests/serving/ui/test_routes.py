@@ -53,7 +53,7 @@ class Rows:
         row = RowResult(by_exit[4], 4, 5, logits_by_exit=by_exit, point=FULL)
         if request.items == ["bad"]:
             row = RowResult.refused(Refusal("empty", "the text is blank"))
-        return Running(request, FULL, [row], finished, 0.0, tokens=5, answered=1.0)
+        return Running(request, FULL, [row], finished, 0.0, 0.05, tokens=5, answered=1.0)
 
 
 class Played(Explainer):
