@@ -59,14 +59,14 @@ def run(story: Coroutine[Any, Any, None]) -> None:
 # --- rows and rungs -----------------------------------------------------------------------------------------
 
 
-def test_each_row_is_drawn_by_its_own_random_number_whatever_waits_and_whatever_is_in_force() -> None:
+def test_each_row_is_drawn_by_its_own_random_number_whatever_waits() -> None:
     numbers = Random(0)
     drawn = [numbers.random() < 0.3 for _ in range(2000)]
     idle, full = audit(0.3), audit(0.3)
     for number in range(0, 2000, 4):
         before = idle.audited
-        idle.draw([ROW] * 4, 0)
-        full.draw([ROW] * 4, number % 3)  # no process is ever free
+        idle.draw([ROW] * 4)
+        full.draw([ROW] * 4)  # no process is ever free
         while (row := idle.take(float(number), 1)) is not None:
             idle.done(row, {1: False, 2: False}, 0.0)
         assert idle.audited - before == sum(drawn[number : number + 4])
@@ -79,31 +79,27 @@ def test_each_row_is_drawn_by_its_own_random_number_whatever_waits_and_whatever_
 @pytest.mark.parametrize(("share", "audited"), [(0.0, 0), (1.0, 50)])
 def test_none_and_all(share: float, audited: int) -> None:
     every = audit(share)
-    assert every.draw([ROW] * 50, 0) == bool(audited)
+    assert every.draw([ROW] * 50) == bool(audited)
     assert len(every._waiting) == audited
 
 
-def test_a_row_runs_on_the_watched_rungs_from_the_one_in_force_to_the_floor() -> None:
+def test_a_row_runs_on_every_watched_rung_down_to_the_floor() -> None:
     watch = audit()
     assert {number: (monitor.level, monitor.delta) for number, monitor in watch.monitors.items()} == {
         1: (0.02, 0.025),  # delta is shared; full depth has nothing to watch, 4x no certificate
         2: (0.1, 0.025),
     }
     assert list(audit(ladder=Ladder(RUNGS, 0, 1)).monitors) == [1]  # load leads to no other
-    found = []
-    for rung in range(4):
-        watch.draw([ROW], rung)
-        row = watch.take(float(rung), 1)
-        assert row is not None
-        found.append(row.rungs)
-        watch.done(row, dict.fromkeys(row.rungs, False), 0.0)
-    assert found == [(1, 2), (1, 2), (2,), ()]
+    assert watch.draw([ROW])
+    row = watch.take(0.0, 1)
+    assert row is not None
+    assert row.rungs == (1, 2)
 
 
 def test_an_alarm_closes_its_rung_and_the_looser_ones_and_the_audit_goes_on_above() -> None:
     watch, closed = audit(), []
     for number in range(60):
-        watch.draw([ROW], 0)
+        watch.draw([ROW])
         row = watch.take(float(number), 1)
         assert row is not None
         assert row.rungs == ((1, 2) if watch.closed is None else (1,) if watch.closed == 2 else ())
@@ -123,11 +119,11 @@ def test_the_audit_takes_its_share_of_the_processes_time_and_no_more(processes: 
     for _ in range(50_000):
         now += 0.002
         if len(watch._waiting) < 10:
-            watch.draw([ROW], 3)
+            watch.draw([ROW])
         if (row := watch.take(now, processes)) is not None:
             assert watch.take(now, processes) is None  # one at a time
             assert watch.pause_s(processes) is None
-            watch.done(row, {}, 0.03)
+            watch.done(row, dict.fromkeys(row.rungs, False), 0.03)
             taken += 0.03
     most = TIME_SHARE * processes * now + MOST_CREDIT_S
     assert most - 0.1 < taken <= most + 0.03
@@ -307,10 +303,10 @@ def test_answers_that_are_not_finite(logits: list[list[float]], found: tuple[int
     watch = audit(ladder=ladder)
     points = dict.fromkeys(("keep-99", "2x"), OperatingPoint({"name": "margin"}, (0.5,)))
     both = Adaptive(ladder, LoadController(ladder, 0.05), watch, Heard(), SINGLE_LABEL)
-    watch.draw([ROW], 0)
+    watch.draw([ROW])
     row = watch.take(0.0, 1)
     assert row is not None
     both.audited(row, np.array(logits, np.float32), points, 0.01)
     assert (watch.audited, watch.dropped, [monitor.losses for monitor in watch.monitors.values()]) == found
-    assert watch.draw([ROW], 0)
+    assert watch.draw([ROW])
     assert watch.take(1.0, 1) is not None  # the next one

@@ -34,7 +34,7 @@ def drifted(report: DriftReport) -> Adaptive:
     audit = Audit(ladder, 1.0, 0.05, Random(0))
     both = Adaptive(ladder, LoadController(ladder, 0.05), audit, report, SINGLE_LABEL)
     while audit.closed is None:
-        audit.draw([{"input_ids": [1]}], 1)
+        audit.draw([{"input_ids": [1]}])
         row = audit.take(0.0, 1)
         assert row is not None
         both.audited(row, np.array([[0, 1], [1, 0]], np.float32), SERVED.points, 0.0)

@@ -1,14 +1,15 @@
 """The audit: a share of the rows, drawn when they come, runs to full depth as well. No I/O, no clock.
 
-audit.draw(rows, rung)                      # of a request that came while a rung was in force
+audit.draw(rows)                            # of a request
 row = audit.take(now, processes)            # the one that a process runs now, within the audit's own budget
 closed = audit.done(row, differs, seconds)  # or audit.lost(seconds): there is nothing to compare
 
 One row runs at a time, so an audit takes one process, and that for a few milliseconds, from those that answer.
 
 The draw looks at nothing but a random number, so neither load nor the exits of a row change which rows are drawn. A
-row runs at full depth and on the rungs from the one in force to the floor: which those are is known before it comes.
-Rows are drawn one by one, not with their request, since those of one request may resemble each other.
+row runs at full depth and on every watched rung that is open, whichever is in force: so that load does not change what
+is watched, and evidence on the rungs that an alarm leads to is there when it comes. Rows are drawn one by one, not with
+their request, since those of one request may resemble each other.
 
 The budget is a share of the processes' time that the audit has whatever the load; what is not used is saved up for a
 moment only. Under load rows that are drawn wait, and are dropped where too many do. Which are dropped depends on when
@@ -58,7 +59,7 @@ class Audit:
     """
 
     def __init__(self, ladder: Ladder, share: float, delta: float, random: Random) -> None:
-        self._share, self._random, self._floor = share, random, ladder.floor
+        self._share, self._random = share, random
         levels = {number: rung.level for number, rung in enumerate(ladder.rungs[: ladder.floor + 1]) if rung.level}
         self.monitors = {number: DriftMonitor(level, delta / len(levels)) for number, level in levels.items()}
         self.closed: int | None = None
@@ -68,21 +69,16 @@ class Audit:
         self._runs = False  # one of them, on a process
         self._credit_s, self._last = MOST_CREDIT_S, float("-inf")
 
-    def draw(self, rows: Sequence[Tokens], rung: int) -> bool:
-        """Draw some of the rows that have come, and let them wait; return whether there are any.
+    def draw(self, rows: Sequence[Tokens]) -> bool:
+        """Draw some of a request's rows, and let them wait; return whether there are any.
 
         Where too many wait they are counted, and dropped.
-
-        Args:
-            rows: of a request.
-            rung: the number of the one in force.
         """
         drawn = [row for row in rows if self._random.random() < self._share]
         if len(self._waiting) >= MOST_WAITING:  # which is so before the rows are looked at: all of them, or none
             self.dropped += len(drawn)
             return False
-        end = self._floor + 1 if self.closed is None else min(self.closed, self._floor + 1)
-        rungs = tuple(number for number in range(rung, end) if number in self.monitors)
+        rungs = tuple(number for number in self.monitors if self.closed is None or number < self.closed)
         self._waiting += [AuditRow(row, rungs) for row in drawn]
         return bool(drawn)
 

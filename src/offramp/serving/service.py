@@ -218,7 +218,7 @@ class Service:
         """Draw rows that have come for the audit; return whether there are any."""
         if self.adaptive is None or self.adaptive.audit is None:
             return False
-        return self.adaptive.audit.draw(rows, self.adaptive.rung)
+        return self.adaptive.audit.draw(rows)
 
     def _dispatch_audit(self, now: float) -> None:
         """Give a row of the audit to a free process, before the rows that wait, as far as its budget goes."""
