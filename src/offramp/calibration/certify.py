@@ -168,17 +168,28 @@ def refuse_fit_rows(
     Rows are known by their hashes, and equal texts have equal hashes. So this is for rows of unknown origin: halves of
     independent rows may share texts, and certify all the same.
     """
+    if text := fit_rows_text(trace, policy, label_thresholds, exits):
+        raise InvalidInput(f"{text}; certify on others")
+
+
+def fit_rows_text(
+    trace: Trace,
+    policy: Policy,
+    label_thresholds: LabelThresholds | None = None,
+    exits: ExitChoice | None = None,
+    most: float = 0.0,
+) -> str:
+    """Say how many rows fitted the policy, or chose the label thresholds or the exits; empty up to the share `most`."""
     fitted_on = {"the policy was fitted on": _fitted_on(policy_to_dict(policy))}
     if label_thresholds is not None:
         fitted_on["the label thresholds were chosen on"] = set(label_thresholds.fitted_on)
     if exits is not None:
         fitted_on["the exits that are read were chosen on"] = set(exits.fitted_on)
-    rows = set(row_hashes(trace)) if any(fitted_on.values()) else set()
+    rows = row_hashes(trace) if any(fitted_on.values()) else ()
     for words, hashes in fitted_on.items():
-        if fit_rows := hashes & rows:
-            raise InvalidInput(
-                f"{words} {len(fit_rows)} of these rows (offramp.types.trace.row_hashes); certify on others"
-            )
+        if (count := sum(row in hashes for row in rows)) > most * len(trace):
+            return f"{words} {count} of these rows (offramp.types.trace.row_hashes)"
+    return ""
 
 
 def _fitted_on(policy: Mapping[str, Any]) -> set[str]:

@@ -3,6 +3,11 @@
 All rungs have one policy and one number each (with `lines` it means a threshold at each exit), so a lower rung has
 looser thresholds, and no sample exits later there. A name is the target, whatever the data: "keep-99" keeps 99 % of the
 full model's score, "2x" takes half of its cost (`Measured.speedup`).
+
+There are two families of certificates. Those of quality (`OperatingPoint.certificate`) are made where they are asked
+for, on rungs that keep a share of the score, and hold at once. Those of agreement (`OperatingPoint.agreement`) are on
+every rung but "full", where the rows permit it, and hold at once too. Each family has its own confidence; that of both
+together is less.
 """
 
 from __future__ import annotations
@@ -10,18 +15,21 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from offramp.calibration.agreement import DELTA, LEVELS, agreement_bounds
 from offramp.calibration.calibrate import point_for
-from offramp.calibration.certify import certified_point, check_certifiable, refuse_fit_rows
+from offramp.calibration.certify import certified_point, check_certifiable, fit_rows_text, refuse_fit_rows
 from offramp.calibration.label_thresholds import LabelThresholds
 from offramp.calibration.lexical_rows import warn_of_lexical_rows
 from offramp.calibration.outputs import PolicyOutputs, policy_outputs
-from offramp.errors import CannotReach
+from offramp.errors import CannotReach, InvalidInput
 from offramp.policies.base import Policy
 from offramp.policies.registry import as_policy
 from offramp.types.ladder_names import DROPS, SPEEDUPS
-from offramp.types.operating_point import OperatingPoint, Target
+from offramp.types.operating_point import OperatingPoint, Target, rows_text
+from offramp.types.problem_types import REGRESSION
 from offramp.types.trace import Trace
 
 log = logging.getLogger("offramp")
@@ -47,11 +55,15 @@ def ladder(
     sum of their chances bounds the chance that any rung fails. The certificate is of the whole ladder: all its bounds
     hold at once, except for a share delta of the draws of rows, whichever rung the load may choose.
 
+    Every rung but "full" has a certificate on agreement too (`offramp.calibration.agreement`), at `delta`, or DELTA
+    without it. It binds the rung to no engine. It takes classes, and rows that the policy was not fitted on; where
+    there is none, the log says why.
+
     Args:
         trace: a full-depth pass over data that is neither trained on nor reported on, with labels.
         policy: a policy, its name, or its data form.
-        metric: of which DROPS keep a share, where nothing is certified; None = the problem's default.
-        delta: above 0, below 1; None = nothing is certified.
+        metric: of which DROPS keep a share, where it is not certified; None = the problem's default.
+        delta: above 0, below 1; None = the score is not certified.
         label_thresholds: for several labels, of all points; with `delta` they are chosen on other rows. None = 0.5.
 
     Raises:
@@ -68,12 +80,19 @@ def ladder(
     policy = as_policy(policy)
     if delta is not None:
         refuse_fit_rows(trace, policy, label_thresholds)
-    return ladder_points(policy_outputs(trace, policy, label_thresholds), metric, delta)
+    refusal = fit_rows_text(trace, policy, label_thresholds)
+    return ladder_points(policy_outputs(trace, policy, label_thresholds), metric, delta, refusal)
 
 
-def ladder_points(outputs: PolicyOutputs, metric: str | None, delta: float | None) -> dict[str, OperatingPoint]:
-    """Return `ladder`'s points for a policy that has run over the trace; arguments and errors as there."""
+def ladder_points(
+    outputs: PolicyOutputs, metric: str | None, delta: float | None, refusal: str = ""
+) -> dict[str, OperatingPoint]:
+    """Return `ladder`'s points for a policy that has run over the trace; arguments and errors as there.
+
+    `refusal` says why these rows cannot certify agreement; empty where they can.
+    """
     points = {"full": outputs.point(math.inf, {}, metric)}
+    outputs = _with_agreement(outputs, DELTA if delta is None else delta, refusal)
     share = None if delta is None else delta / len(DROPS)
     if share is not None:
         check_certifiable(outputs.trace, "drop", min(DROPS.values()), share)
@@ -89,7 +108,25 @@ def ladder_points(outputs: PolicyOutputs, metric: str | None, delta: float | Non
                 points[name] = certified_point(outputs, "drop", DROPS[name], share)
         except CannotReach as error:
             log.info("without %s: %s", name, error)
-    return _falling(points)
+    rungs = _falling(points)
+    if without := [name for name in list(rungs)[1:] if outputs.agreement and rungs[name].agreement is None]:
+        most, rows = 100 * LEVELS[-1], rows_text(len(outputs.trace))
+        log.info("no certificate on agreement for %s: not even %g %% holds on %s", ", ".join(without), most, rows)
+    return rungs
+
+
+def _with_agreement(outputs: PolicyOutputs, delta: float, refusal: str) -> PolicyOutputs:
+    """Return outputs whose points have certificates on agreement; as they are, with a line in the log, if none hold."""
+    if outputs.trace.problem_type == REGRESSION:
+        refusal = "a regression has no answers to compare"
+    try:
+        if refusal:
+            raise InvalidInput(refusal)
+        bounds = agreement_bounds(outputs, delta)
+    except InvalidInput as error:
+        log.info("no certificates on agreement: %s", error)
+        return outputs
+    return replace(outputs, agreement=bounds.certificate)
 
 
 def _falling(points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:

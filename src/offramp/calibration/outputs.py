@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,8 @@ class PolicyOutputs:
         deployed_scores: (L, N) of `deployed`.
         logits: (L, N, C) of both.
         label_thresholds: of every answer, the full model's too; None = 0.5.
+        agreement: returns a threshold's certificate on agreement, for its point (`offramp.calibration.agreement`);
+            None = points have none.
     """
 
     trace: Trace
@@ -49,6 +51,7 @@ class PolicyOutputs:
     deployed_scores: Tensor
     logits: Tensor
     label_thresholds: tuple[float, ...] | None = None
+    agreement: Callable[[float], Certificate | None] | None = None
 
     @property
     def answers(self) -> Trace:
@@ -70,7 +73,9 @@ class PolicyOutputs:
         measured = measure_answers(self.answers, answers, metric, cost)
         policy = policy_to_dict(self.deployed)
         layers = tuple(self.trace.layer_numbers)
-        return OperatingPoint(policy, thresholds, target, measured, certificate, self.label_thresholds, layers)
+        agreement = None if self.agreement is None else self.agreement(threshold)
+        labels = self.label_thresholds
+        return OperatingPoint(policy, thresholds, target, measured, certificate, labels, layers, agreement)
 
 
 def policy_outputs(

@@ -8,11 +8,11 @@ from typing import Any
 
 from offramp.calibration.calibrate import calibrate
 from offramp.calibration.cautious import cautious_point
-from offramp.calibration.certify import certified_point, check_certifiable
+from offramp.calibration.certify import certified_point, check_certifiable, fit_rows_text
 from offramp.calibration.exit_choice import ExitChoice, choose_exits
 from offramp.calibration.label_thresholds import FEWEST_POSITIVES, LabelThresholds, choose_label_thresholds
 from offramp.calibration.ladder import ladder_points
-from offramp.calibration.lexical_rows import warn_of_lexical_rows
+from offramp.calibration.lexical_rows import MOST_SHARED, warn_of_lexical_rows
 from offramp.calibration.outputs import PolicyOutputs, policy_outputs
 from offramp.calibration.saved_lines import SavedLines
 from offramp.errors import InvalidInput
@@ -90,9 +90,11 @@ class PreparedPolicy:
 
     def ladder(self, metric: str | None = None) -> dict[str, OperatingPoint]:
         """Choose a ladder's points by name, certified if there is a confidence; see `offramp.ladder`."""
-        if self.confidence is None:
-            return ladder_points(self._outputs(), self._metric(metric), None)
-        return ladder_points(self._outputs(), None, round(1 - self.confidence, 12))
+        delta = None if self.confidence is None else round(1 - self.confidence, 12)
+        if delta is not None:
+            return ladder_points(self._outputs(), None, delta)
+        fitted = fit_rows_text(self.rows, self.policy, self.label_thresholds, self.exits, MOST_SHARED)
+        return ladder_points(self._outputs(), self._metric(metric), None, fitted)
 
     def _outputs(self) -> PolicyOutputs:
         return policy_outputs(self.rows, self.policy, self.label_thresholds)
