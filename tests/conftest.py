@@ -35,6 +35,7 @@ EXPORTED = (
     "first_exit",
     "export",
     "openvino",
+    "page",
     "processes",
     "serve",
     "session",
