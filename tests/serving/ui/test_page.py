@@ -1,4 +1,4 @@
-"""The page in a real Chromium, at desk and at phone width, before a real server with a key; one browser for all tests."""
+"""The page in a real Chromium, at desk and at phone width, before a real server; one browser for all tests."""
 
 from __future__ import annotations
 
