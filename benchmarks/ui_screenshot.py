@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from support.browser import Browser, browsing  # noqa: E402
 from support.server import serving  # noqa: E402
 
-TEXT = "my wallet is gone, can you stop my card before someone pays with it"
+TEXT = "could you find out if my flight to rome leaves on time"
 ASKED = (
     *("where did my money go last week", "put forty dollars on my savings", "what do i owe on the visa"),
     *("wake me at a quarter to seven", "how do they say thanks in portuguese", "will it snow in oslo on sunday"),
@@ -40,18 +40,23 @@ ASKED = (
     *("i need a new pin", "turn the lights off in the kitchen", "is my flight on time", "how are you made"),
 )
 ENDINGS = ("", "", " please", " thanks", ", and quickly", " if you can", " for me")
-STEPS = ((40.0, 22.0), (600.0, 9.0), (40.0, 27.0))
+PHASES = ((60.0, 28.0), (600.0, 10.0), (60.0, 28.0))
 """Requests a second, and for how many seconds."""
 
 
-def ask(port: int, steps: tuple[tuple[float, float], ...]) -> None:
+def ask(port: int) -> None:
     """Send texts, at one rate after the other."""
     chance = random.Random(0)
     bodies = [json.dumps({"inputs": chance.choice(ASKED) + chance.choice(ENDINGS)}) for _ in range(500)]
-    for rate, seconds in steps:
-        plan = {"port": port, "path": "/predict", "bodies": bodies, "mode": "open", "rate": rate, "seconds": seconds}
-        plan |= {"seed": 0, "late_s": 30.0}
-        subprocess.run([sys.executable, str(HERE / "serving_client.py")], input=json.dumps(plan), text=True, check=True)
+    plan = {"port": port, "path": "/predict", "bodies": bodies, "mode": "open", "phases": PHASES, "seed": 0}
+    plan |= {"lead_s": 0.0, "late_s": 30.0}
+    subprocess.run(
+        [sys.executable, str(HERE / "serving_client.py")],
+        input=json.dumps(plan),
+        stdout=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
 
 
 def climb(tab: Browser, url: str, left: int) -> None:
@@ -76,27 +81,26 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=HERE.parent / "docs", help="where the pictures go")
     chosen = parser.parse_args()
     ladder = ("--ladder",) if set(load_points(str(chosen.folder))) & set(LADDER_NAMES) else ()
-    options = (*ladder, "--workers", "1", "--served-model-name", "intents")
+    options = (*ladder, "--engine", "onnx-int8", "--workers", "1", "--served-model-name", "intents")
     with serving(chosen.folder, *options) as server, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         url = f"http://127.0.0.1:{server.port}/ui"
-        asking = threading.Thread(target=ask, args=(server.port, STEPS))
-        asking.start()
         with browsing(Path(profile)) as tab:
             tab.size(1160, 900)
-            climb(tab, url, chosen.left)
-            time.sleep(sum(seconds for _, seconds in STEPS) - 8)
+            climb(tab, url, chosen.left)  # the process that explains starts now, and not under load
+            asking = threading.Thread(target=ask, args=(server.port,))
+            asking.start()
+            time.sleep(sum(seconds for _, seconds in PHASES) - 4)
             shoot(tab, chosen.docs / "ui.png", 1160)
-            tab.size(360, 800, dark=True, scale=1.5)
+            tab.size(360, 800, dark=True)
             climb(tab, url, chosen.left)
-            time.sleep(2)
-            shoot(tab, chosen.docs / "ui_phone.png", 360, dark=True, scale=1.5)
-        asking.join()
+            shoot(tab, chosen.docs / "ui_phone.png", 360, dark=True)
+            asking.join()
 
 
-def shoot(tab: Browser, path: Path, width: int, dark: bool = False, scale: float = 1.0) -> None:
+def shoot(tab: Browser, path: Path, width: int, dark: bool = False) -> None:
     """Write a picture of the whole page."""
     height = tab.value("document.body.scrollHeight") + 8
-    tab.size(width, height, dark=dark, scale=scale)
+    tab.size(width, height, dark=dark)
     time.sleep(1.5)
     tab.picture(path)
     print(path, f"{path.stat().st_size:,} bytes")

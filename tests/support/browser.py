@@ -85,13 +85,13 @@ class Browser:
         elif event == "Log.entryAdded" and facts["entry"]["level"] in ("error", "warning"):
             self.console.append(f"{facts['entry']['text']} {facts['entry'].get('url', '')}")
 
-    def size(self, width: int, height: int, dark: bool = False, still: bool = True, scale: float = 1) -> None:
+    def size(self, width: int, height: int, dark: bool = False, still: bool = True) -> None:
         """Set the size of the window and what the user prefers."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
             height=height,
-            deviceScaleFactor=scale,
+            deviceScaleFactor=1,
             mobile=width < 500,
         )
         features = {"prefers-color-scheme": "dark" if dark else "light"}

@@ -126,6 +126,7 @@ def test_a_point_that_reads_a_gate_says_that_it_cannot_be_replayed() -> None:
         (0.86, 0.86, True, "margin 0.86 reaches 0.86: leaves"),
         (0.85951, 0.86, False, "margin 0.8595 is below 0.86: goes on"),
         (0.9983, 0.86, True, "margin 0.998 reaches 0.86: leaves"),
+        (0.83, 0.99963, False, "margin 0.83 is below 0.9996: goes on"),
         (3.0, 2.5, True, "margin 3 reaches 2.5: leaves"),
         (-math.inf, 2.5, False, "margin has no score yet: goes on"),
         (0.3, NEVER, False, "margin 0.3, but no row leaves here: goes on"),

@@ -50,7 +50,11 @@ class Rows:
         by_exit = {layer: np.array(logits, np.float32) for layer, logits in BY_EXIT.items()}
         if request.items == ["nan"]:
             by_exit[1] = by_exit[1] * np.inf
-        row = RowResult(by_exit[4], 4, 5, logits_by_exit=by_exit, point=FULL)
+        if request.items == ["torch"]:  # whose exit before the first layer runs only for rows that must leave there
+            first = by_exit.pop(0)
+            by_exit = {0: first} if request.options.max_depth == 0 else by_exit
+        last = max(by_exit)
+        row = RowResult(by_exit[last], last, 5, logits_by_exit=by_exit, point=FULL)
         if request.items == ["bad"]:
             row = RowResult.refused(Refusal("empty", "the text is blank"))
         return Running(request, FULL, [row], finished, 0.0, 0.05, tokens=5, answered=1.0)
@@ -159,7 +163,9 @@ def test_a_text_runs_to_full_depth_with_its_exits_and_a_few_at_a_time() -> None:
         assert [list(request.items) for request in rows.requests] == [["a"], [("a", "b")], ["c"], ["d"]]
         options = rows.requests[0].options
         assert (options.operating_point, options.details) == (FULL, True)
-        assert (await ask(app, "/ui/explain", {"text": "e"}))[0] == 200  # the four have left
+        other = await ask(app, "/ui/explain", {"text": "torch"})  # the four have left
+        assert json.loads(other[2])["points"] == [list(BY_EXIT), list(BY_EXIT.values())]
+        assert [request.options.max_depth for request in rows.requests[4:]] == [None, 0]
         assert app.metrics.traffic.window().refused == [0] * 60  # the page's own requests are not traffic
 
     asyncio.run(main())

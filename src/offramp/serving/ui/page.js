@@ -36,8 +36,8 @@ async function ask(path, options = {}) {
   const headers = key ? { authorization: `Bearer ${key}` } : {};
   const answer = await fetch(path, { cache: "no-store", ...options, headers: { ...headers, ...options.headers } });
   if (answer.status === 401) askForKey();
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error);
+  const body = await answer.json().catch(() => ({})); // a proxy may answer in its own form
+  if (!answer.ok) throw new Error(body.error ?? `the answer has status ${answer.status}`);
   return body;
 }
 
@@ -231,7 +231,7 @@ let timer = 0;
 async function poll() {
   clearTimeout(timer);
   try {
-    if (!document.hidden) {
+    if (!document.hidden && $("key-form").hidden) {
       state = await ask("ui/traffic");
       $("status").textContent = state.processes ? "running" : "no process is ready";
       $("status").className = state.processes ? "up" : "down";

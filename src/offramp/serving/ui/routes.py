@@ -7,12 +7,15 @@ bound to that.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, final
 
 import msgspec
 import numpy as np
 
+from offramp.data.padding import Array
+from offramp.data.rows import Text
 from offramp.serving.endpoint import STATUS, Call, Reply, decode
 from offramp.serving.metrics import served_point
 from offramp.serving.outputs import check_all_answered
@@ -118,22 +121,32 @@ class Ui:
         self._explaining += 1
         try:
             point = served_point(service)
-            results = await exchange.run(service, Request([text], Options(operating_point=FULL, details=True)))
-            check_all_answered(results)
-            return await self._replayed(service, results[0], point)
+            row, by_exit = await self._exits(exchange, service, text)
+            points = await self._replayed(service, by_exit)
+            return Reply(msgspec.json.encode(Explained(point, row.tokens, list(by_exit), msgspec.Raw(points))))
         finally:
             self._explaining -= 1
 
-    async def _replayed(self, service: Service, result: RowResult, point: str) -> Reply:
-        served = service.served
-        layers = [layer for layer in served.layers_read if layer in result.logits_by_exit]
-        logits = np.stack([result.logits_by_exit[layer] for layer in layers])
-        if len(layers) < len(served.layers_read) or not np.isfinite(logits).all():
+    async def _exits(self, exchange: Exchange, service: Service, text: Text) -> tuple[RowResult, dict[int, Array]]:
+        """Return a text's row at full depth, and layer -> its logits (C,) at every exit that is read."""
+        options = Options(operating_point=FULL, details=True)
+        (row,) = await exchange.run(service, Request([text], options))
+        check_all_answered([row])
+        by_exit = row.logits_by_exit
+        if 0 in service.served.layers_read and 0 not in by_exit:  # torch runs this exit where rows must leave there
+            (first,) = await exchange.run(service, Request([text], replace(options, max_depth=0)))
+            if first.error is None:
+                by_exit = {0: first.logits, **by_exit}
+        if not all(np.isfinite(logits).all() for logits in by_exit.values()):
             raise Refusal("failed", "the model's logits are not finite")
+        return row, by_exit
+
+    async def _replayed(self, service: Service, by_exit: Mapping[int, Array]) -> bytes:
+        """Return the JSON of what each point does with logits (C,) by layer."""
+        served = service.served
         if self._explainer is None:
             self._explainer = Explainer(model_of(served, [rung.name for rung in shown_points(service)]))
-        points = await self._explainer.explain(layers, logits, served.limits.timeout_s)
-        return Reply(msgspec.json.encode(Explained(point, result.tokens, layers, msgspec.Raw(points))))
+        return await self._explainer.explain(list(by_exit), np.stack([*by_exit.values()]), served.limits.timeout_s)
 
     async def close(self) -> None:
         """End the process that explains, where there is one."""

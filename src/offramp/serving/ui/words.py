@@ -34,10 +34,12 @@ def reason(policy: str, score: float, limit: float, leaves: bool) -> str:
 
 
 def _apart(score: float, limit: float) -> tuple[str, str]:
-    """Return two numbers with as few digits as keep them apart, and from whole numbers; two at least."""
+    """Return two numbers with as few digits as keep them apart, and each from whole numbers; two at least."""
     for digits in range(2, MOST_DIGITS + 1):
         shown, bound = f"{score:.{digits}g}", f"{limit:.{digits}g}"
-        rounded_up = float(shown).is_integer() and not score.is_integer()
-        if shown != bound and not rounded_up:
+        whole = any(
+            float(text).is_integer() and not value.is_integer() for text, value in ((shown, score), (bound, limit))
+        )
+        if shown != bound and not whole:
             break
     return shown, bound
