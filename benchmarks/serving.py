@@ -2,16 +2,18 @@
 
     python benchmarks/serving.py --data ../shared/data
     python benchmarks/serving.py --data ../shared/data --only sst2 --part burst --rounds 1      # a try
+    python benchmarks/serving.py --tables      # the pages and the picture again, from serving.json
 
 The folders of `serving_ladders.py`; the texts are those of the half that reports, which chose no threshold, one a
 request, over loopback, from a client in a process of its own (`serving_client.py`: Poisson arrivals, times count from
 when a request was due). Three servers of one engine take turns: the one that moves along its ladder, full depth in the
-setting of FULL_SETTINGS that answers the most, and the certified point FIXED. Part "rates": the highest rate of each
-within each bound of BOUNDS_MS, then RATES times that of full depth. Part "burst": BASE times the rate of full depth,
-three times as many for five seconds, and the same as before for fifteen. Points and layers of answers come from the
-counters of `/metrics`, so no request asks for more than it would; accuracy and agreement are those of the answers.
-Results lie under `--state`, and a run goes on where it was stopped. Writes `benchmarks/results/serving.json` and
-`.md`, `docs/burst.png`, and the figures in `docs/serving.md`. Twenty minutes on two idle cores.
+setting of FULL_SETTINGS that answers the most, and the loosest certified point of the ladder. Part "rates": the highest
+rate of each within each bound of BOUNDS_MS, then RATES times that of full depth. Part "burst": BASE times the rate of
+full depth, three times as many for five seconds, and the same as before for fifteen. Points and layers of answers come
+from the counters of `/metrics`, so no request asks for more than it would; accuracy and agreement are those of the
+answers. Results lie under `--state`, and a run goes on where it was stopped; remove a task's file there to measure it
+again. Writes `benchmarks/results/serving.json` and `.md`, `docs/burst.png`, and the tables of `docs/serving.md`. Twenty
+minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,8 +31,13 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from lexical_models import Cell
+from machine import provenance
+from offramp.model.points import load_points
+from offramp.serving.ladder import Ladder, ladder_of
+from offramp.types.ladder_names import LADDER_NAMES
 from serving_burst import Watch, between, claims, finite
 from serving_counts import counts_of, difference, mean_layers, read_metrics, shares
+from serving_page import FIXED, FULL, LADDER, draw, insert_figures, page
 from serving_process import Server, running
 from serving_rates import RateSearch, Texts
 from speed_models import INT8, Prepared
@@ -45,10 +52,16 @@ RATES = (0.25, 0.5, 1.0, 2.0, 3.0)
 """Times the highest rate of full depth within the last bound."""
 BASE, TIMES, BURST_S = 0.5, 3.0, (5.0, 5.0, 15.0)
 """The base rate, as a share of the same; the burst's, as a multiple of that; seconds before, in and after the burst."""
-LADDER, FULL, FIXED = "ladder", "full depth", "certified point"
 FULL_SETTINGS = ("--workers 2 --threads 1", "--workers 1 --threads 2")
-CERTIFIED = ("keep-99", "keep-98", "keep-99.5")
-"""The fixed point is the first of these that the ladder has."""
+SETTING = {
+    "seconds": SECONDS,
+    "lead_s": LEAD_S,
+    "rates": RATES,
+    "times": TIMES,
+    "burst_s": BURST_S,
+    "target_ms": TARGET_MS,
+    "bounds_ms": BOUNDS_MS,
+}
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -73,10 +86,10 @@ class Trial:
         return Texts.reporting(self.prepared)
 
     @cached_property
-    def points(self) -> dict[str, Any]:
-        """Return the points of the folder."""
-        points: dict[str, Any] = json.loads((self.folder / "operating_points.json").read_text())["points"]
-        return points
+    def ladder(self) -> Ladder:
+        """Return the points of the folder that a server moves along."""
+        points = load_points(str(self.folder))
+        return ladder_of({name: point for name, point in points.items() if name in LADDER_NAMES}, None, None)
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -93,8 +106,8 @@ class Trial:
 
     @property
     def fixed(self) -> str:
-        """Return the name of the certified point."""
-        return next(name for name in CERTIFIED if name in self.points)
+        """Return the name of the loosest point with a certificate."""
+        return [rung.name for rung in self.ladder.rungs if rung.level][-1]
 
     @contextmanager
     def serving(self, options: str) -> Iterator[Server]:
@@ -129,10 +142,11 @@ class Trial:
         with ExitStack() as stack:
             yield {name: stack.enter_context(self.serving(option)) for name, option in options.items()}
 
-    def search(self, servers: Mapping[str, Server], rounds: int) -> None:
-        """Search the highest rates within the bounds, round by round."""
+    def search(self, servers: Mapping[str, Server], names: Sequence[str], rounds: int) -> None:
+        """Search the highest rates of some servers within the bounds, round by round."""
         for number in range(rounds):
-            for name, server in servers.items():
+            for name in names:
+                server = servers[name]
                 runs = self.state["rounds"][name]
                 if len(runs) > number:
                     continue
@@ -223,11 +237,26 @@ class Trial:
         """Measure what is not yet measured."""
         self.choose()
         with self.all_servers() as servers:
-            self.search(servers, rounds)
+            self.search(servers, tuple(servers) if "rates" in parts else (FULL,), rounds)
             if "rates" in parts:
                 self.ask_rates(servers)
             if "burst" in parts:
                 self.burst(servers)
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is measured, without the answers."""
+        kept = {name: value for name, value in self.state.items() if name != "full_answers"}
+        return {"texts": len(self.texts.rows), "ladder": self.ladder.names, "fixed": self.fixed, **kept}
+
+
+def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of a task."""
+    prepared = Prepared(Cell(task, 0, options.data, options.encoders), options.runs)
+    name = prepared.folder.name
+    trial = Trial(prepared, options.ladders / name, options.state / name / "serving.json")
+    print(name, flush=True)
+    trial.run((options.part,) if options.part else PARTS, options.rounds)
+    return {"about": provenance(), **trial.figures()}
 
 
 def main() -> None:
@@ -241,13 +270,17 @@ def main() -> None:
     parser.add_argument("--only", choices=TASKS, help="one task")
     parser.add_argument("--part", choices=PARTS, help="one part")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the search")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, and write the pages again")
     options = parser.parse_args()
-    for task in [options.only] if options.only else TASKS:
-        prepared = Prepared(Cell(task, 0, options.data, options.encoders), options.runs)
-        folder = options.ladders / prepared.folder.name
-        trial = Trial(prepared, folder, options.state / prepared.folder.name / "serving.json")
-        print(prepared.folder.name, flush=True)
-        trial.run((options.part,) if options.part else PARTS, options.rounds)
+    file = RESULTS / "serving.json"
+    results = json.loads(file.read_text()) if file.exists() else {"tasks": {}}
+    for task in () if options.tables else [options.only] if options.only else TASKS:
+        results |= {"setting": SETTING, "tasks": results["tasks"] | {task: measure(task, options)}}
+        results["tasks"] = {name: results["tasks"][name] for name in TASKS if name in results["tasks"]}
+        file.write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "serving.md").write_text(page(results))
+    insert_figures(ROOT / "docs" / "serving.md", results)
+    draw(results, ROOT / "docs" / "burst.png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from serving_client import TAIL, quantile
-from serving_counts import counts_of, difference, in_force, mean_layers, read_metrics, shares
+from serving_counts import counts_of, difference, in_force, mean_layers, read_metrics
 from serving_process import Server
 
 EVERY_S = 0.25
@@ -21,8 +21,8 @@ class Watch:
     """Reads a server's counters now and then, from a thread, as long as it is entered.
 
     Attributes:
-        looks: of each time, `at`: the clock's time, `point`: that in force, and of the rows answered since
-            the look before `layers`: their mean number, `shares`: by point.
+        looks: of each, `at`: the clock's time, `point`: that in force, `layers`: the mean number of those that the rows
+            answered since the look before ran.
     """
 
     def __init__(self, server: Server) -> None:
@@ -46,7 +46,7 @@ class Watch:
             metrics, now = read_metrics(self._server), time.time()
             counts = difference(counts_of(metrics), before)
             before = counts_of(metrics)
-            look = {"at": now, "point": in_force(metrics), "layers": mean_layers(counts), "shares": shares(counts)}
+            look = {"at": now, "point": in_force(metrics), "layers": mean_layers(counts)}
             self.looks.append(look)
 
 
@@ -75,9 +75,9 @@ def claims(run: dict[str, Any], lengths: Sequence[float], target_ms: float) -> d
         target_ms: of the 99th percentile.
 
     Returns:
-        p99_ms: of the burst; kept, of: its seconds whose own 99th percentile is within the target, and all; late: the
-        same of the seconds after it; back_s: seconds from its end until the point without load is in force, None =
-        never; back_share: the share of looks from then on at which it is.
+        p99_ms: of the burst; kept: the number of its seconds whose own 99th percentile is within the target, and of
+        all; kept_after: the same of the seconds after it; back_s: seconds from its end until the point without load is
+        in force, None = never; back_share: the share of looks from then on at which it is.
     """
     start, end = lengths[0], lengths[0] + lengths[1]
     within = {second["start"]: (second["p99_ms"] or math.inf) <= target_ms for second in run["seconds"]}
