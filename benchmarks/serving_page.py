@@ -83,7 +83,7 @@ def _task(figures: dict[str, Any], rates: Sequence[float]) -> list[str]:
     tried = ", ".join(f"`{setting}` {speed:.0f}" for setting, speed in figures["tried"].items())
     head = ["times full depth's rate", "requests a second", "server", "p50", "p99", "layers", "agreement", "accuracy"]
     lines = [
-        f"{figures['texts']} texts. Full depth runs with `{figures['setting']}`; requests a second in the trial: {tried}.",
+        f"{figures['texts']} texts. Full depth runs with `{figures['setting']}`; of {tried} a second.",
         f"The certified point is {figures['fixed']}.",
         "",
         *_head([*head, "points", "cores"]),
