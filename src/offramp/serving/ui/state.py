@@ -75,8 +75,7 @@ def shown_points(service: Service) -> list[Rung]:
     """Return the rungs of a server's ladder, else all points and full depth; the strictest first."""
     if service.adaptive is not None:
         return list(service.adaptive.ladder.rungs)
-    points = {name: point for name, point in service.served.points.items() if name != FULL}
-    return [Rung(FULL, 1.0, 0.0), *ladder_of(points, None, None).rungs]
+    return list(ladder_of(service.served.points, None, None).rungs)
 
 
 def state_of(service: Service, window: Window) -> State:
