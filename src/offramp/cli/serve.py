@@ -154,11 +154,12 @@ def serve(folder: Path, host: str | None, port: int, as_json: bool, **options: A
     )
     limits = Limits(**{name: options[name] for name in LIMITS}, timeout_s=options["timeout"], drain_s=options["drain"])
     keys = tuple(_keys(options["api_keys"], options["api_key_file"]))
+    ladder = _ladder(options)
     listening = listen(host or _host_of(os.environ), port)
     settings = ServerSettings(
         model,
         limits,
-        _ladder(options),
+        ladder,
         url_of(listening),
         keys,
         options["cors_allow_origin"],

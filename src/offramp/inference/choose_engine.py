@@ -89,7 +89,7 @@ def choose_engine(
         InvalidInput: the file with the cost tables cannot be read.
     """
     recorded = measured_with(point)
-    own = _name_of(recorded)
+    own = name_of(recorded)
     if point is not None and point.certificate is not None and own is not None:
         without = fault(folder, own, point, recorded)
         if without is None or not allow_other_engine:
@@ -110,7 +110,7 @@ def _graph_or_torch(
 ) -> Choice:
     """Choose the exported graph that the point was measured with, else one in float32 (or bfloat16), else torch."""
     recorded = measured_with(point)
-    own = _name_of(recorded)
+    own = name_of(recorded)
     graphs = {own: recorded} if own in GRAPHS else {name: f"{name}-float32" for name in ("onnx", "openvino")}
     faults: dict[str, str] = {}
     for graph, name in graphs.items():
@@ -167,7 +167,7 @@ def _measured(
     """Yield the measured engines, the fastest first, each with its milliseconds a sample at a point."""
     times = []
     for table in costs_here(folder):
-        engine = _name_of(table.engine)
+        engine = name_of(table.engine)
         if engine is not None and table.batch_size == batch_size:
             measured = None if point is None else point.measured
             ms = table.ms[-1] if measured is None else table.ms_at(measured.mean_exit)
@@ -175,11 +175,11 @@ def _measured(
     yield from sorted(times, key=lambda time: time[0])
 
 
-def _name_of(recorded: str | None) -> str | None:
-    """Return the name of ENGINES for a recorded name; None where it is unknown."""
+def name_of(recorded: str | None) -> str | None:
+    """Return the name of ENGINES for a recorded name, or for itself; None where it is unknown."""
     if recorded is None:
         return None
-    return next((name for name, begin in RECORDED.items() if recorded.startswith(begin)), None)
+    return next((name for name, begin in RECORDED.items() if recorded == name or recorded.startswith(begin)), None)
 
 
 def fault(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from offramp.data.batching import token_limit
 from offramp.errors import InvalidInput
-from offramp.inference.choose_engine import choose_engine
+from offramp.inference.choose_engine import Choice, choose_engine
 from offramp.inference.load_engine import AUTO, check_name
 from offramp.inference.onnx.first_exit import FirstExit
 from offramp.inference.onnx.metadata import GraphMetadata
@@ -26,6 +26,7 @@ from offramp.serving.depth_budget import DepthBudget
 from offramp.serving.drift_report import DriftReport, proposals_folder
 from offramp.serving.frames import StartFrame
 from offramp.serving.ladder import Ladder, ladder_of
+from offramp.serving.ladder_folder import engine_of, read_rungs, watched_rungs
 from offramp.serving.load_controller import LoadController
 from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue
@@ -35,7 +36,6 @@ from offramp.serving.service import Service
 from offramp.serving.settings import LadderSettings, ModelSettings, ServerSettings
 from offramp.serving.tokens import RequestTokenizer
 from offramp.types.graph_file import GRAPHS, read_metadata
-from offramp.types.ladder_names import LADDER_NAMES
 from offramp.types.model_content import ModelContent
 from offramp.types.operating_point import DEFAULT
 
@@ -62,7 +62,7 @@ async def open_service(settings: ServerSettings, watcher: Watcher) -> Service:
     model, limits = settings.model, settings.limits
     reading = ThreadPoolExecutor(1, "offramp-reader")  # a download may take minutes, in which HTTP answers
     loop = asyncio.get_running_loop()
-    config, tokenizer, start, workers = await loop.run_in_executor(reading, _read, model, limits)
+    config, tokenizer, start, workers = await loop.run_in_executor(reading, _read, model, limits, settings.ladder)
     reading.shutdown(wait=False)
     engine = start.engine
     pool = ProcessPool(start, workers)
@@ -94,25 +94,21 @@ async def open_service(settings: ServerSettings, watcher: Watcher) -> Service:
 
 
 def _read(
-    model: ModelSettings, limits: Limits
+    model: ModelSettings, limits: Limits, ladder: LadderSettings | None
 ) -> tuple[MultiExitConfig | GraphConfig, PreTrainedTokenizerBase | FileTokenizer, StartFrame, int]:
     """Return a model's config and tokenizer, how its processes start, and how many."""
-    point_name = None if model.operating_point == FULL else model.operating_point
     config = load_text_config(model.folder)
-    point = None if point_name is None else load_point(model.folder, point_name)
-    tokenizer = load_text_tokenizer(model.folder, config.backbone)
     check_name(model.engine)
-    engine, threads, workers = model.engine, model.threads, model.workers
-    if engine == AUTO:
-        choice = choose_engine(model.folder, point, threads, workers, 1, model.allow_other_engine)
-        engine, threads, workers = choice.engine, choice.threads, choice.workers
+    name, choice = _point_and_engine(model) if ladder is None else _rung_and_engine(model, ladder)
+    tokenizer = load_text_tokenizer(model.folder, config.backbone)
+    threads, workers = choice.threads, choice.workers
     if workers is None:
-        workers = 1 if engine == "torch" else max(cores() // (threads or 1), 1)
+        workers = 1 if choice.engine == "torch" else max(cores() // (threads or 1), 1)
     start = StartFrame(
         model.folder,
-        engine,
+        choice.engine,
         threads,
-        None if point is None else point_name,
+        name,
         model.allow_other_engine,
         limits.max_batch_tokens,
         limits.max_batch_requests,
@@ -120,24 +116,45 @@ def _read(
     return config, tokenizer, start, workers
 
 
+def _point_and_engine(model: ModelSettings) -> tuple[str | None, Choice]:
+    """Return the name of the point of requests that name none, None = full depth, and the engine that runs it."""
+    name = None if model.operating_point == FULL else model.operating_point
+    point = None if name is None else load_point(model.folder, name)
+    choice = Choice(model.engine, model.threads, model.workers, "asked for")
+    if model.engine == AUTO:
+        choice = choose_engine(model.folder, point, model.threads, model.workers, 1, model.allow_other_engine)
+    return None if point is None else name, choice
+
+
+def _rung_and_engine(model: ModelSettings, options: LadderSettings) -> tuple[str | None, Choice]:
+    """Return the name of the rung without load, None = full depth, and the engine that runs the ladder.
+
+    Raises:
+        InvalidInput: the model has no ladder, no engine runs it, or an option names none of its points.
+    """
+    rungs = read_rungs(model.folder)
+    ladder = ladder_of(rungs, _rest(model), options.floor)
+    name = ladder.names[ladder.rest]
+    return None if name == FULL else name, engine_of(model, rungs)
+
+
+def _rest(model: ModelSettings) -> str | None:
+    """Return the name of the rung without load; None = the strictest."""
+    return None if model.operating_point == DEFAULT else model.operating_point
+
+
 def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings) -> Adaptive:
     """Return what moves a server along its ladder.
 
     Raises:
-        InvalidInput: the model has no ladder that the engine runs, or an option names none of its points.
+        InvalidInput: the ladder's certificates hold for another engine, or the model has too few layers.
     """
     folder = settings.model.folder
-    points = {name: point for name, point in served.points.items() if name in LADDER_NAMES}
-    if len(points) < 2:
-        raise InvalidInput(
-            f"{folder}: no ladder that {served.engine} runs; `offramp calibrate {folder} --data FILE --ladder"
-            f" --confidence 0.95 --engine {served.engine}` saves one"
-        )
+    points = watched_rungs(folder, served.engine, settings.model.allow_other_engine)
     layers = served.layers_read[-1]
     if options.depth_budget is not None and options.depth_budget >= layers:
         raise InvalidInput(f"--depth-budget must be below the model's {layers} layers; got {options.depth_budget:g}")
-    rest = None if settings.model.operating_point == DEFAULT else settings.model.operating_point
-    ladder = ladder_of(points, rest, options.floor)
+    ladder = ladder_of(points, _rest(settings.model), options.floor)
     controller = LoadController(ladder, options.latency_target_ms / 1000)
     audit = _audit(ladder, options.audit_share, folder)
     report = DriftReport(served, folder, None if audit is None else proposals_folder(folder, options.proposals))
