@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 from offramp.serving.adaptive import Adaptive
 from offramp.serving.ladder import Ladder, Rung
@@ -22,6 +23,12 @@ class Silent:
     """Hears alarms, and does nothing."""
 
     def drifted(self, adaptive: Adaptive, rung: int) -> None:
+        """Do nothing."""
+
+    def audited(self, logits: Any, tokens: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
         """Do nothing."""
 
 
