@@ -42,7 +42,9 @@ def test_rows_that_wait_longer_than_the_target_lead_several_rungs_down_within_a_
 def test_a_long_queue_leads_at_once_to_the_rung_at_which_it_takes_half_the_target() -> None:
     assert looks(controller(), 1, 0.0, queue_s=0.12) == [4]  # 120 ms x 0.45 are 54, x 0.35 are 42
     assert looks(controller(), 1, 0.0, queue_s=10.0) == [5]
-    assert looks(controller(floor=2), 1, 0.0, queue_s=10.0) == [2]
+    assert looks(controller(floor=2), 1, 0.0, queue_s=0.12) == [2]
+    one = controller()
+    assert looks(one, 1, 0.0, wait_s=0.11) + looks(one, 1, 0.02, queue_s=10.0) == [1, 5]
     assert looks(controller(1), 1, 0.0, queue_s=0.12) == [5]  # 0.05 / 0.12 of the cost 0.75 are 0.31
 
 
@@ -68,16 +70,16 @@ def test_the_way_back_is_one_rung_a_second_and_only_where_there_is_room() -> Non
 
 def test_a_rung_that_had_to_be_left_is_let_alone_for_4_then_64_seconds_unless_the_load_falls() -> None:
     one, now, pauses = controller(), 0.0, []
-    looks(one, 1, now, demand=0.5)
-    for demand in (0.5, 0.5, 0.2):
+    looks(one, 1, now, demand=0.75)
+    for demand in (0.75, 0.75, 0.35):  # the third one falls to half, as an average over 0.5 s, after 1.4 s
         left = now = now + 0.02
-        looks(one, 1, now, wait_s=0.11, demand=0.5)
+        looks(one, 1, now, wait_s=0.11, demand=0.75)
         while one.rung:
             now += 0.02
             looks(one, 1, now, demand=demand)
         pauses.append(now - left)
         now += 0.1
-    assert pauses == pytest.approx([4, 64, 1], abs=0.05)
+    assert pauses == pytest.approx([4, 64, 1.4], abs=0.05)
 
 
 def settled(server: SimulatedServer) -> int:
