@@ -3,13 +3,13 @@
     python benchmarks/serving_attack.py --data ../shared/data
 
 SST-2 (MiniLM, 6 layers) on the ladder of `serving_ladders.py`: the texts of the half that reports, and the same texts
-after the search of `serving_attack_texts.py`, against the point without load, and against the floor (somebody who knows
-of the budget). `offramp serve` runs at the point without load, then there with `--depth-budget`, then at the floor; load
-is answered by no step (the target is a minute), so that only the budget is. Each kind of text is sent for SETTLE_S, in
-which the budget may act, and counted for SECONDS, over CONNECTIONS connections; then each text once, for the answers.
+after the search of `serving_attack_texts.py`, against the point without load, and against the floor (somebody who
+knows of the budget). `offramp serve` runs at the point without load, then there with `--depth-budget`, then at the
+floor. The target is a minute, so that load leads to no step. Each kind of text is sent for SETTLE_S, in which the
+budget may act, and counted for SECONDS, over CONNECTIONS connections; then each text once, for the answers.
 
-Writes `benchmarks/results/serving_attack.json` and `.md`. Two minutes on two cores, and once `--minutes` for the search;
-exit code 3 = start it again for the rest of the search.
+Writes `benchmarks/results/serving_attack.json` and `.md`. Three minutes on two cores, and once `--minutes` for the
+search; exit code 3 = start it again for the rest of the search.
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ def page(results: Mapping[str, Any]) -> str:
     figures = results["servers"]
     lines = ["# Slowdown attacks through the server", "", as_lines(results["about"]), ""]
     lines += [
-        f"SST-2, MiniLM, {results['depth']} layers, int8, {results['rows']} texts that chose nothing. The ladder is",
-        f"{REST} without load and {FLOOR} as its floor; the budget is {results['budget']:.2f} layers a row. Synonyms are",
-        f"searched that keep the answer and make the row leave later, at {REST}, or at {FLOOR} by somebody who knows where",
-        "the budget leads. *Agreement* is the share of answers equal to full depth's on the same text.",
+        f"SST-2, MiniLM, {results['depth']} layers, int8, {results['rows']} texts that chose nothing. Without load the",
+        f"point is {REST}, the floor is {FLOOR}, the budget {results['budget']:.2f} layers a row. Synonyms are searched",
+        f"that keep the answer and make the row leave later: at {REST}, or at {FLOOR}, by somebody who knows where the",
+        "budget leads. *Agreement* is the share of answers equal to full depth's on the same text.",
         "",
         "| server | texts | layers a row | of those added, won back | requests a second | accuracy | agreement |",
         "|---|---|---|---|---|---|---|",
@@ -134,17 +134,16 @@ def page(results: Mapping[str, Any]) -> str:
     for name, kinds in figures.items():
         for kind, row in kinds.items():
             back = "" if kind == HONEST or name == f"at {REST}" else f"{won_back(figures, name, kind):.0%}"
-            lines.append(
-                f"| {name} | {kind} | {row['mean_layers']:.2f} | {back} | {row['a_second']:.0f} | {row['accuracy']:.1%} |"
-                f" {row['agreement']:.1%} |"
-            )
+            cells = [name, kind, f"{row['mean_layers']:.2f}", back, f"{row['a_second']:.0f}"]
+            cells += [f"{row['accuracy']:.1%}", f"{row['agreement']:.1%}"]
+            lines.append(f"| {' | '.join(cells)} |")
     full = ", ".join(f"{kind} {value:.1%}" for kind, value in results["full_depth_accuracy"].items())
     lines += ["", f"Accuracy at full depth: {full}.", ""]
     lines += [
-        f"What bounds it: the server never goes below its floor, whatever the texts. There the certificate of {FLOOR}",
-        f"allows {results['level']:.0%} of the answers to differ from full depth's, for texts drawn like those that it was",
-        "made on. Slowed texts are not, so for them it says nothing: the agreement above is what was measured. And it",
-        "bounds no depth: texts that are slowed at the floor itself run as many layers there as the table has.",
+        f"What bounds it: no texts lead the server below its floor. The certificate of {FLOOR} allows",
+        f"{results['level']:.0%} of the answers to differ from full depth's, for texts drawn like those that it was",
+        "made on. Slowed texts are not, so for them it claims nothing: the agreement above is what was measured. Nor does",
+        "it bound the depth: texts that are slowed at the floor itself run as many layers there as the table has.",
     ]
     return "\n".join(lines) + "\n"
 
