@@ -123,8 +123,8 @@ def page(results: Mapping[str, Any]) -> str:
     figures = results["servers"]
     lines = ["# Slowdown attacks through the server", "", as_lines(results["about"]), ""]
     lines += [
-        f"SST-2, MiniLM, {results['depth']} layers, int8, {results['rows']} texts that chose nothing. Without load the",
-        f"point is {REST}, the floor is {FLOOR}, the budget {results['budget']:.2f} layers a row. Synonyms are searched",
+        f"SST-2, MiniLM, {results['depth']} layers, int8, {results['rows']} texts that chose nothing. Without load",
+        f"the point is {REST}, the floor is {FLOOR}, the budget {results['budget']:.2f} layers a row. Synonyms are searched",
         f"that keep the answer and make the row leave later: at {REST}, or at {FLOOR}, by somebody who knows where the",
         "budget leads. *Agreement* is the share of answers equal to full depth's on the same text.",
         "",
@@ -142,8 +142,8 @@ def page(results: Mapping[str, Any]) -> str:
     lines += [
         f"What bounds it: no texts lead the server below its floor. The certificate of {FLOOR} allows",
         f"{results['level']:.0%} of the answers to differ from full depth's, for texts drawn like those that it was",
-        "made on. Slowed texts are not, so for them it claims nothing: the agreement above is what was measured. Nor does",
-        "it bound the depth: texts that are slowed at the floor itself run as many layers there as the table has.",
+        "made on. Slowed texts are not, so for them it claims nothing: the agreement above is what was measured. Nor",
+        "does it bound the depth: texts that are slowed at the floor itself run as many layers there as the table has.",
     ]
     return "\n".join(lines) + "\n"
 
