@@ -124,9 +124,9 @@ def page(results: Mapping[str, Any]) -> str:
     lines = ["# Slowdown attacks through the server", "", as_lines(results["about"]), ""]
     lines += [
         f"SST-2, MiniLM, {results['depth']} layers, int8, {results['rows']} texts that chose nothing. Without load",
-        f"the point is {REST}, the floor is {FLOOR}, the budget {results['budget']:.2f} layers a row. Synonyms are searched",
-        f"that keep the answer and make the row leave later: at {REST}, or at {FLOOR}, by somebody who knows where the",
-        "budget leads. *Agreement* is the share of answers equal to full depth's on the same text.",
+        f"the point is {REST}, the floor is {FLOOR}, the budget {results['budget']:.2f} layers a row. Synonyms are",
+        f"searched that keep the answer and make the row leave later: at {REST}, or at {FLOOR}, by somebody who",
+        "knows where the budget leads. *Agreement* is the share of answers equal to full depth's on the same text.",
         "",
         "| server | texts | layers a row | of those added, won back | requests a second | accuracy | agreement |",
         "|---|---|---|---|---|---|---|",
