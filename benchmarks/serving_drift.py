@@ -56,7 +56,7 @@ TASK, OTHER, MOST_TEXTS = "clinc150", "banking77", 4000
 SHARE, QUIET_SHARE, QUIET_RUNS = 0.01, 0.05, 20
 RATE, PIECE_S = 0.9, 10.0
 """The share of what the server answers at its loosest point; how long the client runs before the metrics are read."""
-BEFORE_S, MOST_S, CALM_S = 20.0, 240.0, 30.0
+BEFORE_S, MOST_S, CALM_S = 20.0, 300.0, 20.0
 """Seconds before the change, and after it at most; without another alarm it ends earlier."""
 CHANCES = (0.5, 0.95)
 SIMULATED, SIMULATED_ROWS, SIMULATED_CHANGES = 200, 2000, 100

@@ -17,6 +17,7 @@ from offramp.serving.audit import Audit
 from offramp.serving.drift_report import DriftReport, proposals_folder
 from offramp.serving.ladder import ladder_of
 from offramp.serving.load_controller import LoadController
+from offramp.serving.setup import _audit
 from offramp.types.operating_point import Certificate, OperatingPoint
 from offramp.types.problem_types import SINGLE_LABEL
 from offramp.types.proposal import Proposal, trace_path
@@ -134,3 +135,18 @@ def test_a_folder_that_cannot_be_written_is_a_line_and_the_server_goes_on(
     silent = DriftReport(SERVED, "m", None)
     drifted(silent)
     silent.close()
+
+
+def test_points_without_a_certificate_on_agreement_are_named_once_and_not_watched(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    without = replace(LOOSE, agreement=None)
+    both = ladder_of({"2x": LOOSE, "keep-99": without}, None, None)
+    watch = _audit(both, 0.5, "model")
+    assert watch is not None
+    assert [both.rungs[number].name for number in watch.monitors] == ["2x"]
+    (line,) = caplog.records
+    assert line.getMessage().startswith("drift of keep-99 is not watched: no certificate")
+    assert _audit(both, 0.0, "model") is None
+    assert len(caplog.records) == 1  # nobody has asked for an audit
+    assert _audit(ladder_of({"2x": without}, None, None), 0.5, "model") is None
