@@ -53,6 +53,10 @@ def test_thresholds_that_hold_stay_as_they_are() -> None:
     old = OperatingPoint({"name": "margin"}, (0.5, 0.75))
     point = stricter_point(trace_of(0.01), old, 0.05, 0.05)
     assert point.thresholds == pytest.approx((0.5, 0.75), abs=1e-9)
+    early = replay(trace_of(0.01), as_policy(old.policy), old.thresholds).logits.argmax(dim=-1)
+    assert point.agreement is not None
+    differs = (early != trace_of(0.01).logits[-1].argmax(dim=-1)).double().mean().item()
+    assert point.agreement.observed == pytest.approx(differs)
 
 
 def test_what_cannot_be_moved_or_certified_is_refused() -> None:

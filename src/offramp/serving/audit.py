@@ -30,7 +30,8 @@ from offramp.serving.ladder import Ladder
 
 TIME_SHARE, MOST_CREDIT_S = 0.05, 0.5
 """Of the processes' time, the share that the audit may take, and what it may save up."""
-MOST_WAITING = 256
+MOST_WAITING = 32
+"""Few: a change is noticed as much later as drawn rows have waited."""
 
 
 @final
