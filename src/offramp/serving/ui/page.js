@@ -195,26 +195,44 @@ function reasonParts(exit, beyond, [low, high]) {
 
 function outputsBox(exit, colors) {
   const regression = state?.problem === "regression", several = state?.problem === "multi_label_classification";
-  const box = element("div"), names = element("div", { class: "names" });
-  if (!regression && !several) {
-    const stack = element("div", { class: "stack", "aria-hidden": "true" });
-    for (const [label, value] of exit.outputs) {
-      const part = widthOf(element("span"), value);
-      part.style.background = colors.get(label);
-      stack.append(part);
-    }
-    box.append(stack);
-  }
-  const most = several ? 5 : 3;
+  const draw = regression ? valueLine : several ? labelBars : classStack;
+  const names = element("div", { class: "names" }), most = several ? 5 : 3;
   for (const [label, value] of exit.outputs.slice(0, most)) {
     const name = element("b", {}, `${label} ${regression ? value.toFixed(3) : share(value)}`);
     name.style.setProperty("--of", colors.get(label));
-    if (several) name.style.opacity = 0.35 + 0.65 * value;
     names.append(name, " ");
   }
   const others = exit.others + Math.max(exit.outputs.length - most, 0);
   if (others) names.append(element("span", {}, `${others} ${others === 1 ? "other" : "others"}`));
-  box.append(names);
+  return element("div", {}, draw(exit.outputs, colors), names);
+}
+
+/** Draw classes side by side: their widths are their probabilities. */
+function classStack(outputs, colors) {
+  const parts = outputs.map(([label, value]) => filled(widthOf(element("span"), value), colors.get(label)));
+  return element("div", { class: "stack", "aria-hidden": "true" }, ...parts);
+}
+
+/** Draw a box for each label, filled as far as its probability. */
+function labelBars(outputs, colors) {
+  const boxes = outputs.map(([label, value]) => element("div", {}, filled(widthOf(element("span"), value), colors.get(label))));
+  return element("div", { class: "boxes", "aria-hidden": "true" }, ...boxes);
+}
+
+/** Draw values as dots between the smallest and the largest value of any exit. */
+function valueLine(outputs, colors) {
+  const values = explained.points.flatMap((point) => point.exits).flatMap((exit) => exit.outputs.map(([, value]) => value));
+  const low = Math.min(...values), width = Math.max(...values) - low || 1;
+  const dots = outputs.map(([label, value]) => {
+    const dot = filled(element("span"), colors.get(label));
+    dot.style.left = `${(100 * (value - low)) / width}%`;
+    return dot;
+  });
+  return element("div", { class: "values", "aria-hidden": "true" }, ...dots);
+}
+
+function filled(box, color) {
+  box.style.background = color;
   return box;
 }
 
@@ -290,11 +308,11 @@ function showRows({ layers, rows_s }) {
 }
 
 function showLatency({ p50_ms, p99_ms, recent_p50_ms, recent_p99_ms }) {
-  const top = Math.max(...p99_ms, 1), lines = [[p50_ms, "var(--series-1)"], [p99_ms, "var(--series-2)"]];
+  const most = Math.max(...p99_ms), top = most || 1, lines = [[p50_ms, "var(--series-1)"], [p99_ms, "var(--series-2)"]];
   $("latency-chart").replaceChildren(...lines.map(([values, stroke]) => element("path", { d: lineOf(values, top), stroke })));
   const words = [recent_p50_ms, recent_p99_ms].map((value) => milliseconds(value).join(" "));
   $("latency-chart").setAttribute("aria-label", `Latency over 60 seconds; now the median is ${words[0]}, the 99th percentile ${words[1]}.`);
-  $("latency-scale").textContent = `at most ${milliseconds(top).join(" ")}`;
+  $("latency-scale").textContent = most ? `at most ${milliseconds(most).join(" ")}` : "";
 }
 
 /** Return an SVG path through the seconds that have a value; a gap where one has none. */
