@@ -1,11 +1,17 @@
 """Pictures of the server's page, for the README and the guide.
 
-    python benchmarks/ui_screenshot.py --folder runs/speed/clinc150-0
+    python benchmarks/ui_screenshot.py --folder runs/ui
 
 `offramp serve FOLDER --ladder` (without a ladder in the folder: without the option), with texts of this file at a low
 rate and, for some seconds, at a high one, so that the server steps down and comes back; a Chromium writes a text, and
-moves the slider. Writes `docs/ui.png` (a desk) and `docs/ui_phone.png` (a phone, in the dark). A minute; needs a
-Chromium, and a model of intents for these texts.
+moves the slider. Writes `docs/ui.png` (a desk) and `docs/ui_phone.png` (a phone, in the dark). 80 seconds; needs a
+Chromium, and a model of intents for these texts. In the pictures of the guide that is a copy of `clinc150-0` of
+`serving_ladders.py`, without its points and graphs, and from there all exits are read:
+
+    offramp export runs/ui --int8
+    offramp record runs/ui --data validation.jsonl --engine onnx-int8 -o trace.safetensors
+    offramp calibrate runs/ui --trace trace.safetensors --ladder --confidence 0.95
+    offramp export runs/ui --int8
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from support.browser import Browser, browsing  # noqa: E402
 from support.server import serving  # noqa: E402
 
-TEXT = "could you find out if my flight to rome leaves on time"
+TEXT = "is there anything i must get injected before i see kenya"
 ASKED = (
     *("where did my money go last week", "put forty dollars on my savings", "what do i owe on the visa"),
     *("wake me at a quarter to seven", "how do they say thanks in portuguese", "will it snow in oslo on sunday"),
@@ -40,7 +46,7 @@ ASKED = (
     *("i need a new pin", "turn the lights off in the kitchen", "is my flight on time", "how are you made"),
 )
 ENDINGS = ("", "", " please", " thanks", ", and quickly", " if you can", " for me")
-PHASES = ((60.0, 28.0), (600.0, 10.0), (60.0, 28.0))
+PHASES = ((60.0, 28.0), (400.0, 10.0), (60.0, 28.0))
 """Requests a second, and for how many seconds."""
 
 
@@ -77,7 +83,7 @@ def main() -> None:
     """Write both pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="a model, with its graph and best with a ladder")
-    parser.add_argument("--left", type=int, default=3, help="steps of the slider from the loosest point")
+    parser.add_argument("--left", type=int, default=1, help="steps of the slider from the loosest point")
     parser.add_argument("--docs", type=Path, default=HERE.parent / "docs", help="where the pictures go")
     chosen = parser.parse_args()
     ladder = ("--ladder",) if set(load_points(str(chosen.folder))) & set(LADDER_NAMES) else ()
