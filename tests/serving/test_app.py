@@ -77,9 +77,9 @@ class Process:
     def __init__(self) -> None:
         self.released = asyncio.Event()
         self.released.set()
-        self.batches = 0
+        self.batches = self.rows = 0
 
-    async def run(self, batch: BatchFrame, timeout_s: float) -> AnswersFrame:
+    async def run(self, batch: BatchFrame, timeout_s: float, *_: Any) -> AnswersFrame:
         self.batches += 1
         await self.released.wait()
         lengths = batch.inputs["input_ids"].array().sum(axis=1)

@@ -13,10 +13,11 @@ from msgspec.structs import replace
 from offramp.errors import InvalidInput
 from offramp.serving import pool as pool_module
 from offramp.serving.frames import ReadyFrame, StartFrame
-from offramp.serving.pool import ProcessLost, ProcessPool, WorkerProcess
+from offramp.serving.pool import ProcessPool
+from offramp.serving.worker_process import ProcessLost, WorkerProcess
 
 START = StartFrame("folder", "onnx-int8", 1, "default", False, 100, None)
-READY = ReadyFrame("onnx-int8", (1, 2), ["default"], 32, "digest", 0.5)
+READY = ReadyFrame("onnx-int8", (1, 2), ["default"], 32, 1, "digest", 0.5)
 
 
 class Fake:
@@ -24,9 +25,10 @@ class Fake:
 
     def __init__(self, pid: int, ready: ReadyFrame) -> None:
         self.pid, self.ready, self.closed = pid, ready, False
+        self.rows, self.has_room = 0, True
         self.on_end: Callable[[Any], None] = lambda process: None
 
-    def watch(self, on_end: Callable[[Any], None]) -> None:
+    def watch(self, on_end: Callable[[Any], None], on_room: Callable[[Any], None]) -> None:
         self.on_end = on_end
 
     async def close(self) -> int:

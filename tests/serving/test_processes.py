@@ -390,7 +390,7 @@ FRAMES = [
         (0, 12),
         0.25,
     ),
-    ReadyFrame("onnx-int8", (0, 3), ["default"], 32, "digest", 1.0),
+    ReadyFrame("onnx-int8", (0, 3), ["default"], 32, 1, "digest", 1.0),
     FaultFrame("one line"),
 ]
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
-from offramp.serving.pool import ProcessLost
 from offramp.serving.queue import Queue
 from offramp.serving.request import Options, Request
 from offramp.serving.running import Running
 from offramp.serving.served import Limits, Served
 from offramp.serving.service import Service
 from offramp.serving.tokens import RequestTokenizer
+from offramp.serving.worker_process import ProcessLost
 from offramp.types.operating_point import OperatingPoint
 from support.graphs import gated, lexical
 from support.models import tiny_tokenizer
@@ -55,14 +55,20 @@ class Process:
         self.waiting: list[tuple[BatchFrame, asyncio.Future[AnswersFrame]]] = []
         self.done: list[BatchFrame] = []
         self.killed = False
+        self.rows = 0
+        self.on_part: Any = None
+        self.alone: list[bool] = []
 
-    async def run(self, batch: BatchFrame, timeout_s: float) -> AnswersFrame:
+    async def run(self, batch: BatchFrame, timeout_s: float, on_part: Any = None, alone: bool = False) -> AnswersFrame:
+        self.on_part = on_part
+        self.alone.append(alone)
         answer: asyncio.Future[AnswersFrame] = asyncio.get_running_loop().create_future()
         self.waiting.append((batch, answer))
         return await answer
 
     def answer(self, **changes: Any) -> None:
         batch, future = self.waiting.pop()
+        self.on_part = None
         ids, mask = batch.inputs["input_ids"].array(), batch.inputs["attention_mask"].array()
         logits = np.stack([ids[:, 0], mask.sum(axis=1), 0 * ids[:, 0]], axis=1).astype(np.float32)
         by_exit = ArrayFrame.of(np.tile(logits[:, None], (1, 4, 1))) if batch.by_exit else None

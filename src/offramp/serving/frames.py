@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from offramp.data.padding import Array
+
+if TYPE_CHECKING:
+    from offramp.inference.answer_rows import RowAnswers
 
 
 class ArrayFrame(msgspec.Struct, array_like=True):
@@ -56,11 +60,13 @@ class BatchFrame(msgspec.Struct, tag="batch", array_like=True):
         inputs: (B, T) by name.
         plans: of each row, the name of its operating point ("full" = full depth) and its bound on the depth.
         by_exit: whether the logits of every exit are wanted.
+        number: of the batch, among those of a process.
     """
 
     inputs: dict[str, ArrayFrame]
     plans: list[tuple[str, int | None]]
     by_exit: bool
+    number: int = 0
 
 
 class AnswersFrame(msgspec.Struct, tag="answers", array_like=True):
@@ -74,6 +80,7 @@ class AnswersFrame(msgspec.Struct, tag="answers", array_like=True):
         logits_by_exit: (B, E, C).
         layers: of its exits.
         seconds: that the batch took.
+        number: of the batch.
     """
 
     logits: ArrayFrame
@@ -83,6 +90,33 @@ class AnswersFrame(msgspec.Struct, tag="answers", array_like=True):
     logits_by_exit: ArrayFrame | None
     layers: tuple[int, ...]
     seconds: float
+    number: int = 0
+
+    @classmethod
+    def of(cls, answers: RowAnswers, errors: Mapping[int, str], seconds: float, number: int) -> AnswersFrame:
+        """Return the message of answers."""
+        return cls(
+            ArrayFrame.of(answers.logits),
+            answers.exit_layers.tolist(),
+            answers.failed.tolist(),
+            dict(errors),
+            None if answers.logits_by_exit is None else ArrayFrame.of(answers.logits_by_exit),
+            answers.layers,
+            seconds,
+            number,
+        )
+
+
+class PartFrame(msgspec.Struct, tag="part", array_like=True):
+    """The answers of some rows of a batch, before those of all.
+
+    Attributes:
+        rows: their numbers in the batch.
+        answers: of these rows alone.
+    """
+
+    rows: list[int]
+    answers: AnswersFrame
 
 
 class ReadyFrame(msgspec.Struct, tag="ready", array_like=True):
@@ -93,6 +127,7 @@ class ReadyFrame(msgspec.Struct, tag="ready", array_like=True):
         layers_read: the layers whose exits the engine reads.
         points: names of the operating points that it can run.
         batch_rows: rows of a batch that is worth it.
+        room: a process takes another batch as long as it has fewer rows than this; 1 = one batch after the other.
         digest: of the points and, where a graph runs, of its metadata: processes that answer beside each other agree.
         seconds: that loading and warming up took.
     """
@@ -101,6 +136,7 @@ class ReadyFrame(msgspec.Struct, tag="ready", array_like=True):
     layers_read: tuple[int, ...]
     points: list[str]
     batch_rows: int
+    room: int
     digest: str
     seconds: float
 
@@ -115,7 +151,7 @@ class FaultFrame(msgspec.Struct, tag="fault", array_like=True):
     message: str
 
 
-Frame = StartFrame | BatchFrame | AnswersFrame | ReadyFrame | FaultFrame
+Frame = StartFrame | BatchFrame | AnswersFrame | PartFrame | ReadyFrame | FaultFrame
 LENGTH_BYTES = 4
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Frame)

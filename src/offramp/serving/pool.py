@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import final
 
-import msgspec
 from msgspec.structs import replace
 
 from offramp.errors import InvalidInput, OfframpError
-from offramp.serving.frames import (
-    LENGTH_BYTES,
-    AnswersFrame,
-    BatchFrame,
-    FaultFrame,
-    Frame,
-    ReadyFrame,
-    StartFrame,
-    pack,
-    unpack,
-)
+from offramp.serving.frames import ReadyFrame, StartFrame
+from offramp.serving.worker_process import ProcessLost, WorkerProcess
 
 log = logging.getLogger("offramp.serving")
 
@@ -35,137 +22,6 @@ START_S, START_TIMES = 60.0, 10
 """A process that starts again is ended after so long, or so many times what the first one took: it hangs."""
 
 
-class ProcessLost(OfframpError):
-    """A process ended, or was ended, before it answered."""
-
-
-@final
-class WorkerProcess:
-    """One process; it answers one batch at a time.
-
-    Attributes:
-        ready: what it said when it was ready.
-    """
-
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        ready: ReadyFrame,
-    ) -> None:
-        self.ready = ready
-        self._process, self._reader, self._writer = process, reader, writer
-        self._answer: asyncio.Future[Frame] | None = None  # to the batch that it runs
-        self._listening: asyncio.Task[None] | None = None
-
-    @property
-    def pid(self) -> int:
-        """Return the number of the process."""
-        return self._process.pid
-
-    @classmethod
-    async def launch(cls, start: StartFrame) -> WorkerProcess:
-        """Start a process and wait until it is ready.
-
-        Raises:
-            InvalidInput: it cannot load the model.
-            ProcessLost: it ended before it was ready.
-        """
-        own, other = socket.socketpair()
-        with other:
-            command = [sys.executable, "-m", "offramp.serving.worker", str(other.fileno())]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()])
-        opened: socket.socket | asyncio.StreamWriter = own
-        try:
-            reader, opened = await asyncio.open_connection(sock=own)
-            opened.write(pack(start))
-            first = await _receive(reader)
-            if isinstance(first, FaultFrame):
-                raise InvalidInput(first.message)
-            if not isinstance(first, ReadyFrame):
-                raise ProcessLost(f"a process began with {type(first).__name__}")
-        except BaseException:
-            opened.close()
-            await _ended(process)
-            raise
-        return cls(process, reader, opened, first)
-
-    def watch(self, on_end: Callable[[WorkerProcess], None]) -> None:
-        """Read what the process writes; call back where it ends, or writes what makes no sense, and end it."""
-        self._listening = asyncio.get_running_loop().create_task(self._listen(on_end))
-
-    async def _listen(self, on_end: Callable[[WorkerProcess], None]) -> None:
-        lost = ProcessLost(f"process {self.pid}, which ran the model, has ended")
-        try:
-            while True:
-                frame = await _receive(self._reader)
-                if self._answer is None or not isinstance(frame, AnswersFrame):
-                    lost = ProcessLost(f"process {self.pid} wrote {type(frame).__name__} without being asked")
-                    break
-                if not self._answer.done():  # nobody waits any more
-                    self._answer.set_result(frame)
-                self._answer = None
-        except ProcessLost:
-            pass
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(lost)
-        on_end(self)
-
-    async def run(self, batch: BatchFrame, timeout_s: float) -> AnswersFrame:
-        """Answer a batch.
-
-        Raises:
-            ProcessLost: the process ended, or took longer than that and is ended, or its answer makes no sense.
-        """
-        if self._listening is None or self._listening.done():
-            raise ProcessLost(f"process {self.pid}, which ran the model, has ended")
-        self._answer = asyncio.get_running_loop().create_future()
-        self._writer.write(pack(batch))
-        try:
-            answers = await asyncio.wait_for(self._answer, timeout_s)
-        except (asyncio.TimeoutError, TimeoutError):
-            self.kill()
-            raise ProcessLost(f"process {self.pid} took longer than {timeout_s:g} s for a batch") from None
-        assert isinstance(answers, AnswersFrame)
-        if not len(batch.plans) == len(answers.exit_layers) == answers.logits.shape[0]:
-            self.kill()
-            raise ProcessLost(f"process {self.pid} answered {len(answers.exit_layers)} rows of {len(batch.plans)}")
-        return answers
-
-    def kill(self) -> None:
-        """End the process; the callback of `watch` follows."""
-        self._process.kill()
-
-    async def close(self) -> int:
-        """End the process at once, which has nothing to lose; return its exit status."""
-        if self._listening is not None:
-            self._listening.cancel()
-        self._writer.close()
-        return await _ended(self._process)
-
-
-async def _ended(process: subprocess.Popen[bytes]) -> int:
-    """End a process; return its exit status."""
-    process.kill()
-    return await asyncio.to_thread(process.wait)
-
-
-async def _receive(reader: asyncio.StreamReader) -> Frame:
-    """Return the next message.
-
-    Raises:
-        ProcessLost: the other end closed, or wrote what is no message.
-    """
-    try:
-        length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
-        return unpack(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError) as error:
-        raise ProcessLost(f"a process that runs the model has ended ({type(error).__name__})") from None
-    except msgspec.DecodeError as error:
-        raise ProcessLost(f"a process that runs the model wrote no message ({error})") from None
-
-
 @final
 class ProcessPool:
     """A number of processes, each started again where it ends.
@@ -174,8 +30,8 @@ class ProcessPool:
         size: how many there should be.
         restarts: how many were started again so far.
         ready: what the first one said.
-        idle: those without a batch.
-        on_idle: is called where one of them has no batch any more.
+        idle: those that take a batch, the one with the fewest rows last.
+        on_idle: is called where one of them takes a batch again.
     """
 
     def __init__(self, start: StartFrame, size: int) -> None:
@@ -224,14 +80,16 @@ class ProcessPool:
             await process.close()
             raise
         self._all.add(process)
-        process.watch(self._lost)
+        process.watch(self._lost, self.give_back)
         self.give_back(process)
         return process
 
     def give_back(self, process: WorkerProcess) -> None:
-        """Take back a process that has answered its batch."""
-        if process in self._all:
-            self.idle.append(process)
+        """Take back a process that has room for another batch, if it has."""
+        if process in self._all and process.has_room:
+            if process not in self.idle:
+                self.idle.append(process)
+            self.idle.sort(key=lambda one: -one.rows)
             self.on_idle()
 
     def _lost(self, process: WorkerProcess) -> None:

@@ -23,12 +23,14 @@ from offramp.inference.onnx.first_exit import FirstExit
 from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import AuditRow
 from offramp.serving.batches import BatchRow, audit_frames, frame_of, results_of, row_result
-from offramp.serving.pool import ProcessLost, ProcessPool, WorkerProcess
+from offramp.serving.frames import AnswersFrame
+from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue, WaitingRow
 from offramp.serving.request import Refusal, Request, RowResult, characters_of
 from offramp.serving.running import Running, Watcher, ending, too_late
 from offramp.serving.served import FULL, Served
 from offramp.serving.tokens import RequestTokenizer
+from offramp.serving.worker_process import ProcessLost, WorkerProcess
 from offramp.types.operating_point import OperatingPoint
 
 log = logging.getLogger("offramp.serving")
@@ -211,8 +213,12 @@ class Service:
         now = self._clock()
         self._refuse_rows(self.queue.expired(now), too_late())
         self._dispatch_audit(now)
-        for batch in self.queue.next_batches(len(self.pool.idle)):
-            self._start_task(self._run(self.pool.idle.pop(), batch))
+        batches = self.queue.next_batches(len(self.pool.idle))
+        while batches:
+            if batches[0][0].alone and self.pool.idle[-1].rows:  # it waits until a process has no other rows
+                self.queue.add([row for batch in batches for row in batch])
+                break
+            self._start_task(self._run(self.pool.idle.pop(), batches.pop(0)))
 
     def _draw_audit(self, rows: Sequence[Tokens]) -> bool:
         """Draw rows that have come for the audit; return whether there are any."""
@@ -268,9 +274,18 @@ class Service:
         for row in rows:
             row.running.dequeued = now
         points = self._points_of(batch, now)
+
+        def set_results(numbers: Sequence[int], answers: AnswersFrame) -> None:
+            some = [rows[number] for number in numbers]
+            results = results_of(some, [points[number] for number in numbers], answers)
+            for row, result in zip(some, results, strict=True):
+                self._set(row.running, row.number, result)
+
         try:
-            frame = frame_of(rows, points, self.served)
-            answers = await process.run(frame, self.served.limits.timeout_s)
+            frame, timeout_s = frame_of(rows, points, self.served), self.served.limits.timeout_s
+            answers = await process.run(
+                frame, timeout_s, lambda part: set_results(part.rows, part.answers), batch[0].alone
+            )
         except ProcessLost:
             self._retry(batch)
         except Exception:  # neither the rows nor the process may be lost; what the process does now is not known
@@ -283,8 +298,7 @@ class Service:
             self._watcher.batch_done(len(rows), tokens, answers.seconds)
             if self.adaptive is not None:
                 self.adaptive.batch_done(points, tokens, answers.seconds)
-            for row, result in zip(rows, results_of(rows, points, answers), strict=True):
-                self._set(row.running, row.number, result)
+            set_results(range(len(rows)), answers)
 
     def _points_of(self, batch: Sequence[WaitingRow], now: float) -> list[str]:
         """Return the names of the points at which the rows of a batch go to a process."""
@@ -331,7 +345,8 @@ class Service:
         self._look_soon()
 
     def _retry(self, batch: list[WaitingRow]) -> None:
-        again = [replace(row, alone=True) for row in batch if not row.alone and row.content.running in self._running]
+        waiting = [row for row in batch if row.content.running.results[row.content.number] is None]
+        again = [replace(row, alone=True) for row in waiting if not row.alone and row.content.running in self._running]
         self._watcher.rows_retried(len(again))
         self._refuse_rows(
             [row for row in batch if row.alone],

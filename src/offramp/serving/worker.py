@@ -14,7 +14,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from select import select
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
@@ -31,7 +32,6 @@ from offramp.model.points import load_point, load_points
 from offramp.serving.frames import (
     LENGTH_BYTES,
     AnswersFrame,
-    ArrayFrame,
     BatchFrame,
     FaultFrame,
     Frame,
@@ -43,7 +43,14 @@ from offramp.serving.frames import (
 from offramp.serving.served import FULL
 from offramp.types.operating_point import OperatingPoint
 
+if TYPE_CHECKING:
+    from offramp.serving.stages import Stages
+
 WARM_UP_ROWS, WARM_UP_TOKENS = (1, 32), (8, 32)
+
+ROOM = 4
+"""Rows of a process that runs stage by stage, from which on it takes no more: others wait better where they can be
+cancelled, and with more the latency was the same."""
 
 
 @final
@@ -97,6 +104,18 @@ class Worker:
                 plans = [self.plan(point or FULL, None)] * rows
                 answer_rows(self.engine, dict.fromkeys(names, ids), plans)
 
+    def stages(self) -> Stages | None:
+        """Return what runs the rows of a model in torch stage by stage; None = another engine, with a call a batch."""
+        if isinstance(self.engine, GraphEngine):
+            return None
+        from offramp.inference.torch_engine import TorchEngine
+
+        if not isinstance(self.engine, TorchEngine):
+            return None
+        from offramp.serving.stages import Stages
+
+        return Stages(self.engine, self.plan)
+
     def answer(self, batch: BatchFrame) -> AnswersFrame:
         """Answer a batch; where the engine fails, each half of it, down to the rows at fault."""
         begin = time.perf_counter()
@@ -112,7 +131,7 @@ class Worker:
                 raise ValueError(str(error)) from error
 
         parts, errors = in_parts(run, range(len(plans)))
-        return _to_frame(parts, errors, len(plans), self.engine.config.num_labels, begin)
+        return _to_frame(parts, errors, batch, self.engine.config.num_labels, begin)
 
 
 def _part(rows: Sequence[int]) -> slice:
@@ -121,9 +140,14 @@ def _part(rows: Sequence[int]) -> slice:
 
 
 def _to_frame(
-    parts: Sequence[tuple[Sequence[int], RowAnswers]], errors: Mapping[int, str], rows: int, outputs: int, begin: float
+    parts: Sequence[tuple[Sequence[int], RowAnswers]],
+    errors: Mapping[int, str],
+    batch: BatchFrame,
+    outputs: int,
+    begin: float,
 ) -> AnswersFrame:
     """Join the answers of parts of a batch."""
+    rows = len(batch.plans)
     logits = np.full((rows, outputs), np.nan, np.float32)
     exit_layers, failed = np.full(rows, -1), np.zeros(rows, bool)
     by_exit: Array | None = None
@@ -135,15 +159,8 @@ def _to_frame(
             layers = answers.layers
             by_exit = np.full((rows, len(layers), outputs), np.nan, np.float32) if by_exit is None else by_exit
             by_exit[part] = answers.logits_by_exit
-    return AnswersFrame(
-        ArrayFrame.of(logits),
-        exit_layers.tolist(),
-        failed.tolist(),
-        dict(errors),
-        None if by_exit is None else ArrayFrame.of(by_exit),
-        layers,
-        time.perf_counter() - begin,
-    )
+    answers = RowAnswers(logits, exit_layers, failed, by_exit, layers)
+    return AnswersFrame.of(answers, errors, time.perf_counter() - begin, batch.number)
 
 
 def _receive(connection: socket.socket) -> Frame | None:
@@ -173,6 +190,7 @@ def serve(connection: socket.socket) -> None:
     try:
         worker = Worker.load(start)
         worker.warm_up(start.point)
+        stages = worker.stages()
     except OfframpError as error:
         connection.sendall(pack(FaultFrame(one_line(error))))
         return
@@ -185,13 +203,21 @@ def serve(connection: socket.socket) -> None:
         tuple(leave_layers(worker.engine)),
         list(worker.points),
         rows,
+        1 if stages is None else ROOM,
         worker.digest,
         time.perf_counter() - begin,
     )
     connection.sendall(pack(ready))
-    while (batch := _receive(connection)) is not None:
-        if isinstance(batch, BatchFrame):
-            connection.sendall(pack(worker.answer(batch)))
+    take = (lambda batch: [worker.answer(batch)]) if stages is None else stages.add
+    while True:
+        if stages is not None and stages.busy and not select([connection], [], [], 0)[0]:
+            frames: Sequence[Frame] = stages.run()
+        elif (batch := _receive(connection)) is None:
+            return
+        else:
+            frames = take(batch) if isinstance(batch, BatchFrame) else []
+        for frame in frames:
+            connection.sendall(pack(frame))
 
 
 def main() -> None:
