@@ -15,7 +15,7 @@ import pytest
 
 from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import Audit
-from offramp.serving.frames import ArrayFrame
+from offramp.serving.frames import AnswersFrame, ArrayFrame, PartFrame
 from offramp.serving.ladder import Ladder, Rung
 from offramp.serving.load_controller import LoadController
 from offramp.serving.request import Options, Refusal, Request, TokenIds
@@ -126,6 +126,53 @@ def test_rows_of_a_process_that_ended_go_once_more_each_alone() -> None:
         assert bench.batch_sizes() == []
         assert kinds(together) == ["unavailable", None]
         assert together.rows()[1].logits[0] == 6
+
+    run(story())
+
+
+def test_rows_that_leave_first_are_answered_first_and_go_to_no_second_process() -> None:
+    async def story() -> None:
+        bench = Bench()
+        process = bench.process
+        first, second = await bench.start(ids(7)), await bench.start(ids(8), ids(9, 9))
+        process.answer()
+        await settle()  # the first row went alone
+        ((batch, _),) = process.waiting
+        assert batch.inputs["input_ids"].array().tolist() == [[9, 9], [8, 0]]
+        logits = ArrayFrame.of(np.array([[9.0, 2.0, 0.0]], np.float32))
+        process.on_part(PartFrame([0], AnswersFrame(logits, [2], [False], {}, None, LAYERS, 0.0)))
+        assert [None if row is None else row.exit_layer for row in second.results] == [None, 2]
+        assert bench.service.rows == 1
+        process.end()
+        bench.pool.give_back(process)
+        await settle()
+        ((batch, _),) = process.waiting
+        assert batch.inputs["input_ids"].array().tolist() == [[8]]
+        assert bench.counts.retried == 1
+        process.answer()
+        await second.finished
+        assert first.finished.done()
+        assert [row.exit_layer for row in second.rows()] == [4, 2]
+
+    run(story())
+
+
+def test_a_row_that_goes_alone_waits_for_a_process_without_other_rows() -> None:
+    async def story() -> None:
+        bench = Bench()
+        process = bench.process
+        await bench.start(ids(7))
+        process.end()
+        process.rows = 1  # of a batch that it still has
+        await settle()
+        bench.pool.give_back(process)
+        await bench.start(ids(8))
+        assert (process.waiting, len(bench.service.queue)) == ([], 2)
+        process.rows = 0
+        bench.pool.idle.remove(process)
+        bench.pool.give_back(process)
+        await settle()
+        assert (bench.batch_sizes(), process.alone) == ([1], [False, True])
 
     run(story())
 
