@@ -166,6 +166,7 @@ def test_a_row_that_goes_alone_waits_for_a_process_without_other_rows() -> None:
         process.rows = 1  # of a batch that it still has
         await settle()
         bench.pool.give_back(process)
+        bench.now += 1
         await bench.start(ids(8))
         assert (process.waiting, len(bench.service.queue)) == ([], 2)
         process.rows = 0
