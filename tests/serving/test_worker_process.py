@@ -101,7 +101,7 @@ def test_batches_run_beside_each_other_and_rows_that_leave_make_room() -> None:
 @pytest.mark.parametrize("fault", ["end", "unknown batch", "unasked part", "other message", "time"])
 def test_with_a_process_all_its_batches_are_lost(fault: str) -> None:
     async def story(other: Other) -> None:
-        limits = (0.05, 5) if fault == "time" else (5, 5)
+        limits = (0.05, 50) if fault == "time" else (50, 50)
         tasks = [asyncio.create_task(other.process.run(batch(2), limit)) for limit in limits]
         await other.read()
         if fault == "end":
