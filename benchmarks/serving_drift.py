@@ -6,9 +6,9 @@
 The folder of `serving_ladders.py` for CLINC150, a server with its ladder, and a client in a process of its own
 (`serving_client.py`: Poisson arrivals). The rate is RATE times what the server answers of the new texts at its loosest
 point, so it is full with them. First it gets texts of CLINC150 that chose no threshold, then those of Banking77, until
-no point is closed any more. What each text's answers are at each point and at full depth comes from a recorded trace of
-the same engine: so the rate at which answers differ is known, and with it the rows that theory allows until it is
-noticed (`offramp.serving.drift_monitor.rows_to_notice`), and the agreement of each answer of the server.
+the points that do not hold any more are closed, and on. The answers of each text at each point and at full depth come
+from a recorded trace of the same engine: so the rate at which answers differ is known, with it the rows that theory
+allows until it is noticed (`offramp.serving.drift_monitor.rows_to_notice`), and the agreement of the server's answers.
 
 Without a change QUIET_RUNS servers run, each with other texts of the half that reports, until as many rows are audited
 as the first alarm took after the change; there the audit's share is QUIET_SHARE, or they would take half an hour. The
@@ -56,8 +56,8 @@ TASK, OTHER, MOST_TEXTS = "clinc150", "banking77", 4000
 SHARE, QUIET_SHARE, QUIET_RUNS = 0.01, 0.05, 20
 RATE, PIECE_S = 0.9, 10.0
 """The share of what the server answers at its loosest point; how long the client runs before the metrics are read."""
-BEFORE_S, MOST_S, CALM_S = 20.0, 300.0, 20.0
-"""Seconds before the change, and after it at most; without another alarm it ends earlier."""
+BEFORE_S, MOST_S, AFTER_S = 20.0, 360.0, 20.0
+"""Seconds before the change, after it at most, and once the points that do not hold any more are closed."""
 CHANCES = (0.5, 0.95)
 SIMULATED, SIMULATED_ROWS, SIMULATED_CHANGES = 200, 2000, 100
 SERVER = ("--workers", "2", "--threads", "1", "--ladder", "--latency-target-ms", "50")
@@ -155,6 +155,12 @@ class Trial:
         ]
         return self.known(texts[:MOST_TEXTS])
 
+    @property
+    def broken(self) -> list[str]:
+        """Return the points whose answers differ so often after the change that it can be noticed."""
+        share = DELTA / len(self.levels)
+        return [name for name, level in self.levels.items() if rows_to_notice(level, share, self.other.rate(name))]
+
     @contextmanager
     def serving(self, *options: str) -> Iterator[Server]:
         """Run a server that has answered a few texts."""
@@ -180,7 +186,7 @@ class Trial:
             while len(pieces) * PIECE_S < BEFORE_S:
                 pieces.append(piece(server, self.usual, rate, len(pieces)))
             before = len(pieces)
-            while not _is_over(pieces, before):
+            while not _is_over(pieces[before:], self.broken):
                 pieces.append(piece(server, self.other, rate, len(pieces)))
                 print(f"  {pieces[-1]}", flush=True)
         proposals = [Proposal.load(path) for path in sorted(folder.glob("*.json"))]
@@ -272,12 +278,14 @@ def piece(server: Server, known: Known, rate: float, seed: int) -> dict[str, Any
     }
 
 
-def _is_over(pieces: Sequence[Mapping[str, Any]], before: int) -> bool:
-    """Return whether there was an alarm and none since CALM_S, or it takes too long."""
-    after, calm = pieces[before:], int(CALM_S / PIECE_S)
-    if len(after) * PIECE_S >= MOST_S:
-        return True
-    return len(after) > calm and any(after[-1]["alarms"].values()) and after[-1]["alarms"] == after[-calm - 1]["alarms"]
+def _is_over(after: Sequence[Mapping[str, Any]], broken: Sequence[str]) -> bool:
+    """Return whether the strictest of the points that do not hold any more was closed AFTER_S ago, or it takes long.
+
+    A point that is closed closes the looser ones, which then have no alarm of their own.
+    """
+    last = int(AFTER_S / PIECE_S)
+    closed = len(after) > last and after[-last - 1]["alarms"][broken[0]] > 0
+    return closed or len(after) * PIECE_S >= MOST_S
 
 
 def main() -> None:

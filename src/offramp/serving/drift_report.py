@@ -114,17 +114,10 @@ class DriftReport:
             strict,
             point.agreement,
             Evidence(monitor.rows, monitor.losses, monitor.bound, monitor.delta),
-            self._by_layer(point),
-            self._by_layer(served.points.get(strict)),
+            _by_layer(served, point),
+            _by_layer(served, served.points.get(strict)),
             f"offramp calibrate {shlex.quote(self._model)} --from-audit PROPOSAL",
         )
-
-    def _by_layer(self, point: OperatingPoint | None) -> dict[int, float]:
-        """Return a point's thresholds by layer number; None = full depth."""
-        layers = self._served.config.layers
-        if point is None:
-            return dict.fromkeys(layers[:-1], float("inf"))
-        return dict(zip(point.layers_read(layers)[:-1], point.thresholds, strict=True))
 
     # --- in the thread that writes ---------------------------------------------------------------------------------
 
@@ -178,6 +171,29 @@ def _free_path(folder: Path, proposal: Proposal) -> Path:
         number += 1
         path = folder / f"{stem}-{number}.json"
     return path
+
+
+def _by_layer(served: Served, point: OperatingPoint | None) -> dict[int, float]:
+    """Return a point's thresholds by layer number; None = full depth."""
+    layers = served.config.layers
+    if point is None:
+        return dict.fromkeys(layers[:-1], float("inf"))
+    return dict(zip(point.layers_read(layers)[:-1], point.thresholds, strict=True))
+
+
+def name_undecided(folder: Path, served: Served) -> None:
+    """Log the proposals of earlier servers whose points are as they were: this one begins with them again."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            proposal = Proposal.load(path)
+        except InvalidInput as error:
+            log.warning("drift: %s", one_line(error))
+            continue
+        point = served.points.get(proposal.operating_point)
+        if point is not None and served.digest == proposal.weights and _by_layer(served, point) == proposal.old:
+            log.warning(
+                "drift: the point %s is used again, though %s proposes another one", proposal.operating_point, path
+            )
 
 
 def proposals_folder(model: str, option: str | None) -> Path | None:
