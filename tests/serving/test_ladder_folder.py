@@ -52,6 +52,7 @@ OTHER = (
         ("entropy", ("--engine", "torch"), OTHER),
         ("entropy", ("--floor", "2x"), "--floor '2x' is no point of the ladder; it has: full, keep-99, 4x"),
         ("entropy", ("--operating-point", "4x", "--floor", "keep-99"), "'keep-99' is stricter than the point without"),
+        ("entropy", ("--depth-budget", "4"), "--depth-budget must be below the model's 4 layers; got 4"),
         ("margin", (), "onnx-int8 does not run the ladder: the graph runs the policy entropy, the operating point is"),
     ],
 )
@@ -87,7 +88,7 @@ def test_a_folder_without_a_ladder_ends_the_command(folder: Path) -> None:
     assert only.endswith(f" error {folder} {NO_LADDER.format(folder)}")
 
 
-@pytest.mark.parametrize("option", ["--floor=4x", "--latency-target-ms=5", "--audit-share=0.1"])
+@pytest.mark.parametrize("option", ["--floor=4x", "--latency-target-ms=5", "--audit-share=0.1", "--depth-budget=3"])
 def test_options_of_the_ladder_need_it(option: str, folder: Path) -> None:
     done = offramp("serve", folder, "--port", "0", option)
     assert (done.exit_code, done.output.splitlines()[-1]) == (2, f"Error: {option.split('=')[0]} goes with --ladder")

@@ -99,6 +99,9 @@ def _read(
     """Return a model's config and tokenizer, how its processes start, and how many."""
     config = load_text_config(model.folder)
     check_name(model.engine)
+    budget, layers = None if ladder is None else ladder.depth_budget, config.layers[-1]
+    if budget is not None and budget >= layers:
+        raise InvalidInput(f"--depth-budget must be below the model's {layers} layers; got {budget:g}")
     name, choice = _point_and_engine(model) if ladder is None else _rung_and_engine(model, ladder)
     tokenizer = load_text_tokenizer(model.folder, config.backbone)
     threads, workers = choice.threads, choice.workers
@@ -147,13 +150,10 @@ def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings)
     """Return what moves a server along its ladder.
 
     Raises:
-        InvalidInput: the ladder's certificates hold for another engine, or the model has too few layers.
+        InvalidInput: the ladder's certificates hold for another engine.
     """
     folder = settings.model.folder
     points = watched_rungs(folder, served.engine, settings.model.allow_other_engine)
-    layers = served.layers_read[-1]
-    if options.depth_budget is not None and options.depth_budget >= layers:
-        raise InvalidInput(f"--depth-budget must be below the model's {layers} layers; got {options.depth_budget:g}")
     ladder = ladder_of(points, _rest(settings.model), options.floor)
     controller = LoadController(ladder, options.latency_target_ms / 1000)
     audit = _audit(ladder, options.audit_share, folder)
