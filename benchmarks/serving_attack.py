@@ -5,8 +5,9 @@
 SST-2 (MiniLM, 6 layers) on the ladder of `serving_ladders.py`: the texts of the half that reports, and the same texts
 after the search of `serving_attack_texts.py`, against the point without load, and against the floor (somebody who
 knows of the budget). `offramp serve` runs at the point without load, then there with `--depth-budget`, then at the
-floor. The target is a minute, so that load leads to no step. Each kind of text is sent for SETTLE_S, in which the
-budget may act, and counted for SECONDS, over CONNECTIONS connections; then each text once, for the answers.
+floor. The target is a minute, so that load leads to no step. Of each kind of text SETTLE_ROWS are sent, at which the
+budget may act, then as many as are answered in SECONDS, over CONNECTIONS connections; then each text once, for the
+answers.
 
 Writes `benchmarks/results/serving_attack.json` and `.md`. Three minutes on two cores, and once `--minutes` for the
 search; exit code 3 = start it again for the rest of the search.
@@ -28,6 +29,7 @@ from lexical_models import Cell
 from machine import as_lines, provenance
 from offramp.model.hub import load_config
 from offramp.model.points import load_points
+from offramp.serving.depth_budget import WINDOW
 from serving_attack_texts import Victim, slowed
 from serving_cost import ask
 from serving_process import Server, running
@@ -35,7 +37,7 @@ from speed_models import Prepared
 
 RESULTS = Path(__file__).parent / "results"
 TASK, REST, FLOOR = "sst2", "2x", "4x"
-CONNECTIONS, SETTLE_S, SECONDS = 16, 10.0, 5.0
+CONNECTIONS, SETTLE_ROWS, SECONDS = 16, 2.5 * WINDOW, 5.0
 ABOVE = 0.05
 """The budget is the mean depth of the point without load on the rows that chose it, and this share of all layers."""
 HONEST, SLOWED, SLOWED_FLOOR = "honest", f"slowed at {REST}", f"slowed at {FLOOR}"
@@ -73,8 +75,9 @@ def measure(server: Server, texts: Sequence[str], right: Sequence[str], full: Se
         full: the full model's answer to each.
     """
     bodies = [json.dumps({"inputs": text}) for text in texts]
-    ask(server, bodies, {"mode": "closed", "seconds": SETTLE_S})
-    before = layers_so_far(server)
+    end = layers_so_far(server)[1] + SETTLE_ROWS
+    while (before := layers_so_far(server))[1] < end:
+        ask(server, bodies, {"mode": "closed", "seconds": 1.0})
     report = ask(server, bodies, {"mode": "closed", "seconds": SECONDS})
     after = layers_so_far(server)
     rows = ask(
@@ -137,8 +140,14 @@ def page(results: Mapping[str, Any]) -> str:
             cells = [name, kind, f"{row['mean_layers']:.2f}", back, f"{row['a_second']:.0f}"]
             cells += [f"{row['accuracy']:.1%}", f"{row['agreement']:.1%}"]
             lines.append(f"| {' | '.join(cells)} |")
+    rest = {kind: row["mean_layers"] for kind, row in figures[f"at {REST}"].items()}
+    least = (results["budget"] - rest[HONEST]) / (rest[SLOWED] - rest[HONEST])
     full = ", ".join(f"{kind} {value:.1%}" for kind, value in results["full_depth_accuracy"].items())
     lines += ["", f"Accuracy at full depth: {full}.", ""]
+    lines += [
+        f"The budget acts where more than {least:.0%} of the texts are slowed; fewer add layers unnoticed.",
+        "",
+    ]
     lines += [
         f"What bounds it: no texts lead the server below its floor. The certificate of {FLOOR} allows",
         f"{results['level']:.0%} of the answers to differ from full depth's, for texts drawn like those that it was",
