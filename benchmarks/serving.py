@@ -8,7 +8,7 @@ The folders of `serving_ladders.py`; the texts are those of the half that report
 request, over loopback, from a client in a process of its own (`serving_client.py`: Poisson arrivals, times count from
 when a request was due). Three servers of one engine take turns: the one that moves along its ladder, full depth in the
 setting of FULL_SETTINGS that answers the most, and the loosest certified point of the ladder. Part "rates": the highest
-rate of each within each bound of BOUNDS_MS, then RATES times that of full depth. Part "burst": BASE times the rate of
+rate of each within one and two targets, then RATES times that of full depth. Part "burst": BASE times the rate of
 full depth, three times as many for five seconds, and the same as before for fifteen. Points and layers of answers come
 from the counters of `/metrics`, so no request asks for more than it would; accuracy and agreement are those of the
 answers. Results lie under `--state`, and a run goes on where it was stopped; remove a task's file there to measure it
@@ -44,12 +44,14 @@ from speed_models import INT8, Prepared
 
 TASKS = ("clinc150", "sst2", "mpnet-clinc150", "mpnet-sst2")
 PARTS = ("rates", "burst")
-BOUNDS_MS, TARGET_MS = (50, 100), 50
-"""Of the 99th percentile; that of the server with a ladder."""
+TARGETS_MS = {False: 50, True: 100}
+"""Of the 99th percentile, by whether the encoder is deep: a text takes MPNet-base five times as long at full depth."""
+BOUNDS = (1, 2)
+"""Times the target, within which rates are searched."""
 ROUNDS, STEPS, SECONDS, LEAD_S = 3, 3, 4.0, 0.5
 """Of the search: rounds, steps of each, seconds of a step that count, and those before them."""
 RATES = (0.25, 0.5, 1.0, 2.0, 3.0)
-"""Times the highest rate of full depth within the last bound."""
+"""Times the highest rate of full depth within the target."""
 BASE, TIMES, BURST_S = 0.5, 3.0, (5.0, 5.0, 15.0)
 """The base rate, as a share of the same; the burst's, as a multiple of that; seconds before, in and after the burst."""
 FULL_SETTINGS = ("--workers 2 --threads 1", "--workers 1 --threads 2")
@@ -59,8 +61,6 @@ SETTING = {
     "rates": RATES,
     "times": TIMES,
     "burst_s": BURST_S,
-    "target_ms": TARGET_MS,
-    "bounds_ms": BOUNDS_MS,
 }
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -105,6 +105,16 @@ class Trial:
         self.state_file.write_text(json.dumps(self.state, indent=1))
 
     @property
+    def target_ms(self) -> int:
+        """Return the target of the server with a ladder."""
+        return TARGETS_MS[self.prepared.is_deep]
+
+    @property
+    def bounds_ms(self) -> tuple[int, ...]:
+        """Return the bounds within which rates are searched."""
+        return tuple(times * self.target_ms for times in BOUNDS)
+
+    @property
     def fixed(self) -> str:
         """Return the name of the loosest point with a certificate."""
         return [rung.name for rung in self.ladder.rungs if rung.level][-1]
@@ -135,7 +145,7 @@ class Trial:
     def all_servers(self) -> Iterator[dict[str, Server]]:
         """Run the three servers; those that nobody asks take no time."""
         options = {
-            LADDER: f"--ladder --latency-target-ms {TARGET_MS}",
+            LADDER: f"--ladder --latency-target-ms {self.target_ms}",
             FULL: f"--operating-point full {self.state['setting']}",
             FIXED: f"--operating-point {self.fixed}",
         }
@@ -151,7 +161,7 @@ class Trial:
                 if len(runs) > number:
                     continue
                 most = runs[0]["saturated"] if runs else self.texts.saturated(server)["a_second"]
-                search = RateSearch.start(BOUNDS_MS, most, runs[-1]["limits"] if runs else None)
+                search = RateSearch.start(self.bounds_ms, most, runs[-1]["limits"] if runs else None)
                 steps = []
                 for step in range(STEPS):
                     report = self.step(server, search.rate, 100 * number + step)
@@ -168,7 +178,7 @@ class Trial:
             "phases": [[rate, LEAD_S + SECONDS]],
             "lead_s": LEAD_S,
             "seed": seed,
-            "late_s": math.inf if keep else max(BOUNDS_MS) / 1000,
+            "late_s": math.inf if keep else max(self.bounds_ms) / 1000,
             "keep": keep,
         }
         report = {"rate": rate, **self.texts.ask(server, plan)}
@@ -176,9 +186,9 @@ class Trial:
         return report
 
     def full_rate(self) -> float:
-        """Return the highest rate of full depth within the last bound, median over the rounds; else the least tried."""
+        """Return the highest rate of full depth within the target, median over the rounds; else the least tried."""
         runs = self.state["rounds"][FULL]
-        limit = median(run["limits"][str(BOUNDS_MS[-1])] for run in runs)
+        limit = median(run["limits"][str(self.target_ms)] for run in runs)
         return limit or min(step["rate"] for run in runs for step in run["steps"])
 
     def ask_rates(self, servers: Mapping[str, Server]) -> None:
@@ -229,7 +239,7 @@ class Trial:
                 "looks": [{**look, "at": look["at"] - began} for look in watch.looks],
                 "rest": watch.looks[0]["point"],
             }
-            self.state["burst"][name] = {**run, "claims": claims(run, BURST_S, TARGET_MS)}
+            self.state["burst"][name] = {**run, "claims": claims(run, BURST_S, self.target_ms)}
             self.save()
             print(f"  burst, {name}: {self.state['burst'][name]['claims']}", flush=True)
 
@@ -246,7 +256,8 @@ class Trial:
     def figures(self) -> dict[str, Any]:
         """Return what is measured, without the answers."""
         kept = {name: value for name, value in self.state.items() if name != "full_answers"}
-        return {"texts": len(self.texts.rows), "ladder": self.ladder.names, "fixed": self.fixed, **kept}
+        about = {"texts": len(self.texts.rows), "target_ms": self.target_ms, "ladder": self.ladder.names}
+        return {**about, "fixed": self.fixed, **kept}
 
 
 def measure(task: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Running:
         results: of each row; None = not yet.
         finished: set when every row has a result.
         begin, tokenized, dequeued, answered: seconds of the clock; `dequeued` = when the last row went to a process.
-        due: when its answer is wanted.
+        due: when its rows are, somewhat before its answer is wanted.
         tokens: of all rows.
     """
 

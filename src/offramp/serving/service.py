@@ -24,6 +24,7 @@ from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import AuditRow
 from offramp.serving.batches import BatchRow, audit_frames, frame_of, results_of, row_result
 from offramp.serving.frames import AnswersFrame
+from offramp.serving.load_controller import AIM
 from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue, WaitingRow
 from offramp.serving.request import Refusal, Request, RowResult, characters_of
@@ -92,7 +93,7 @@ class Service:
             Refusal: the server is full, or ends, or the request asks for what this model does not have.
         """
         point = self.served.point_name(request.options)
-        budget_s = self.served.budget_s(request.options)
+        due_s = AIM * self.served.budget_s(request.options)
         adapts = self.adaptive is not None and request.options.operating_point is None
         if self.adaptive is not None and adapts:
             point = self.adaptive.point
@@ -108,7 +109,7 @@ class Service:
         loop = asyncio.get_running_loop()
         now = self._clock()
         running = Running(
-            request, point, [None] * count, loop.create_future(), now, now + budget_s, missing=count, adapts=adapts
+            request, point, [None] * count, loop.create_future(), now, now + due_s, missing=count, adapts=adapts
         )
         self.rows += count
         self._running[running] = None

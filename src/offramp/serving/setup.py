@@ -27,7 +27,7 @@ from offramp.serving.drift_report import DriftReport, name_undecided, proposals_
 from offramp.serving.frames import StartFrame
 from offramp.serving.ladder import Ladder, ladder_of
 from offramp.serving.ladder_folder import engine_of, read_rungs, watched_rungs
-from offramp.serving.load_controller import LoadController
+from offramp.serving.load_controller import AIM, LoadController
 from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue
 from offramp.serving.running import Watcher
@@ -155,7 +155,7 @@ def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings)
     folder = settings.model.folder
     points = watched_rungs(folder, served.engine, settings.model.allow_other_engine)
     ladder = ladder_of(points, _rest(settings.model), options.floor)
-    controller = LoadController(ladder, options.latency_target_ms / 1000)
+    controller = LoadController(ladder, AIM * options.latency_target_ms / 1000)
     audit = _audit(ladder, options.audit_share, folder)
     proposals = None if audit is None else proposals_folder(folder, options.proposals)
     if proposals is not None:
