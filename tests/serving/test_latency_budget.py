@@ -35,12 +35,12 @@ def ids(*numbers: int) -> TokenIds:
 
 
 def adaptive_bench(first: Any = None) -> Bench:
-    """Return a service on a ladder of two rungs, whose batches have taken 30 ms a token at full depth."""
+    """Return a service on a ladder of two rungs, whose batches have taken 20 ms a token at full depth."""
     bench = Bench(first=first)
     audit = Audit(LADDER, 0.0, 0.05, Random(0))
     adaptive = Adaptive(LADDER, LoadController(LADDER, 0.05), audit, Silent(), "single_label_classification")
     for _ in range(10):
-        adaptive.times.add([0], 1, 0.03)
+        adaptive.times.add([0], 1, 0.02)
     bench.service.adaptive = adaptive
     return bench
 
@@ -85,7 +85,7 @@ def test_a_row_with_too_little_time_left_goes_at_a_looser_point_and_one_with_muc
         waits = await bench.start(ids(6), latency_budget_ms=5000)
         hurried = await bench.start(ids(7), latency_budget_ms=100)
         named = await bench.start(ids(8), operating_point="full", latency_budget_ms=1)
-        bench.now += 0.09  # 10 ms are left to one; the batch of three takes 90 ms, or 45
+        bench.now += 0.05  # 0.6 x 100 - 50 ms are left to one; the batch of three takes 60 ms, or 30
         for _ in range(2):
             bench.process.answer()
             await settle()
@@ -174,3 +174,13 @@ def ask(url: str, body: dict[str, Any]) -> tuple[int, str]:
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def test_rows_are_due_somewhat_before_the_answer_is_wanted() -> None:
+    async def story() -> None:
+        bench = Bench()
+        some = [await bench.start(ids(5)), await bench.start(ids(5), latency_budget_ms=200)]
+        assert [running.due - running.begin for running in some] == pytest.approx([0.6 * 0.05, 0.6 * 0.2])
+        await bench.service.close()
+
+    run(story())
