@@ -16,9 +16,9 @@ STAKES = (1.5, 2, 4, 8, 16, 32, 64)
 
 def capital(history: Any, rate: float) -> float:
     """Sum the capital over each row at which betting begins and each stake, one product each."""
-    total = 1 / math.log2(len(history) + 2)  # has not begun
+    total = (len(history) + 1) ** -0.2  # has not begun
     for begin in range(len(history)):
-        weight = 1 / math.log2(begin + 2) - 1 / math.log2(begin + 3)
+        weight = (begin + 1) ** -0.2 - (begin + 2) ** -0.2
         for times in STAKES:
             other = times * rate / (1 - rate + times * rate)
             factors = [other / rate if loss else (1 - other) / (1 - rate) for loss in history[begin:]]
@@ -31,10 +31,10 @@ def first_alarms(losses: Any, level: float, delta: float) -> Any:
     others = np.array([times * level / (1 - level + times * level) for times in STAKES])
     parts, first = np.zeros((len(losses), len(STAKES))), np.full(len(losses), losses.shape[1])
     for row in range(losses.shape[1]):
-        begins = 1 / math.log2(row + 2) - 1 / math.log2(row + 3)
+        begins = (row + 1) ** -0.2 - (row + 2) ** -0.2
         factors = np.where(losses[:, row, None], others / level, (1 - others) / (1 - level))
         parts = np.minimum((parts + begins / len(STAKES)) * factors, 1e100)
-        passed = parts.sum(axis=1) + 1 / math.log2(row + 3) >= 1 / delta
+        passed = parts.sum(axis=1) + (row + 2) ** -0.2 >= 1 / delta
         first = np.where(passed & (first > row), row + 1, first)
     return first
 
@@ -87,7 +87,7 @@ def test_theory_by_hand() -> None:
     alarms = [monitor.add(True) for _ in range(rows)]
     assert alarms[-1]
     grown = 0.64 / (1 - 0.01 + 0.64) / 0.01  # at the lowest rates it grows faster
-    begins = (1 - 1 / math.log2(3)) / 7
+    begins = (1 - 2**-0.2) / 7
     assert begins * grown**rows >= 20 > begins * grown ** (rows - 1)
 
 
