@@ -22,10 +22,8 @@ def page(state: Mapping[str, Any], seconds: float, about: dict[str, object]) -> 
     change, quiet, simulated = state["change"], state["quiet"], state["simulated"]
     lines = [
         *("# Drift", "", as_lines(about), ""),
-        f"CLINC150, then Banking77, {change['rate']:.0f} requests a second, audit of {change['share']:.0%} of the rows;"
-        " "
-        f"{change['rows_before']} rows were audited before the change. Theory and simulation: with a chance of 50 % and"
-        " 95 %.",
+        f"CLINC150, then Banking77, {change['rate']:.0f} requests a second, audit of {change['share']:.0%} of the rows,"
+        f" {change['rows_before']} of them before the change. Theory and simulation: with a chance of 50 % and 95 %.",
         "",
         "| point | certified: differ at most | differ before | after | rows until the alarm | theory | simulated |",
         "|---|---|---|---|---|---|---|",
@@ -39,16 +37,22 @@ def page(state: Mapping[str, Any], seconds: float, about: dict[str, object]) -> 
         )
     lines += [
         "",
-        "| | seconds | answered | refused | agreement with full depth | in force at the end |",
-        "|" + "---|" * 6,
+        "| | seconds | requests | answered | refused | agreement with full depth | in force at the end |",
+        "|" + "---|" * 7,
     ]
     for name, pieces in phases(change):
         count = max(sum(one["answered"] for one in pieces), 1)
         agreement = sum(one["answered"] * one["agreement"] for one in pieces) / count
-        point, refused = pieces[-1]["point"] if pieces else "", sum(one["refused"] for one in pieces)
-        lines.append(f"| {name} | {len(pieces) * seconds:.0f} | {count} | {refused} | {agreement:.4f} | {point} |")
+        sent, refused = (sum(one[key] for one in pieces) for key in ("requests", "refused"))
+        point = pieces[-1]["point"] if pieces else ""
+        lines.append(
+            f"| {name} | {len(pieces) * seconds:.0f} | {sent} | {count} | {refused} | {agreement:.4f} | {point} |"
+        )
     false = sum(any(run["alarms"].values()) for run in quiet)
     lines += [
+        "",
+        "What is neither answered nor refused had not come a second after its run of requests: more layers take more"
+        " time than there is.",
         "",
         f"Without a change {false} of {len(quiet)} servers had an alarm (audit of {state['quiet_share']:.0%};"
         f" {min((run['audited'] for run in quiet), default=0)} audited rows each, at least), and"
