@@ -83,8 +83,8 @@ class Adaptive:
     def point_for(self, left_s: float, tokens: int) -> str:
         """Return the name of the point for a row that is due in `left_s`, in a batch of so many tokens.
 
-        The strictest one at which the batch takes no longer, from the rung in force on; where there is none, the
-        loosest.
+        It is the strictest one, from that in force on, at which the batch is expected to end in time, and the loosest
+        where there is none.
         """
         rung, loosest = self.rung, self._loosest
         while rung < loosest and MARGIN * self.times.seconds(rung, tokens) > left_s:
@@ -94,7 +94,7 @@ class Adaptive:
     def point_of(self, row: WaitingRow, tokens: int, now: float) -> str:
         """Return the name of the point for a row that goes to a process now, in a batch of so many tokens."""
         point = self.point_for(row.due - now, tokens)
-        if row.due - row.since >= self.controller.target_s:  # others ask for more than the operator does
+        if row.due >= row.since + self.controller.target_s:  # others ask for more than the operator does
             self._rows += 1
             self._late_rows += point != self.point
         return point

@@ -94,11 +94,10 @@ class LoadController:
     def look(self, load: Load) -> int:
         """Return the rung for a load."""
         weight = 1 - math.exp(-(load.now - self._looked) / SMOOTH_S)
-        self._demand += weight * (load.demand - self._demand)
         self._looked = load.now
-        longest_s = max(load.wait_s, load.queue_s)
+        self._demand += weight * (load.demand - self._demand)
         self._late += weight * (load.late - self._late)
-        limit_s = STEP_SHARE * self.target_s
+        longest_s, limit_s = max(load.wait_s, load.queue_s), STEP_SHARE * self.target_s
         if self._late > LATE_SHARE or longest_s > self.target_s:
             self._calm_since = load.now
             if self.rung < self._floor and (load.queue_s > self.target_s or load.now - self._changed >= STEP_S):
