@@ -17,6 +17,7 @@ from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import Audit
 from offramp.serving.ladder import Ladder, Rung
 from offramp.serving.load_controller import LoadController
+from offramp.serving.queue import Queue, WaitingRow
 from offramp.serving.request import Options, Refusal, TokenIds
 from offramp.serving.running import Running
 from offramp.serving.served import FULL
@@ -94,6 +95,18 @@ def test_a_row_with_too_little_time_left_goes_at_a_looser_point_and_one_with_muc
         await bench.service.close()
 
     run(story())
+
+
+@pytest.mark.parametrize(("budget_s", "rung"), [(0.05, 1), (0.2, 1), (0.049, 0)])
+def test_late_rows_lead_the_server_down_unless_they_ask_for_more_than_its_target(budget_s: float, rung: int) -> None:
+    adaptive = adaptive_bench().service.adaptive
+    assert adaptive is not None
+    for number in range(50):
+        since = 86_400.1 + 0.37 * number
+        row = WaitingRow(number, 8, since, since + budget_s, since + 5.0, None)
+        assert adaptive.point_of(row, 8, row.due) == "default"
+    adaptive.look(Queue(8, 1000), 1, 86_500.0)
+    assert adaptive.rung == rung
 
 
 def test_drift_that_has_closed_a_point_bounds_budgets_too() -> None:
