@@ -246,7 +246,7 @@ def test_the_process_that_explains_is_started_again(fault: str, monkeypatch: pyt
         logits = np.zeros((4, 3), np.float32)
         first = int(await explainer.explain([0, 1, 2, 4], logits, 5))
         if fault == "idle":
-            await asyncio.wait_for(asyncio.to_thread(started[0].wait), 5)
+            await asyncio.to_thread(started[0].wait, 5)
         else:
             assert int(await explainer.explain([0, 1, 2, 4], logits, 5)) == first
             with pytest.raises(Refusal, match="the process that explains exits has ended"):
