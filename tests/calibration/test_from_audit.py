@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from offramp.calibration.from_audit import stricter_point
-from offramp.errors import CannotReach
+from offramp.errors import CannotReach, NotApplicable
 from offramp.policies.registry import as_policy
 from offramp.policies.replay import replay
 from offramp.types.operating_point import OperatingPoint
@@ -65,6 +65,8 @@ def test_what_cannot_be_moved_or_certified_is_refused() -> None:
         stricter_point(trace_of(0.1, 30), old, 0.05, 0.05)
     with pytest.raises(CannotReach, match="the thresholds differ by exit"):
         stricter_point(trace_of(0.1), OperatingPoint({"name": "patience"}, (1.0, 2.0)), 0.05, 0.05)
+    with pytest.raises(NotApplicable, match="certainty needs a learned gate"):
+        stricter_point(trace_of(0.1), OperatingPoint({"name": "certainty"}, (0.1, 0.2)), 0.05, 0.05)
 
 
 def test_several_labels_are_compared_at_the_thresholds_of_the_point() -> None:

@@ -43,6 +43,7 @@ def stricter_point(trace: Trace, point: OperatingPoint, level: float, delta: flo
 
     Raises:
         CannotReach: the rows do not suffice for any early exit, or the thresholds cannot be moved together.
+        NotApplicable: the policy reads a gate's certainty, and the trace has none.
         InvalidInput: the trace does not have the exits; rows without a finite answer.
     """
     trace = trace.select(point.layers_read(trace.layer_numbers))

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from offramp.cli.points import add_points, saved_points
-from offramp.errors import CannotReach, InvalidInput
+from offramp.errors import CannotReach, InvalidInput, NotApplicable
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.types.operating_point import OperatingPoint, threshold_words
 from offramp.types.proposal import Proposal, trace_path
@@ -49,7 +49,7 @@ def save_proposed(folder: Path, file: Path, name: str | None, as_json: bool) -> 
         )
     try:
         point, reason = _certified(folder, trace_path(file), proposal, drifted)
-    except CannotReach as error:
+    except (CannotReach, NotApplicable) as error:
         point, reason = _proposed(layers, proposal, points, drifted), f"the proposal's new thresholds: {error}"
     add_points(folder, {name or proposal.operating_point: point})
     _print(as_json, name or proposal.operating_point, point, reason)
@@ -60,6 +60,7 @@ def _certified(folder: Path, path: Path, proposal: Proposal, drifted: OperatingP
 
     Raises:
         CannotReach: there are none, or too few.
+        NotApplicable: the point reads what a trace of a server does not have.
     """
     if not path.exists():
         raise CannotReach(f"there is no {path.name} of rows audited since the alarm")
