@@ -303,7 +303,8 @@ def main() -> None:
     trial.quiet(options.quiet_runs)
     trial.simulate()
     about = provenance()
-    result = {"about": about, "task": TASK, "other": OTHER, "quiet_share": QUIET_SHARE, **trial.state}
+    result = {"about": about, "task": TASK, "other": OTHER, "levels": trial.levels, "quiet_share": QUIET_SHARE}
+    result |= trial.state
     (RESULTS / "serving_drift.json").write_text(json.dumps(result, indent=1) + "\n")
     text = page(result, PIECE_S, about)
     (RESULTS / "serving_drift.md").write_text(text)

@@ -37,17 +37,16 @@ def page(state: Mapping[str, Any], seconds: float, about: dict[str, object]) -> 
         )
     lines += [
         "",
-        "| | seconds | requests | answered | refused | agreement with full depth | in force at the end |",
-        "|" + "---|" * 7,
+        "| | seconds | requests | answered | refused | agreement with full depth | in force at the end | certified |",
+        "|" + "---|" * 8,
     ]
     for name, pieces in phases(change):
         count = max(sum(one["answered"] for one in pieces), 1)
         agreement = sum(one["answered"] * one["agreement"] for one in pieces) / count
         sent, refused = (sum(one[key] for one in pieces) for key in ("requests", "refused"))
         point = pieces[-1]["point"] if pieces else ""
-        lines.append(
-            f"| {name} | {len(pieces) * seconds:.0f} | {sent} | {count} | {refused} | {agreement:.4f} | {point} |"
-        )
+        cells = [name, f"{len(pieces) * seconds:.0f}", sent, count, refused, f"{agreement:.4f}", point]
+        lines.append(f"| {' | '.join(map(str, cells))} | {1 - state['levels'].get(point, 0):.3f} |")
     false = sum(any(run["alarms"].values()) for run in quiet)
     lines += [
         "",
