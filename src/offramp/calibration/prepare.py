@@ -197,7 +197,7 @@ def prepare_policy(
     elif needs_half:
         what = name if name in FITTED else "temperatures" if temperature else "thresholds for each exit"
         report = [_report(what, len(fit_half), len(choose_half)) + (f" ({refusal})" if refusal else "")]
-    report += [*_label_report(chosen, len(fit_half)), *filter(None, [exits.reason])]
+    report += [*label_report(chosen, len(fit_half)), *filter(None, [exits.reason])]
     return PreparedPolicy(fitted(fit_half), choose_half, confidence, "\n".join(report), chosen, exits)
 
 
@@ -237,11 +237,11 @@ def _prepare_default(
         default, rows = fit_default_policy(trace.select(exits.layers))
     fit_rows = len(trace) - len(rows)
     report = [_report(name, fit_rows, len(rows))] if fit_rows else []
-    report += [*_label_report(chosen, len(trace)), *filter(None, [exits.reason])]
+    report += [*label_report(chosen, len(trace)), *filter(None, [exits.reason])]
     return PreparedPolicy(default, rows, None, "\n".join(report), chosen, exits)
 
 
-def _label_report(chosen: LabelThresholds | None, rows: int) -> list[str]:
+def label_report(chosen: LabelThresholds | None, rows: int) -> list[str]:
     """Return a line on the label thresholds; none where there are none."""
     if chosen is None:
         return []

@@ -27,8 +27,15 @@ from offramp.cli.options import (
     scored_options,
     silence_transformers,
 )
-from offramp.cli.points import add_ladder, add_points, print_scores, refuse_other_weights
-from offramp.errors import InvalidInput
+from offramp.cli.points import (
+    add_ladder,
+    add_points,
+    print_certificates,
+    print_scores,
+    refuse_other_weights,
+    saved_points,
+    warn_if_not_exported,
+)
 from offramp.policies.registry import FITTED
 from offramp.types.exit_names import exit_time
 from offramp.types.graph_file import GRAPHS
@@ -38,7 +45,6 @@ if TYPE_CHECKING:
     from offramp.data.examples import Examples
     from offramp.data.rows import Text
     from offramp.types.cost_table import CostTable
-    from offramp.types.operating_point import OperatingPoint
 
 TARGETS = ("max_drop", "speedup", "agreement", "latency_ms")
 BATCH_SIZE = "Time the exits in batches of so many rows, and read those that pay.  [default: 1 with --latency-ms]"
@@ -101,7 +107,10 @@ def calibrate(
 
     --ladder saves the points full, keep-99.5, keep-99, keep-98 (percent of the full model's score), 2x and 4x
     (cheaper), from slow to fast, without those that are no faster than another. With --confidence all keep-... points
-    hold at once.
+    hold at once. All points but full get a second certificate: how often they answer otherwise than the full model.
+    `offramp serve --ladder` watches it; these hold at once too, with the same confidence, or 0.95 without it. They take
+    rows that fitted and chose nothing else. Without options for the policy, policy and exits are those of the point
+    "default", so that one exported graph runs both.
 
     Without options for the policy and without --confidence, classes get a threshold for each exit (--per-exit), and a
     regression gets the policy consistency. The policies consistency and gain, and temperatures, are fitted on a random
@@ -147,6 +156,7 @@ def calibrate(
         raise click.UsageError(f"--temperature and {other} both change what a probability means; choose one")
     metric = _metric(label_thresholds and confidence is None, options["metric"])
     silence_transformers()
+    from offramp.calibration.ladder_policy import prepare_ladder
     from offramp.calibration.prepare import prepare_policy
     from offramp.calibration.saved_lines import read_saved_lines
     from offramp.types.operating_point import Target
@@ -164,7 +174,11 @@ def calibrate(
         parameters["name"] = policy
     if hold_back is not None:
         parameters["offsets"] = _parse_offsets(folder, hold_back)
-    prepared = prepare_policy(
+    prepared = None
+    if ladder and cost is None and not (parameters or temperature or per_exit):
+        default, lines = saved_points(folder).get(DEFAULT), read_saved_lines(folder)
+        prepared = prepare_ladder(trace, default, lines, confidence=confidence, label_thresholds=label_thresholds)
+    prepared = prepared or prepare_policy(
         trace,
         parameters,
         temperature=temperature,
@@ -189,10 +203,10 @@ def calibrate(
         add_points(folder, points)
     # 3) the report
     if options["data"] is not None and options["engine"] in GRAPHS:
-        _warn_if_not_exported(folder, options["engine"], next(iter(points.values())))
+        warn_if_not_exported(folder, options["engine"], next(iter(points.values())))
     print_scores(as_json, prepared.rows, points, metric, cost, class_names(folder))
     if not as_json:
-        _print_certificates(points, confidence)
+        print_certificates(points, confidence)
 
 
 def _targets(ladder: bool, confidence: float | None, name: str | None, options: Mapping[str, Any]) -> dict[str, float]:
@@ -254,27 +268,6 @@ def _measure_costs(folder: Path, data: Examples | list[Text], options: Mapping[s
             "what reading an exit takes is not known for this engine: all exits behind a layer are read", err=True
         )
     return cost
-
-
-def _warn_if_not_exported(folder: Path, engine: str, point: OperatingPoint) -> None:
-    """Print a line where the graph does not run the policy of a new point."""
-    from offramp.inference.load_engine import load_engine
-
-    try:
-        load_engine(folder, engine).check(point)
-    except InvalidInput as error:
-        click.echo(f"{engine} cannot run it yet: {error}", err=True)
-
-
-def _print_certificates(points: Mapping[str, OperatingPoint], confidence: float | None) -> None:
-    """Print the certificates, with the points' names where there are several points."""
-    from offramp.types.operating_point import confidence_text
-
-    lines = {name: point.certificate.describe() for name, point in points.items() if point.certificate is not None}
-    for name, line in lines.items():
-        click.echo(f"\n{line}" if len(points) == 1 else f"\n{name}: {line}")
-    if len(lines) > 1 and confidence is not None:
-        click.echo(f"\nall of these at once with {confidence_text(1 - confidence)} confidence")
 
 
 def _parse_offsets(folder: Path, text: str) -> tuple[float, ...]:

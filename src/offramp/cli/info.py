@@ -125,8 +125,8 @@ def _outdated_certificates(content: ModelContent, points: Examined) -> list[str]
     outdated = []
     for name, (point, reason) in points.items():
         tied = point.fingerprint is not None and point.fingerprint.content is not None
-        weights = point.certificate.weights if point.certificate is not None else None
-        if point.certificate is not None and (reason or (not tied and weights not in (None, content.file_digest))):
+        certificate = point.certificate or point.agreement
+        if certificate and (reason or (not tied and certificate.weights not in (None, content.file_digest))):
             outdated.append(name)
     return outdated
 
@@ -137,7 +137,9 @@ def _points_data(points: Examined, outdated: list[str]) -> dict[str, Any]:
         if reason is not None:
             data[name]["stale"] = f"chosen for {reason}"
     for name in outdated:
-        data[name]["certificate"]["void"] = "the weights changed"
+        for kind in ("certificate", "agreement"):
+            if data[name].get(kind):
+                data[name][kind]["void"] = "the weights changed"
     return data
 
 

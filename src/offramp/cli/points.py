@@ -158,3 +158,31 @@ def print_scores(
         click.echo(json.dumps({**scores_data(trace, points, metric, cost), "notes": notes}))
     else:
         click.echo(scores_text(trace, points, metric, cost))
+
+
+def warn_if_not_exported(folder: Path, engine: str, point: OperatingPoint) -> None:
+    """Print a line where the graph does not run the policy of a new point."""
+    from offramp.inference.load_engine import load_engine
+
+    try:
+        load_engine(folder, engine).check(point)
+    except InvalidInput as error:
+        click.echo(f"{engine} cannot run it yet: {error}", err=True)
+
+
+def print_certificates(points: Mapping[str, OperatingPoint], confidence: float | None) -> None:
+    """Print the certificates, with the points' names where there are several points."""
+    from offramp.types.operating_point import confidence_text
+
+    lines = {name: point.certificate.describe() for name, point in points.items() if point.certificate is not None}
+    for name, line in lines.items():
+        click.echo(f"\n{line}" if len(points) == 1 else f"\n{name}: {line}")
+    if len(lines) > 1 and confidence is not None:
+        click.echo(f"\nall of these at once with {confidence_text(1 - confidence)} confidence")
+    bounds = {name: point.agreement for name, point in points.items() if point.agreement is not None}
+    for number, (name, bound) in enumerate(bounds.items()):
+        click.echo(f"{name}: {bound.describe()}" if number else f"\n{name}: {bound.describe()}")
+    if bounds:
+        apart = ", apart from those above" if lines else ""
+        text = confidence_text(next(iter(bounds.values())).delta or 0)
+        click.echo(f"all of these at once with {text} confidence{apart}; `offramp serve --ladder` watches them")

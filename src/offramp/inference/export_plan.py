@@ -26,6 +26,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.model.points import load_points
 from offramp.policies.base import Policy
 from offramp.policies.registry import as_policy, default_unfitted_policy, policy_to_dict
+from offramp.types.ladder_names import LADDER_NAMES
 from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.outputs import predictions
 from offramp.types.problem_types import REGRESSION
@@ -67,7 +68,8 @@ class ExportPlan:
 
         Args:
             folder: what `save_pretrained` wrote.
-            policy: the one to run; None = that of the operating point "default", else the default policy.
+            policy: the one to run; None = that of the operating point "default", else of a ladder, else the default
+                policy.
             policies: others.
 
         Raises:
@@ -146,7 +148,8 @@ def _distinct_policies(
     """Return the policies that a file holds with the layers whose exits they read, each once; it runs the first one."""
     default = default_unfitted_policy(model.config.problem_type)
     of_points = {name: (point.policy, point.layers_read(model.layers)) for name, point in points.items()}
-    first = of_points.get(DEFAULT, (default, layers)) if policy is None else (policy, layers)
+    runs = next((of_points[name] for name in (DEFAULT, *LADDER_NAMES) if name in of_points), (default, layers))
+    first = runs if policy is None else (policy, layers)
     others = [(like, layers) for like in (default, *policies)]
     by_key: dict[str, PolicyAtExits] = {}
     for like, read in (first, *of_points.values(), *others):

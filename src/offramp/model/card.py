@@ -171,6 +171,7 @@ def _table(points: Mapping[str, OperatingPoint], layers: Sequence[int]) -> str:
     skipping = {name: exits for name, exits in read.items() if exits is not None and exits != tuple(layers)}
     facts = [f"- {name}: reads the exits at layers {layers_text(exits)} alone" for name, exits in skipping.items()]
     facts += [f"- {name}: {point.certificate.describe()}" for name, point in points.items() if point.certificate]
+    facts += [f"- {name}: {point.agreement.describe()}" for name, point in points.items() if point.agreement]
     for name, point in points.items():
         if point.label_thresholds:
             facts.append(f"- {name}: {label_thresholds_text(point.label_thresholds)} ({LABEL_NOTE})")

@@ -215,6 +215,8 @@ def point_text(point: OperatingPoint, layers: Sequence[int] | None = None) -> st
         lines += _measured_lines(point.measured)
     if point.certificate is not None:
         lines.append(f"  {point.certificate.describe()}")
+    if point.agreement is not None:
+        lines.append(f"  {point.agreement.describe()}")
     return "\n".join(lines)
 
 

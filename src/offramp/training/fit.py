@@ -30,7 +30,7 @@ from offramp.training.lexical import fit_lexical
 from offramp.training.objectives.base import Objective
 from offramp.training.trainer import ExitTrainer
 from offramp.types.model_content import ModelContent
-from offramp.types.operating_point import DEFAULT, OperatingPoint
+from offramp.types.operating_point import DEFAULT, Certificate, OperatingPoint
 from offramp.types.problem_types import REGRESSION
 from offramp.types.whole_file import alone_in, give_name, unfinished_folder
 
@@ -211,13 +211,16 @@ def fit_lexical_alone(
 def _name_weights(folder: Path, points: Mapping[str, OperatingPoint]) -> None:
     """Let the certificates of kept points name the weights of the new file: those that they are of are the same."""
     digest = ModelContent(folder).file_digest
-    named = {
-        name: replace(point, certificate=replace(point.certificate, weights=digest))
+
+    def named(certificate: Certificate | None) -> Certificate | None:
+        return certificate and replace(certificate, weights=certificate.weights and digest)
+
+    renamed = {
+        name: replace(point, certificate=named(point.certificate), agreement=named(point.agreement))
         for name, point in points.items()
-        if point.certificate is not None and point.certificate.weights is not None
     }
-    if named:
-        save_points({**points, **named}, folder)
+    if renamed != points:
+        save_points(renamed, folder)
 
 
 def _log_refit(model: MultiExitModel) -> None:

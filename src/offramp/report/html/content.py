@@ -28,7 +28,7 @@ from offramp.report.html.exits import ExitRow, exit_rows
 from offramp.report.html.lexical import lexical_fact
 from offramp.report.html.verdict import Decision, PointAssessment, certificate_text, decide
 from offramp.types.cost_table import CostTable
-from offramp.types.operating_point import DEFAULT, Measured, OperatingPoint, Target, rows_text
+from offramp.types.operating_point import DEFAULT, Certificate, Measured, OperatingPoint, Target, rows_text
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace, labels_of, trace_digest
 
@@ -170,7 +170,7 @@ def _assess(
         best_alternative=best_alternative(comparison, point.policy["name"], compared),
         loss=point_loss_interval(trace, point, metric),
         in_sample=name is None or _is_in_sample(trace, point),
-        certificate_mismatch=_certificate_mismatch(trace, point),
+        certificate_mismatch=_certificate_mismatch(trace, point.certificate),
         counted=int((labels_of(trace) == 1).sum()) if is_of_one_class(trace, metric) else None,
         lexical=lexical_fact(trace, point, metric),
     )
@@ -225,17 +225,15 @@ def _is_in_sample(trace: Trace, point: OperatingPoint) -> bool:
 
 
 def _certificates(trace: Trace, points: Mapping[str, OperatingPoint]) -> dict[str, str]:
-    """Return the certificates in words, by point."""
-    certified = {name: point for name, point in points.items() if point.certificate}
-    return {
-        name: certificate_text(point.certificate, _certificate_mismatch(trace, point))
-        for name, point in certified.items()
-    }
+    """Return the certificates in words, by point; those on agreement beside another one by "POINT, agreement"."""
+    quality = {name: point.certificate for name, point in points.items()}
+    agreement = {f"{name}, agreement": point.agreement for name, point in points.items()}
+    certified = {name: certificate for name, certificate in (quality | agreement).items() if certificate}
+    return {name: certificate_text(one, _certificate_mismatch(trace, one)) for name, one in certified.items()}
 
 
-def _certificate_mismatch(trace: Trace, point: OperatingPoint) -> str:
-    """Return what a point's certificate is of instead of the trace's weights and engine; "" where it applies."""
-    certificate = point.certificate
+def _certificate_mismatch(trace: Trace, certificate: Certificate | None) -> str:
+    """Return what a certificate is of instead of the trace's weights and engine; "" where it applies."""
     if certificate is None:
         return ""
     if certificate.weights is not None and certificate.weights != trace.provenance.get("weights"):
