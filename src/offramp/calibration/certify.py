@@ -169,7 +169,7 @@ def refuse_fit_rows(
     independent rows may share texts, and certify all the same.
     """
     if text := fit_rows_text(trace, policy, label_thresholds, exits):
-        raise InvalidInput(f"{text}; certify on others")
+        raise InvalidInput(f"{text} (offramp.types.trace.row_hashes); certify on others")
 
 
 def fit_rows_text(
@@ -188,7 +188,7 @@ def fit_rows_text(
     rows = row_hashes(trace) if any(fitted_on.values()) else ()
     for words, hashes in fitted_on.items():
         if (count := sum(row in hashes for row in rows)) > most * len(trace):
-            return f"{words} {count} of these rows (offramp.types.trace.row_hashes)"
+            return f"{words} {count} of these rows"
     return ""
 
 

@@ -93,8 +93,12 @@ class PreparedPolicy:
         delta = None if self.confidence is None else round(1 - self.confidence, 12)
         if delta is not None:
             return ladder_points(self._outputs(), None, delta)
-        fitted = fit_rows_text(self.rows, self.policy, self.label_thresholds, self.exits, MOST_SHARED)
-        return ladder_points(self._outputs(), self._metric(metric), None, fitted)
+        refusal = fit_rows_text(self.rows, self.policy, self.label_thresholds, most=MOST_SHARED)
+        if refusal:
+            refusal += "; a ladder with a confidence has a policy that they did not fit"
+        elif self.exits is not None and self.exits.fitted_on:  # without a confidence by the rows that choose all else
+            refusal = "the exits that are read were chosen on these rows; choose the ladder on others"
+        return ladder_points(self._outputs(), self._metric(metric), None, refusal)
 
     def _outputs(self) -> PolicyOutputs:
         return policy_outputs(self.rows, self.policy, self.label_thresholds)
