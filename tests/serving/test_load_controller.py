@@ -58,28 +58,36 @@ def test_rows_for_which_the_rung_is_too_slow_lead_down_where_they_are_more_than_
 
 def test_the_way_back_is_one_rung_a_second_and_only_where_there_is_room() -> None:
     one = controller()
-    assert looks(one, 1, 0.0, queue_s=0.12) == [4]
-    looks(one, 2, 0.02, demand=0.25)
-    back = looks(one, 250, 0.06, demand=0.25)
-    assert [back.index(rung) for rung in (3, 2, 1, 0)] == [47, 97, 147, 197]
+    assert looks(one, 1, 0.0, queue_s=0.12, demand=1.0) == [4]
+    back = looks(one, 250, 0.02, demand=0.25)  # fallen to half
+    assert [back.index(rung) for rung in (3, 2, 1, 0)] == [49, 99, 149, 199]
     full = controller()
     looks(full, 1, 0.0, wait_s=0.11)
     assert set(looks(full, 3150, 0.02, demand=0.9)) == {1}  # 90 % busy
     assert looks(full, 60, 63.02, demand=0.9)[-1] == 0  # costs may be wrong
 
 
-def test_a_rung_that_had_to_be_left_is_let_alone_for_4_then_64_seconds_unless_the_load_falls() -> None:
-    one, now, pauses = controller(), 0.0, []
-    looks(one, 1, now, demand=0.75)
-    for demand in (0.75, 0.75, 0.35):  # the third one falls to half, as an average over 0.5 s, after 1.4 s
+@pytest.mark.parametrize(
+    ("demands", "pauses"),
+    [
+        ((0.75, 0.75, 0.35), [4, 64, 1.4]),  # the average over 0.5 s falls to half after 1.4 s
+        ((0.25, 0.25, 0.25), [4, 4, 4]),  # somebody else has the machine now and then
+    ],
+)
+def test_a_rung_that_had_to_be_left_is_let_alone_for_4_then_64_seconds_unless_the_load_falls_or_is_small(
+    demands: tuple[float, ...], pauses: list[float]
+) -> None:
+    one, now, found = controller(), 0.0, []
+    looks(one, 1, now, demand=demands[0])
+    for demand in demands:
         left = now = now + 0.02
-        looks(one, 1, now, wait_s=0.11, demand=0.75)
+        looks(one, 1, now, wait_s=0.11, demand=demands[0])
         while one.rung:
             now += 0.02
             looks(one, 1, now, demand=demand)
-        pauses.append(now - left)
+        found.append(now - left)
         now += 0.1
-    assert pauses == pytest.approx([4, 64, 1.4], abs=0.05)
+    assert found == pytest.approx(pauses, abs=0.05)
 
 
 def settled(server: SimulatedServer) -> int:
