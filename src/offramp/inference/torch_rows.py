@@ -26,8 +26,8 @@ from offramp.types.outputs import ExitOutput
 
 MOST_ROWS = 1 << 20
 """Of a batch."""
-TIMED_ROWS, TIMED_TOKENS, TIMES = (1, 8), 32, 3
-"""Batches that measure the prices: rows, tokens of each, and how often; the least time counts."""
+TIMED_ROWS, TIMED_TOKENS, TIMED_S, LEAST_TIMES = (1, 8), 32, 0.5, 3
+"""Batches that measure the prices: rows, tokens of each, and how long they are repeated; the least time counts."""
 
 
 @final
@@ -225,22 +225,26 @@ def by_torch(engine: TorchEngine, inputs: Mapping[str, Array], plans: Sequence[R
 
 @torch.inference_mode()
 def measured_prices(engine: TorchEngine) -> StagePrices:
-    """Return what the stages of a model take here, one for each of its exits, from a few batches of one token."""
+    """Return what the stages of a model take here, one for each of its exits, from a few batches of one token.
+
+    On a CPU that is the time for which this thread runs: other processes on its cores change no price.
+    """
     seconds: list[list[float]] = []
     policy, _, read = engine.rule(None)
+    clock = time.thread_time if engine.model.device.type == "cpu" else time.perf_counter
     for rows in TIMED_ROWS:
         ids = torch.ones((rows, TIMED_TOKENS), dtype=torch.int64, device=engine.model.device)
         never = torch.full((len(read) - 1,), math.inf)
-        runs = []
-        for _ in range(TIMES):
+        runs, end = list[list[float]](), time.perf_counter() + TIMED_S
+        while len(runs) < LEAST_TIMES or time.perf_counter() < end:
             batch: InFlight | None = start(
                 policy, never, {"input_ids": ids, "attention_mask": ids}, exit_layers=tuple(read)
             )
             times = [0.0] * (len(engine.layers) - len(read))  # the exit before the first layer takes next to nothing
             while batch is not None:
-                begin = time.perf_counter()
+                begin = clock()
                 _, batch = batch.advance(engine.model)
-                times.append(time.perf_counter() - begin)
+                times.append(clock() - begin)
             runs.append(times)
         seconds.append([min(values) for values in zip(*runs, strict=True)])
     few, many = (rows * TIMED_TOKENS for rows in TIMED_ROWS)
