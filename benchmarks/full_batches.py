@@ -1,14 +1,13 @@
-"""What are full batches at every exit worth, against one call of the nested graph for a batch?
+"""With how many rows should a call of the graph begin, if some of them leave on the way?
 
     python benchmarks/full_batches.py --data ../shared/data
     python benchmarks/full_batches.py --only sst2 --encoders runs/lexical --runs runs/speed
 
 Texts of the models of `speed_models.py` at their default points, in int8, from tokens to logits: TEXTS of those that
 nothing was trained on (repeated where there are fewer), sorted by length in windows, with one worker and with two. The
-nested graph answers 32, 128, 256 or 512 rows a call; its levels take batches of 16, 32 or 64 rows from the scheduler,
-and four times as many before the first layer. All take turns; figures are medians over rounds of the ratio to the
-nested graph with 32 rows a call. Also what loading both forms takes. Writes `benchmarks/results/full_batches.json` and
-`.md`. Three minutes an encoder on two idle cores; `--encoder mpnet` for twelve layers.
+graph answers 32, 128, 256 or 512 rows a call. All take turns; figures are medians over rounds of the ratio to 32 rows a
+call. Writes `benchmarks/results/full_batches.json` and `.md`. Two minutes an encoder on two idle cores; `--encoder
+mpnet` for twelve layers.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from offramp.data.batching import Tokens, encode, token_limit
 from offramp.inference.flight import LeftRows, Runner
 from offramp.inference.load_engine import load_engine
 from offramp.inference.one_call import OneCall
-from offramp.inference.onnx_engine import OnnxEngine
 from offramp.inference.pipeline import Pipeline, Steps
 from offramp.inference.stream import SteadySource
 from offramp.inference.workers import WorkerPool
@@ -38,10 +36,8 @@ from speed_models import INT8, Prepared, add_options, all_prepared
 RESULTS = Path(__file__).parent / "results"
 TEXTS, ROUNDS = {False: 2048, True: 512}, 5
 """Texts by whether the encoder is deep; rounds."""
-NESTED, LEVELS = (32, 128, 256, 512), (16, 32, 64)
-BEFORE_LAYER_1 = 4
-"""Batches that an exit before the first layer takes at once."""
-BASE = "nested, 32"
+SIZES = (32, 128, 256, 512)
+BASE = "32"
 
 
 def tokens_of(prepared: Prepared) -> list[Tokens]:
@@ -69,19 +65,8 @@ def answered(rows: Sequence[Tokens], runner: Runner, sizes: Sequence[int], worke
 def measure(prepared: Prepared) -> dict[str, Any]:
     """Return texts a second and ratios of a task, by workers and contestant."""
     point = load_points(prepared.folder)[DEFAULT]
-    engines, seconds = [], []
-    for by_level in (False, True):
-        began = time.perf_counter()
-        engine = load_engine(prepared.folder, INT8, point, threads=1)
-        assert isinstance(engine, OnnxEngine)
-        seconds.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        engines.append(engine.by_level(point) if by_level else OneCall(engine, point))
-    loading = {"nested": seconds[0], "levels, after the nested graph": time.perf_counter() - began}
-    nested, levels = engines
-    first = BEFORE_LAYER_1 if point.layers_read(load_config(prepared.folder).layers)[0] == 0 else 1
-    contestants = {f"nested, {size}": (nested, [size]) for size in NESTED}
-    contestants |= {f"levels, {size}": (levels, [first * size, *[size] * (levels.stages - 1)]) for size in LEVELS}
+    runner = OneCall(load_engine(prepared.folder, INT8, point, threads=1), point)
+    contestants = {str(size): (runner, [size]) for size in SIZES}
     rows, figures = tokens_of(prepared), {}
     _, expected = answered(rows, *contestants[BASE], 1)
     for workers in (1, 2):
@@ -95,7 +80,6 @@ def measure(prepared: Prepared) -> dict[str, Any]:
         figures[str(workers)] = {name: summary(len(rows), times[name], times[BASE]) for name in contestants}
     return {
         "point": list(point.layers_read(load_config(prepared.folder).layers)),
-        "loading_s": loading,
         "workers": figures,
     }
 
@@ -113,16 +97,15 @@ def summary(texts: int, seconds: Sequence[float], base: Sequence[float]) -> dict
 
 def page(results: dict[str, Any]) -> str:
     """Return the results as Markdown."""
-    lines = ["# Full batches at every exit", "", as_lines(results["about"]), ""]
+    lines = ["# Rows of a call of the graph", "", as_lines(results["about"]), ""]
     lines += [
         f"{TEXTS[False]} texts a task ({TEXTS[True]} of MPNet-base), int8, from tokens to logits; times the texts a"
-        f" second of `{BASE}` (rows a call)",
+        f" second with {BASE} rows a call",
         "",
     ]
     for task, figures in results["tasks"].items():
-        loading = ", ".join(f"{name} {value:.2f} s" for name, value in figures["loading_s"].items())
-        lines += [f"## {task}", "", f"Exits at layers {figures['point']}. Loading: {loading}.", ""]
-        lines += ["| | 1 worker | texts/s | 2 workers | texts/s |", "|---|---|---|---|---|"]
+        lines += [f"## {task}", "", f"Exits at layers {figures['point']}.", ""]
+        lines += ["| rows a call | 1 worker | texts/s | 2 workers | texts/s |", "|---|---|---|---|---|"]
         for name in figures["workers"]["1"]:
             cells = []
             for workers in ("1", "2"):

@@ -20,7 +20,6 @@ from offramp.types.operating_point import OperatingPoint
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from offramp.inference.flight import Runner
     from offramp.inference.graph_inputs import GraphOutput
     from offramp.inference.onnx.metadata import GraphMetadata
     from offramp.inference.onnx.session import OnnxSession
@@ -155,17 +154,6 @@ class OnnxEngine(GraphEngine):
     def kind(self) -> str:
         """Return the engine's name as users type it."""
         return "onnx-int8" if self.graph.metadata.precision == "int8" else "onnx"
-
-    def by_level(self, point: OperatingPoint | None) -> Runner:
-        """Return the graph's levels at a point, which take the place of the nested form in memory; None = full depth.
-
-        Raises:
-            InvalidInput: the file is no longer there, or cannot be loaded.
-        """
-        from offramp.inference.onnx.level_sessions import LevelRunner
-
-        limits = None if point is None else self._limits(point)[0]
-        return LevelRunner.of(self.graph, limits, self.config.pad_token_id)
 
 
 def leave_layers(engine: Engine) -> tuple[int, ...]:

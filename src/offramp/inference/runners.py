@@ -13,11 +13,7 @@ LEXICAL_BATCH, MOST_BATCHES = 4, 8
 
 
 def runner_of(engine: Engine, point: OperatingPoint | None) -> Runner:
-    """Return an engine at a point: a model in torch exit by exit, any other engine with one call for a batch.
-
-    A graph could run by its levels too (`OnnxEngine.by_level`). A call of the nested graph that begins with enough rows
-    was faster wherever it was measured, since nothing leaves the runtime on the way (`benchmarks/full_batches.py`).
-    """
+    """Return an engine at a point: a model in torch exit by exit, any other engine with one call for a batch."""
     if not isinstance(engine, GraphEngine):
         from offramp.inference.torch_engine import TorchEngine
         from offramp.inference.torch_flight import TorchRunner

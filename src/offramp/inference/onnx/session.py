@@ -44,13 +44,6 @@ def _open(source: str | os.PathLike[str] | bytes, threads: int | None) -> onnxru
         )
 
 
-@dataclass
-class _Nested:
-    """The graph in ONNX Runtime; None where it is not in memory."""
-
-    session: onnxruntime.InferenceSession | None = None
-
-
 @dataclass(frozen=True)
 class OnnxSession:
     """An exported model, ready to run.
@@ -61,12 +54,13 @@ class OnnxSession:
         metadata: of the file.
         source: the file's absolute path, or its bytes.
         threads: as in `session_options`.
+        session: of ONNX Runtime.
     """
 
     metadata: GraphMetadata
     source: str | bytes
-    threads: int | None = None
-    _nested: _Nested = field(default_factory=_Nested, repr=False, compare=False)
+    threads: int | None
+    session: onnxruntime.InferenceSession = field(repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Callable[..., OnnxSession], tuple[Any, ...]]:
         return _load_again, (self.source, self.threads, self.metadata)
@@ -83,28 +77,11 @@ class OnnxSession:
             session = _open(source, threads)
             metadata = GraphMetadata.of(session.get_modelmeta().custom_metadata_map)
             source = source if isinstance(source, bytes) else os.path.abspath(source)
-            return cls(metadata, source, threads, _Nested(session))
+            return cls(metadata, source, threads, session)
         except InvalidInput as error:
             raise InvalidInput(f"{name}: {error}") from None
         except Exception as error:  # ONNX Runtime's own have no common root
             raise InvalidInput(f"{name}: ONNX Runtime cannot load it ({one_line(error)})") from None
-
-    @property
-    def session(self) -> onnxruntime.InferenceSession:
-        """Return the graph in ONNX Runtime, loaded again after `release`.
-
-        Raises:
-            InvalidInput: the file is no longer there, or holds another graph.
-        """
-        session = self._nested.session
-        if session is None:
-            self._nested.session = session = _load_again(self.source, self.threads, self.metadata).session
-        return session
-
-    def release(self) -> None:
-        """Let go of the graph in memory, for its levels; calls that run now end before."""
-        assert self.inputs is not None  # read while it is there
-        self._nested.session = None
 
     def run(self, inputs: Mapping[str, Array], thresholds: float | Sequence[float] | Array) -> GraphOutput:
         """Answer a batch; each sample leaves at the first exit where its score reaches its threshold.
@@ -133,7 +110,7 @@ class OnnxSession:
 
 
 def _load_again(source: str | bytes, threads: int | None, metadata: GraphMetadata) -> OnnxSession:
-    """Load the graph of a session that is pickled, or was released.
+    """Load the graph of a session that is pickled.
 
     Raises:
         InvalidInput: the file is no longer there, or holds another graph.
