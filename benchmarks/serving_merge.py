@@ -140,7 +140,7 @@ def page(results: dict[str, Any]) -> str:
     lines = ["# Rows of several batches together, in torch", ""]
     lines += [
         "`offramp serve --engine torch`: rows of different requests that stand before the same layer go on together",
-        "where measured prices say so, and each is answered as it leaves; against a process that answers one batch after",
+        "where measured prices say so, each answered as it leaves; against a process that answers one batch after",
         "the other. Milliseconds at the median and the 99th percentile; requests a second within a bound of the latter",
         "(0 = no rate that was tried kept it), and with 32 connections that always ask. Medians of the rounds.",
         "",
