@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from statistics import geometric_mean, median
+from statistics import fmean, median
 from typing import Any
 
 from lexical_models import Cell
@@ -54,6 +54,7 @@ RATES = (0.25, 0.5, 1.0, 2.0, 3.0)
 """Times the highest rate of full depth within the target."""
 BASE, TIMES, BURST_S = 0.5, 3.0, (5.0, 5.0, 15.0)
 """The base rate, as a share of the same; the burst's, as a multiple of that; seconds before, in and after the burst."""
+CONNECTIONS = (8, 32)
 FULL_SETTINGS = ("--workers 2 --threads 1", "--workers 1 --threads 2")
 SETTING = {
     "seconds": SECONDS,
@@ -128,14 +129,15 @@ class Trial:
             yield server
 
     def choose(self) -> None:
-        """Choose the setting of full depth that answers the most, by the geometric mean over 8 and 32 connections."""
+        """Choose the setting of full depth that answers the most, on average over CONNECTIONS."""
         if "tried" in self.state:
             return
         tried = {}
         for setting in FULL_SETTINGS:
             with self.serving(f"--operating-point full {setting}") as server:
-                speeds = [self.texts.saturated(server, connections)["a_second"] for connections in (8, 32)]
-                tried[setting] = geometric_mean(speeds)
+                self.texts.saturated(server)  # the first large batches take longer
+                speeds = [self.texts.saturated(server, connections)["a_second"] for connections in CONNECTIONS]
+                tried[setting] = fmean(speeds)
                 self.state["full_answers"] = self.texts.answers(server)  # exact int8: the same in each setting
         self.state["tried"], self.state["setting"] = tried, max(tried, key=lambda setting: tried[setting])
         self.save()

@@ -17,7 +17,7 @@ from serving_process import Server, busy_s
 from speed_models import Prepared
 
 CLIENT = Path(__file__).parent / "serving_client.py"
-CONNECTIONS, SATURATED_S, WARM_UP = 32, 1.5, 64
+CONNECTIONS, SATURATED_S, WARM_UP = 32, 2.0, 64
 SETTLES_S = 5.0
 FIRST, WIDER, AGAIN = 0.75, 1.3, 1.12
 """The first rate, as a share of that at saturation; the first and later factors while one side has no bound."""
