@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from offramp.model.points import load_points
 from offramp.serving.ladder import Ladder, ladder_of
 from offramp.types.ladder_names import LADDER_NAMES
 from serving_burst import Watch, between, claims, finite
-from serving_counts import counts_of, difference, mean_layers, read_metrics, shares
+from serving_counts import counts_of, difference, in_force, mean_layers, read_metrics, shares
 from serving_page import FIXED, FULL, LADDER, draw, insert_figures, page
 from serving_process import Server, running
 from serving_rates import RateSearch, Texts
@@ -49,7 +50,8 @@ TARGETS_MS = {False: 50, True: 100}
 BOUNDS = (1, 2)
 """Times the target, within which rates are searched."""
 ROUNDS, STEPS, SECONDS, LEAD_S = 3, 3, 4.0, 0.5
-"""Of the search: rounds, steps of each, seconds of a step that count, and those before them."""
+"""Of the search: rounds, steps of each (one more in the first), seconds of a step that count, and those before them."""
+RESTS_S = 8.0
 RATES = (0.25, 0.5, 1.0, 2.0, 3.0)
 """Times the highest rate of full depth within the target."""
 BASE, TIMES, BURST_S = 0.5, 3.0, (5.0, 5.0, 15.0)
@@ -165,7 +167,7 @@ class Trial:
                 most = runs[0]["saturated"] if runs else self.texts.saturated(server)["a_second"]
                 search = RateSearch.start(self.bounds_ms, most, runs[-1]["limits"] if runs else None)
                 steps = []
-                for step in range(STEPS):
+                for step in range(STEPS + (not number)):
                     report = self.step(server, search.rate, 100 * number + step)
                     search.add(report)
                     steps.append(finite(report))
@@ -187,6 +189,12 @@ class Trial:
         self.texts.settle(server)
         return report
 
+    def rest(self, server: Server) -> None:
+        """Wait until a server with a ladder is at the point without load, at most RESTS_S."""
+        end = time.monotonic() + RESTS_S
+        while in_force(read_metrics(server)) != self.ladder.names[0] and time.monotonic() < end:
+            time.sleep(0.2)
+
     def full_rate(self) -> float:
         """Return the highest rate of full depth within the target, median over the rounds; else the least tried."""
         runs = self.state["rounds"][FULL]
@@ -200,6 +208,8 @@ class Trial:
                 done = self.state["rates"].setdefault(name, [])
                 if len(done) > number:
                     continue
+                if name == LADDER:
+                    self.rest(server)
                 before = counts_of(read_metrics(server))
                 report = self.step(server, share * self.full_rate(), 1000 + number, keep=True)
                 counts = difference(counts_of(read_metrics(server)), before)
@@ -252,7 +262,8 @@ class Trial:
             self.search(servers, tuple(servers) if "rates" in parts else (FULL,), rounds)
             if "rates" in parts:
                 self.ask_rates(servers)
-            if "burst" in parts:
+        if "burst" in parts:
+            with self.all_servers() as servers:  # new ones, which remember no load
                 self.burst(servers)
 
     def figures(self) -> dict[str, Any]:

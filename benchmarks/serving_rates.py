@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from serving_process import Server, busy_s
@@ -19,8 +20,9 @@ from speed_models import Prepared
 CLIENT = Path(__file__).parent / "serving_client.py"
 CONNECTIONS, SATURATED_S, WARM_UP = 32, 2.0, 64
 SETTLES_S = 5.0
-FIRST, WIDER, AGAIN = 0.75, 1.3, 1.12
-"""The first rate, as a share of that at saturation; the first and later factors while one side has no bound."""
+FIRST, LOW, WIDER, AGAIN = 0.75, 0.2, 1.3, 1.12
+"""The first rate, as a share of that at saturation; that after a search without a limit; the factors from one rate to
+the next while one side has no bound, in a first search and in later ones."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,11 @@ class RateSearch:
     @classmethod
     def start(cls, bounds: Sequence[int], most: float, before: dict[str, float] | None) -> RateSearch:
         """Return a search that begins at a share of the rate at saturation, or at the limits of an earlier search."""
-        rate, wider = FIRST * most, WIDER
-        if before is not None and all(before.values()):
-            rate, wider = math.prod(before.values()) ** (1 / len(before)), AGAIN
+        found = [rate for rate in (before or {}).values() if rate]
+        if found:
+            rate, wider = geometric_mean(found), AGAIN if len(found) == len(bounds) else WIDER
+        else:
+            rate, wider = FIRST * most if before is None else LOW * most, WIDER
         return cls(rate, wider, dict.fromkeys(bounds, 0.0))
 
     def add(self, report: dict[str, Any]) -> None:
