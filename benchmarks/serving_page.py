@@ -65,17 +65,17 @@ def rates_table(results: dict[str, Any]) -> list[str]:
 def burst_table(results: dict[str, Any]) -> list[str]:
     """Return what holds of the bursts."""
     head = ["", "base, burst (a second)", "server", "target", "p99 of the burst", "seconds of it within the target"]
-    head += ["seconds after it within", "point without load is back after", "agreement before, in, after"]
+    head += ["seconds after it within", "point without load is back after", "missed", "agreement before, in, after"]
     lines = _head(head)
     for task, figures in results["tasks"].items():
         for name, run in figures["burst"].items():
             claims, phases = run["claims"], run["phases"]
             kept, after = ("{} of {}".format(*claims[key]) for key in ("kept", "kept_after"))
-            back = "" if name == FULL else "never" if claims["back_s"] is None else f"{claims['back_s']:.1f} s"
-            rates = f"{run['base']:.0f}, {results['setting']['times'] * run['base']:.0f}"
-            target = f"{figures['target_ms']} ms"
-            agreement = ", ".join(_share(phase["agreement"]) for phase in phases)
-            cells = [NAMES[task], rates, name, target, _ms(claims["p99_ms"]), kept, after, back, agreement]
+            back = "never" if claims["back_s"] is None else f"{claims['back_s']:.1f} s"
+            of_ladder = [back, ", ".join(claims["missed"]) or "nothing"] if name == LADDER else ["", ""]
+            cells = [NAMES[task], f"{run['base']:.0f}, {results['setting']['times'] * run['base']:.0f}", name]
+            cells += [f"{figures['target_ms']} ms", _ms(claims["p99_ms"]), kept, after, *of_ladder]
+            cells.append(", ".join(_share(phase["agreement"]) for phase in phases))
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
