@@ -10,21 +10,35 @@ from typing import Any
 
 import pytest
 
+from offramp.types.operating_point import Certificate, Measured, OperatingPoint, write_points
 from support.browser import Browser, browsing, chromium
+from support.graphs import copied
+from support.models import texts
 from support.server import Server, serving
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="there is no Chromium")
 
 DESK, PHONE = (1200, 900), (360, 640)
 TEXT = "good cat"
-ENTER, TAB, LEFT = ("Enter", 13, "\r"), ("Tab", 9), ("ArrowLeft", 37)
+ENTER, TAB, LEFT, RIGHT = ("Enter", 13, "\r"), ("Tab", 9), ("ArrowLeft", 37), ("ArrowRight", 39)
 FOCUS = "document.activeElement.id"
 RESULT = "document.getElementById('result').textContent"
 
 
+def rung(speedup: float, *thresholds: float) -> OperatingPoint:
+    """Return a point that is certified to differ from full depth for at most 1 % of the rows."""
+    certificate = Certificate("agreement", 0.01, 0.05, 0.01, 0.0, 500, "binomial", "onnx-int8", "ab")
+    measured = Measured(None, None, None, 1.0, 4 / speedup, 4, 500)
+    return OperatingPoint({"name": "entropy"}, thresholds, measured=measured, agreement=certificate)
+
+
 @pytest.fixture(scope="module")
-def server(exported: Path) -> Iterator[Server]:
-    with serving(exported, "--engine", "onnx-int8", "--workers", "1", "--api-key", "k") as server:
+def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a ladder, whose last rung leaves after layer 1 whatever it is unsure of."""
+    folder = copied(exported, tmp_path_factory.mktemp("ladder") / "model")
+    write_points({"2x": rung(2, 0.05, 0.06, 0.07), "4x": rung(4, 0.0, 0.0, 0.0)}, folder / "operating_points.json")
+    options = ("--ladder", "--operating-point", "2x", "--audit-share", "1", "--api-key", "k")
+    with serving(folder, "--engine", "onnx-int8", "--workers", "1", *options) as server:
         yield server
 
 
@@ -96,7 +110,7 @@ def test_a_wrong_key_is_refused_and_no_key_outlives_the_page(server: Server, pag
 
 def test_a_text_climbs_and_the_slider_replays_it_without_the_server(server: Server, page: Browser) -> None:
     climb(page)
-    early, full = classified(server, "default"), classified(server, "full")
+    early, full = classified(server, "2x"), classified(server, "full")
     layer = early["early_exit"]["exit_layer"]
     assert page.value(RESULT).startswith(f"{early['label']}, {when(layer)}: ")
     shown = exits(page)
@@ -123,6 +137,10 @@ def test_a_text_climbs_and_the_slider_replays_it_without_the_server(server: Serv
     assert page.value(RESULT).startswith(f"{full['label']}, {when(full['early_exit']['exit_layer'])}: the last exit.")
     assert "All layers ran." in page.value(RESULT)
     assert [item[0] for item in exits(page)] == ["passed"] * (len(shown) - 1) + ["left"]
+    page.press(*RIGHT)
+    page.press(*RIGHT)
+    assert page.value("document.getElementById('point-name').firstChild.textContent") == "4x"
+    assert [item[0] for item in exits(page)] == ["left"] + ["beyond"] * (len(shown) - 1)
     assert [url for url in page.requests if url.endswith("explain")] == before
 
 
@@ -187,4 +205,15 @@ def test_live_traffic_is_that_of_the_clients(server: Server, page: Browser) -> N
     shares = page.value("[...document.querySelectorAll('#layers .number')].map((box) => parseFloat(box.textContent))")
     assert sum(shares) == pytest.approx(100, abs=1)
     assert page.value("document.querySelectorAll('#rows-chart rect').length") > 0
-    assert page.value("document.querySelector('#points .force .name').textContent") == "default"
+    assert page.value("document.querySelector('#points .force .name').textContent") == "2x"
+
+
+def test_a_point_that_drift_has_closed_says_so(server: Server, page: Browser) -> None:
+    rows = texts(60, seed=3)
+    for start in range(0, 60, 20):
+        assert server.ask(json.dumps({"input": rows[start : start + 20]}).encode()) == 200
+    page.until("document.querySelector('#points .closed:last-child')")
+    words = page.value("[...document.querySelectorAll('#points li')].map((item) => item.textContent)")
+    assert "closed: its answers differ too often" in words[2]
+    assert "certified: at least 99 % as at full depth" in words[2]
+    assert "audited rows differ; by these the agreement is below" in words[2]
