@@ -212,7 +212,7 @@ def test_a_point_that_drift_has_closed_says_so(server: Server, page: Browser) ->
     rows = texts(60, seed=3)
     for start in range(0, 60, 20):
         assert server.ask(json.dumps({"input": rows[start : start + 20]}).encode()) == 200
-    page.until("document.querySelector('#points .closed:last-child')")
+    page.until("document.querySelector('#points .closed:last-child') !== null")
     words = page.value("[...document.querySelectorAll('#points li')].map((item) => item.textContent)")
     assert "closed: its answers differ too often" in words[2]
     assert "certified: at least 99 % as at full depth" in words[2]
