@@ -8,10 +8,9 @@ costs, so that what waits takes STEP_SHARE of the target; the time that a row ha
 at once, leads one rung further every STEP_S.
 
 Back: one rung a CALM_S without such rows, where the processes would be at most ROOM busy on the stricter rung. A rung
-that had to be left is let alone for PAUSE_S, AGAIN times as long each time that this happens within LASTS_S, but never
-longer at a small load, and no longer once the load has fallen to half. One for which there seems to be no room is tried
-after LONG_PAUSE_S, since costs may be wrong. So a constant load settles whatever the costs are: trials that fail become
-rarer and rarer.
+that had to be left is let alone for PAUSE_S, AGAIN times as long each time that this happens within LASTS_S, unless the
+load is small or has fallen to half. One for which there seems to be no room is tried after LONG_PAUSE_S, since costs
+may be wrong. So a constant load settles whatever the costs are: trials that fail become rarer and rarer.
 """
 
 from __future__ import annotations
@@ -130,10 +129,9 @@ class LoadController:
         if now - max(self._calm_since, self._changed) < CALM_S:
             return False
         pause = self._pauses.get(rung)
-        if pause is None or self._demand <= FALLEN * pause.demand:
-            self._pauses.pop(rung, None)
+        if pause is None:
             return True
-        if busy <= SMALL:
+        if busy <= SMALL or self._demand <= FALLEN * pause.demand:
             pause.seconds = PAUSE_S
         seconds = pause.seconds if now - self._no_room >= CALM_S else max(pause.seconds, LONG_PAUSE_S)
         return now - pause.left >= seconds
