@@ -216,4 +216,4 @@ def test_a_point_that_drift_has_closed_says_so(server: Server, page: Browser) ->
     words = page.value("[...document.querySelectorAll('#points li')].map((item) => item.textContent)")
     assert "closed: its answers differ too often" in words[2]
     assert "certified: at least 99 % as at full depth" in words[2]
-    assert "audited rows differ; by these the agreement is below" in words[2]
+    assert "audited rows differ; so the agreement is at most" in words[2]

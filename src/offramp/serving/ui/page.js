@@ -362,7 +362,7 @@ function factsOf(point) {
   if (!point.allowed) facts.push("load does not lead here");
   if (point.level) facts.push(`certified: at least ${share(1 - point.level)} as at full depth`);
   if (point.audited) facts.push(`${point.differ} of ${point.audited} audited rows differ`);
-  if (point.agreement_bound != null && point.agreement_bound < 1) facts.push(`by these the agreement is below ${share(point.agreement_bound)}`);
+  if (point.agreement_bound != null && point.agreement_bound < 1) facts.push(`so the agreement is at most ${share(point.agreement_bound)}`);
   return facts.join("; ");
 }
 
