@@ -30,7 +30,7 @@ def agreeing(problem_type: str, seed: int, samples: int = 400) -> Trace:
 
 ROWS = agreeing(SINGLE_LABEL, 2)
 LINES = fit_saved_lines(agreeing(SINGLE_LABEL, 1), agreeing(SINGLE_LABEL, 1).logits[0])
-READ = (0, 2, 5)
+READ, LAYERS = (0, 2, 5), tuple(range(6))
 
 
 def point(
@@ -43,7 +43,7 @@ def point(
 
 @pytest.mark.parametrize("confidence", [None, 0.9])
 def test_lines_of_training_at_the_exits_of_the_point_and_every_rung_is_certified(confidence: float | None) -> None:
-    prepared = prepare_ladder(ROWS, point({"name": "margin"}), LINES, confidence=confidence)
+    prepared = prepare_ladder(ROWS, point({"name": "margin"}), LINES, LAYERS, confidence=confidence)
     assert prepared is not None
     assert prepared.policy == load_policy("margin", **LINES.parameters("margin", READ))
     assert prepared.report == (
@@ -63,15 +63,17 @@ def test_lines_of_training_at_the_exits_of_the_point_and_every_rung_is_certified
 def test_rows_that_chose_the_exits_certify_nothing(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "offramp")
     same = point({"name": "margin"}, rows=400, data="2")
-    prepared = prepare_ladder(ROWS, same, LINES)
+    prepared = prepare_ladder(ROWS, same, LINES, LAYERS)
     assert prepared is not None
     assert all(point.agreement is None for point in prepared.ladder().values())
     assert caplog.messages[0] == (
         "no certificates on agreement: the exits that are read were chosen on these rows; choose the ladder on others"
     )
     with pytest.raises(InvalidInput, match="were chosen on these rows, and a ladder reads the same: certify it on"):
-        prepare_ladder(ROWS, same, LINES, confidence=0.9)
-    all_read = prepare_ladder(ROWS, point({"name": "margin"}, 400, "2", tuple(range(6))), LINES, confidence=0.9)
+        prepare_ladder(ROWS, same, LINES, LAYERS, confidence=0.9)
+    with pytest.raises(InvalidInput, match="were chosen on these rows"):  # a graph of these exits alone recorded them
+        prepare_ladder(ROWS.select(READ), same, LINES, LAYERS, confidence=0.9)
+    all_read = prepare_ladder(ROWS, point({"name": "margin"}, 400, "2", tuple(range(6))), LINES, LAYERS, confidence=0.9)
     assert all_read is not None  # to read all is no choice
     assert all_read.exits is not None
     assert all_read.exits.fitted_on == ()
@@ -80,8 +82,8 @@ def test_rows_that_chose_the_exits_certify_nothing(caplog: pytest.LogCaptureFixt
 def test_without_lines_these_rows_fit_them_or_there_is_one_threshold() -> None:
     rows = ROWS.select(READ)
     for lines, reason in ((None, ""), (replace(LINES, weights="other"), "\nlines.json is of other weights")):
-        plain = prepare_ladder(ROWS, point({"name": "margin"}), lines)
-        certified = prepare_ladder(ROWS, point({"name": "margin"}), lines, confidence=0.9)
+        plain = prepare_ladder(ROWS, point({"name": "margin"}), lines, LAYERS)
+        certified = prepare_ladder(ROWS, point({"name": "margin"}), lines, LAYERS, confidence=0.9)
         assert plain is not None
         assert certified is not None
         assert plain.policy == load_policy("margin", **fit_lines("margin", rows))
@@ -95,13 +97,13 @@ def test_without_lines_these_rows_fit_them_or_there_is_one_threshold() -> None:
 
 def test_a_policy_with_numbers_of_its_own_is_taken_as_it_is_unless_these_rows_fitted_it() -> None:
     for policy in ({"name": "patience"}, {"name": "pcee", "patience": 3}):
-        prepared = prepare_ladder(ROWS, point(policy, read=None), LINES, confidence=0.9)
+        prepared = prepare_ladder(ROWS, point(policy, read=None), LINES, LAYERS, confidence=0.9)
         assert prepared is not None
         assert policy_to_dict(prepared.policy) == policy_to_dict(load_policy(policy))
     values = replace(agreeing(REGRESSION, 4), provenance={})
     fitted = policy_to_dict(fit_policy("consistency", values.take(torch.arange(200))))
-    assert prepare_ladder(values, point(fitted, read=None), None) is None
-    prepared = prepare_ladder(values.take(torch.arange(200, 400)), point(fitted, read=None), None)
+    assert prepare_ladder(values, point(fitted, read=None), None, LAYERS) is None
+    prepared = prepare_ladder(values.take(torch.arange(200, 400)), point(fitted, read=None), None, LAYERS)
     assert prepared is not None
     assert policy_to_dict(prepared.policy) == fitted
 
@@ -109,7 +111,7 @@ def test_a_policy_with_numbers_of_its_own_is_taken_as_it_is_unless_these_rows_fi
 def test_with_label_thresholds_a_half_chooses_them_and_the_other_half_certifies() -> None:
     rows = agreeing(MULTI_LABEL, 5)
     lines = fit_saved_lines(agreeing(MULTI_LABEL, 6), agreeing(MULTI_LABEL, 6).logits[0])
-    prepared = prepare_ladder(rows, point({"name": "margin"}), lines, confidence=0.9, label_thresholds=True)
+    prepared = prepare_ladder(rows, point({"name": "margin"}), lines, LAYERS, confidence=0.9, label_thresholds=True)
     assert prepared is not None
     assert len(prepared.rows) == 200
     assert prepared.label_thresholds is not None
@@ -119,4 +121,4 @@ def test_with_label_thresholds_a_half_chooses_them_and_the_other_half_certifies(
 
 @pytest.mark.parametrize("read", [(1, 7), None])
 def test_there_is_nothing_to_follow_without_the_point_or_its_exits(read: tuple[int, ...] | None) -> None:
-    assert prepare_ladder(ROWS, None if read is None else point({"name": "margin"}, read=read), LINES) is None
+    assert prepare_ladder(ROWS, None if read is None else point({"name": "margin"}, read=read), LINES, LAYERS) is None

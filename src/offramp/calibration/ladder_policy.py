@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp.calibration.certify import fit_rows_text
@@ -25,6 +25,7 @@ def prepare_ladder(
     trace: Trace,
     default: OperatingPoint | None,
     saved_lines: SavedLines | None,
+    layers: Sequence[int],
     *,
     confidence: float | None = None,
     label_thresholds: bool = False,
@@ -39,6 +40,7 @@ def prepare_ladder(
         trace: as of `offramp.calibration.prepare.prepare_policy`.
         default: the model's default point; None = it has none.
         saved_lines: what training left with the model.
+        layers: the layer numbers of the model's exits; an engine's trace may have fewer.
         confidence: of certificates of quality to come; None = there are none.
         label_thresholds: choose a threshold for each of several labels; with a confidence a half of the rows does.
 
@@ -52,14 +54,13 @@ def prepare_ladder(
     """
     if default is None:
         return None
-    layers = set(trace.layer_numbers)
-    read = tuple(layer for layer in default.exit_layers or trace.layer_numbers if layer in layers)
+    read = tuple(layer for layer in default.exit_layers or layers if layer in trace.layer_numbers)
     if len(read) != len(default.thresholds) + 1 or read[-1] != trace.layer_numbers[-1]:
         return None
     if fit_rows_text(trace, as_policy(default.policy), most=MOST_SHARED):
         return None
     refuse_non_finite(trace)
-    exits = _exits(trace, default, read)
+    exits = _exits(trace, default, read, len(layers))
     if confidence is not None and exits.fitted_on:
         raise InvalidInput(
             f"the exits that the point {DEFAULT!r} reads were chosen on these rows, and a ladder reads the same: "
@@ -69,20 +70,20 @@ def prepare_ladder(
     fit_rows, rows = fit_rows.select(read), rows.select(read)
     chosen = choose_label_thresholds(fit_rows) if label_thresholds else None
     policy, numbers = _policy(rows, default.policy, saved_lines, confidence)
-    where = f" at layers {layers_text(read)}" if len(read) < trace.depth else ""
+    where = f" at layers {layers_text(read)}" if len(read) < len(layers) else ""
     report = [f"policy and exits of the point {DEFAULT!r}: {policy_text(default.policy)}{where}", *numbers]
     report += label_report(chosen, len(fit_rows))
     return PreparedPolicy(policy, rows, confidence, "\n".join(report), chosen, exits)
 
 
-def _exits(trace: Trace, default: OperatingPoint, read: tuple[int, ...]) -> ExitChoice:
+def _exits(trace: Trace, default: OperatingPoint, read: tuple[int, ...], count: int) -> ExitChoice:
     """Return the exits that the default point reads, with the rows that chose them if these are the same.
 
-    They are, as far as the name of the data and the number of rows tell. To read all exits is no choice.
+    They are, as far as the name of the data and the number of rows tell. To read all `count` exits is no choice.
     """
     measured, data = default.measured, trace.provenance.get("data")
     same = measured is not None and measured.rows == len(trace) and data in (None, measured.provenance.get("data"))
-    if not same or len(read) == trace.depth:
+    if not same or len(read) == count:
         return ExitChoice(read)
     return ExitChoice(read, row_hashes(trace))
 

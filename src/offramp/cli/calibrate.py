@@ -159,6 +159,7 @@ def calibrate(
     from offramp.calibration.ladder_policy import prepare_ladder
     from offramp.calibration.prepare import prepare_policy
     from offramp.calibration.saved_lines import read_saved_lines
+    from offramp.model.hub import load_config
     from offramp.types.operating_point import Target
 
     # 1) the times, the trace, and the policy with its numbers
@@ -177,7 +178,14 @@ def calibrate(
     prepared = None
     if ladder and cost is None and not (parameters or temperature or per_exit):
         default, lines = saved_points(folder).get(DEFAULT), read_saved_lines(folder)
-        prepared = prepare_ladder(trace, default, lines, confidence=confidence, label_thresholds=label_thresholds)
+        prepared = prepare_ladder(
+            trace,
+            default,
+            lines,
+            load_config(folder).layers,
+            confidence=confidence,
+            label_thresholds=label_thresholds,
+        )
     prepared = prepared or prepare_policy(
         trace,
         parameters,

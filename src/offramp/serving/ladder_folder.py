@@ -46,6 +46,8 @@ def engine_of(model: ModelSettings, rungs: Mapping[str, OperatingPoint]) -> Choi
         choice = Choice(name_of(own) or AUTO, model.threads, model.workers, "the ladder's certificates hold for it")
         if choice.engine == AUTO or (model.allow_other_engine and fault(model.folder, choice.engine, point, own)):
             choice = choose_engine(model.folder, point, model.threads, model.workers, 1, model.allow_other_engine)
+        if choice.without is not None:
+            log.warning("torch runs the ladder: %s", choice.without)
     if own is not None and name_of(own) != choice.engine and not model.allow_other_engine:
         raise _other_engine(model.folder, own, choice.engine)
     recorded = own if name_of(own) == choice.engine else None
