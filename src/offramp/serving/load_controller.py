@@ -8,9 +8,9 @@ costs, so that what waits takes STEP_SHARE of the target; the time that a row ha
 at once, leads one rung further every STEP_S.
 
 Back: one rung a CALM_S without such rows, where the processes would be at most ROOM busy on the stricter rung. A rung
-that had to be left is let alone for PAUSE_S, AGAIN times as long each time that this happens within LASTS_S, unless the
-load is small or has fallen to half. One for which there seems to be no room is tried after LONG_PAUSE_S, since costs
-may be wrong. So a constant load settles whatever the costs are: trials that fail become rarer and rarer.
+that had to be left is let alone for PAUSE_S, AGAIN times as long each time that this happens within LASTS_S, unless it
+was left for a load that has fallen to half since. One for which there seems to be no room is tried after LONG_PAUSE_S:
+costs may be wrong. So a constant load settles whatever the costs are: trials that fail become rarer and rarer.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ AIM = 0.6
 """Of the time within which an answer is wanted, the share after which its row is due: batches take longer than
 expected, and reading requests and writing answers takes time too. In simulated bursts an aim of 1 has a 99th percentile
 of up to 1.4 times the target, and 0.6 one of up to 0.8 times."""
-ROOM, SMALL, FALLEN = 0.8, 0.3, 0.5
-"""How busy the processes may be on a stricter rung; how busy they are there at a small load; and what share of the
-largest demand since a rung was left is a load that has fallen."""
+ROOM, FALLEN = 0.8, 0.5
+"""How busy the processes may be on a stricter rung; what share of the largest demand since it was left is a load that
+has fallen."""
 
 
 @final
@@ -131,7 +131,7 @@ class LoadController:
         pause = self._pauses.get(rung)
         if pause is None:
             return True
-        if busy <= SMALL or self._demand <= FALLEN * pause.demand:
+        if pause.demand * self._costs[rung] > ROOM and self._demand <= FALLEN * pause.demand:
             pause.seconds = PAUSE_S
         seconds = pause.seconds if now - self._no_room >= CALM_S else max(pause.seconds, LONG_PAUSE_S)
         return now - pause.left >= seconds

@@ -155,7 +155,7 @@ def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings)
     folder = settings.model.folder
     points = watched_rungs(folder, served.engine, settings.model.allow_other_engine)
     ladder = ladder_of(points, _rest(settings.model), options.floor)
-    controller = LoadController(ladder, AIM * options.latency_target_ms / 1000)
+    controller = LoadController(ladder, AIM * (options.latency_target_ms / 1000))
     audit = _audit(ladder, options.audit_share, folder)
     proposals = None if audit is None else proposals_folder(folder, options.proposals)
     if proposals is not None:
