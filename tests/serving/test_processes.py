@@ -234,6 +234,49 @@ def test_a_row_that_ends_two_processes_is_unavailable_and_its_mates_are_not(serv
     play(story())
 
 
+@pytest.mark.slow
+def test_in_torch_several_batches_go_on_together_and_a_killed_process_costs_no_answer(folder: Path, play: Play) -> None:
+    """Requests at points and depths of their own, with details; the process is killed with four of them in flight."""
+
+    async def story() -> None:
+        model = ModelSettings(os.fspath(folder), engine="torch", workers=1, threads=1, operating_point="easy")
+        service = await open_service(ServerSettings(model, LIMITS), Nothing())
+        options = [
+            Options(),
+            Options("default"),
+            Options("full", details=True),
+            Options(max_depth=2),
+            Options("full", 1),
+        ]
+        requests = [Request([text], options[index % 4]) for index, text in enumerate(texts(20))]
+        alone = []
+        for request in requests:
+            alone += await answered(service, *request.items, **vars(request.options))
+        for kill in (False, True):
+            stop(service)
+            runnings = []
+            for request in requests:
+                runnings.append(await service.start(request))
+                await asyncio.sleep(0.01)
+            (process,) = service.pool._all
+            assert (process.rows, len(service.queue)) == (4, 16)  # the others can still be cancelled
+            os.kill(process.pid, signal.SIGKILL if kill else signal.SIGCONT)
+            await asyncio.gather(*(running.finished for running in runnings))
+            for running, expected in zip(runnings, alone, strict=True):
+                (row,) = running.rows()
+                assert (row.error, row.exit_layer, list(row.logits_by_exit)) == (
+                    None,
+                    expected.exit_layer,
+                    list(expected.logits_by_exit),
+                )
+                assert np.allclose(row.logits, expected.logits, atol=1e-4)
+            assert service.pool.restarts == kill
+        assert len({row.exit_layer for row in alone}) > 1
+        await service.close()
+
+    play(story())
+
+
 def test_processes_that_end_without_a_batch_are_missed_at_once_and_cost_nobody_a_try(
     service: Service, play: Play
 ) -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from select import select
+from select import POLLIN, poll
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -208,9 +208,11 @@ def serve(connection: socket.socket) -> None:
         time.perf_counter() - begin,
     )
     connection.sendall(pack(ready))
+    arrivals = poll()  # `select` takes no descriptor above 1023, which a busy server may hand on
+    arrivals.register(connection, POLLIN)
     take = (lambda batch: [worker.answer(batch)]) if stages is None else stages.add
     while True:
-        if stages is not None and stages.busy and not select([connection], [], [], 0)[0]:
+        if stages is not None and stages.busy and not arrivals.poll(0):
             frames: Sequence[Frame] = stages.run()
         elif (batch := _receive(connection)) is None:
             return
