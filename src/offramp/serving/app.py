@@ -18,8 +18,9 @@ import msgspec
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import compile_path
 
-from offramp.serving.endpoint import Call, Endpoint, Page, Reply
+from offramp.serving.endpoint import Call, Reply
 from offramp.serving.exchange import ClientGone, Exchange
+from offramp.serving.handlers import BodyHandler, EndpointHandler, PageHandler, Path, Refuse, starting
 from offramp.serving.metrics import Metrics
 from offramp.serving.openapi import openapi
 from offramp.serving.protocols.registry import protocol_modules
@@ -38,23 +39,9 @@ log = logging.getLogger("offramp.serving")
 
 CLIENT_GONE = 499
 """The status in the metrics of a request whose client closed the connection; nginx has the same."""
-OPEN = frozenset(
-    (
-        "/",
-        "/health",
-        "/healthz",
-        "/livez",
-        "/readyz",
-        "/ping",
-        "/metrics",
-        "/v2/health/live",
-        "/v2/health/ready",
-        *FILES,
-    )
-)
+_PAGES = ("/", "/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready")
+OPEN = frozenset((*_PAGES, *FILES))
 """Paths whose GET needs no key."""
-Path = Mapping[str, str]
-Refuse = Callable[[Call, Refusal], Reply]
 Answer = Callable[[Exchange, Path], Awaitable[tuple[Reply, "Refusal | None"]]]
 
 
@@ -105,10 +92,10 @@ class App:
     def _mount(self) -> None:
         for module in protocol_modules():
             for endpoint in getattr(module, "ENDPOINTS", ()):
-                answer = _BodyAnswer(self, _EndpointAnswer(endpoint), endpoint.refuse)
+                answer = BodyHandler(self, EndpointHandler(endpoint), endpoint.refuse)
                 self._add("POST", endpoint.paths, endpoint.protocol, answer, endpoint.refuse)
             for page in getattr(module, "PAGES", ()):
-                self._add("GET", page.paths, "pages", _PageAnswer(self, page), page.refuse)
+                self._add("GET", page.paths, "pages", PageHandler(self, page), page.refuse)
         self._add("GET", ("/health", "/healthz", "/ping", "/readyz", "/"), "pages", self._health)
         self._add("GET", ("/livez", "/v2/health/live"), "pages", self._live)
         self._add("GET", ("/metrics",), "pages", self._metrics)
@@ -116,7 +103,7 @@ class App:
         for path in FILES:
             self._add("GET", (path,), "ui", self._file)
         self._add("GET", ("/ui/traffic",), "ui", self._traffic, refuse)
-        self._add("POST", ("/ui/explain",), "ui", _BodyAnswer(self, self.ui.explain, refuse), refuse)
+        self._add("POST", ("/ui/explain",), "ui", BodyHandler(self, self.ui.explain, refuse), refuse)
 
     def _add(self, method: str, paths: tuple[str, ...], protocol: str, answer: Answer, refuse: Refuse = no_key) -> None:
         route = Route(paths[0], protocol, answer, refuse)
@@ -235,7 +222,7 @@ class App:
 
     async def _traffic(self, exchange: Exchange, path: Path) -> tuple[Reply, Refusal | None]:
         if self.service is None:
-            refusal = _starting()
+            refusal = starting()
             return refuse(Call(), refusal), refusal
         return self.ui.state(self.service), None
 
@@ -243,71 +230,6 @@ class App:
         if not self._openapi:
             self._openapi = msgspec.json.encode(openapi(list(protocol_modules())))
         return Reply(self._openapi), None
-
-
-@final
-@dataclass(frozen=True)
-class _BodyAnswer:
-    """Answers requests with a body, once it is read, with a service, once it is there."""
-
-    app: App
-    write: Callable[[Exchange, Call, Service], Awaitable[Reply]]
-    refuse: Refuse
-
-    async def __call__(self, exchange: Exchange, path: Path) -> tuple[Reply, Refusal | None]:
-        call = Call(b"", exchange.headers, path)
-        try:
-            call = Call(await exchange.body(self.app.settings.limits.payload_limit), exchange.headers, path)
-            return await self.write(exchange, call, _service(self.app)), None
-        except Refusal as error:
-            refusal = error
-        except ClientGone:
-            raise
-        except Exception:
-            log.exception("request %s to %s failed", exchange.request_id, exchange.path)
-            refusal = Refusal("failed", f"internal error, request {exchange.request_id}")
-        return self.refuse(call, refusal), refusal
-
-
-@final
-@dataclass(frozen=True)
-class _EndpointAnswer:
-    """Answers an endpoint's requests."""
-
-    endpoint: Endpoint
-
-    async def __call__(self, exchange: Exchange, call: Call, service: Service) -> Reply:
-        request = self.endpoint.read(call, service.served)
-        return self.endpoint.write(request, await exchange.run(service, request), service.served)
-
-
-@final
-@dataclass(frozen=True)
-class _PageAnswer:
-    """Answers a page's requests."""
-
-    app: App
-    page: Page
-
-    async def __call__(self, exchange: Exchange, path: Path) -> tuple[Reply, Refusal | None]:
-        call = Call(b"", exchange.headers, path)
-        try:
-            served = _service(self.app).served
-            if self.page.ready and not self.app.ready:
-                raise Refusal("unavailable", self.app.reason, 1.0)
-            return self.page.write(call, served), None
-        except Refusal as error:
-            return self.page.refuse(call, error), error
-
-
-def _service(app: App) -> Service:
-    if app.service is None:
-        raise _starting()
-    return app.service
-
-
-def _starting() -> Refusal:
-    return Refusal("unavailable", "the server is starting: the model is not loaded yet", 1.0)
 
 
 def with_cors(app: App) -> ASGIApp:
