@@ -1,6 +1,7 @@
 """What `export` writes, when it does not, and what it tells of the file."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from onnx import FunctionProto, TensorProto, numpy_helper
 from offramp.errors import InvalidInput, NotApplicable
 from offramp.inference.check_graph import ExportMismatch, check
 from offramp.inference.export import export, with_steps
+from offramp.inference.export_plan import ExportPlan
 from offramp.inference.load_engine import load_engine
 from offramp.inference.onnx.pieces import ModelParts
 from offramp.inference.onnx.session import OnnxSession
@@ -323,3 +325,13 @@ def test_the_same_weights_written_later_are_no_other_weights(exported: Path, tmp
     after = (folder / "model.onnx").stat().st_mtime + 10
     os.utime(folder / "model.safetensors", (after, after))
     assert isinstance(load_engine(folder, "onnx"), OnnxEngine)
+
+
+def test_without_a_default_point_the_file_runs_the_policy_of_the_ladder(folder: Path) -> None:
+    point = OperatingPoint({"name": "max-prob"}, (0.5, 0.5), exit_layers=(1, 3, 4))
+    write_points(
+        {"2x": point, "full": replace(point, thresholds=(math.inf, math.inf))}, folder / "operating_points.json"
+    )
+    plan = ExportPlan.of(folder, None)
+    assert plan.default == (load_policy("max-prob"), (1, 3, 4))
+    assert plan.layers == (1, 3, 4)

@@ -60,8 +60,9 @@ def export(
     """Write the model as one ONNX graph with early exits, and check it against torch.
 
     The graph holds the exits that the folder's operating points read, or all of the model's where there are no points.
-    It runs the policy of the operating point "default", or that of --policy. The file also holds the policies of the
-    other operating points and the default policy; an existing graph changes to a policy that it holds in seconds.
+    It runs the policy of the operating point "default", else of a ladder, or that of --policy. The file also holds the
+    policies of the other operating points and the default policy; an existing graph changes to a policy that it holds
+    in seconds.
     Thresholds are an input of the graph. Its weights are written to a second file beside it (.data).
 
     In int8 answers are equal to the last bit in any batch, order and padding. The scales of activations are constants,
