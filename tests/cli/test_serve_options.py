@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from offramp.cli.main import COMMANDS, main
 from offramp.serving.settings import ServerSettings
 from support.command_line import offramp
 
@@ -123,3 +125,14 @@ def test_spans_without_the_packages_for_them_are_refused(tmp_path: Path, monkeyp
 
 def test_it_is_a_command_with_examples() -> None:
     assert "offramp serve model" in offramp("serve", "--help").output
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_no_command_takes_nan_or_infinity_for_a_number(number: str) -> None:
+    commands = [main.get_command(click.Context(main), name) for name in COMMANDS]
+    options = [option for command in commands if command for option in command.params]
+    numbers = [option for option in options if isinstance(option.type, click.types.FloatParamType)]
+    assert len(numbers) > 15
+    for option in numbers:
+        with pytest.raises(click.BadParameter, match=r"finite|range"):
+            option.type.convert(number, option, None)

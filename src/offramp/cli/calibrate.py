@@ -15,6 +15,7 @@ from offramp.cli.options import (
     FOLDER,
     POLICY_PARAMETERS,
     SCORE,
+    Number,
     check_data_or_trace,
     check_metric_of,
     class_names,
@@ -54,18 +55,16 @@ HOLD_BACK = "Lower this class's score by AMOUNT, so that it leaves later, e.g. s
 @click.command()
 @click.argument("folder", type=FOLDER)
 @scored_options("validation", f"{SCORE}  [default: accuracy, or pearson]")
-@click.option("--max-drop", type=click.FloatRange(0, 1), help="Keep at least (1 - this) of the full model's score.")
+@click.option("--max-drop", type=Number(0, 1), help="Keep at least (1 - this) of the full model's score.")
+@click.option("--speedup", type=Number(min=1), help="Mean cost of the full model over mean cost at the point.")
+@click.option("--agreement", type=Number(0, 1), help="Share of rows with the full model's answer.")
 @click.option(
-    "--speedup", type=click.FloatRange(min=1), help="Mean cost of the full model over mean cost at the point."
-)
-@click.option("--agreement", type=click.FloatRange(0, 1), help="Share of rows with the full model's answer.")
-@click.option(
-    "--latency-ms", type=click.FloatRange(0, min_open=True), help="Mean time of a row in milliseconds, on this machine."
+    "--latency-ms", type=Number(0, min_open=True), help="Mean time of a row in milliseconds, on this machine."
 )
 @click.option("--ladder", is_flag=True, help="Several points, from full depth down to 4x; see above.")
 @click.option(
     "--confidence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     help="Certify --max-drop, --agreement or a ladder with this probability, e.g. 0.95.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help=BATCH_SIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -35,6 +36,18 @@ UNTRAINED = "Labelled data that the model was not trained on"
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 Command = TypeVar("Command", bound=Callable[..., None])
 
+
+class Number(click.FloatRange):
+    """A number between bounds; neither nan, which is in any range, nor infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number of a word."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
 
@@ -63,7 +76,7 @@ def reading_options(command: Command) -> Command:
 
 def learning_options(command: Command) -> Command:
     """Add data, encoder and recipe, for commands that train."""
-    above_zero = click.FloatRange(min=0, min_open=True)
+    above_zero = Number(min=0, min_open=True)
     tasks = click.Choice(["classification", "multi-label", "regression"])
     encoder = (
         "A hub name or a folder: an encoder, a classifier, a model with exits, a PEFT adapter.  "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offramp.cli.options import FILE, FOLDER, json_option, silence_transformers
+from offramp.cli.options import FILE, FOLDER, Number, json_option, silence_transformers
 from offramp.errors import InvalidInput
 from offramp.inference.engine import ENGINES
 
@@ -38,12 +38,12 @@ COUNT = click.IntRange(min=1)
 @click.option("--floor", help="The loosest point of the ladder that load may lead to.  [default: the last one]")
 @click.option(
     "--latency-target-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Step down the ladder to answer within it.  [default: 50]",
 )
 @click.option(
     "--audit-share",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Of rows that also run at full depth, to watch the ladder's certificates.  [default: 0.01]",
 )
 @click.option(
@@ -53,7 +53,7 @@ COUNT = click.IntRange(min=1)
 )
 @click.option(
     "--depth-budget",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="LAYERS",
     help="Step down the ladder while rows run more, on average.",
 )
@@ -100,11 +100,9 @@ COUNT = click.IntRange(min=1)
     help="Bytes of a body; beyond them 413.",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True, help="Seconds; then 504."
+    "--timeout", type=Number(min=0, min_open=True), default=30.0, show_default=True, help="Seconds; then 504."
 )
-@click.option(
-    "--drain", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds to answer after SIGTERM."
-)
+@click.option("--drain", type=Number(min=0), default=30.0, show_default=True, help="Seconds to answer after SIGTERM.")
 @click.option("--api-key", "api_keys", multiple=True, envvar="API_KEY", help="Bearer key; @FILE = a key a line.")
 @click.option("--api-key-file", type=FILE, help="A key a line.")
 @click.option("--cors-allow-origin", multiple=True, envvar="CORS_ALLOW_ORIGIN", help="Of a page in a browser; * = any.")

@@ -19,6 +19,7 @@ from offramp.cli.options import (
     FOLDER,
     SCORE,
     Command,
+    Number,
     class_names,
     column_options,
     columns_of,
@@ -54,7 +55,7 @@ def exit_options(command: Command) -> Command:
         click.option("--token-exit", metavar="2:0.7,4:0.7", help=keep),
         click.option(
             "--memory",
-            type=click.FloatRange(0, 1, min_open=True),
+            type=Number(0, 1, min_open=True),
             help="Exit memory (MPEE): weight of an exit's own logits in the running mean over exits, lambda.",
         ),
         rank,
@@ -75,7 +76,7 @@ def exit_options(command: Command) -> Command:
 @click.command()
 @click.option("-o", "--output", type=FOLDER, default=Path("offramp-demo"), show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=5, show_default=True)
+@click.option("--epochs", type=Number(min=0, min_open=True), default=5, show_default=True)
 @json_option
 def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
     """Train, calibrate and answer early on the built-in sample, in a few minutes.
@@ -99,7 +100,7 @@ def demo(output: Path, seed: int, epochs: float, as_json: bool) -> None:
 @exit_options
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.01,
     show_default=True,
     help="Target of the default operating point: the share of the full model's score that it may lose, with a standard "
