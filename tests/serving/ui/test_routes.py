@@ -107,6 +107,7 @@ def test_the_page_is_open_and_binds_the_browser_to_the_server() -> None:
             policy = headers["content-security-policy"]
             assert "default-src 'none'" in policy
             assert not any(word in policy for word in ("unsafe", "*", "http", "data:", "blob:", "nonce", "sha"))
+        assert set(routes.SCRIPTS) == {path.name for path in HERE.glob("*.js")}
         html = (HERE / "page.html").read_text()
         assert "<style" not in html
         assert " style=" not in html

@@ -42,7 +42,8 @@ HEADERS = {
     "x-content-type-options": "nosniff",
 }
 MEDIA = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-NAMES = {"/ui": "page.html", "/ui/page.css": "page.css", "/ui/page.js": "page.js", "/ui/icon.svg": "icon.svg"}
+SCRIPTS = ("page.js", "server.js", "climb.js", "traffic.js", "elements.js")
+NAMES = {"/ui": "page.html"} | {f"/ui/{name}": name for name in ("page.css", "icon.svg", *SCRIPTS)}
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
