@@ -23,7 +23,7 @@ NAMES = {
 }
 TARGETS = {"clinc150": 2, "sst2": 2, "mpnet-clinc150": 3, "mpnet-sst2": 3}
 """Times the requests a second of full depth."""
-PICTURED = ("clinc150", "mpnet-sst2")
+PICTURED = ("sst2", "mpnet-clinc150")
 BEGIN, END = "<!-- figures of benchmarks/serving.py -->", "<!-- end of these figures -->"
 INTRODUCTION = """# What the ladder is worth
 
@@ -115,19 +115,20 @@ def draw(results: dict[str, Any], file: Path) -> None:
     tasks = [task for task in PICTURED if len(results["tasks"].get(task, {}).get("burst", ())) == 2]
     if not tasks:
         return
-    figure = Figure(figsize=(4.9 * len(tasks), 7.6), layout="constrained")
+    figure = Figure(figsize=(4.9 * len(tasks), 8.6), layout="constrained")
     FigureCanvasAgg(figure)
-    columns = figure.subplots(4, len(tasks), sharex="col", squeeze=False, height_ratios=(2, 3, 2, 2))
+    columns = figure.subplots(5, len(tasks), sharex="col", squeeze=False, height_ratios=(2, 3, 2, 2, 2))
     for column, task in enumerate(tasks):
         _draw_burst(columns[:, column], results["tasks"][task], results["setting"])
         columns[0, column].set_title(NAMES[task], fontsize=10)
-    for axes, label in zip(columns[:, 0], ("requests a second", "p99, ms", "point in force", "agreement"), strict=True):
+    labels = ("requests a second", "p99, ms", "point in force", "layers", "agreement")
+    for axes, label in zip(columns[:, 0], labels, strict=True):
         axes.set_ylabel(label)
     figure.savefig(file, dpi=95)
 
 
 def _draw_burst(rows: Sequence[Axes], figures: dict[str, Any], setting: dict[str, Any]) -> None:
-    arrivals, times, points, agreement = rows
+    arrivals, times, points, layers, agreement = rows
     own, full = (figures["burst"][name] for name in (LADDER, FULL))
     middle = [second["start"] + 0.5 for second in own["seconds"]]
     arrivals.bar(middle, [second["requests"] for second in own["seconds"]], width=0.85, color="0.6")
@@ -142,6 +143,9 @@ def _draw_burst(rows: Sequence[Axes], figures: dict[str, Any], setting: dict[str
     points.step(at, [names.index(look["point"]) for look in own["looks"]], where="post", color="C0", linewidth=1.6)
     points.set_yticks(range(len(names)), names, fontsize=9)
     points.set_ylim(len(names) - 0.5, -0.5)  # the strictest on top
+    busy = [look for look in own["looks"] if look["layers"]]
+    layers.plot([look["at"] for look in busy], [look["layers"] for look in busy], color="C0", linewidth=1.6)
+    layers.set_ylim(0, None)
     agreement.plot(middle, [second["agreement"] for second in own["seconds"]], ".-", color="C0", linewidth=1.6)
     agreement.set_ylim(min(0.9, *(second["agreement"] or 1 for second in own["seconds"])) - 0.01, 1.005)
     agreement.set_xlabel("seconds")
