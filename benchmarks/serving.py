@@ -49,7 +49,7 @@ TARGETS_MS = {False: 50, True: 100}
 """Of the 99th percentile, by whether the encoder is deep: a text takes MPNet-base five times as long at full depth."""
 BOUNDS = (1, 2)
 """Times the target, within which rates are searched."""
-ROUNDS, STEPS, SECONDS, LEAD_S = 3, 3, 4.0, 0.5
+ROUNDS, STEPS, SECONDS, LEAD_S = 3, 2, 4.0, 0.5
 """Of the search: rounds, steps of each (one more in the first), seconds of a step that count, and those before them."""
 RESTS_S = 8.0
 RATES = (0.25, 0.5, 1.0, 2.0, 3.0)
