@@ -164,10 +164,8 @@ def served(share: float = 1.0, size: int = 1, first: Any = None, limits: Limits 
     point = server.served.points["default"]
     points = {"keep-99": point, "default": point}
     server.served = replace(server.served, points=points, limits=limits or server.served.limits)
-    server.service.served = server.served
-    server.service._limits = dict.fromkeys((*points, FULL), server.service._limits["default"])
     ladder = Ladder((RUNGS[0], RUNGS[1], Rung("default", 0.5, 0.1)), 1, 2)
-    server.service.adaptive = Adaptive(ladder, LoadController(ladder, 9.0), audit(share, ladder), Heard(), SINGLE_LABEL)
+    server.adapt(Adaptive(ladder, LoadController(ladder, 9.0), audit(share, ladder), Heard(), SINGLE_LABEL))
     return server
 
 
@@ -259,11 +257,12 @@ def test_after_an_alarm_the_exits_of_full_depth_are_kept() -> None:
     async def story() -> None:
         server = served()
         assert server.service.adaptive is not None
-        heard = server.service.adaptive._alarms
+        heard, audits = server.service.adaptive._alarms, server.service._audits
         assert isinstance(heard, Heard)
+        assert audits is not None
         for _ in range(20):
             await server.start(TokenIds([5, 6, 7]), operating_point="default")  # keeps the only process busy
-            server.service._draw_audit([{"input_ids": [5, 6, 7]}])
+            audits.draw([{"input_ids": [5, 6, 7]}])
             server.now += 1.0
             server.process.answer()
             await settle()

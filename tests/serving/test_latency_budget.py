@@ -42,7 +42,7 @@ def adaptive_bench(first: Any = None) -> Bench:
     adaptive = Adaptive(LADDER, LoadController(LADDER, 0.05), audit, Silent(), "single_label_classification")
     for _ in range(10):
         adaptive.times.add([0], 1, 0.02)
-    bench.service.adaptive = adaptive
+    bench.adapt(adaptive)
     return bench
 
 

@@ -394,9 +394,8 @@ def test_rows_go_at_the_rung_in_force_when_their_batch_goes_and_a_named_point_st
         bench = Bench()
         ladder = Ladder((Rung(FULL, 1.0, 0.0), Rung("default", 0.5, 0.1)), 0, 1)
         controller = LoadController(ladder, 0.05)
-        bench.service.adaptive = Adaptive(
-            ladder, controller, Audit(ladder, 0.0, 0.05, Random(0)), Silent(), "single_label_classification"
-        )
+        audit = Audit(ladder, 0.0, 0.05, Random(0))
+        bench.adapt(Adaptive(ladder, controller, audit, Silent(), "single_label_classification"))
         first = await bench.start(ids(5))
         waits = await bench.start(ids(6), ids(7))
         named = await bench.start(ids(8), operating_point="full")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offramp.serving.adaptive import Adaptive
 from offramp.serving.frames import AnswersFrame, ArrayFrame, BatchFrame
 from offramp.serving.queue import Queue
 from offramp.serving.request import Options, Request
@@ -118,13 +119,25 @@ class Bench:
         layers = tuple(config.layers)
         points = {"default": POINT if first is None else replace(POINT, thresholds=(20.0, 0.1, 0.1, 0.1))}
         self.served = Served("tiny", config, points, "default", "onnx-int8", layers, 32, "", 0.0, limits)
-        tokenizer = RequestTokenizer("", config, tiny_tokenizer(), 32, True)
         self.pool, self.counts, self.now = Pool(size), Counts(), 100.0
+        self._first, self._queue = first, Queue(rows, 1000)
+        self.adapt(None)
+
+    def adapt(self, adaptive: Adaptive | None) -> None:
+        """Begin anew with what decides on the points."""
+        tokenizer, pool = RequestTokenizer("", self.served.config, tiny_tokenizer(), 32, True), self.pool
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RequestTokenizer, "copy", lambda self: self)
-            pool: Any = self.pool
-            queue = Queue(rows, 1000)
-            self.service = Service(self.served, tokenizer, first, pool, queue, self.counts, lambda: self.now)
+            self.service = Service(
+                self.served,
+                tokenizer,
+                self._first,
+                pool,  # type: ignore[arg-type]
+                self._queue,
+                self.counts,
+                lambda: self.now,
+                adaptive,
+            )
 
     @property
     def process(self) -> Process:

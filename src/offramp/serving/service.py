@@ -18,11 +18,10 @@ from typing import Any, final
 
 import numpy as np
 
-from offramp.data.batching import Tokens
 from offramp.inference.onnx.first_exit import FirstExit
 from offramp.serving.adaptive import Adaptive
-from offramp.serving.audit import AuditRow
-from offramp.serving.batches import BatchRow, audit_frames, frame_of, results_of, row_result
+from offramp.serving.audit_runs import AuditRuns
+from offramp.serving.batches import BatchRow, frame_of, results_of, row_result
 from offramp.serving.frames import AnswersFrame
 from offramp.serving.load_controller import AIM
 from offramp.serving.pool import ProcessPool
@@ -76,11 +75,11 @@ class Service:
         self._long = tokenizer.copy()  # a tokenizer of `tokenizers` must not be set by two threads
         self._dispatching = False
         self._looking: asyncio.TimerHandle | None = None
-        self._audit_timer: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
         self._running: dict[Running, None] = {}  # in the order in which they came
         pool.on_idle = self._dispatch_soon
+        self._audits = None if adaptive is None else AuditRuns.of(served, pool, adaptive, self._dispatch_soon)
 
     def _first_limit(self, point: OperatingPoint) -> float:
         """Return a point's threshold at the exit before the first layer."""
@@ -148,7 +147,7 @@ class Service:
         running.tokens = sum(len(row["input_ids"]) for row in tokens.values())
         for number, fault in faults.items():
             self._set(running, number, RowResult.refused(fault))
-        if running.adapts and self._draw_audit(list(tokens.values())):
+        if running.adapts and self._audits is not None and self._audits.draw(list(tokens.values())):
             self._dispatch_soon()
         rows = [BatchRow(running, number, row) for number, row in tokens.items()]
         if rows and self._first_exit is not None:
@@ -213,34 +212,14 @@ class Service:
         self._dispatching = False
         now = self._clock()
         self._refuse_rows(self.queue.expired(now), too_late())
-        self._dispatch_audit(now)
+        if self._audits is not None and not self.draining and (audit := self._audits.next(now)) is not None:
+            self._start_task(audit)
         batches = self.queue.next_batches(len(self.pool.idle))
         while batches:
             if batches[0][0].alone and self.pool.idle[-1].rows:  # it waits until a process has no other rows
                 self.queue.add([row for batch in batches for row in batch])
                 break
             self._start_task(self._run(self.pool.idle.pop(), batches.pop(0)))
-
-    def _draw_audit(self, rows: Sequence[Tokens]) -> bool:
-        """Draw rows that have come for the audit; return whether there are any."""
-        if self.adaptive is None or self.adaptive.audit is None:
-            return False
-        return self.adaptive.audit.draw(rows)
-
-    def _dispatch_audit(self, now: float) -> None:
-        """Give a row of the audit to a free process, before the rows that wait, as far as its budget goes."""
-        audit = None if self.adaptive is None else self.adaptive.audit
-        if audit is None or self.draining or not self.pool.idle:
-            return
-        if (row := audit.take(now, self.pool.alive)) is not None:
-            self._start_task(self._run_audit(self.pool.idle.pop(), row))
-        elif (pause_s := audit.pause_s(self.pool.alive)) is not None and self._audit_timer is None:
-            loop = asyncio.get_running_loop()
-            self._audit_timer = loop.call_later(pause_s + 0.001, self._end_audit_pause)
-
-    def _end_audit_pause(self) -> None:
-        self._audit_timer = None
-        self._dispatch_soon()
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -311,27 +290,6 @@ class Service:
             for row in batch
         ]
 
-    async def _run_audit(self, process: WorkerProcess, row: AuditRow) -> None:
-        """Let a process answer a row at full depth and on rungs of the ladder; where it ends, the row is lost."""
-        assert self.adaptive is not None
-        assert self.adaptive.audit is not None
-        by_exit, parts, seconds = self.adaptive.audit.closed is not None, [], 0.0
-        try:
-            for frame in audit_frames(row, self.adaptive.plans(row), self.served, by_exit):
-                parts.append(await process.run(frame, self.served.limits.timeout_s))
-                seconds += parts[-1].seconds
-        except ProcessLost:
-            self.adaptive.audit.lost(seconds)
-        except Exception:  # the process must not be lost; what it does now is not known
-            log.exception("an audit failed")
-            process.kill()
-            self.adaptive.audit.lost(seconds)
-        else:
-            logits = np.concatenate([part.logits.array() for part in parts])
-            exits = parts[0].logits_by_exit
-            self.adaptive.audited(row, logits, self.served.points, seconds, None if exits is None else exits.array()[0])
-            self.pool.give_back(process)
-
     def _look_soon(self) -> None:
         """Look at the load as long as rows are in flight, or the point in force is not that without load."""
         if self.adaptive is None or self._looking is not None:
@@ -382,9 +340,10 @@ class Service:
         """End the processes; requests that are still there are abandoned."""
         if self._timer is not None:
             self._timer.cancel()
-        for timer in (self._looking, self._audit_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+        if self._audits is not None:
+            self._audits.close()
         for running in list(self._running):
             self.abandon(running)
         for task in self._batches:
