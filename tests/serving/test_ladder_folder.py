@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from support.command_line import offramp
 from support.graphs import copied
 
 AGREEMENT = Certificate("agreement", 0.05, 0.05, 0.05, 0.0, 500, "binomial", "onnx-int8", "ab")
+NEVER = math.inf
 MEASURED = Measured(None, None, None, 1.0, 1.0, 4, 500)
 
 
@@ -132,3 +134,15 @@ def test_a_ladder_without_certificates_takes_any_engine_and_another_engine_takes
     ]
     allowed = ModelSettings(str(folder), engine="torch", allow_other_engine=True)
     assert engine_of(allowed, read_rungs(str(folder))).engine == "torch"
+
+
+def test_a_point_whose_cost_is_not_known_is_no_rung(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    points = {
+        "keep-99.5": OperatingPoint({"name": "entropy"}, (-NEVER, NEVER, NEVER)),  # which may be looser than any other
+        "keep-99": OperatingPoint({"name": "entropy"}, (NEVER,) * 3),  # as much as full depth
+        "4x": OperatingPoint({"name": "entropy"}, (0.0,) * 3, measured=MEASURED),
+    }
+    write_points(points, folder / "operating_points.json")
+    assert list(read_rungs(str(folder))) == list(watched_rungs(str(folder), "onnx-int8", False)) == ["keep-99", "4x"]
+    (line,) = caplog.messages
+    assert line.startswith("left out of the ladder: keep-99.5, whose cost is not measured")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -23,15 +24,27 @@ log = logging.getLogger("offramp.serving")
 def read_rungs(folder: str) -> dict[str, OperatingPoint]:
     """Return the points of a folder's ladder, by name; full depth is not among them.
 
+    Those whose cost is not known are left out, with a line in the log: nothing says which others are stricter.
+
     Raises:
         InvalidInput: there are none.
     """
-    points = load_points(folder)
-    rungs = {name: points[name] for name in LADDER_NAMES if name in points and name != FULL}
+    rungs, unknown = _rungs(folder)
+    if unknown:
+        names = ", ".join(unknown)
+        log.warning("left out of the ladder: %s, whose cost is not measured; `offramp calibrate --ladder` does", names)
     if not rungs:
         engine = next((name for name in ("onnx-int8", "onnx", "openvino") if find_file(folder, GRAPHS[name])), "torch")
         raise InvalidInput(f"{folder} has no ladder; {calibration(folder, engine)} saves one")
     return rungs
+
+
+def _rungs(folder: str) -> tuple[dict[str, OperatingPoint], list[str]]:
+    """Return the points of a folder's ladder but for full depth, and the names of those whose cost is not known."""
+    points = load_points(folder)
+    rungs = {name: points[name] for name in LADDER_NAMES if name in points and name != FULL}
+    unknown = [name for name, point in rungs.items() if point.measured is None and min(point.thresholds) < math.inf]
+    return {name: point for name, point in rungs.items() if name not in unknown}, unknown
 
 
 def engine_of(model: ModelSettings, rungs: Mapping[str, OperatingPoint]) -> Choice:
@@ -68,7 +81,7 @@ def watched_rungs(folder: str, engine: str, allow_other_engine: bool) -> dict[st
     Raises:
         InvalidInput: the certificates hold for another engine, or another precision of it.
     """
-    rungs = read_rungs(folder)
+    rungs, _ = _rungs(folder)
     own = certified_with(rungs)
     if own in (None, engine):
         return rungs
