@@ -164,11 +164,12 @@ def test_points_without_a_certificate_on_agreement_are_named_once_and_not_watche
 ) -> None:
     without = replace(LOOSE, agreement=None)
     both = ladder_of({"2x": LOOSE, "keep-99": without}, None, None)
-    watch = _audit(both, 0.5, "model")
+    watch = _audit(both, 0.5, "`command`")
     assert watch is not None
     assert [both.rungs[number].name for number in watch.monitors] == ["2x"]
     (line,) = caplog.records
     assert line.getMessage().startswith("drift of keep-99 is not watched: no certificate")
+    assert "`command` with --confidence 0.95 makes them" in line.getMessage()
     assert _audit(both, 0.0, "model") is None
     assert len(caplog.records) == 1  # nobody has asked for an audit
     assert _audit(ladder_of({"2x": without}, None, None), 0.5, "model") is None

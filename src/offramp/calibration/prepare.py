@@ -95,7 +95,7 @@ class PreparedPolicy:
             return ladder_points(self._outputs(), None, delta)
         refusal = fit_rows_text(self.rows, self.policy, self.label_thresholds, most=MOST_SHARED)
         if refusal:
-            refusal += "; a ladder with a confidence has a policy that they did not fit"
+            refusal += "; with a confidence (--confidence) the ladder has a policy that they did not fit"
         elif self.exits is not None and self.exits.fitted_on:  # without a confidence by the rows that choose all else
             refusal = "the exits that are read were chosen on these rows; choose the ladder on others"
         return ladder_points(self._outputs(), self._metric(metric), None, refusal)

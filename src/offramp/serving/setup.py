@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from offramp.data.batching import token_limit
 from offramp.errors import InvalidInput
-from offramp.inference.choose_engine import Choice, choose_engine
+from offramp.inference.choose_engine import Choice, choose_engine, name_of
 from offramp.inference.load_engine import AUTO, check_name
 from offramp.inference.onnx.first_exit import FirstExit
 from offramp.inference.onnx.metadata import GraphMetadata
@@ -26,7 +26,7 @@ from offramp.serving.depth_budget import DepthBudget
 from offramp.serving.drift_report import DriftReport, name_undecided, proposals_folder
 from offramp.serving.frames import StartFrame
 from offramp.serving.ladder import Ladder, ladder_of
-from offramp.serving.ladder_folder import engine_of, read_rungs, watched_rungs
+from offramp.serving.ladder_folder import calibration, engine_of, read_rungs, watched_rungs
 from offramp.serving.load_controller import AIM, LoadController
 from offramp.serving.pool import ProcessPool
 from offramp.serving.queue import Queue
@@ -156,7 +156,7 @@ def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings)
     points = watched_rungs(folder, served.engine, settings.model.allow_other_engine)
     ladder = ladder_of(points, _rest(settings.model), options.floor)
     controller = LoadController(ladder, AIM * (options.latency_target_ms / 1000))
-    audit = _audit(ladder, options.audit_share, folder)
+    audit = _audit(ladder, options.audit_share, calibration(folder, name_of(served.engine) or served.engine))
     proposals = None if audit is None else proposals_folder(folder, options.proposals)
     if proposals is not None:
         name_undecided(proposals, served)
@@ -165,16 +165,22 @@ def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings)
     return Adaptive(ladder, controller, audit, report, served.config.problem_type, depth)
 
 
-def _audit(ladder: Ladder, share: float, folder: str) -> Audit | None:
-    """Return what watches a ladder's certificates; None where it has none, or none is to be watched."""
+def _audit(ladder: Ladder, share: float, command: str) -> Audit | None:
+    """Return what watches a ladder's certificates; None where it has none, or none is to be watched.
+
+    Args:
+        ladder: of the server.
+        share: of the rows that are audited.
+        command: that makes a ladder for the engine of the server.
+    """
     if share == 0:
         return None
     if without := [rung.name for rung in ladder.rungs[: ladder.floor + 1] if rung.level is None]:
         log.warning(
             "drift of %s is not watched: no certificate on the agreement with full depth; "
-            "`offramp calibrate %s --data FILE --ladder` makes them, for classes and with enough rows",
+            "%s with --confidence 0.95 makes them, for classes and with enough rows",
             ", ".join(without),
-            folder,
+            command,
         )
     audit = Audit(ladder, share, DELTA, Random())
     return audit if audit.monitors else None
