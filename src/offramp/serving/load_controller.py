@@ -9,8 +9,9 @@ at once, leads one rung further every STEP_S.
 
 Back: one rung a CALM_S without such rows, where the processes would be at most ROOM busy on the stricter rung. A rung
 that had to be left is let alone for PAUSE_S, AGAIN times as long each time that this happens within LASTS_S, unless it
-was left for a load that has fallen to half since. One for which there seems to be no room is tried after LONG_PAUSE_S:
-costs may be wrong. So a constant load settles whatever the costs are: trials that fail become rarer and rarer.
+was left for a load that has fallen to half since, or no row has run for PAUSE_S. One for which there seems to be no
+room is tried after LONG_PAUSE_S: costs may be wrong. So a constant load settles whatever the costs are: trials that
+fail become rarer and rarer.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class LoadController:
         self.rung, self.target_s = ladder.rest, target_s
         self._costs = [rung.cost for rung in ladder.rungs]
         self._rest, self._floor = ladder.rest, ladder.floor
-        self._looked = self._changed = self._calm_since = self._no_room = -math.inf
+        self._looked = self._changed = self._calm_since = self._no_room = self._worked = -math.inf
         self._demand = self._late = 0.0  # on average
         self._pauses: dict[int, _Pause] = {}
 
@@ -95,6 +96,8 @@ class LoadController:
         """Return the rung for a load."""
         weight = 1 - math.exp(-(load.now - self._looked) / SMOOTH_S)
         self._looked = load.now
+        if load.demand > 0:
+            self._worked = load.now
         self._demand += weight * (load.demand - self._demand)
         self._late += weight * (load.late - self._late)
         longest_s, limit_s = max(load.wait_s, load.queue_s), STEP_SHARE * self.target_s
@@ -131,7 +134,8 @@ class LoadController:
         pause = self._pauses.get(rung)
         if pause is None:
             return True
-        if pause.demand * self._costs[rung] > ROOM and self._demand <= FALLEN * pause.demand:
+        fallen = pause.demand * self._costs[rung] > ROOM and self._demand <= FALLEN * pause.demand
+        if fallen or now - self._worked >= PAUSE_S:
             pause.seconds = PAUSE_S
         seconds = pause.seconds if now - self._no_room >= CALM_S else max(pause.seconds, LONG_PAUSE_S)
         return now - pause.left >= seconds
