@@ -14,7 +14,7 @@ import pytest
 import offramp.serving.drift_report
 from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import Audit
-from offramp.serving.drift_report import DriftReport, name_undecided, proposals_folder
+from offramp.serving.drift_report import DriftReport, proposals_folder, undecided
 from offramp.serving.ladder import ladder_of
 from offramp.serving.load_controller import LoadController
 from offramp.serving.setup import _audit
@@ -75,25 +75,26 @@ def test_an_alarm_is_a_line_and_a_proposal_and_none_is_overwritten(
     assert first.command in caplog.text
 
 
-def test_a_proposal_on_which_nobody_has_decided_is_named_at_the_next_start(
+def test_a_point_stays_closed_at_the_next_start_while_nobody_has_decided_on_its_proposal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     report = DriftReport(SERVED, "m", tmp_path)
     drifted(report)
     report.close()
     caplog.clear()
-    name_undecided(tmp_path, SERVED)
+    assert undecided(tmp_path, SERVED) == ["2x"]
     (path,) = tmp_path.glob("*.json")
     assert [record.getMessage() for record in caplog.records] == [
-        f"drift: the point 2x is used again, though {path} proposes another one"
+        f"drift: the point 2x stays closed: `offramp calibrate m --from-audit {path}` makes another one of it, and "
+        f"without {path} it is used again"
     ]
     caplog.clear()
-    name_undecided(tmp_path, replace(SERVED, points={"2x": replace(LOOSE, thresholds=(0.2, 0.4))}))
-    name_undecided(tmp_path, replace(SERVED, digest="1" * 64))
-    name_undecided(tmp_path / "none", SERVED)
+    assert undecided(tmp_path, replace(SERVED, points={"2x": replace(LOOSE, thresholds=(0.2, 0.4))})) == []
+    assert undecided(tmp_path, replace(SERVED, digest="1" * 64)) == []
+    assert undecided(tmp_path / "none", SERVED) == []
     assert not caplog.records
     path.write_text("{")
-    name_undecided(tmp_path, SERVED)
+    assert undecided(tmp_path, SERVED) == []
     assert f"{path}, line 1: not JSON" in caplog.text
 
 

@@ -96,3 +96,14 @@ def test_several_labels_agree_where_the_sets_do_at_the_thresholds_of_the_point()
     assert (audit.monitors[1].losses, audit.monitors[2].losses) == (1, 0)
     both.audited(row, np.array([[1, 1, -1], [2, 3, -1], [3, 3, -1]], np.float32), points, 0.01)
     assert (audit.monitors[1].losses, audit.monitors[2].losses) == (1, 1)
+
+
+def test_a_point_that_drifted_before_the_start_is_closed_with_the_looser_ones() -> None:
+    both, audit, _ = adaptive()
+    audit.close([2, 1])
+    assert audit.closed == 1
+    for number in range(100):
+        both.controller.look(Load(10.0 + number, 1.0, 1.0, 2.0, 1.0))
+    assert (both.controller.rung, both.point) == (2, FULL)
+    audit.close([])
+    assert audit.closed == 1

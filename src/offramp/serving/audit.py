@@ -19,7 +19,7 @@ they come, never on what they are.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import final
@@ -124,6 +124,10 @@ class Audit:
         self.closed = drifted[0]
         self.alarms.append(self.closed)
         return self.closed
+
+    def close(self, rungs: Iterable[int]) -> None:
+        """Close rungs that have drifted before, with all looser ones."""
+        self.closed = min(rungs, default=self.closed)
 
     def lost(self, seconds: float) -> None:
         """Count a row of `take` that could not be compared: its process ended, or full depth has no answer."""

@@ -181,8 +181,9 @@ def _by_layer(served: Served, point: OperatingPoint | None) -> dict[int, float]:
     return dict(zip(point.layers_read(layers)[:-1], point.thresholds, strict=True))
 
 
-def name_undecided(folder: Path, served: Served) -> None:
-    """Log the proposals of earlier servers whose points are as they were: this one begins with them again."""
+def undecided(folder: Path, served: Served) -> list[str]:
+    """Return the names of points that drifted under earlier servers and are as they were; log their proposals."""
+    names = []
     for path in sorted(folder.glob("*.json")):
         try:
             proposal = Proposal.load(path)
@@ -191,9 +192,14 @@ def name_undecided(folder: Path, served: Served) -> None:
             continue
         point = served.points.get(proposal.operating_point)
         if point is not None and served.digest == proposal.weights and _by_layer(served, point) == proposal.old:
+            names.append(proposal.operating_point)
             log.warning(
-                "drift: the point %s is used again, though %s proposes another one", proposal.operating_point, path
+                "drift: the point %s stays closed: `%s` makes another one of it, and without %s it is used again",
+                proposal.operating_point,
+                proposal.command,
+                path,
             )
+    return names
 
 
 def proposals_folder(model: str, option: str | None) -> Path | None:

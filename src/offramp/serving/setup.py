@@ -23,7 +23,7 @@ from offramp.model.text_folder import load_text_config, load_text_tokenizer
 from offramp.serving.adaptive import Adaptive
 from offramp.serving.audit import Audit
 from offramp.serving.depth_budget import DepthBudget
-from offramp.serving.drift_report import DriftReport, name_undecided, proposals_folder
+from offramp.serving.drift_report import DriftReport, proposals_folder, undecided
 from offramp.serving.frames import StartFrame
 from offramp.serving.ladder import Ladder, ladder_of
 from offramp.serving.ladder_folder import calibration, engine_of, read_rungs, watched_rungs
@@ -158,8 +158,8 @@ def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings)
     controller = LoadController(ladder, AIM * (options.latency_target_ms / 1000))
     audit = _audit(ladder, options.audit_share, calibration(folder, name_of(served.engine) or served.engine))
     proposals = None if audit is None else proposals_folder(folder, options.proposals)
-    if proposals is not None:
-        name_undecided(proposals, served)
+    if audit is not None and proposals is not None:
+        audit.close(ladder.names.index(name) for name in undecided(proposals, served) if name in ladder.names)
     report = DriftReport(served, folder, proposals)
     depth = None if options.depth_budget is None else DepthBudget(ladder, options.depth_budget)
     return Adaptive(ladder, controller, audit, report, served.config.problem_type, depth)
