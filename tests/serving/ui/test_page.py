@@ -159,6 +159,7 @@ def test_nothing_is_wider_than_the_window(page: Browser, width: tuple[int, int])
     page.size(*width)
     climb(page, "x" * 300)
     page.value("document.getElementById('pair-button').click()")
+    page.value("document.querySelector('.names b').textContent = 'a long label, of several words, '.repeat(5)")
     assert page.value("document.documentElement.scrollWidth") == width[0]
     outside = (
         "[...document.querySelectorAll('body *')].filter((box) => box.getBoundingClientRect().right > innerWidth + 1)"
