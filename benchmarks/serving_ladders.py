@@ -5,7 +5,8 @@
 A folder `TASK-0` of `runs/ladders` is a copy of that of `runs/speed` with a certified ladder that the graph which is
 there runs: its policy at its exits. The half of the held-out rows that chooses certifies, from its recorded trace in
 int8; the other half reports. The lines of the thresholds are fitted on rows of training, as `offramp train` does it.
-For MPNet-base that takes an hour; so there a half of the rows that choose fits them, and the other half certifies.
+For MPNet-base that takes an hour; so there a half of the rows that choose fits them, and the other half certifies, on
+agreement alone.
 
 The half that chooses chose the exits of the graph too (`speed_models.py`). So each certificate is made at delta / (sets
 of exits that could have been chosen), and holds at delta for the set that was.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +28,10 @@ from typing import Any
 
 from lexical_models import Cell
 from machine import as_lines, provenance
-from offramp.calibration.prepare import prepare_policy
+from offramp.calibration.agreement import agreement_bounds
+from offramp.calibration.calibrate import point_for
+from offramp.calibration.outputs import policy_outputs
+from offramp.calibration.prepare import PreparedPolicy, prepare_policy
 from offramp.calibration.saved_lines import FIT_ROWS, fit_saved_lines, read_saved_lines, write_saved_lines
 from offramp.data.examples import subsample
 from offramp.evaluation.measure import measure_point
@@ -37,8 +42,8 @@ from offramp.model.hub import load_tokenizer
 from offramp.model.loading import load_model
 from offramp.model.points import load_points
 from offramp.training.held_out_logits import held_out_logits
-from offramp.types.ladder_names import LADDER_NAMES
-from offramp.types.operating_point import DEFAULT, Certificate, OperatingPoint
+from offramp.types.ladder_names import DROPS, LADDER_NAMES, SPEEDUPS
+from offramp.types.operating_point import DEFAULT, Certificate, OperatingPoint, Target
 from speed_models import INT8, Prepared
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,7 +86,28 @@ def ladder(prepared: Prepared, folder: Path, default: OperatingPoint) -> dict[st
     lines = read_saved_lines(folder)
     ready = prepare_policy(rows, "margin", per_exit=True, confidence=1 - DELTA / sets, saved_lines=lines)
     print(ready.report, flush=True)
-    return {name: of_family(point, sets) for name, point in ready.ladder().items()}
+    points = by_agreement(ready, DELTA / sets) if prepared.is_deep else ready.ladder()
+    return {name: of_family(point, sets) for name, point in points.items()}
+
+
+def by_agreement(ready: PreparedPolicy, delta: float) -> dict[str, OperatingPoint]:
+    """Return a ladder whose points are certified on agreement alone: few rows certify no quality that is worth it."""
+    outputs = policy_outputs(ready.rows, ready.policy)
+    outputs = replace(outputs, agreement=agreement_bounds(outputs, delta).certificate)
+    targets = {name: Target(max_drop=drop) for name, drop in DROPS.items()}
+    targets |= {name: Target(speedup=speedup) for name, speedup in SPEEDUPS.items()}
+    points = {name: point_for(outputs, target, None) for name, target in targets.items()}
+    rungs = {"full": replace(outputs.point(math.inf, {}), agreement=None)}
+    for name in sorted(points, key=lambda name: speedup_of(points[name])):
+        if speedup_of(points[name]) > speedup_of(rungs[next(reversed(rungs))]) and points[name].agreement is not None:
+            rungs[name] = points[name]
+    return rungs
+
+
+def speedup_of(point: OperatingPoint) -> float:
+    """Return how many times cheaper a point is than full depth."""
+    assert point.measured is not None
+    return point.measured.speedup
 
 
 def of_family(point: OperatingPoint, sets: int) -> OperatingPoint:

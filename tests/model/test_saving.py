@@ -65,6 +65,11 @@ def with_other_weights(folder: Path) -> Path:
 # Loading.
 
 
+def test_whoever_reads_the_configuration_reads_the_weights(folder: Path) -> None:
+    """Safetensors from 0.8 on writes files for their owner alone."""
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
 def test_points_of_these_weights_are_loaded_without_a_word(folder: Path, lines: list[str]) -> None:
     assert load_points(folder) == MultiExitModel.from_pretrained(folder).operating_points == POINTS
     assert Predictor.load(folder, "torch", "fast").point == POINTS["fast"]

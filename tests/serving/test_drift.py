@@ -117,7 +117,14 @@ def test_without_rows_the_thresholds_of_the_proposal_are_taken(exported: Path, t
     assert "leave out --speedup" in wrong.output
     from offramp.inference.onnx.metadata import weights_digest
 
-    path.write_text(json.dumps({**data, "weights": weights_digest(folder)}))
+    data["weights"] = weights_digest(folder)
+    old = data["thresholds"]["old"]
+    for new, line in ((old, "they are the old ones"), ({"1": 0.9, "17": 0.7}, "exit_layers are 3 increasing layer")):
+        path.write_text(json.dumps({**data, "thresholds": {"old": old, "new": new}}))
+        refused = offramp("calibrate", folder, "--from-audit", path)
+        assert f"{path}: thresholds: new: {line}" in refused.output.replace("\n", " ")
+        assert refused.exit_code == 1
+    path.write_text(json.dumps(data))
     done = offramp("calibrate", folder, "--from-audit", path, "--name", "sure")
     assert done.exit_code == 0
     assert "sure: the proposal's new thresholds: there is no proposal.safetensors of rows audited" in done.output
@@ -125,7 +132,7 @@ def test_without_rows_the_thresholds_of_the_proposal_are_taken(exported: Path, t
     assert saved["sure"].thresholds == (0.9, 0.8, 0.7)
     assert saved["sure"].measured == strict.measured
     assert saved["2x"].thresholds == (0.0, 0.0, 0.0)
-    path.write_text(json.dumps({**data, "weights": weights_digest(folder), "in_force": "full"}))  # not its thresholds
+    path.write_text(json.dumps({**data, "in_force": "full"}))  # not its thresholds
     offramp("calibrate", folder, "--from-audit", path)
     saved = read_points(folder / "operating_points.json")
     assert (saved["2x"].thresholds, saved["2x"].measured, saved["2x"].agreement) == ((0.9, 0.8, 0.7), None, None)

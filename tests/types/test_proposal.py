@@ -56,6 +56,12 @@ REMOVED = object()
         ("format", "1", "format: a number from 1, got '1'"),
         ("evidence", {"rows": 1}, 'evidence: "differing" is missing'),
         ("certificate", {**CERTIFICATE.__dict__, "bound": 2}, "certificate: bound: a number from 0 to 1, got 2"),
+        ("certificate", {**CERTIFICATE.__dict__, "risk": "drop"}, "certificate: risk: \"agreement\", got 'drop'"),
+        (
+            "certificate",
+            {**CERTIFICATE.__dict__, "level": 0},
+            "certificate: level: a number above 0 and below 1, got 0",
+        ),
         ("thresholds", {"old": {"0": 1}}, 'thresholds: "new" is missing'),
         ("thresholds", {"old": {}, "new": {"0": 1}}, "thresholds: old: thresholds by layer number, got {}"),
         ("thresholds", {"old": {"a": 1}, "new": {"0": 1}}, "thresholds: old: thresholds by layer number"),

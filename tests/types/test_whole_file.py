@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,21 @@ def test_a_file_that_cannot_be_replaced_gets_the_content(
     give_name(tmp_path / "new", tmp_path / "out")
     assert (tmp_path / "out").read_text() == "new"
     assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_a_new_file_has_the_mode_of_the_umask_whatever_wrote_it(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        for number in range(2):
+            with whole_path(tmp_path / "out") as unfinished:
+                unfinished.write_text("new")
+                unfinished.chmod(0o600)
+            assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == (0o640, 0o604)[number]
+            (tmp_path / "out").chmod(0o604)  # which the next one keeps
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(mask)
 
 
 def test_a_folder_of_unfinished_files_starts_empty_and_goes(tmp_path: Path) -> None:

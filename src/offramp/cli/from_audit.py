@@ -47,10 +47,16 @@ def save_proposed(folder: Path, file: Path, name: str | None, as_json: bool) -> 
             f"{file}: thresholds: old: the point {proposal.operating_point!r} in {folder} has others; it was changed"
             " since the alarm"
         )
+    if proposal.new == proposal.old:
+        raise InvalidInput(f"{file}: thresholds: new: they are the old ones")
     try:
         point, reason = _certified(folder, trace_path(file), proposal, drifted)
     except (CannotReach, NotApplicable) as error:
-        point, reason = _proposed(layers, proposal, points, drifted), f"the proposal's new thresholds: {error}"
+        reason = f"the proposal's new thresholds: {error}"
+        try:
+            point = _proposed(layers, proposal, points, drifted)
+        except InvalidInput as wrong:
+            raise InvalidInput(f"{file}: thresholds: new: {wrong}") from None
     add_points(folder, {name or proposal.operating_point: point})
     _print(as_json, name or proposal.operating_point, point, reason)
 
@@ -66,11 +72,16 @@ def _certified(folder: Path, path: Path, proposal: Proposal, drifted: OperatingP
         raise CannotReach(f"there is no {path.name} of rows audited since the alarm")
     from offramp.calibration.from_audit import stricter_point
 
-    trace = _with_costs(folder, path)
-    if trace.provenance.get("weights") != proposal.weights:
-        raise InvalidInput(f"{path}: a trace of other weights than the proposal's")
-    certificate = proposal.certificate
-    point = stricter_point(trace, drifted, certificate.level, certificate.delta or DELTA)
+    trace, certificate = _with_costs(folder, path), proposal.certificate
+    for name, value in (("weights", proposal.weights), ("engine", proposal.engine)):
+        if trace.provenance.get(name) != value:
+            raise InvalidInput(f"{path}: {name}: they are not those of the proposal")
+    try:
+        point = stricter_point(trace, drifted, certificate.level, certificate.delta or DELTA)
+    except NotApplicable:
+        raise
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from None
     return point, f"certified on {len(trace)} rows that were audited after the alarm"
 
 
@@ -80,21 +91,29 @@ def _with_costs(folder: Path, path: Path) -> Trace:
     from offramp.model.hub import load_config
     from offramp.types.trace import Trace
 
-    trace = Trace.load(path)
-    return replace(trace, macs=row_macs(load_config(folder), trace.layer_numbers, trace.tokens))
+    trace, config = Trace.load(path), load_config(folder)
+    if trace.logits.shape[-1] != config.num_labels:
+        raise InvalidInput(f"{path}: logits of {trace.logits.shape[-1]} outputs; the model has {config.num_labels}")
+    return replace(trace, macs=row_macs(config, trace.layer_numbers, trace.tokens))
 
 
 def _proposed(
     layers: Sequence[int], proposal: Proposal, points: Mapping[str, OperatingPoint], drifted: OperatingPoint
 ) -> OperatingPoint:
-    """Return the point in force since the alarm; where the folder has another one by now, its thresholds alone."""
+    """Return the point in force since the alarm; where the folder has another one by now, its thresholds alone.
+
+    Raises:
+        InvalidInput: the thresholds are not of exits that the model has.
+    """
     current = points.get(proposal.in_force)
     if current is not None and _by_layer(current, layers) == proposal.new:
         return current
     thresholds, exit_layers = tuple(proposal.new.values()), (*proposal.new, layers[-1])
-    return OperatingPoint(
+    point = OperatingPoint(
         drifted.policy, thresholds, label_thresholds=drifted.label_thresholds, exit_layers=exit_layers
     )
+    point.layers_read(layers)
+    return point
 
 
 def _by_layer(point: OperatingPoint, layers: Sequence[int]) -> dict[int, float]:

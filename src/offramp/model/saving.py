@@ -18,7 +18,7 @@ from offramp.types.export_command import export_command
 from offramp.types.graph_file import GRAPHS, RANGES_FILE, stale, weights_beside
 from offramp.types.model_content import WEIGHTS_FILE, WEIGHTS_INDEX, ModelContent
 from offramp.types.operating_point import POINTS_FILE, OperatingPoint, read_points, write_points
-from offramp.types.whole_file import whole_file
+from offramp.types.whole_file import new_file_mode, whole_file
 
 logger = logging.get_logger(__name__)
 
@@ -29,7 +29,7 @@ EMPTY_CARD = "This model card has been automatically generated"
 def finish_folder(
     folder: Path, config: PreTrainedConfig, points: Mapping[str, OperatingPoint]
 ) -> dict[str, OperatingPoint]:
-    """Make the files beside newly written weights true, and say what was removed.
+    """Make the files beside newly written weights true, and say what was removed; others may read the weights.
 
     Points that were chosen for other weights are not written, graphs, cost tables and ranges of activations of other
     weights are removed, the card is written or lists the points that there are.
@@ -42,6 +42,8 @@ def finish_folder(
     Returns:
         The points that were written.
     """
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(new_file_mode())
     content = ModelContent(folder)
     stale_points = [name for name, point in points.items() if _is_stale(point, content)]
     fresh = {name: point for name, point in points.items() if name not in stale_points}

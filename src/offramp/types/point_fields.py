@@ -272,6 +272,13 @@ def _by_layer(value: Any, where: str) -> None:
         _threshold(threshold, f"{where}: {name}")
 
 
+_inner_share = _expect(lambda value: _is_finite(value) and 0 < value < 1, "a number above 0 and below 1")
+AGREEMENT: dict[str, Rule] = {
+    **CERTIFICATE,
+    "risk": _expect(lambda value: value == "agreement", '"agreement"'),
+    "level": _inner_share,
+    "delta": _optional(_inner_share),
+}
 PROPOSAL: dict[str, Rule] = {
     "format": _expect(lambda value: type(value) is int and value >= 1, "a number from 1"),
     "time": _text,
@@ -280,7 +287,7 @@ PROPOSAL: dict[str, Rule] = {
     "engine": _text,
     "operating_point": _text,
     "in_force": _text,
-    "certificate": _object(CERTIFICATE, set(CERTIFICATE) - {"weights", "note"}),
+    "certificate": _object(AGREEMENT, set(CERTIFICATE) - {"weights", "note"}),
     "evidence": _object({"rows": _count, "differing": _count, "agreement_bound": _share, "delta": _share}),
     "thresholds": _object({"old": _by_layer, "new": _by_layer}),
     "command": _text,

@@ -180,8 +180,18 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
         os.close(descriptor)
 
 
+def new_file_mode() -> int:
+    """Return the mode that this process gives new files. Safetensors from 0.8 on writes 0600 in any case."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def give_name(unfinished: Path, path: str | os.PathLike[str]) -> None:
-    """Give a complete file its name, with the mode and the owner of the file before it; a link is written through."""
+    """Give a complete file its name; a link is written through.
+
+    It has the mode and the owner of the file before it, else the mode of a new file.
+    """
     target = Path(os.path.realpath(path))
     if target.exists():
         shutil.copymode(target, unfinished)
@@ -189,6 +199,8 @@ def give_name(unfinished: Path, path: str | os.PathLike[str]) -> None:
         if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
             with suppress(OSError):
                 os.chown(unfinished, before.st_uid, before.st_gid)
+    else:
+        unfinished.chmod(new_file_mode())
     try:
         os.replace(unfinished, target)
     except OSError as error:

@@ -222,6 +222,38 @@ def test_the_state_has_the_ladder_and_what_the_audit_knows() -> None:
     asyncio.run(main())
 
 
+def test_a_client_that_goes_takes_no_answer_of_the_next_one_and_ends_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The program answers with the number of a row's layers, after a tenth of a second."""
+    program = (
+        "import json, socket, sys, time\n"
+        "with socket.socket(fileno=int(sys.argv[1])) as end, end.makefile('rwb') as lines:\n"
+        "    lines.readline()\n"
+        "    for line in iter(lines.readline, b''):\n"
+        "        time.sleep(0.1); lines.write(b'%d\\n' % len(json.loads(line)['layers'])); lines.flush()\n"
+    )
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen([sys.executable, "-c", program, command[-1]], **options))
+        return started[-1]
+
+    monkeypatch.setattr("offramp.serving.ui.explainer.subprocess.Popen", start)
+
+    async def main() -> None:
+        explainer = Explainer(model_of(served_model(), ["full", "quick"]))
+        gone = asyncio.ensure_future(explainer.explain([0, 1, 2, 4], np.zeros((4, 3), np.float32), 5))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        assert int(await explainer.explain([0, 1], np.zeros((2, 3), np.float32), 5)) == 2
+        assert len(started) == 1
+        await explainer.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("fault", ["ended", "idle"])
 def test_the_process_that_explains_is_started_again(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its program is played by one that answers with its number, and ends at the third row."""

@@ -7,8 +7,8 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar, final
 
 import msgspec
 
@@ -21,6 +21,7 @@ log = logging.getLogger("offramp.serving")
 IDLE_S = 120.0
 """How long the process waits for another row before it is ended."""
 LONGEST_LINE = 2**26
+Result = TypeVar("Result")
 
 
 class ExplainedModel(msgspec.Struct):
@@ -62,20 +63,23 @@ class Explainer:
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._turn = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def explain(self, layers: Sequence[int], logits: Array, timeout_s: float) -> bytes:
-        """Return the JSON of a list of `ExplainedPoint`.
+        """Return the JSON of a list of `ExplainedPoint`; where the client goes, the process ends its row all the same.
 
         Raises:
             Refusal: the process ended, or took too long and is ended.
         """
+        return await asyncio.shield(self._start_task(self._explain(Row(list(layers), logits.tolist()), timeout_s)))
+
+    async def _explain(self, row: Row, timeout_s: float) -> bytes:
         async with self._turn:
             if self._idle is not None:
                 self._idle.cancel()
             try:
-                answer = await asyncio.wait_for(self._ask(Row(list(layers), logits.tolist())), timeout_s)
-            except BaseException as error:  # also where the client has gone: the answer would be the next row's
+                answer = await asyncio.wait_for(self._ask(row), timeout_s)
+            except BaseException as error:
                 await self.close()
                 if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
                     raise Refusal("timeout", "the exits were not explained within the server's time limit") from None
@@ -106,9 +110,18 @@ class Explainer:
         return reader, writer
 
     def _end(self) -> None:
-        task = asyncio.get_running_loop().create_task(self.close())
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        self._start_task(self.close())
+
+    def _start_task(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may wait for it any more
 
     async def close(self) -> None:
         """End the process, which has nothing to lose; another row starts another one."""

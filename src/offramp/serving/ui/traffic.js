@@ -181,7 +181,7 @@ function factsOf(point) {
   const facts = [];
   if (point.name === state.point) facts.push("in force");
   if (point.closed) facts.push("closed: its answers differ too often");
-  if (!point.allowed) facts.push("load does not lead here");
+  if (!point.allowed && point.name !== state.point) facts.push("load does not lead here");
   if (point.level) facts.push(`certified: at least ${share(1 - point.level)} as at full depth`);
   if (point.audited) facts.push(`${point.differ} of ${point.audited} audited rows differ`);
   if (point.agreement_bound != null && point.agreement_bound < 1)
