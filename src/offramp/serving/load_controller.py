@@ -8,10 +8,10 @@ costs, so that what waits takes STEP_SHARE of the target; the time that a row ha
 at once, leads one rung further every STEP_S.
 
 Back: one rung a CALM_S without such rows, where the processes would be at most ROOM busy on the stricter rung. A rung
-that had to be left is let alone for PAUSE_S, AGAIN times as long each time that this happens within LASTS_S, unless it
-was left for a load that has fallen to half since, or no row has run for PAUSE_S. One for which there seems to be no
-room is tried after LONG_PAUSE_S: costs may be wrong. So a constant load settles whatever the costs are: trials that
-fail become rarer and rarer.
+that had to be left is let alone for PAUSE_S, AGAIN times as long each time that this happens within LASTS_S, unless the
+load has fallen to half since, or no row has run for PAUSE_S. One for which there seems to be no room is tried after
+LONG_PAUSE_S: costs may be wrong. So a constant load settles whatever the costs are: trials that fail become rarer and
+rarer.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from typing import final
 from offramp.serving.ladder import Ladder
 
 STEP_SHARE, STEP_S, LATE_SHARE = 0.5, 0.06, 0.1
-SMOOTH_S = 0.5
-"""The time over which the demand and the share of late rows are averaged."""
+SMOOTH_S, SLOW_S = 0.5, 2.0
+"""The time over which the demand and the share of late rows are averaged; the same where a fall of the demand is
+looked for, which chance does not make of so many rows."""
 CALM_S, PAUSE_S, LONG_PAUSE_S, LONGEST_PAUSE_S = 1.0, 4.0, 64.0, 1024.0
 AGAIN, LASTS_S = 16.0, 60.0
 AIM = 0.6
 """Of the time within which an answer is wanted, the share after which its row is due: batches take longer than
 expected, and reading requests and writing answers takes time too. In simulated bursts an aim of 1 has a 99th percentile
 of up to 1.4 times the target, and 0.6 one of up to 0.8 times."""
-ROOM, FALLEN = 0.8, 0.5
+ROOM, FALLEN, SMALL = 0.8, 0.5, 0.1
 """How busy the processes may be on a stricter rung; what share of the largest demand since it was left is a load that
-has fallen."""
+has fallen; how busy that one had kept them there, at least: less is halved by chance."""
 
 
 @final
@@ -66,7 +67,7 @@ class _Pause:
         left: when.
         taken: when it was taken before that, or again.
         seconds: for which it is let alone.
-        demand: the largest one since it was left.
+        demand: the largest one since it was left, on a slow average.
     """
 
     left: float
@@ -89,16 +90,19 @@ class LoadController:
         self._costs = [rung.cost for rung in ladder.rungs]
         self._rest, self._floor = ladder.rest, ladder.floor
         self._looked = self._changed = self._calm_since = self._no_room = self._worked = -math.inf
-        self._demand = self._late = 0.0  # on average
+        self._demand = self._slow_demand = self._late = 0.0  # on average
         self._pauses: dict[int, _Pause] = {}
 
     def look(self, load: Load) -> int:
         """Return the rung for a load."""
-        weight = 1 - math.exp(-(load.now - self._looked) / SMOOTH_S)
+        weight, slow = (1 - math.exp(-(load.now - self._looked) / seconds) for seconds in (SMOOTH_S, SLOW_S))
         self._looked = load.now
         if load.demand > 0:
             self._worked = load.now
         self._demand += weight * (load.demand - self._demand)
+        self._slow_demand += slow * (load.demand - self._slow_demand)
+        for pause in self._pauses.values():
+            pause.demand = max(pause.demand, self._slow_demand)
         self._late += weight * (load.late - self._late)
         longest_s, limit_s = max(load.wait_s, load.queue_s), STEP_SHARE * self.target_s
         if self._late > LATE_SHARE or longest_s > self.target_s:
@@ -118,7 +122,7 @@ class LoadController:
             if rung == self.rung:
                 again = -math.inf < pause.taken and now - pause.taken < LASTS_S
                 pause.seconds = min(AGAIN * pause.seconds, LONGEST_PAUSE_S) if again else PAUSE_S
-            pause.left, pause.demand = now, self._demand
+            pause.left, pause.demand = now, self._slow_demand
         self.rung, self._changed, self._late = end, now, 0.0
 
     def _may_return(self, now: float) -> bool:
@@ -127,14 +131,12 @@ class LoadController:
         busy = self._demand * self._costs[rung]
         if busy > ROOM:
             self._no_room = now
-        for each in self._pauses.values():
-            each.demand = max(each.demand, self._demand)
         if now - max(self._calm_since, self._changed) < CALM_S:
             return False
         pause = self._pauses.get(rung)
         if pause is None:
             return True
-        fallen = pause.demand * self._costs[rung] > ROOM and self._demand <= FALLEN * pause.demand
+        fallen = pause.demand * self._costs[rung] > SMALL and self._slow_demand <= FALLEN * pause.demand
         if fallen or now - self._worked >= PAUSE_S:
             pause.seconds = PAUSE_S
         seconds = pause.seconds if now - self._no_room >= CALM_S else max(pause.seconds, LONG_PAUSE_S)
