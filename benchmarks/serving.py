@@ -241,6 +241,7 @@ class Trial:
             if name in self.state["burst"]:
                 continue
             plan = {"mode": "open", "phases": list(zip(rates, BURST_S, strict=True)), "seed": 7, "late_s": math.inf}
+            self.rest(servers[name])
             with Watch(servers[name]) as watch:
                 report = self.texts.ask(servers[name], {**plan, "keep": True})
             self.texts.settle(servers[name])
@@ -252,7 +253,7 @@ class Trial:
                 "phases": [between(each, *span, self.quality) for span in pairwise(starts)],
                 "seconds": [between(each, second, second + 1, self.quality) for second in range(int(starts[-1]))],
                 "looks": [{**look, "at": look["at"] - began} for look in watch.looks],
-                "rest": watch.looks[0]["point"],
+                "rest": self.ladder.rungs[self.ladder.rest].name,
             }
             self.state["burst"][name] = {**run, "claims": claims(run, BURST_S, self.target_ms)}
             self.save()

@@ -86,7 +86,6 @@ def measure(server: Server, texts: Sequence[str], right: Sequence[str], full: Se
     first = [json.loads(body)[0] for body in rows["bodies"]]
     answers, points = [row["label"] for row in first], [row["early_exit"]["operating_point"] for row in first]
     return {
-        "a_second": report["a_second"],
         "failed": report["failed"],
         "mean_layers": (after[0] - before[0]) / (after[1] - before[1]),
         "accuracy": fmean(map(str.__eq__, answers, right)),
@@ -131,13 +130,13 @@ def page(results: Mapping[str, Any]) -> str:
         f"searched that keep the answer and make the row leave later: at {REST}, or at {FLOOR}, by somebody who",
         "knows where the budget leads. *Agreement* is the share of answers equal to full depth's on the same text.",
         "",
-        "| server | texts | layers a row | of those added, won back | requests a second | accuracy | agreement |",
-        "|---|---|---|---|---|---|---|",
+        "| server | texts | layers a row | of those added, won back | accuracy | agreement |",
+        "|---|---|---|---|---|---|",
     ]
     for name, kinds in figures.items():
         for kind, row in kinds.items():
             back = "" if kind == HONEST or name == f"at {REST}" else f"{won_back(figures, name, kind):.0%}"
-            cells = [name, kind, f"{row['mean_layers']:.2f}", back, f"{row['a_second']:.0f}"]
+            cells = [name, kind, f"{row['mean_layers']:.2f}", back]
             cells += [f"{row['accuracy']:.1%}", f"{row['agreement']:.1%}"]
             lines.append(f"| {' | '.join(cells)} |")
     rest = {kind: row["mean_layers"] for kind, row in figures[f"at {REST}"].items()}
