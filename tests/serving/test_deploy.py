@@ -5,13 +5,20 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from offramp.cli.serve import serve
+from offramp.serving.adaptive import Adaptive
+from offramp.serving.audit import Audit
+from offramp.serving.depth_budget import DepthBudget
+from offramp.serving.ladder import Ladder, Rung
+from offramp.serving.load_controller import LoadController
 from offramp.serving.metrics import Metrics
+from offramp.types.problem_types import SINGLE_LABEL
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -19,9 +26,12 @@ ROOT = Path(__file__).parent.parent.parent
 def sample_names() -> set[str]:
     """All samples of a server that has answered and refused something."""
     metrics, running = Metrics(), SimpleNamespace(answered=3.0, begin=0.0, tokenized=1.0, dequeued=2.0, tokens=5)
-    served = SimpleNamespace(name="m", engine="onnx", layers_read=(1, 2))
+    ladder = Ladder((Rung("full", 1.0, 0.0), Rung("2x", 0.5, 0.1)), 0, 1)
+    served = SimpleNamespace(name="m", engine="onnx", layers_read=(1, 2), points={"2x": None}, default_point="2x")
     pool = SimpleNamespace(restarts=0, idle=[], alive=0, size=1, pids=[])
-    service: Any = SimpleNamespace(served=served, pool=pool, queue=[], rows=0)
+    audit, alarms, depth = Audit(ladder, 1.0, 0.05, Random(0)), SimpleNamespace(), DepthBudget(ladder, 1.5)
+    adaptive = Adaptive(ladder, LoadController(ladder, 0.05), audit, alarms, SINGLE_LABEL, depth)  # type: ignore[arg-type]
+    service: Any = SimpleNamespace(served=served, pool=pool, queue=[], rows=0, adaptive=adaptive)
     metrics.service = service
     metrics.row_left(1, "default")
     metrics.row_failed("failed")
