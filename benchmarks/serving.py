@@ -36,6 +36,7 @@ from machine import provenance
 from offramp.model.points import load_points
 from offramp.serving.ladder import Ladder, ladder_of
 from offramp.types.ladder_names import LADDER_NAMES
+from resumable import load_state, save_state
 from serving_burst import Watch, between, claims, finite
 from serving_counts import counts_of, difference, in_force, mean_layers, read_metrics, shares
 from serving_page import FIXED, FULL, LADDER, draw, insert_figures, page
@@ -53,7 +54,7 @@ BOUNDS = (1, 2)
 """Times the target, within which rates are searched."""
 ROUNDS, STEPS, SECONDS, LEAD_S = 3, 3, 4.0, 0.5
 """Of the search: rounds, steps of each (one more in the first), seconds of a step that count, and those before them."""
-RESTS_S = 8.0
+RETURNS_S = 8.0
 RATES = (0.25, 0.5, 1.0, 2.0, 3.0)
 """Times the highest rate of full depth within the target."""
 BASE, TIMES, BURST_S = 0.5, 3.0, (5.0, 5.0, 15.0)
@@ -99,15 +100,11 @@ class Trial:
     @cached_property
     def state(self) -> dict[str, Any]:
         """Return what is measured so far."""
-        if self.state_file.exists():
-            loaded: dict[str, Any] = json.loads(self.state_file.read_text())
-            return loaded
-        return {"rounds": {LADDER: [], FULL: [], FIXED: []}, "rates": {}, "burst": {}}
+        return load_state(self.state_file, {"rounds": {LADDER: [], FULL: [], FIXED: []}, "rates": {}, "burst": {}})
 
     def save(self) -> None:
         """Write what is measured so far."""
-        self.state_file.parent.mkdir(parents=True, exist_ok=True)
-        self.state_file.write_text(json.dumps(self.state, indent=1))
+        save_state(self.state_file, self.state)
 
     @property
     def target_ms(self) -> int:
@@ -192,9 +189,9 @@ class Trial:
         self.texts.settle(server)
         return report
 
-    def rest(self, server: Server) -> None:
-        """Wait until a server with a ladder is at the point without load, at most RESTS_S."""
-        end = time.monotonic() + RESTS_S
+    def wait_for_return(self, server: Server) -> None:
+        """Wait until a server with a ladder is at the point without load, at most RETURNS_S."""
+        end = time.monotonic() + RETURNS_S
         while in_force(read_metrics(server)) != self.ladder.names[0] and time.monotonic() < end:
             time.sleep(0.2)
 
@@ -212,7 +209,7 @@ class Trial:
                 if len(done) > number:
                     continue
                 if name == LADDER:
-                    self.rest(server)
+                    self.wait_for_return(server)
                 before = counts_of(read_metrics(server))
                 report = self.step(server, share * self.full_rate(), 1000 + number, keep=True)
                 counts = difference(counts_of(read_metrics(server)), before)
@@ -241,7 +238,7 @@ class Trial:
             if name in self.state["burst"]:
                 continue
             plan = {"mode": "open", "phases": list(zip(rates, BURST_S, strict=True)), "seed": 7, "late_s": math.inf}
-            self.rest(servers[name])
+            self.wait_for_return(servers[name])
             with Watch(servers[name]) as watch:
                 report = self.texts.ask(servers[name], {**plan, "keep": True})
             self.texts.settle(servers[name])
@@ -253,7 +250,7 @@ class Trial:
                 "phases": [between(each, *span, self.quality) for span in pairwise(starts)],
                 "seconds": [between(each, second, second + 1, self.quality) for second in range(int(starts[-1]))],
                 "looks": [{**look, "at": look["at"] - began} for look in watch.looks],
-                "rest": self.ladder.rungs[self.ladder.rest].name,
+                "nominal": self.ladder.names[self.ladder.nominal],
             }
             self.state["burst"][name] = {**run, "claims": claims(run, BURST_S, self.target_ms)}
             self.save()

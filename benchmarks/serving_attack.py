@@ -10,7 +10,7 @@ budget may act, then as many as are answered in SECONDS, over CONNECTIONS connec
 answers.
 
 Writes `benchmarks/results/serving_attack.json` and `.md`. Three minutes on two cores, and once `--minutes` for the
-search; exit code 3 = start it again for the rest of the search.
+search; exit code 3 = start it again for the nominal of the search.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from serving_process import Server, running
 from speed_models import Prepared
 
 RESULTS = Path(__file__).parent / "results"
-TASK, REST, FLOOR = "sst2", "2x", "4x"
+TASK, NOMINAL, FLOOR = "sst2", "2x", "4x"
 CONNECTIONS, SETTLE_ROWS, SECONDS = 16, 2.5 * WINDOW, 5.0
 ABOVE = 0.05
 """The budget is the mean depth of the point without load on the rows that chose it, and this share of all layers."""
-HONEST, SLOWED, SLOWED_FLOOR = "honest", f"slowed at {REST}", f"slowed at {FLOOR}"
+HONEST, SLOWED, SLOWED_FLOOR = "honest", f"slowed at {NOMINAL}", f"slowed at {FLOOR}"
 OFF = ("--latency-target-ms", "60000", "--audit-share", "0")
 
 
@@ -48,8 +48,8 @@ def settings(budget: float) -> dict[str, tuple[str, ...]]:
     """Return the options of the servers by their names."""
     ladder = ("--ladder", *OFF, "--operating-point")
     return {
-        f"at {REST}": (*ladder, REST, "--floor", REST),
-        f"at {REST}, with a budget": (*ladder, REST, "--floor", FLOOR, "--depth-budget", f"{budget:g}"),
+        f"at {NOMINAL}": (*ladder, NOMINAL, "--floor", NOMINAL),
+        f"at {NOMINAL}, with a budget": (*ladder, NOMINAL, "--floor", FLOOR, "--depth-budget", f"{budget:g}"),
         f"at {FLOOR}": (*ladder, FLOOR, "--floor", FLOOR),
     }
 
@@ -115,9 +115,9 @@ def run(folder: Path, kinds: Mapping[str, Sequence[str]], right: Sequence[str], 
 
 def won_back(figures: Mapping[str, Mapping[str, Any]], name: str, kind: str) -> float:
     """Return the share of the layers that an attack adds at the point without load and a server does not run."""
-    rest = figures[f"at {REST}"]
-    added = rest[kind]["mean_layers"] - rest[HONEST]["mean_layers"]
-    return float((rest[kind]["mean_layers"] - figures[name][kind]["mean_layers"]) / added)
+    nominal = figures[f"at {NOMINAL}"]
+    added = nominal[kind]["mean_layers"] - nominal[HONEST]["mean_layers"]
+    return float((nominal[kind]["mean_layers"] - figures[name][kind]["mean_layers"]) / added)
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -126,8 +126,8 @@ def page(results: Mapping[str, Any]) -> str:
     lines = ["# Slowdown attacks through the server", "", as_lines(results["about"]), ""]
     lines += [
         f"SST-2, MiniLM, {results['depth']} layers, int8, {results['rows']} texts that chose nothing. Without load",
-        f"the point is {REST}, the floor is {FLOOR}, the budget {results['budget']:.2f} layers a row. Synonyms are",
-        f"searched that keep the answer and make the row leave later: at {REST}, or at {FLOOR}, by somebody who",
+        f"the point is {NOMINAL}, the floor is {FLOOR}, the budget {results['budget']:.2f} layers a row. Synonyms are",
+        f"searched that keep the answer and make the row leave later: at {NOMINAL}, or at {FLOOR}, by somebody who",
         "knows where the budget leads. *Agreement* is the share of answers equal to full depth's on the same text.",
         "",
         "| server | texts | layers a row | of those added, won back | accuracy | agreement |",
@@ -135,12 +135,12 @@ def page(results: Mapping[str, Any]) -> str:
     ]
     for name, kinds in figures.items():
         for kind, row in kinds.items():
-            back = "" if kind == HONEST or name == f"at {REST}" else f"{won_back(figures, name, kind):.0%}"
+            back = "" if kind == HONEST or name == f"at {NOMINAL}" else f"{won_back(figures, name, kind):.0%}"
             cells = [name, kind, f"{row['mean_layers']:.2f}", back]
             cells += [f"{row['accuracy']:.1%}", f"{row['agreement']:.1%}"]
             lines.append(f"| {' | '.join(cells)} |")
-    rest = {kind: row["mean_layers"] for kind, row in figures[f"at {REST}"].items()}
-    least = (results["budget"] - rest[HONEST]) / (rest[SLOWED] - rest[HONEST])
+    nominal = {kind: row["mean_layers"] for kind, row in figures[f"at {NOMINAL}"].items()}
+    least = (results["budget"] - nominal[HONEST]) / (nominal[SLOWED] - nominal[HONEST])
     full = ", ".join(f"{kind} {value:.1%}" for kind, value in results["full_depth_accuracy"].items())
     lines += ["", f"Accuracy at full depth: {full}.", ""]
     lines += [
@@ -171,17 +171,17 @@ def main() -> None:
     points, rows = load_points(folder), prepared.reporting().tolist()
     honest = [str(prepared.held_out.texts[row]) for row in rows]
     kinds = {HONEST: honest}
-    for kind, point in ((SLOWED, REST), (SLOWED_FLOOR, FLOOR)):
+    for kind, point in ((SLOWED, NOMINAL), (SLOWED_FLOOR, FLOOR)):
         file = options.texts / f"{prepared.folder.name}-{point}.jsonl"
         texts = slowed(Victim.load(folder, point), honest, options.data, file, options.minutes)
         if texts is None:
             raise SystemExit(3)
         kinds[kind] = texts
     right = [config.id2label[int(prepared.held_out.labels[row])] for row in rows]
-    depth, rest, floor = max(config.layers), points[REST].measured, points[FLOOR].agreement
-    if rest is None or floor is None:
-        raise SystemExit(f"{folder}: {REST} has no measured depth, or {FLOOR} no certificate of agreement")
-    budget = round(rest.mean_exit + ABOVE * depth, 2)
+    depth, nominal, floor = max(config.layers), points[NOMINAL].measured, points[FLOOR].agreement
+    if nominal is None or floor is None:
+        raise SystemExit(f"{folder}: {NOMINAL} has no measured depth, or {FLOOR} no certificate of agreement")
+    budget = round(nominal.mean_exit + ABOVE * depth, 2)
     results = {"about": provenance(), "rows": len(rows), "depth": depth, "budget": budget, "level": floor.bound}
     results |= run(folder, kinds, right, budget)
     (RESULTS / "serving_attack.json").write_text(json.dumps(results, indent=1) + "\n")

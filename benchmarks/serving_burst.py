@@ -87,7 +87,7 @@ def claims(run: dict[str, Any], lengths: Sequence[float], target_ms: float) -> d
     burst = [kept for second, kept in within.items() if start <= second < end]
     after = [kept for second, kept in within.items() if second >= end]
     looks = [look for look in run["looks"] if look["at"] >= end]
-    back = [look["point"] == run["rest"] for look in looks]
+    back = [look["point"] == run["nominal"] for look in looks]
     first = back.index(True) if True in back else None
     back_s = math.inf if first is None else looks[first]["at"] - end
     p99_ms = run["phases"][1]["p99_ms"]

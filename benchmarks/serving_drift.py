@@ -48,6 +48,7 @@ from offramp.serving.ladder import ladder_of
 from offramp.serving.setup import DELTA
 from offramp.types.ladder_names import LADDER_NAMES
 from offramp.types.proposal import Proposal
+from resumable import load_state, save_state
 from serving_counts import in_force, read_metrics
 from serving_drift_page import page
 from serving_process import Server, running
@@ -111,15 +112,11 @@ class Trial:
     @cached_property
     def state(self) -> dict[str, Any]:
         """Return what is measured so far."""
-        if self.state_file.exists():
-            loaded: dict[str, Any] = json.loads(self.state_file.read_text())
-            return loaded
-        return {"quiet": []}
+        return load_state(self.state_file, {"quiet": []})
 
     def save(self) -> None:
         """Write what is measured so far."""
-        self.state_file.parent.mkdir(parents=True, exist_ok=True)
-        self.state_file.write_text(json.dumps(self.state, indent=1))
+        save_state(self.state_file, self.state)
 
     @cached_property
     def levels(self) -> dict[str, float]:

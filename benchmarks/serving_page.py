@@ -104,8 +104,8 @@ def _task(figures: dict[str, Any], rates: Sequence[float]) -> list[str]:
 
 def insert_figures(file: Path, results: dict[str, Any]) -> None:
     """Put the tables into a page, between the lines BEGIN and END."""
-    before, _, rest = file.read_text().partition(BEGIN + "\n")
-    after = rest.partition(END)[2]
+    before, _, behind = file.read_text().partition(BEGIN + "\n")
+    after = behind.partition(END)[2]
     tables = "\n".join(["", *rates_table(results), "", *burst_table(results), ""])
     file.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
 

@@ -29,6 +29,7 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from machine import provenance
+from resumable import load_state, save_state
 from serving_engines import export_missing, fastest
 from serving_process import Server, running
 from serving_rates import RateSearch, Texts
@@ -85,15 +86,11 @@ class Race:
     @cached_property
     def state(self) -> dict[str, Any]:
         """Return what is measured so far."""
-        if self.state_file.exists():
-            loaded: dict[str, Any] = json.loads(self.state_file.read_text())
-            return loaded
-        return {"settings": {}, "runs": {name: [] for name in SETTINGS}}
+        return load_state(self.state_file, {"settings": {}, "runs": {name: [] for name in SETTINGS}})
 
     def save(self) -> None:
         """Write what is measured so far."""
-        self.state_file.parent.mkdir(parents=True, exist_ok=True)
-        self.state_file.write_text(json.dumps(self.state, indent=1))
+        save_state(self.state_file, self.state)
 
     @cached_property
     def texts(self) -> Texts:

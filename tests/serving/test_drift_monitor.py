@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,3 +122,11 @@ def test_ten_million_rows_neither_overflow_nor_die_out() -> None:
         monitor.add(True)
     assert np.isfinite(monitor._capital).all()
     assert monitor.bound == pytest.approx(0.1)
+
+
+def test_the_guide_has_the_rows_until_a_change_is_noticed() -> None:
+    """Of four watched points that share delta, after 1,000 rows without a change."""
+    guide = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    for level, words in ((0.005, "0.5 %"), (0.01, "1 %"), (0.02, "2 %"), (0.05, "5 %")):
+        rows = [rows_to_notice(level, 0.05 / 4, rate, 1000) for rate in (2 * level, 4 * level, 0.2, 0.5)]
+        assert f"| {words} | {' | '.join(f'{count:,}' for count in rows)} |" in guide

@@ -34,7 +34,7 @@ def test_rungs_go_from_full_depth_to_the_cheapest_point_with_the_levels_of_their
     ladder = ladder_of(POINTS, None, None)
     assert ladder == Ladder((Rung(FULL, 1.0, 0.0), Rung("keep-99", 0.8, 0.02), Rung("2x", 0.5, 0.1)), 0, 2)
     named = ladder_of(POINTS, "keep-99", "keep-99")
-    assert (named.rest, named.floor) == (1, 1)
+    assert (named.nominal, named.floor) == (1, 1)
 
 
 def test_a_name_that_is_no_rung_and_a_floor_above_the_point_without_load_are_refused() -> None:

@@ -21,8 +21,8 @@ Costs = tuple[float, ...]
 SEEDS = st.integers(0, 1000)
 
 
-def controller(rest: int = 0, floor: int = 5) -> LoadController:
-    return LoadController(ladder_of_costs(COSTS, rest, floor), TARGET_S)
+def controller(nominal: int = 0, floor: int = 5) -> LoadController:
+    return LoadController(ladder_of_costs(COSTS, nominal, floor), TARGET_S)
 
 
 def simulated(
@@ -103,13 +103,13 @@ def settled(server: SimulatedServer) -> int:
 @given(st.data())
 @settings(max_examples=60)
 def test_neither_the_floor_nor_the_point_without_load_is_passed(data: st.DataObject) -> None:
-    rest = data.draw(st.integers(0, 5))
-    floor = data.draw(st.integers(rest, 5))
-    one, now, seconds = controller(rest, floor), 0.0, st.floats(0, 10)
+    nominal = data.draw(st.integers(0, 5))
+    floor = data.draw(st.integers(nominal, 5))
+    one, now, seconds = controller(nominal, floor), 0.0, st.floats(0, 10)
     for _ in range(30):
         now += data.draw(seconds)
         load = Load(now, data.draw(seconds), data.draw(seconds), data.draw(st.floats(0, 3)), data.draw(st.floats(0, 1)))
-        assert rest <= one.look(load) <= floor
+        assert nominal <= one.look(load) <= floor
 
 
 WRONG = ((1.0, 0.87, 0.77, 0.67, 0.59, 0.4), (1.0, 0.56, 0.36, 0.225, 0.175, 0.1), (1.0, 0.8, 0.7, 0.4, 0.3, 0.25))

@@ -32,9 +32,9 @@ class Silent:
         """Do nothing."""
 
 
-def ladder_of_costs(costs: Sequence[float], rest: int = 0, floor: int | None = None) -> Ladder:
+def ladder_of_costs(costs: Sequence[float], nominal: int = 0, floor: int | None = None) -> Ladder:
     rungs = tuple(Rung(str(number), cost, None) for number, cost in enumerate(costs))
-    return Ladder(rungs, rest, len(costs) - 1 if floor is None else floor)
+    return Ladder(rungs, nominal, len(costs) - 1 if floor is None else floor)
 
 
 class SimulatedServer:

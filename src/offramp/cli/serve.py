@@ -188,10 +188,10 @@ def _ladder(options: Mapping[str, Any]) -> LadderSettings | None:
     """
     from offramp.serving.settings import LadderSettings
 
-    given = {name: options[name] for name in LADDER if options[name] is not None}
-    if given and not options["ladder"]:
-        raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} goes with --ladder")
-    return LadderSettings(**given) if options["ladder"] else None
+    settings = {name: options[name] for name in LADDER if options[name] is not None}
+    if settings and not options["ladder"]:
+        raise click.UsageError(f"--{next(iter(settings)).replace('_', '-')} goes with --ladder")
+    return LadderSettings(**settings) if options["ladder"] else None
 
 
 def _is_installed(module: str) -> bool:

@@ -15,6 +15,7 @@ from offramp.serving.depth_budget import DepthBudget
 from offramp.serving.ladder import Ladder
 from offramp.serving.load_controller import Load, LoadController
 from offramp.serving.queue import Queue, WaitingRow
+from offramp.serving.served import FULL
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL
 
@@ -66,7 +67,7 @@ class Adaptive:
     @property
     def rung(self) -> int:
         """Return the number of the rung in force: the looser one of load and depth, unless drift has closed it."""
-        depth = self.ladder.rest if self.depth is None else self.depth.rung
+        depth = self.ladder.nominal if self.depth is None else self.depth.rung
         return min(max(self.controller.rung, depth), self._loosest)
 
     @property
@@ -167,7 +168,7 @@ class Adaptive:
 
     def plans(self, row: AuditRow) -> list[str]:
         """Return the names of the points that an audited row runs at, full depth first."""
-        return ["full", *(self.ladder.rungs[rung].name for rung in row.rungs)]
+        return [FULL, *(self.ladder.rungs[rung].name for rung in row.rungs)]
 
     def _answer(self, logits: Array, point: OperatingPoint | None) -> tuple[int, ...]:
         if self._problem_type == MULTI_LABEL:

@@ -29,7 +29,7 @@ class DepthBudget:
     """
 
     def __init__(self, ladder: Ladder, layers: float) -> None:
-        self.rung, self.layers, self.mean = ladder.rest, layers, 0.0
+        self.rung, self.layers, self.mean = ladder.nominal, layers, 0.0
         self._ladder = ladder
         self._sum = self._rows = 0
         self._below = 0  # windows, one after the other
@@ -51,7 +51,7 @@ class DepthBudget:
             if self.rung < self._ladder.floor:
                 self._needed[self.rung] = min(2 * self._needed[self.rung], MOST_WINDOWS)
                 self.rung += 1
-        elif self.rung > self._ladder.rest:
+        elif self.rung > self._ladder.nominal:
             expected = self.mean * costs[self.rung - 1] / costs[self.rung]
             self._below = self._below + 1 if expected <= RETURN_SHARE * self.layers else 0
             if self._below >= self._needed[self.rung - 1]:

@@ -35,12 +35,12 @@ class Ladder:
 
     Attributes:
         rungs: the strictest first; their costs fall.
-        rest: the number of the rung without load.
-        floor: the number of the loosest one that load may lead to, `rest` or later.
+        nominal: the number of the rung without load.
+        floor: the number of the loosest one that load may lead to, `nominal` or later.
     """
 
     rungs: tuple[Rung, ...]
-    rest: int
+    nominal: int
     floor: int
 
     @property
@@ -49,12 +49,12 @@ class Ladder:
         return [rung.name for rung in self.rungs]
 
 
-def ladder_of(points: Mapping[str, OperatingPoint], rest: str | None, floor: str | None) -> Ladder:
+def ladder_of(points: Mapping[str, OperatingPoint], nominal: str | None, floor: str | None) -> Ladder:
     """Return the ladder of a model's points.
 
     Args:
         points: the rungs, in any order; full depth is one whether it is there or not.
-        rest: the name of the rung without load; None = the strictest.
+        nominal: the name of the rung without load; None = the strictest.
         floor: the name of the loosest one that load may lead to; None = the loosest.
 
     Raises:
@@ -63,10 +63,10 @@ def ladder_of(points: Mapping[str, OperatingPoint], rest: str | None, floor: str
     rungs = [_rung(name, point) for name, point in points.items() if name != FULL]
     rungs = [Rung(FULL, 1.0, 0.0), *sorted(rungs, key=lambda rung: -rung.cost)]
     names = [rung.name for rung in rungs]
-    for option, name in (("--operating-point", rest), ("--floor", floor)):
+    for option, name in (("--operating-point", nominal), ("--floor", floor)):
         if name is not None and name not in names:
             raise InvalidInput(f"{option} {name!r} is no point of the ladder; it has: {', '.join(names)}")
-    start, end = _number(names, rest, 0), _number(names, floor, len(names) - 1)
+    start, end = _number(names, nominal, 0), _number(names, floor, len(names) - 1)
     if end < start:
         raise InvalidInput(f"--floor {floor!r} is stricter than the point without load, {names[start]!r}")
     return Ladder(tuple(rungs), start, end)

@@ -30,8 +30,8 @@ CALM_S, PAUSE_S, LONG_PAUSE_S, LONGEST_PAUSE_S = 1.0, 4.0, 64.0, 1024.0
 AGAIN, LASTS_S = 16.0, 60.0
 AIM = 0.6
 """Of the time within which an answer is wanted, the share after which its row is due: batches take longer than
-expected, and reading requests and writing answers takes time too. In simulated bursts an aim of 1 has a 99th percentile
-of up to 1.4 times the target, and 0.6 one of up to 0.8 times."""
+expected, and reading requests and writing answers takes time too. With an aim of 1 the 99th percentile of simulated
+bursts is beyond the target."""
 ROOM, FALLEN, SMALL = 0.8, 0.5, 0.1
 """How busy the processes may be on a stricter rung; what share of the largest demand since it was left is a load that
 has fallen; how busy that one had kept them there, at least: less is halved by chance."""
@@ -86,9 +86,9 @@ class LoadController:
     """
 
     def __init__(self, ladder: Ladder, target_s: float) -> None:
-        self.rung, self.target_s = ladder.rest, target_s
+        self.rung, self.target_s = ladder.nominal, target_s
         self._costs = [rung.cost for rung in ladder.rungs]
-        self._rest, self._floor = ladder.rest, ladder.floor
+        self._nominal, self._floor = ladder.nominal, ladder.floor
         self._looked = self._changed = self._calm_since = self._no_room = self._worked = -math.inf
         self._demand = self._slow_demand = self._late = 0.0  # on average
         self._pauses: dict[int, _Pause] = {}
@@ -109,7 +109,7 @@ class LoadController:
             self._calm_since = load.now
             if self.rung < self._floor and (load.queue_s > self.target_s or load.now - self._changed >= STEP_S):
                 self._step_down(load.now, limit_s * self._costs[self.rung] / max(load.queue_s, limit_s))
-        elif self.rung > self._rest and self._may_return(load.now):
+        elif self.rung > self._nominal and self._may_return(load.now):
             self._take(self.rung - 1, load.now)
         return self.rung
 

@@ -294,7 +294,7 @@ class Service:
         """Look at the load as long as rows are in flight, or the point in force is not that without load."""
         if self.adaptive is None or self._looking is not None:
             return
-        if self._running or self.adaptive.controller.rung != self.adaptive.ladder.rest:
+        if self._running or self.adaptive.controller.rung != self.adaptive.ladder.nominal:
             self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look_at_load)
 
     def _look_at_load(self) -> None:

@@ -136,12 +136,12 @@ def _rung_and_engine(model: ModelSettings, options: LadderSettings) -> tuple[str
         InvalidInput: the model has no ladder, no engine runs it, or an option names none of its points.
     """
     rungs = read_rungs(model.folder)
-    ladder = ladder_of(rungs, _rest(model), options.floor)
-    name = ladder.names[ladder.rest]
+    ladder = ladder_of(rungs, _nominal(model), options.floor)
+    name = ladder.names[ladder.nominal]
     return None if name == FULL else name, engine_of(model, rungs)
 
 
-def _rest(model: ModelSettings) -> str | None:
+def _nominal(model: ModelSettings) -> str | None:
     """Return the name of the rung without load; None = the strictest."""
     return None if model.operating_point == DEFAULT else model.operating_point
 
@@ -154,7 +154,7 @@ def _adaptive(served: Served, settings: ServerSettings, options: LadderSettings)
     """
     folder = settings.model.folder
     points = watched_rungs(folder, served.engine, settings.model.allow_other_engine)
-    ladder = ladder_of(points, _rest(settings.model), options.floor)
+    ladder = ladder_of(points, _nominal(settings.model), options.floor)
     controller = LoadController(ladder, AIM * (options.latency_target_ms / 1000))
     audit = _audit(ladder, options.audit_share, calibration(folder, name_of(served.engine) or served.engine))
     proposals = None if audit is None else proposals_folder(folder, options.proposals)

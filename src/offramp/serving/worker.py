@@ -50,7 +50,7 @@ WARM_UP_ROWS, WARM_UP_TOKENS = (1, 32), (8, 32)
 
 ROOM = 4
 """Rows of a process that runs stage by stage, from which on it takes no more: others wait better where they can be
-cancelled, and with more the latency was the same."""
+cancelled."""
 
 
 @final

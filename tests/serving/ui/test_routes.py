@@ -222,6 +222,19 @@ def test_the_state_has_the_ladder_and_what_the_audit_knows() -> None:
     asyncio.run(main())
 
 
+def play_explainer(program: str, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """Let a program take the part of the process that explains; return those that are started."""
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen([sys.executable, "-c", program, command[-1]], **options))
+        return started[-1]
+
+    monkeypatch.setattr("offramp.serving.ui.explainer.subprocess.Popen", start)
+    return started
+
+
 def test_a_client_that_goes_takes_no_answer_of_the_next_one_and_ends_no_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -233,14 +246,7 @@ def test_a_client_that_goes_takes_no_answer_of_the_next_one_and_ends_no_process(
         "    for line in iter(lines.readline, b''):\n"
         "        time.sleep(0.1); lines.write(b'%d\\n' % len(json.loads(line)['layers'])); lines.flush()\n"
     )
-    started: list[subprocess.Popen[bytes]] = []
-    popen = subprocess.Popen
-
-    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        started.append(popen([sys.executable, "-c", program, command[-1]], **options))
-        return started[-1]
-
-    monkeypatch.setattr("offramp.serving.ui.explainer.subprocess.Popen", start)
+    started = play_explainer(program, monkeypatch)
 
     async def main() -> None:
         explainer = Explainer(model_of(served_model(), ["full", "quick"]))
@@ -265,14 +271,7 @@ def test_the_process_that_explains_is_started_again(fault: str, monkeypatch: pyt
         "        lines.readline(); lines.write(b'%d\\n' % os.getpid()); lines.flush()\n"
         "    lines.readline()\n"
     )
-    started: list[subprocess.Popen[bytes]] = []
-    popen = subprocess.Popen
-
-    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        started.append(popen([sys.executable, "-c", program, command[-1]], **options))
-        return started[-1]
-
-    monkeypatch.setattr("offramp.serving.ui.explainer.subprocess.Popen", start)
+    started = play_explainer(program, monkeypatch)
 
     async def main() -> None:
         explainer = Explainer(model_of(served_model(), ["full", "quick"]), 0.05 if fault == "idle" else 60)

@@ -103,7 +103,7 @@ def _point(service: Service, number: int, rung: Rung) -> PointState:
     point = PointState(rung.name, rung.cost if _measured(service.served, rung.name) else None, rung.level)
     adaptive = service.adaptive
     if adaptive is not None:
-        point.allowed = adaptive.ladder.rest <= number <= adaptive.ladder.floor
+        point.allowed = adaptive.ladder.nominal <= number <= adaptive.ladder.floor
         if adaptive.audit is not None:
             _add_audit(point, number, adaptive.audit)
     return point

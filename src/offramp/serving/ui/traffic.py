@@ -88,7 +88,7 @@ class Traffic:
         known = {second.number: second for second in self._seconds}
         seconds = [known.get(number) or _Second(number) for number in range(end - SECONDS, end)]
         recent = seconds[-RECENT:]
-        each_ms = [_quantiles_ms([second]) for second in seconds]
+        quantiles_ms = [_quantiles_ms([second]) for second in seconds]
         recent_ms = _quantiles_ms(recent)
         layers = {
             layer: [_rows(second, layer=layer) for second in seconds]
@@ -101,8 +101,8 @@ class Traffic:
         return Window(
             [second.requests for second in seconds],
             [second.refused for second in seconds],
-            [median for median, _ in each_ms],
-            [high for _, high in each_ms],
+            [median for median, _ in quantiles_ms],
+            [high for _, high in quantiles_ms],
             layers,
             points,
             sum(second.requests for second in recent) / RECENT,
