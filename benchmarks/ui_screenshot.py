@@ -46,7 +46,7 @@ ASKED = (
     *("i need a new pin", "turn the lights off in the kitchen", "is my flight on time", "how are you made"),
 )
 ENDINGS = ("", "", " please", " thanks", ", and quickly", " if you can", " for me")
-PHASES = ((60.0, 28.0), (300.0, 10.0), (60.0, 28.0))
+PHASES = ((150.0, 28.0), (1000.0, 10.0), (150.0, 28.0))
 """Requests a second, and for how many seconds."""
 
 
