@@ -9,7 +9,9 @@ ATTENTION = TrainingSpec("joint-attention", "joint", {"head": "attention"})
 EQUILIBRIUM = TrainingSpec("gradient-equilibrium", "gradient-equilibrium")
 ALTERNATING = TrainingSpec("alternating", "alternating")
 BYPASS = TrainingSpec("joint-bypass", "joint", {"bypass": {"rank": 16}})
+BYPASS_FFN = TrainingSpec("joint-bypass-ffn", "joint", {"bypass": {"rank": 16, "placement": "ffn"}})
 DIVERGENCE = tuple({"name": "divergence", "patience": patience} for patience in (1, 2, 3))
+KL, JS = (tuple({**policy, "divergence": kind} for policy in DIVERGENCE) for kind in ("kl", "js"))
 
 TABLE_1 = f"""
  | | rte | mrpc | mnli
@@ -49,6 +51,8 @@ STUDY = Study(
         SystemSpec("Maxprob", BYPASS, (LARGEST,)),
         SystemSpec("Patience", BYPASS, (PATIENCE,)),
         SystemSpec("DGE", BYPASS, DIVERGENCE),
+        SystemSpec("DGE, KL", BYPASS, KL),
+        SystemSpec("DGE, JS", BYPASS, JS),
         SystemSpec("JT+Patience", JOINT, (PATIENCE,)),
     ),
     budgets=(LayersSaved(0.75), LayersSaved(0.50), LayersSaved(0.25)),
@@ -59,7 +63,7 @@ STUDY = Study(
         *printed("table 6", "ElasticBERT-base", ("average", "best"), ELASTIC_BERT),
         *printed("table 6", "BERT-base", ("average", "best"), BERT),
     ),
-    trainings=(TWO_STAGE, JOINT, ATTENTION, EQUILIBRIUM, ALTERNATING, BYPASS),
+    trainings=(TWO_STAGE, JOINT, ATTENTION, EQUILIBRIUM, ALTERNATING, BYPASS, BYPASS_FFN),
     pace="Patience",
     notes=(
         "Figure 2 compares the policies as curves without numbers; here they are read at Patience's savings.",
