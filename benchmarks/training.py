@@ -81,8 +81,6 @@ BYPASSES = {  # the paper's, and those of its ablation of rank and placement
     "bypass-64": offramp.Bypass(rank=64),
     "bypass-ffn": offramp.Bypass(rank=16, placement="ffn"),
 }
-GATED = "weighted-gate"
-"""Weighted with BERxiT's gate: for `studies.py`."""
 DEEP_OBJECTIVES = ("weighted", "alternating", "two-stage")
 LEARNING_RATE = 1e-4
 REGRESSIONS = ("pearson",)
@@ -125,8 +123,6 @@ def ingredients(cell: Cell) -> tuple[Objective, dict[str, Any], int]:
         return load_objective("last"), {"exit_layers": [int(layer)]}, int(layer)
     if name in BYPASSES:
         return load_objective("joint"), {"bypass": BYPASSES[name]}, cell.depth
-    if name == GATED:
-        return load_objective("weighted"), {"certainty": True}, cell.depth
     return load_objective(name), {}, cell.depth
 
 
