@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check
+.PHONY: demo test check docs
 
 demo: .venv/demo
 	$(BIN)/offramp demo
@@ -14,7 +14,11 @@ check: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-.venv/demo .venv/dev: pyproject.toml constraints.txt
+docs: .venv/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . docs/_build/html
+	@echo "the site: $(CURDIR)/docs/_build/html/index.html"
+
+.venv/demo .venv/dev .venv/docs: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e ".[$(@F)]"
 	$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing)/' .venv/lib # on all cores; pip uses one

@@ -203,6 +203,8 @@ def table(result: dict[str, Any]) -> str:
     )
     return "\n".join(
         [
+            "# Requests that no honest client sends",
+            "",
             f"{sum(total.values()):,} requests; faults: {len(result['faults'])}; the slowest took "
             f"{result['slowest_s']:g} s (bound {BOUND_S:g} s); /readyz afterwards: {result['ready_after']}.",
             "",
