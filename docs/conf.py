@@ -24,9 +24,12 @@ root_doc = "docs/index"
 language = "en"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
-include_patterns = ["docs/**", "benchmarks/README.md", "benchmarks/results/*.md", *PAGES[2:]]
+include_patterns = ["docs/**", "benchmarks/README.md", "benchmarks/results/**.md", *PAGES[2:]]
 exclude_patterns = [path.name for path in ROOT.iterdir() if path.name not in PAGES]
-exclude_patterns += ["docs/_build", "benchmarks/results/*_reading.md"]  # the readings stand in the pages of results too
+exclude_patterns += [
+    "docs/_build",
+    "benchmarks/results/**_reading.md",
+]  # the readings stand in the pages of results too
 
 myst_heading_anchors = 4  # a link to a heading that is not there fails the build
 nb_execution_mode = "off"  # the notebook holds its output; a test runs it

@@ -16,7 +16,7 @@ from offramp.training.objectives.registry import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
 TOP = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")]
-RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.md"))
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
 ROOT_PAGE = ROOT / "docs" / "index.md"
 OURS = {"margin"}  # not from a paper
