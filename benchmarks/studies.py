@@ -157,10 +157,11 @@ def main() -> None:
     """Write all pages that can be written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="for BLEU on MRPC")
+    parser.add_argument("--encoders", type=Path, default=Path("runs/lexical"), help="of `study_cells.py`")
     options = parser.parse_args()
     for case in CASES.values():
         runs = of_cells(case)
-        pairs = case.config(options.data).pairs() if runs and case.task == "mrpc" else None
+        pairs = case.config(options.data, options.encoders).pairs() if runs and case.task == "mrpc" else None
         for name in STUDIES if runs else ():
             assert runs is not None
             study = as_far_as_run(load_study(name), runs, case.regression)
