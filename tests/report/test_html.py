@@ -451,6 +451,46 @@ def test_the_page_is_whole_and_loads_nothing(problem_type: str, points: bool) ->
     assert ("saves, ms" in words, "0.5000" in words) == (points, points)
 
 
+def drawn(html: str) -> dict[str, Any]:
+    """Return the specifications of a page's charts by name."""
+    return json.loads(re.findall(r'id="charts">(.*?)</script>', html, re.DOTALL)[0])["charts"]
+
+
+def test_a_reliability_diagram_has_the_bins_of_its_exit() -> None:
+    """At exit 2 three rows have a probability of 1 / (1 + e^-4) = .982, two of them right, and row 1 has .525, right;
+    row 2 is wrong with .731. The temperature of 4 makes .731 of .982, and .506 and .562 of the others.
+    """
+    trace = lexical_trace()
+    tempered = OperatingPoint({"name": "margin", "temperatures": (4.0, 1.0)}, (0.9,), exit_layers=(1, 2))
+    html = render(page("", trace, Texts(["a"] * 4, ["no", "yes"]), {"default": tempered}, environment={}))
+    specs = drawn(html)
+    assert [name for name in specs if name.startswith("reliability")] == [f"reliability-{layer}" for layer in (0, 1, 2)]
+    _, spans, marks = specs["reliability-1"]["layer"]
+    bins = marks["data"]["values"]
+    assert spans["data"]["values"] == bins
+    shown = [(one["what"], one["answers"], one["confidence"], one["right"], one["few"]) for one in bins]
+    assert shown == [
+        ("as it is", 1, pytest.approx(0.525, abs=1e-4), 1.0, True),
+        ("as it is", 1, pytest.approx(0.7311, abs=1e-4), 0.0, True),
+        ("as it is", 2, pytest.approx(0.982, abs=1e-4), 0.5, True),
+        ("with its temperature", 1, pytest.approx(0.5062, abs=1e-4), 1.0, True),
+        ("with its temperature", 1, pytest.approx(0.5622, abs=1e-4), 0.0, True),
+        ("with its temperature", 2, pytest.approx(0.7311, abs=1e-4), 0.5, True),
+    ]
+    assert {one["what"] for one in specs["reliability-0"]["layer"][2]["data"]["values"]} == {"as it is"}  # not read
+    before, after = (0.475 + 0.7311 + 2 * 0.482) / 4, (0.4938 + 0.5622 + 2 * 0.2311) / 4
+    assert f"error {before:.3f} → {after:.3f}<br>" in html
+    assert "<b>layer 0</b> (lexical)" in html
+
+
+def test_a_regression_has_no_reliability_and_the_page_says_so() -> None:
+    html = html_of(REGRESSION)
+    assert not any(name.startswith("reliability") for name in drawn(html))
+    assert "A regression has no probabilities" in html
+    assert "of decisions, label by label, of similar confidence" in html_of(MULTI_LABEL)
+    assert "behind the arrow" not in html_of()
+
+
 def test_what_users_wrote_stays_text() -> None:
     parsed = Parsed(html_of())
     words = " ".join(parsed.words)
@@ -544,7 +584,7 @@ def test_a_browser_without_a_network_draws_every_chart(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in run.stderr
-    drawn = run.stdout[: run.stdout.index("</main>")]
-    assert drawn.count("<svg") == 4
-    assert drawn.count('aria-roledescription="bar"') == 6
-    assert "entropy; threshold: never" in drawn
+    body = run.stdout[: run.stdout.index("</main>")]
+    assert body.count("<svg") == 10  # six of them of the exits' reliability
+    assert body.count('aria-roledescription="bar"') == 6
+    assert "entropy; threshold: never" in body

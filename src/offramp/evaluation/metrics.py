@@ -202,7 +202,11 @@ def layerwise(trace: Trace, metric: str | None = None) -> list[float]:
     return score(rule, ExitOutput(trace.logits, problem_type=trace.problem_type), labels_of(trace)).tolist()
 
 
-def calibration_error(trace: Trace, bins: int = 15) -> Tensor:
+BINS = 15
+"""Bins of a calibration error, as in its source."""
+
+
+def calibration_error(trace: Trace, bins: int = BINS) -> Tensor:
     """Return the expected calibration error of every exit, (L,) in 0..1.
 
     Answers are sorted into bins of equal width by their probability. The error is the distance of a bin's mean
@@ -219,9 +223,14 @@ def calibration_error(trace: Trace, bins: int = 15) -> Tensor:
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 5.
     """
     confidence, right = confidences(trace)
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins are open below
-    gaps = torch.zeros(trace.depth, bins, dtype=torch.float64).scatter_add_(1, index, confidence - right)
+    gaps = torch.zeros(trace.depth, bins, dtype=torch.float64)
+    gaps.scatter_add_(1, bin_numbers(confidence, bins), confidence - right)
     return gaps.abs().sum(dim=-1) / confidence.shape[-1]
+
+
+def bin_numbers(confidence: Tensor, bins: int) -> Tensor:
+    """Return the number of each answer's bin, 0-based, of `bins` of equal width that are open below."""
+    return (confidence * bins).ceil().long().clamp(1, bins) - 1
 
 
 def confidences(trace: Trace) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,10 @@ import altair as alt
 from torch import Tensor
 
 from offramp.evaluation.bootstrap import BootstrapCurve
+from offramp.report.html.chart_style import INK, MUTED, SERIES, layer_axis, to_spec
 from offramp.report.html.content import Page
 from offramp.report.html.exits import ExitRow
+from offramp.report.html.reliability_charts import reliability_charts
 from offramp.types.exit_names import exit_time, mean_exit_title
 from offramp.types.operating_point import Measured
 
@@ -19,22 +21,6 @@ MAX_CURVE_POINTS = 90
 """Points of a curve that are drawn."""
 MAX_MARK_LABELS = 4
 """With more marks than this, the saved points' names are in tooltips only."""
-SERIES = tuple(f"var(--series-{number})" for number in range(1, 11))
-INK, LINE, MUTED = "var(--ink)", "var(--line)", "var(--muted)"
-CONFIG: dict[str, Any] = {  # of all charts, an option of vegaEmbed
-    "background": "transparent",
-    "font": "system-ui, sans-serif",
-    "view": {"stroke": None},
-    "axis": {
-        **{"labelColor": INK, "titleColor": INK, "gridColor": LINE, "domainColor": MUTED, "tickColor": MUTED},
-        **{"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8},
-    },
-    "legend": {
-        **{"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 3, "title": None},
-        **{"orient": "bottom", "columns": {"expr": "max(2, floor(width / 110))"}, "unselectedOpacity": 0.75},
-        "symbolOpacity": 1,
-    },
-}
 
 
 def charts(page: Page) -> dict[str, dict[str, Any]]:
@@ -46,7 +32,7 @@ def charts(page: Page) -> dict[str, dict[str, Any]]:
     }
     if page.exits[0].confidence is not None:
         specs["confidence"] = confidence(page.exits)
-    return specs
+    return specs | reliability_charts(page.reliability, page.tempered)
 
 
 def curves(page: Page) -> dict[str, Any]:
@@ -72,7 +58,7 @@ def curves(page: Page) -> dict[str, Any]:
         overlays.append(points.mark_point(shape="diamond", size=130, filled=True, color=INK, opacity=1))
         overlays.append(points.mark_text(dx=9, dy=12, align="left", color=INK, fontSize=12).encode(text="label:N"))
     description = f"{comparison.metric} against mean exit layer: {', '.join(names)}; the table below has the numbers"
-    return _to_spec(alt.layer(*lines, *overlays).add_params(chosen), 380, description)
+    return to_spec(alt.layer(*lines, *overlays).add_params(chosen), 380, description)
 
 
 def _marks(points: Mapping[str, Measured]) -> list[dict[str, Any]]:
@@ -158,12 +144,12 @@ def layerwise(exits: Sequence[ExitRow], metric: str) -> dict[str, Any]:
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=alt.OverlayMarkDef(size=60, color=SERIES[0]), color=SERIES[0], strokeWidth=2)
         .encode(
-            _layer(),
+            layer_axis(),
             alt.Y("score:Q", title=metric, scale=alt.Scale(zero=False)),
             tooltip=[alt.Tooltip("layer:O"), alt.Tooltip("score:Q", format=".4f")],
         )
     )
-    return _to_spec(chart, 220, f"{metric} of every exit, if everybody left there")
+    return to_spec(chart, 220, f"{metric} of every exit, if everybody left there")
 
 
 def histogram(exits: Sequence[ExitRow]) -> dict[str, Any]:
@@ -174,12 +160,12 @@ def histogram(exits: Sequence[ExitRow]) -> dict[str, Any]:
         alt.Chart(alt.Data(values=rows))
         .mark_bar(color=SERIES[0])
         .encode(
-            _layer(),
+            layer_axis(),
             alt.Y("share:Q", title="rows that leave here", axis=alt.Axis(format=".0%")),
             tooltip=[alt.Tooltip("layer:O"), alt.Tooltip("rows:Q"), alt.Tooltip("share:Q", format=".1%")],
         )
     )
-    return _to_spec(chart, 220, "share of the rows that leave at each exit")
+    return to_spec(chart, 220, "share of the rows that leave at each exit")
 
 
 def confidence(exits: Sequence[ExitRow]) -> dict[str, Any]:
@@ -194,26 +180,16 @@ def confidence(exits: Sequence[ExitRow]) -> dict[str, Any]:
     span = (
         alt.Chart(alt.Data(values=spans))
         .mark_area(opacity=0.15, color=SERIES[0])
-        .encode(_layer(), alt.Y("low:Q", title="probability"), alt.Y2("high:Q"))
+        .encode(layer_axis(), alt.Y("low:Q", title="probability"), alt.Y2("high:Q"))
     )
     line = (
         alt.Chart(alt.Data(values=lines))
         .mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2)
         .encode(
-            _layer(),
+            layer_axis(),
             alt.Y("value:Q", scale=alt.Scale(zero=False)),
             alt.Color("what:N", scale=alt.Scale(range=list(SERIES[:2])), legend=alt.Legend(columns=2)),
             tooltip=[alt.Tooltip("layer:O"), alt.Tooltip("what:N", title=" "), alt.Tooltip("value:Q", format=".3f")],
         )
     )
-    return _to_spec(alt.layer(span, line), 240, "mean confidence and share that is right, by layer")
-
-
-def _layer() -> alt.X:
-    return alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
-
-
-def _to_spec(chart: alt.Chart | alt.LayerChart, height: int, description: str) -> dict[str, Any]:
-    spec: dict[str, Any] = chart.properties(width="container", height=height, description=description).to_dict()
-    del spec["$schema"]  # a URL; the page contains none
-    return spec
+    return to_spec(alt.layer(span, line), 240, "mean confidence and share that is right, by layer")

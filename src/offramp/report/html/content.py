@@ -19,6 +19,7 @@ from offramp.evaluation.curves import score_at
 from offramp.evaluation.exit_values import ExitValue, exit_values
 from offramp.evaluation.measure import measure_all, measure_point, replay_point
 from offramp.evaluation.metrics import layerwise, metric_for
+from offramp.evaluation.reliability import Reliability, at_temperatures, reliability
 from offramp.evaluation.slices import Slice, by_length, recall_by_class
 from offramp.evaluation.sweep import per_exit_constant, sweep
 from offramp.policies.registry import default_unfitted_policy, policy_text
@@ -34,6 +35,8 @@ from offramp.types.trace import Trace, labels_of, trace_digest
 
 DEFAULT_DROP = 0.01
 """Target `max_drop` of the point that the page shows where none is saved."""
+FEW_ANSWERS = 10
+"""Bins of fewer answers than this are drawn faint."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Page:
         ms: policy -> mean time of a row, (K,) at the thresholds of its band; empty where nothing was timed.
         layerwise: (L,) score where all of the comparison's rows leave at one exit.
         exits: of all rows.
+        reliability: of every exit, on all rows; () for regression.
+        tempered: the same of the exits that the point reads, with the temperatures of its policy; () where it has none.
         exit_values: layer -> what the exit takes and saves at the point; empty where that is not known.
         groups: example texts.
         slices: "label" -> the point's recall of each class, or "length" -> its score on each group of rows.
@@ -87,6 +92,8 @@ class Page:
     ms: Mapping[str, Tensor]
     layerwise: Sequence[float]
     exits: Sequence[ExitRow]
+    reliability: Sequence[Reliability]
+    tempered: Sequence[Reliability]
     exit_values: Mapping[int, ExitValue]
     groups: Sequence[Group]
     slices: Mapping[str, Sequence[Slice]]
@@ -140,6 +147,8 @@ def page(
         ms={} if cost is None else mean_times(comparison, cost),
         layerwise=layerwise(comparison.trace, metric),
         exits=exit_rows(trace, answers, metric),
+        reliability=_reliability(trace),
+        tempered=_reliability(at_temperatures(trace, assessment.point)),
         exit_values={value.layer: value for value in exit_values(trace, assessment.point, cost)},
         groups=groups(answered, answers, texts.texts, texts.names),
         slices=_slices(trace, assessment.point, texts.names, metric),
@@ -251,6 +260,11 @@ def mean_times(comparison: Comparison, cost: CostTable) -> dict[str, Tensor]:
         index = torch.searchsorted(-swept.thresholds, -comparison.bands[name].thresholds)  # (K,) both fall
         times[name] = swept.statistics[index, 0] / len(comparison.trace)
     return times
+
+
+def _reliability(trace: Trace | None) -> tuple[Reliability, ...]:
+    """Return the reliability of the exits of a trace; () without one, or for a regression."""
+    return () if trace is None or trace.problem_type == REGRESSION else reliability(trace)
 
 
 def _slices(

@@ -11,12 +11,14 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from offramp.errors import InvalidInput
+from offramp.evaluation.metrics import BINS
 from offramp.evaluation.slices import Slice
 from offramp.report.comparison import MAX_CLASSES, comparison_data
-from offramp.report.html.content import Page
+from offramp.report.html.content import FEW_ANSWERS, Page
 from offramp.report.html.verdict import percent, points
 from offramp.report.tables import speedup_text
 from offramp.types.exit_names import LEXICAL
+from offramp.types.problem_types import MULTI_LABEL
 
 MIN_ROWS = 10
 """Rows that a slice needs to be marked as the worst."""
@@ -29,7 +31,8 @@ def render(page: Page) -> str:
         InvalidInput: the packages that draw charts are not installed.
     """
     script = vega()
-    from offramp.report.html.charts import CONFIG, charts
+    from offramp.report.html.chart_style import CONFIG
+    from offramp.report.html.charts import charts
 
     folder = resources.files("offramp.report.html")
     style, template = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.html"))
@@ -41,6 +44,9 @@ def render(page: Page) -> str:
         slices={by: worst_first(slices) if by == "label" else list(slices) for by, slices in page.slices.items()},
         worst={by: worst(slices) for by, slices in page.slices.items()},
         lexical=LEXICAL,
+        bins=BINS,
+        few=FEW_ANSWERS,
+        several=MULTI_LABEL,
         style=style,
         vega=script,
         charts=script_json({"config": CONFIG, "charts": charts(page)}),
