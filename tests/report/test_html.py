@@ -484,10 +484,10 @@ def test_a_reliability_diagram_has_the_bins_of_its_exit() -> None:
 
 
 def test_a_regression_has_no_reliability_and_the_page_says_so() -> None:
-    html = html_of(REGRESSION)
+    html = html_of(REGRESSION, True)
     assert not any(name.startswith("reliability") for name in drawn(html))
     assert "A regression has no probabilities" in html
-    assert "of decisions, label by label, of similar confidence" in html_of(MULTI_LABEL)
+    assert "of decisions, label by label, of similar confidence" in html_of(MULTI_LABEL, True)
     assert "behind the arrow" not in html_of()
 
 
