@@ -135,7 +135,7 @@ CASES = {
         Case("mpnet", "mrpc", 1536, metrics=("accuracy", "f1")),
     )
 }
-SHORT, PAIRS, VALUES = ("minilm-sst2", "minilm-cola"), ("minilm-mrpc", "minilm-rte"), ("minilm-stsb",)
+SST2, MRPC, RTE, COLA, VALUES = (f"minilm-{task}" for task in ("sst2", "mrpc", "rte", "cola", "stsb"))
 DEEP = ("mpnet-rte", "mpnet-mrpc")
 CORE = (pabee.WEIGHTED, pabee.WHOLE)
 MAIN = (
@@ -148,13 +148,14 @@ REST = (
 )
 WAVES: tuple[tuple[tuple[str, ...], tuple[TrainingSpec, ...]], ...] = (
     (DEEP, (pabee.WEIGHTED,)),
-    (SHORT, CORE),
-    (PAIRS, CORE),
-    (VALUES, (berxit.TWO_STAGE, berxit.LEARNED, pabee.WEIGHTED)),
-    (SHORT, MAIN),
-    (SHORT, REST),
-    (PAIRS, MAIN),
-    (PAIRS, REST),
+    ((SST2,), CORE + MAIN),
+    ((VALUES,), (berxit.TWO_STAGE, berxit.LEARNED, pabee.WEIGHTED)),
+    ((MRPC, RTE), CORE),
+    ((SST2,), REST),
+    ((COLA,), CORE),
+    ((MRPC, RTE), MAIN),
+    ((COLA,), MAIN),
+    ((MRPC, RTE, COLA), REST),
     (DEEP, (pabee.WHOLE, badge.BYPASS, badge.JOINT)),
 )
 """In the order of interest; a training runs with all seeds before the next one begins."""
