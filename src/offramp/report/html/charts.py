@@ -10,10 +10,12 @@ import altair as alt
 from torch import Tensor
 
 from offramp.evaluation.bootstrap import BootstrapCurve
+from offramp.model.token_similarity import TokenSimilarity
 from offramp.report.html.chart_style import INK, MUTED, SERIES, layer_axis, to_spec
 from offramp.report.html.content import Page
 from offramp.report.html.exits import ExitRow
 from offramp.report.html.reliability_charts import reliability_charts
+from offramp.report.html.times import TimeRow, time_rows
 from offramp.types.exit_names import exit_time, mean_exit_title
 from offramp.types.operating_point import Measured
 
@@ -32,6 +34,10 @@ def charts(page: Page) -> dict[str, dict[str, Any]]:
     }
     if page.exits[0].confidence is not None:
         specs["confidence"] = confidence(page.exits)
+    if not isinstance(page.similarity, str):
+        specs["similarity"] = similarity(page.similarity)
+    if page.times is not None:
+        specs["times"] = times(time_rows(page.times))
     return specs | reliability_charts(page.reliability, page.tempered)
 
 
@@ -193,3 +199,60 @@ def confidence(exits: Sequence[ExitRow]) -> dict[str, Any]:
         )
     )
     return to_spec(alt.layer(span, line), 240, "mean confidence and share that is right, by layer")
+
+
+def similarity(tokens: TokenSimilarity) -> dict[str, Any]:
+    """Draw the mean similarity of the tokens of a text by layer, its spread over texts, and that between texts."""
+    names = ["embedding", *map(str, range(1, len(tokens.within)))]
+    outer = tokens.within.new_tensor([0.1, 0.9])
+    spans, lines = [], []
+    for name, within, between in zip(names, tokens.within, tokens.between.tolist(), strict=True):
+        low, high = within.quantile(outer).tolist()
+        spans.append({"layer": name, "low": round(low, 4), "high": round(high, 4)})
+        lines.append({"layer": name, "what": "of one text", "value": round(within.mean().item(), 4)})
+        if math.isfinite(between):
+            lines.append({"layer": name, "what": "of two texts", "value": round(between, 4)})
+    across = alt.X("layer:O", title="layer", sort=names, axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    span = alt.Chart(alt.Data(values=spans)).mark_area(opacity=0.15, color=SERIES[0])
+    span = span.encode(across, alt.Y("low:Q", title="cosine similarity"), alt.Y2("high:Q"))
+    line = (
+        alt.Chart(alt.Data(values=lines))
+        .mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2)
+        .encode(
+            across,
+            alt.Y("value:Q"),
+            alt.Color("what:N", scale=alt.Scale(range=list(SERIES[:2])), legend=alt.Legend(columns=2)),
+            tooltip=[alt.Tooltip("layer:O"), alt.Tooltip("what:N", title=" "), alt.Tooltip("value:Q", format=".3f")],
+        )
+    )
+    return to_spec(alt.layer(span, line), 240, "mean cosine similarity between tokens, by layer")
+
+
+def times(rows: Sequence[TimeRow]) -> dict[str, Any]:
+    """Draw expected and measured milliseconds a text, at full depth and at the point."""
+    kinds = {
+        name: [(row.depth, spread) for row, spread in pairs if spread is not None]
+        for name, pairs in (
+            ("measured", [(row, row.measured) for row in rows]),
+            ("from text", [(row, row.from_text) for row in rows]),
+        )
+    }
+    dots = [
+        {"depth": depth, "what": name, "ms": spread.median, "low": spread.low, "high": spread.high}
+        for name, pairs in kinds.items()
+        for depth, spread in pairs
+    ]
+    up = alt.Y("depth:N", title=None, sort=[row.depth for row in rows], axis=alt.Axis(grid=True))
+    colour = alt.Color("what:N", legend=None, scale=alt.Scale(domain=list(kinds), range=list(SERIES[:2])))
+    hover = [
+        *(alt.Tooltip("what:N", title=" "), alt.Tooltip("ms:Q", format=".3")),
+        *(alt.Tooltip("low:Q", format=".3", title="least"), alt.Tooltip("high:Q", format=".3", title="largest")),
+    ]
+    apart = alt.YOffset("what:N", scale=alt.Scale(domain=list(kinds), range=[-7, 7]))
+    base = alt.Chart(alt.Data(values=dots)).encode(up, colour, apart, tooltip=hover)
+    across = alt.X("ms:Q", title="milliseconds a text", scale=alt.Scale(zero=True))
+    expected = [{"depth": row.depth, "ms": row.expected, "what": "expected"} for row in rows]
+    marks = alt.Chart(alt.Data(values=expected)).mark_point(shape="diamond", size=130, color=INK, strokeWidth=1.5)
+    marks = marks.encode(up, across, tooltip=hover[:2])
+    spans = base.mark_rule(strokeWidth=1.5).encode(alt.X("low:Q"), alt.X2("high:Q"))
+    return to_spec(alt.layer(spans, base.mark_circle(size=70).encode(across), marks), 90, "expected and measured time")
