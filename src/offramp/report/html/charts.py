@@ -229,30 +229,21 @@ def similarity(tokens: TokenSimilarity) -> dict[str, Any]:
 
 
 def times(rows: Sequence[TimeRow]) -> dict[str, Any]:
-    """Draw expected and measured milliseconds a text, at full depth and at the point."""
-    kinds = {
-        name: [(row.depth, spread) for row, spread in pairs if spread is not None]
-        for name, pairs in (
-            ("measured", [(row, row.measured) for row in rows]),
-            ("from text", [(row, row.from_text) for row in rows]),
-        )
-    }
-    dots = [
-        {"depth": depth, "what": name, "ms": spread.median, "low": spread.low, "high": spread.high}
-        for name, pairs in kinds.items()
-        for depth, spread in pairs
+    """Draw expected and measured milliseconds a text."""
+    values = [
+        {"run": row.run, "ms": row.measured.median, "low": row.measured.low, "high": row.measured.high}
+        | {"expected": row.expected}
+        for row in rows
     ]
-    up = alt.Y("depth:N", title=None, sort=[row.depth for row in rows], axis=alt.Axis(grid=True))
-    colour = alt.Color("what:N", legend=None, scale=alt.Scale(domain=list(kinds), range=list(SERIES[:2])))
     hover = [
-        *(alt.Tooltip("what:N", title=" "), alt.Tooltip("ms:Q", format=".3")),
+        *(alt.Tooltip("expected:Q", format=".3"), alt.Tooltip("ms:Q", format=".3", title="measured")),
         *(alt.Tooltip("low:Q", format=".3", title="least"), alt.Tooltip("high:Q", format=".3", title="largest")),
     ]
-    apart = alt.YOffset("what:N", scale=alt.Scale(domain=list(kinds), range=[-7, 7]))
-    base = alt.Chart(alt.Data(values=dots)).encode(up, colour, apart, tooltip=hover)
-    across = alt.X("ms:Q", title="milliseconds a text", scale=alt.Scale(zero=True))
-    expected = [{"depth": row.depth, "ms": row.expected, "what": "expected"} for row in rows]
-    marks = alt.Chart(alt.Data(values=expected)).mark_point(shape="diamond", size=130, color=INK, strokeWidth=1.5)
-    marks = marks.encode(up, across, tooltip=hover[:2])
-    spans = base.mark_rule(strokeWidth=1.5).encode(alt.X("low:Q"), alt.X2("high:Q"))
-    return to_spec(alt.layer(spans, base.mark_circle(size=70).encode(across), marks), 90, "expected and measured time")
+    up = alt.Y("run:N", title=None, sort=[row.run for row in rows], axis=alt.Axis(grid=True))
+    base = alt.Chart(alt.Data(values=values)).encode(up, tooltip=hover)
+    title = "milliseconds a text"
+    spans = base.mark_rule(strokeWidth=2, color=SERIES[0]).encode(alt.X("low:Q", title=title), alt.X2("high:Q"))
+    dots = base.mark_circle(size=70, color=SERIES[0], opacity=1).encode(alt.X("ms:Q", title=title))
+    marks = base.mark_point(shape="diamond", size=150, color=INK, strokeWidth=1.5)
+    across = alt.X("expected:Q", title=title, scale=alt.Scale(zero=True))
+    return to_spec(alt.layer(spans, dots, marks.encode(across)), 100, "expected and measured milliseconds a text")
