@@ -60,7 +60,9 @@ def test_the_figures_below_the_pictures_are_those_that_were_drawn() -> None:
     assert f"{certified['mean_exit']:.2f} of 12 layers" in text
     assert f"in place of {without['mean_exit']:.2f}" in text
     sst2, policies = drawn["exits"]["SST-2"], (PAGES / "policies.md").read_text(encoding="utf-8")
-    assert f"lost {100 * (1 - sst2['score'] / sst2['full_score']):.1f} %" in policies
+    assert f"lost {100 * (1 - sst2['score'] / sst2['full_score']):.1f} %" in " ".join(policies.split())
+    assert f"CLINC150: {100 * drawn['exits']['CLINC150']['shares'][0]:.0f} % before the first layer" in policies
+    assert not any(drawn["exits"]["SNLI"]["shares"][:6])
 
 
 def test_each_figure_of_when_not_stands_in_a_file_that_its_paragraph_links_to() -> None:
