@@ -4,12 +4,17 @@ The source folder is the root of the project, so that links between docs/, bench
 the same pages on disk and in the site.
 """
 
+import re
+from itertools import groupby
 from pathlib import Path
+from urllib.parse import quote
 
+import click
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
+from sphinx.writers.html5 import HTML5Translator
 
 import offramp
 
@@ -36,8 +41,10 @@ nb_execution_mode = "off"  # the notebook holds its output; a test runs it
 
 default_role = "literal"  # docstrings write `names`
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
+napoleon_use_ivar = True
 napoleon_custom_sections = ["Relations", "Source"]
 
 html_theme = "furo"
@@ -49,6 +56,10 @@ html_copy_source = False
 html_show_copyright = False
 
 
+OPTION = re.compile(r"`[^`]*`|(?P<option>(?<![\w-])--[a-z][\w-]*)")  # not inside of code
+OPENED = (".html", ".json", ".png")  # by a browser; the site has a copy of each of these files that a page links to
+
+
 class LocalFiles(SphinxTransform):
     """Show a link to a folder, or to a file of code, as its path: the site has no page for it."""
 
@@ -56,28 +67,52 @@ class LocalFiles(SphinxTransform):
 
     def apply(self) -> None:
         """Replace the nodes of such links."""
-        for link in list(self.document.findall(addnodes.pending_xref)):
-            path = self._path(link.get("reftarget", ""))
-            if path is not None and path.is_dir():
-                link.replace_self(self._named(link, path))
-        for link in list(self.document.findall(addnodes.download_reference)):
-            path = self._path(link["reftarget"])
-            if path is not None and path.suffix not in (".html", ".json"):
-                link.replace_self(self._named(link, path))
-
-    def _path(self, target: str) -> Path | None:
-        path = (Path(self.document["source"]).parent / target.partition("#")[0]).resolve()
-        return path if target and path.exists() and path.is_relative_to(ROOT) else None
-
-    def _named(self, link: nodes.Element, path: Path) -> nodes.inline:
-        name = path.relative_to(ROOT).as_posix()
-        text = link.astext()
-        shown = [nodes.literal(name, name)]
-        return nodes.inline(
-            "", "", *([nodes.Text(f"{text} ("), *shown, nodes.Text(")")] if text not in name else shown)
+        links = self.document.findall(
+            lambda node: isinstance(node, (addnodes.pending_xref, addnodes.download_reference))
         )
+        for link in list(links):
+            target = link.get("reftarget", "").partition("#")[0]
+            path = (Path(self.document["source"]).parent / target).resolve()
+            is_page = isinstance(link, addnodes.pending_xref) and not path.is_dir()
+            if target and path.exists() and path.is_relative_to(ROOT) and not is_page and path.suffix not in OPENED:
+                link.replace_self(_named(link.astext(), path.relative_to(ROOT).as_posix()))
+
+
+def _named(text: str, path: str) -> nodes.inline:
+    """Return the text of a link with the path, once."""
+    literal = nodes.literal(path, path)
+    return (
+        nodes.inline("", "", literal)
+        if text.strip("/") in path
+        else nodes.inline("", f"{text} (", literal, nodes.Text(")"))
+    )
+
+
+def open_in_browser(writer: HTML5Translator, link: addnodes.download_reference) -> None:
+    """Write a link to a local file; Sphinx's own would save the file in place of showing it."""
+    href = f"{writer.builder.dlpath}/{quote(link['filename'])}"
+    writer.body.append(writer.starttag(link, "a", "", href=href, CLASS="reference internal"))
+
+
+def help_as_rst(app: Sphinx, context: click.Context, lines: list[str]) -> None:
+    """Make code of the options and of the examples, which sphinx-click makes lines that begin with a bar."""
+    result: list[str] = []
+    for is_example, group in groupby(lines, key=lambda line: line.startswith("| ")):
+        if is_example:
+            result += [".. code-block:: bash", "", *(f"   {line[2:]}" for line in group), ""]
+        else:
+            result += [line if line.startswith("..") else OPTION.sub(_literal, line) for line in group]
+    lines[:] = result
+
+
+def _literal(match: re.Match[str]) -> str:
+    return f"``{match[0]}``" if match["option"] else match[0]
 
 
 def setup(app: Sphinx) -> None:
     """Register what is above."""
     app.add_transform(LocalFiles)
+    link = (open_in_browser, lambda writer, link: writer.body.append("</a>"))
+    app.add_node(addnodes.download_reference, override=True, html=link)
+    for part in ("description", "options"):
+        app.connect(f"sphinx-click-process-{part}", help_as_rst)

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
@@ -759,6 +760,12 @@ def test_report_writes_one_page_and_says_the_decision(place: Path, tmp_path: Pat
     html = page.read_text(encoding="utf-8")
     assert told["decision"]["headline"] in html
     assert "ms where all layers take" in html
+    specs = json.loads(re.findall(r'id="charts">(.*?)</script>', html, re.DOTALL)[0])["charts"]
+    assert {f"reliability-{layer}" for layer in range(1, LAYERS + 1)} | {"times", "similarity"} <= set(specs)
+    assert [point["layer"] for point in specs["similarity"]["layer"][0]["data"]["values"]] == [
+        "embedding",
+        *map(str, range(1, LAYERS + 1)),
+    ]
     assert weights_digest(place / "model") in html
     page.unlink()
     result = offramp(*asked, "--no-timing", "--operating-point", "slow")

@@ -22,16 +22,19 @@ from offramp.evaluation.bootstrap import BootstrapCurve, loss_interval
 from offramp.evaluation.compare import compare
 from offramp.evaluation.curves import score_at
 from offramp.evaluation.slices import Slice
+from offramp.model.token_similarity import TokenSimilarity
 from offramp.policies.replay import replay
 from offramp.report.html.content import Page, Texts, best_alternative, mean_times, page
 from offramp.report.html.examples import MAX_CHARACTERS, groups, shortened
 from offramp.report.html.exits import exit_rows
 from offramp.report.html.lexical import lexical_fact
 from offramp.report.html.render import code, render, script_json, worst
+from offramp.report.html.times import gap_text
 from offramp.report.html.verdict import PointAssessment, Verdict, certificate_text, decide, percent, target_text
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import Certificate, Measured, OperatingPoint, Target
 from offramp.types.outputs import Answers
+from offramp.types.point_times import PointTimes
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from offramp.types.trace import Trace
 from support.traces import random_trace
@@ -481,6 +484,43 @@ def test_a_reliability_diagram_has_the_bins_of_its_exit() -> None:
     before, after = (0.475 + 0.7311 + 2 * 0.482) / 4, (0.4938 + 0.5622 + 2 * 0.2311) / 4
     assert f"error {before:.3f} → {after:.3f}<br>" in html
     assert "<b>layer 0</b> (lexical)" in html
+
+
+TIMES = PointTimes(8, 1, 1.5, 2.0, 10.0, (11.0, 9.0, 10.5), (3.0, 2.2, 2.4), (4.0, 3.0, 5.0), (0.5, 0.25, 0.3))
+ALIKE = TokenSimilarity(
+    torch.tensor([[0.1, 0.3], [0.2, 0.6], [0.9, 0.7]], dtype=torch.float64),
+    torch.tensor([0.05, 0.1, math.nan], dtype=torch.float64),
+)
+
+
+def test_a_page_has_expected_and_measured_times_and_the_similarity_of_tokens() -> None:
+    html = render(a_page(times=TIMES, similarity=ALIKE))
+    specs = drawn(html)
+    assert specs["times"]["data"]["values"] == [
+        {"run": "full depth", "ms": 10.5, "low": 9.0, "high": 11.0, "expected": 10.0},
+        {"run": "at the point", "ms": 2.4, "low": 2.2, "high": 3.0, "expected": 2.0},
+        {"run": "from text", "ms": 4.0, "low": 3.0, "high": 5.0, "expected": 2.0},
+    ]
+    assert "<td>2.4 <small>2.2\u20133</small></td><td>1.20 <small>1.10\u20131.50</small></td>" in html
+    assert "took 1.20 times what was expected (1.10 to 1.50). At full depth" in html
+    assert "rest can come from lengths" in html
+    assert "batches that get smaller" in gap_text(replace(TIMES, batch_size=8))
+    spans, lines = (layer["data"]["values"] for layer in specs["similarity"]["layer"])
+    assert spans[1] == {"layer": "1", "low": 0.24, "high": 0.56}  # a tenth of the way from .2 to .6, and nine of it
+    values = [(point["layer"], point["what"], point["value"]) for point in lines]
+    assert values == [
+        ("embedding", "of one text", 0.2),
+        ("embedding", "of two texts", 0.05),
+        ("1", "of one text", 0.4),
+        ("1", "of two texts", 0.1),
+        ("2", "of one text", 0.8),
+    ]
+
+
+def test_a_page_says_why_it_has_no_similarity_of_tokens() -> None:
+    html = render(a_page(similarity="`--engine torch` has it"))
+    assert "similarity of tokens by layer: <code>--engine torch</code> has it." in html
+    assert not {"times", "similarity"} & set(drawn(html))
 
 
 def test_a_regression_has_no_reliability_and_the_page_says_so() -> None:

@@ -122,6 +122,14 @@ def test_exits_that_are_not_read_cost_nothing() -> None:
     assert PRICED.select((2,)) == replace(PRICED, layers=(2,), ms=(7.5,), exit_ms=(), cut_ms=())
 
 
+def test_a_point_is_not_charged_for_exits_that_it_does_not_read() -> None:
+    """Two rows leave at layer 1, which takes 3.5 ms without the lexical exit, and two at layer 2, which takes 8.5."""
+    point = OperatingPoint({"name": "certainty"}, (0.7,), exit_layers=(1, 2))
+    trace = replace(TRACE, layers=torch.arange(3))
+    measured = measure_point(trace, point, cost=replace(PRICED, batch_size=1))
+    assert (measured.expected_ms, measured.full_ms) == (6.0, 8.5)
+
+
 @pytest.mark.parametrize(
     ("embed_ms", "price", "first"), [(0.3, 2.262479421441839, 0.3), (0.0, 2.562479421441839, 1e-6)]
 )

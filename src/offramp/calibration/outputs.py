@@ -70,9 +70,9 @@ class PolicyOutputs:
         lines = _lines(self.policy)
         thresholds = (threshold,) * (self.trace.depth - 1) if lines is None else lines.thresholds(threshold)
         answers = answers_at(self.trace, self.deployed_scores, self.logits, thresholds)
-        measured = measure_answers(self.answers, answers, metric, cost)
-        policy = policy_to_dict(self.deployed)
         layers = tuple(self.trace.layer_numbers)
+        measured = measure_answers(self.answers, answers, metric, None if cost is None else cost.select(layers))
+        policy = policy_to_dict(self.deployed)
         agreement = None if self.agreement is None else self.agreement(threshold)
         labels = self.label_thresholds
         return OperatingPoint(policy, thresholds, target, measured, certificate, labels, layers, agreement)

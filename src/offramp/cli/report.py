@@ -29,14 +29,22 @@ from offramp.cli.options import (
     silence_transformers,
 )
 from offramp.cli.points import finite_only, metric_of, readable_points, saved_points
-from offramp.types.operating_point import DEFAULT
+from offramp.errors import InvalidInput, NotApplicable
+from offramp.types.operating_point import DEFAULT, OperatingPoint
 from offramp.types.whole_file import refuse_output, whole_file
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from offramp.data.rows import Text
+    from offramp.inference.engine import Engine
+    from offramp.model.token_similarity import TokenSimilarity
     from offramp.types.cost_table import CostTable
+    from offramp.types.point_times import PointTimes
+    from offramp.types.trace import Trace
 
 TIMED_TEXTS, ROUNDS = 8, 3  # and passes over them for each exit
+COMPARED_TEXTS, COMPARED_TOKENS, LEAST_COMPARED = 32, 2048, 4  # of token similarity: at most, and texts at least
 
 
 @click.command()
@@ -73,9 +81,9 @@ def report(
     """
     refuse_output(output, data, folder)
     silence_transformers()
-    from offramp.inference.record import data_name, read_for, record
+    from offramp.inference.record import data_name, read_for, record, resolve_engine
     from offramp.model.hub import load_config
-    from offramp.report.html.content import Texts, page
+    from offramp.report.html.content import Texts, page, shown_name
     from offramp.report.html.provenance import environment
     from offramp.report.html.render import render
 
@@ -88,7 +96,9 @@ def report(
     texts = [examples.texts[row] for row in kept]
     source = data_name(data, split)
     trace = replace(trace, provenance={**trace.provenance, "data": source})
-    cost = None if no_timing else _measure_costs(folder, texts, engine)
+    runner, tokenizer, _ = resolve_engine(folder, engine, True)
+    point = points.get(shown_name(points, operating_point) or "")
+    cost, times = (None, None) if no_timing else _time(runner, tokenizer, evenly_by_length(texts, TIMED_TEXTS), point)
     content = page(
         f"Early exit of {folder.name}, measured on {source}",
         trace,
@@ -97,6 +107,8 @@ def report(
         name=operating_point,
         metric=metric,
         cost=cost,
+        times=times,
+        similarity=_similarity(runner, tokenizer, evenly_by_length(texts, _compared(trace))),
         environment=environment(folder, data, trace, shlex.join(["offramp", *sys.argv[1:]])),
     )
     html = render(content)
@@ -106,11 +118,47 @@ def report(
     click.echo(json.dumps(summary) if as_json else f"{content.decision.headline}\n{output}")
 
 
-def _measure_costs(folder: Path, texts: Sequence[Text], engine: str) -> CostTable:
-    """Time every exit on a few texts; takes seconds."""
+def _time(
+    runner: Engine, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[Text], point: OperatingPoint | None
+) -> tuple[CostTable, PointTimes | None]:
+    """Time every exit on a few texts, and the point, where the engine can run it; takes seconds."""
     from offramp.bench.cost_table import measure_costs
+    from offramp.bench.point_time import time_point
+    from offramp.data.batching import encode, token_limit
+    from offramp.inference.predictor import Predictor
 
-    return measure_costs(folder, evenly_by_length(texts, TIMED_TEXTS), engine, rounds=ROUNDS)
+    assert tokenizer is not None
+    rows = encode(tokenizer, texts, token_limit(tokenizer, runner.config.backbone))
+    cost = measure_costs(runner, rows, rounds=ROUNDS, workers=1)
+    try:
+        runner.check(point)
+    except (InvalidInput, NotApplicable):
+        return cost, None
+    if point is None:
+        return cost, None
+    return cost, time_point(Predictor(runner, tokenizer, point), texts, cost, rounds=ROUNDS)
+
+
+def _similarity(
+    runner: Engine, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[Text]
+) -> TokenSimilarity | str:
+    """Compare the tokens of a few texts layer by layer, or return why that is not possible; takes a second or two."""
+    from offramp.inference.torch_engine import TorchEngine
+    from offramp.model.token_similarity import token_similarity
+
+    if not isinstance(runner, TorchEngine):
+        return "the states between layers are not among the outputs of a graph; `--engine torch` has them"
+    assert tokenizer is not None
+    try:
+        return token_similarity(runner.model, tokenizer, texts)
+    except NotApplicable as error:
+        return str(error)
+
+
+def _compared(trace: Trace) -> int:
+    """Return how many texts of a trace are compared token by token: fewer where they are long."""
+    mean = 1.0 if trace.tokens is None else trace.tokens.double().mean().item()
+    return max(LEAST_COMPARED, min(COMPARED_TEXTS, int(COMPARED_TOKENS / mean)))
 
 
 def evenly_by_length(texts: Sequence[Text], limit: int) -> list[Text]:

@@ -40,13 +40,17 @@ def measure(
     Raises:
         InvalidInput: samples without a finite answer; a table of other exits.
     """
-    return measure_answers(trace, replay(trace, policy, thresholds), metric, cost)
+    table = None if cost is None else cost.select(trace.layer_numbers)
+    return measure_answers(trace, replay(trace, policy, thresholds), metric, table)
 
 
 def measure_answers(
     trace: Trace, answers: Answers, metric: str | None = None, cost: CostTable | None = None
 ) -> Measured:
-    """Return what `measure` does, from the answers of a replay, of the same N rows; arguments and errors as there."""
+    """Return what `measure` does, from the answers of a replay, of the same N rows; arguments and errors as there.
+
+    The cost table is of the exits that these answers read.
+    """
     refuse_broken(answers.failed | ~trace.logits[-1].isfinite().all(dim=-1), "no finite answer")
     full = trace.exit(trace.depth - 1)
     early = ExitOutput(answers.logits, problem_type=trace.problem_type)
@@ -63,10 +67,9 @@ def measure_answers(
         measured = replace(measured, macs=macs, full_macs=full_macs)
     if cost is None:
         return measured
-    table = cost.select(trace.layer_numbers)
     provenance = {**trace.provenance, "timed": cost.describe()}
-    expected_ms = table.mean_ms(answers.exit_layers)
-    return replace(measured, provenance=provenance, expected_ms=expected_ms, full_ms=table.ms[-1])
+    expected_ms = cost.mean_ms(answers.exit_layers)
+    return replace(measured, provenance=provenance, expected_ms=expected_ms, full_ms=cost.ms[-1])
 
 
 def mean_macs(trace: Trace, exit_layers: Tensor) -> float:
@@ -98,8 +101,12 @@ def finite_rows(trace: Trace) -> Tensor:
 def measure_point(
     trace: Trace, point: OperatingPoint, metric: str | None = None, cost: CostTable | None = None
 ) -> Measured:
-    """Return what `measure` does, of an operating point; the full model answers with the same label thresholds."""
-    return measure_answers(*replay_point(trace, point), metric, cost)
+    """Return what `measure` does, of an operating point; the full model answers with the same label thresholds.
+
+    Times at the point and at full depth are without the exits that the point does not read, where a table has prices.
+    """
+    table = None if cost is None else cost.select(point.layers_read(trace.layer_numbers))
+    return measure_answers(*replay_point(trace, point), metric, table)
 
 
 def replay_point(trace: Trace, point: OperatingPoint) -> tuple[Trace, Answers]:

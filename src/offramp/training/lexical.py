@@ -26,9 +26,9 @@ from offramp.model.lexical.classifier import (
     LARGEST_PROJECTED,
     LARGEST_SQUARE,
     LARGEST_STEP,
-    SPECIAL_TOKENS,
     SQUARE_UNIT,
     LexicalClassifier,
+    special_token_ids,
 )
 from offramp.model.lexical.fitted_rows import token_hashes
 from offramp.model.modeling import MultiExitModel
@@ -84,13 +84,8 @@ def fit_lexical(model: MultiExitModel, tokenizer: PreTrainedTokenizerBase, examp
 
 
 def set_special_ids(classifier: LexicalClassifier, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a classifier know the tokens that are no words.
-
-    Special tokens that users added are words, and so is the unknown token.
-    """
-    ids = [getattr(tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
-    ids = [-1 if id is None or id == tokenizer.unk_token_id else id for id in ids]
-    classifier.special_ids.copy_(torch.tensor(ids))
+    """Let a classifier know the tokens that are no words."""
+    classifier.special_ids.copy_(torch.tensor(special_token_ids(tokenizer)))
 
 
 def hashed(classifier: LexicalClassifier, ids: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from offramp.model.lexical.config import MAX_RANK, LexicalExit
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MULTIPLIER = 4093  # of the hash; a prime; times a bucket it stays below 2^31
 NO_TOKEN = -1  # stands for padding, and for a special token that a tokenizer does not have
@@ -143,3 +146,12 @@ class LexicalClassifier(nn.Module):
         if self.problem_type == MULTI_LABEL:
             return logits.abs().amin(dim=-1).sigmoid()
         return logits.softmax(dim=-1).amax(dim=-1)
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of SPECIAL_TOKENS, -1 where a tokenizer has none.
+
+    Special tokens that users added are words, and so is the unknown token.
+    """
+    ids = [getattr(tokenizer, f"{name}_id", None) for name in SPECIAL_TOKENS]
+    return [-1 if id is None or id == tokenizer.unk_token_id else id for id in ids]

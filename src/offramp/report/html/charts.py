@@ -10,10 +10,12 @@ import altair as alt
 from torch import Tensor
 
 from offramp.evaluation.bootstrap import BootstrapCurve
+from offramp.model.token_similarity import TokenSimilarity
 from offramp.report.html.chart_style import INK, MUTED, SERIES, layer_axis, to_spec
 from offramp.report.html.content import Page
 from offramp.report.html.exits import ExitRow
 from offramp.report.html.reliability_charts import reliability_charts
+from offramp.report.html.times import TimeRow, time_rows
 from offramp.types.exit_names import exit_time, mean_exit_title
 from offramp.types.operating_point import Measured
 
@@ -32,6 +34,10 @@ def charts(page: Page) -> dict[str, dict[str, Any]]:
     }
     if page.exits[0].confidence is not None:
         specs["confidence"] = confidence(page.exits)
+    if not isinstance(page.similarity, str):
+        specs["similarity"] = similarity(page.similarity)
+    if page.times is not None:
+        specs["times"] = times(time_rows(page.times))
     return specs | reliability_charts(page.reliability, page.tempered)
 
 
@@ -193,3 +199,51 @@ def confidence(exits: Sequence[ExitRow]) -> dict[str, Any]:
         )
     )
     return to_spec(alt.layer(span, line), 240, "mean confidence and share that is right, by layer")
+
+
+def similarity(tokens: TokenSimilarity) -> dict[str, Any]:
+    """Draw the mean similarity of the tokens of a text by layer, its spread over texts, and that between texts."""
+    names = ["embedding", *map(str, range(1, len(tokens.within)))]
+    outer = tokens.within.new_tensor([0.1, 0.9])
+    spans, lines = [], []
+    for name, within, between in zip(names, tokens.within, tokens.between.tolist(), strict=True):
+        low, high = within.quantile(outer).tolist()
+        spans.append({"layer": name, "low": round(low, 4), "high": round(high, 4)})
+        lines.append({"layer": name, "what": "of one text", "value": round(within.mean().item(), 4)})
+        if math.isfinite(between):
+            lines.append({"layer": name, "what": "of two texts", "value": round(between, 4)})
+    across = alt.X("layer:O", title="layer", sort=names, axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    span = alt.Chart(alt.Data(values=spans)).mark_area(opacity=0.15, color=SERIES[0])
+    span = span.encode(across, alt.Y("low:Q", title="cosine similarity"), alt.Y2("high:Q"))
+    line = (
+        alt.Chart(alt.Data(values=lines))
+        .mark_line(point=alt.OverlayMarkDef(size=60), strokeWidth=2)
+        .encode(
+            across,
+            alt.Y("value:Q"),
+            alt.Color("what:N", scale=alt.Scale(range=list(SERIES[:2])), legend=alt.Legend(columns=2)),
+            tooltip=[alt.Tooltip("layer:O"), alt.Tooltip("what:N", title=" "), alt.Tooltip("value:Q", format=".3f")],
+        )
+    )
+    return to_spec(alt.layer(span, line), 240, "mean cosine similarity between tokens, by layer")
+
+
+def times(rows: Sequence[TimeRow]) -> dict[str, Any]:
+    """Draw expected and measured milliseconds a text."""
+    values = [
+        {"run": row.run, "ms": row.measured.median, "low": row.measured.low, "high": row.measured.high}
+        | {"expected": row.expected}
+        for row in rows
+    ]
+    hover = [
+        *(alt.Tooltip("expected:Q", format=".3"), alt.Tooltip("ms:Q", format=".3", title="measured")),
+        *(alt.Tooltip("low:Q", format=".3", title="least"), alt.Tooltip("high:Q", format=".3", title="largest")),
+    ]
+    up = alt.Y("run:N", title=None, sort=[row.run for row in rows], axis=alt.Axis(grid=True))
+    base = alt.Chart(alt.Data(values=values)).encode(up, tooltip=hover)
+    title = "milliseconds a text"
+    spans = base.mark_rule(strokeWidth=2, color=SERIES[0]).encode(alt.X("low:Q", title=title), alt.X2("high:Q"))
+    dots = base.mark_circle(size=70, color=SERIES[0], opacity=1).encode(alt.X("ms:Q", title=title))
+    marks = base.mark_point(shape="diamond", size=150, color=INK, strokeWidth=1.5)
+    across = alt.X("expected:Q", title=title, scale=alt.Scale(zero=True))
+    return to_spec(alt.layer(spans, dots, marks.encode(across)), 100, "expected and measured milliseconds a text")

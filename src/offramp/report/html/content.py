@@ -22,6 +22,7 @@ from offramp.evaluation.metrics import layerwise, metric_for
 from offramp.evaluation.reliability import Reliability, at_temperatures, reliability
 from offramp.evaluation.slices import Slice, by_length, recall_by_class
 from offramp.evaluation.sweep import per_exit_constant, sweep
+from offramp.model.token_similarity import TokenSimilarity
 from offramp.policies.registry import default_unfitted_policy, policy_text
 from offramp.policies.replay import scores
 from offramp.report.html.examples import Group, groups
@@ -30,6 +31,7 @@ from offramp.report.html.lexical import lexical_fact
 from offramp.report.html.verdict import Decision, PointAssessment, certificate_text, decide
 from offramp.types.cost_table import CostTable
 from offramp.types.operating_point import DEFAULT, Certificate, Measured, OperatingPoint, Target, rows_text
+from offramp.types.point_times import PointTimes
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 from offramp.types.trace import Trace, labels_of, trace_digest
 
@@ -70,6 +72,8 @@ class Page:
         ms: policy -> mean time of a row, (K,) at the thresholds of its band; empty where nothing was timed.
         layerwise: (L,) score where all of the comparison's rows leave at one exit.
         exits: of all rows.
+        times: expected and measured times at the point; None where none were measured.
+        similarity: of tokens, by layer; where there is none, why.
         reliability: of every exit, on all rows; () for regression.
         tempered: the same of the exits that the point reads, with the temperatures of its policy; () where it has none.
         exit_values: layer -> what the exit takes and saves at the point; empty where that is not known.
@@ -92,6 +96,8 @@ class Page:
     ms: Mapping[str, Tensor]
     layerwise: Sequence[float]
     exits: Sequence[ExitRow]
+    times: PointTimes | None
+    similarity: TokenSimilarity | str
     reliability: Sequence[Reliability]
     tempered: Sequence[Reliability]
     exit_values: Mapping[int, ExitValue]
@@ -110,6 +116,8 @@ def page(
     name: str | None = None,
     metric: str | None = None,
     cost: CostTable | None = None,
+    times: PointTimes | None = None,
+    similarity: TokenSimilarity | str = "",
     environment: Mapping[str, str],
 ) -> Page:
     """Return the page of a model's early exit on one trace.
@@ -122,6 +130,8 @@ def page(
         name: the point that the page shows; None = the default one, or else the first.
         metric: a name of `offramp.evaluation.metrics.METRICS`; None = the default one.
         cost: of the exits of the trace; None = the page has no times.
+        times: see `Page`.
+        similarity: see `Page`.
         environment: see `offramp.report.html.provenance`.
 
     Raises:
@@ -147,6 +157,8 @@ def page(
         ms={} if cost is None else mean_times(comparison, cost),
         layerwise=layerwise(comparison.trace, metric),
         exits=exit_rows(trace, answers, metric),
+        times=times,
+        similarity=similarity,
         reliability=_reliability(trace),
         tempered=_reliability(at_temperatures(trace, assessment.point)),
         exit_values={value.layer: value for value in exit_values(trace, assessment.point, cost)},
@@ -168,14 +180,15 @@ def _assess(
     """Measure the named point, the default one, the first one, or one chosen on these rows."""
     if name is not None and name not in points:
         raise InvalidInput(f"no saved operating point {name!r}; there are: {', '.join(points) or 'none'}")
-    name = name or (DEFAULT if DEFAULT in points else next(iter(points), None))
+    name = shown_name(points, name)
     point = _point_chosen_on(trace, metric) if name is None else points[name]
     compared = measure_point(comparison.trace, point, metric)
+    measured = measure_point(trace, point, metric, cost)
     return PointAssessment(
         name=name,
         point=point,
-        measured=measure_point(trace, point, metric, cost),
-        full_ms=None if cost is None else cost.ms[-1],
+        measured=measured,
+        full_ms=measured.full_ms,
         best_alternative=best_alternative(comparison, point.policy["name"], compared),
         loss=point_loss_interval(trace, point, metric),
         in_sample=name is None or _is_in_sample(trace, point),
@@ -183,6 +196,11 @@ def _assess(
         counted=int((labels_of(trace) == 1).sum()) if is_of_one_class(trace, metric) else None,
         lexical=lexical_fact(trace, point, metric),
     )
+
+
+def shown_name(points: Mapping[str, OperatingPoint], name: str | None) -> str | None:
+    """Return the name of the point that a page shows: that one, or the default one, or the first; None without any."""
+    return name or (DEFAULT if DEFAULT in points else next(iter(points), None))
 
 
 def best_alternative(comparison: Comparison, policy: str, measured: Measured) -> str:

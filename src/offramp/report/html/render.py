@@ -15,6 +15,7 @@ from offramp.evaluation.metrics import BINS
 from offramp.evaluation.slices import Slice
 from offramp.report.comparison import MAX_CLASSES, comparison_data
 from offramp.report.html.content import FEW_ANSWERS, Page
+from offramp.report.html.times import gap_text, time_rows
 from offramp.report.html.verdict import percent, points
 from offramp.report.tables import speedup_text
 from offramp.types.exit_names import LEXICAL
@@ -47,6 +48,8 @@ def render(page: Page) -> str:
         bins=BINS,
         few=FEW_ANSWERS,
         several=MULTI_LABEL,
+        time_rows=() if page.times is None else time_rows(page.times),
+        gap="" if page.times is None else gap_text(page.times),
         style=style,
         vega=script,
         charts=script_json({"config": CONFIG, "charts": charts(page)}),
