@@ -184,8 +184,9 @@ def row_of(claim: Claim, tasks: Mapping[str, Difference], left_out: Mapping[str,
     figures: dict[str, Any] = {"value": None, "low": None, "high": None, "seeds": []}
     if tasks:
         figures = interval(torch.stack([task.draws.mean(dim=0) for task in tasks.values()]).mean(dim=0))
-        seeded = [task.draws[:, 0] for task in tasks.values() if len(task.draws) == len(study_cells.SEEDS)]
-        figures["seeds"] = rounded(torch.stack(seeded).mean(dim=0).tolist()) if seeded else []
+        by_seed = [task.draws[:, 0] for task in tasks.values()]  # a trace has one seed, which then stands beside each
+        seeds = max(map(len, by_seed))
+        figures["seeds"] = rounded(torch.stack([values.expand(seeds) for values in by_seed]).mean(dim=0).tolist())
     row = {
         "name": claim.name,
         "paper": claim.name.partition("-")[0],

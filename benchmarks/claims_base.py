@@ -72,7 +72,7 @@ def gap(study: Study, one: str, other: str, table: str, budgets: tuple[str, str]
             found.setdefault(name, []).append(value - partner)
     names = {"average": " (average)", "best": " (best)"}
     means = [
-        f"{sum(gaps) / len(gaps):+.1f}{names.get(name, '')} over {len(gaps)} tasks"
+        f"{sum(gaps) / len(gaps):+.1f} points{names.get(name, '')} over {len(gaps)} tasks"
         for name, gaps in sorted(found.items())
     ]
     return "; ".join(means)

@@ -82,8 +82,10 @@ def with_interval(row: Row) -> str:
 
 
 def verdict(row: Row) -> str:
-    """Return a row's verdict; of what was not run "cannot be said"."""
-    return Rule(**row["rule"]).verdict(row["low"], row["high"])
+    """Return a row's verdict: that of its interval if every seed has the same; of what was not run "cannot be said"."""
+    rule = Rule(**row["rule"])
+    verdicts = {rule.verdict(row["low"], row["high"]), *(rule.verdict(seed, seed) for seed in row["seeds"])}
+    return verdicts.pop() if len(verdicts) == 1 else OPEN
 
 
 def quotable(row: Row) -> set[str]:
@@ -191,10 +193,10 @@ interval, and a verdict by a rule that does not look at the figure. `python benc
 {halves} times over. A figure is a difference of two systems in points (accuracy; MRPC mean of accuracy and F1, CoLA
 Matthews, STS-B Pearson), on the same rows, with the same seeds. It is the plain mean over the tasks. Its interval is
 the middle 95 % of {draws} resamples of the rows, with the thresholds as they were chosen. The verdict is *holds* if
-the whole interval meets the condition of the column "holds if", *does not hold* if the whole interval misses it, else
-*cannot be said*. A claim that cannot be said is not wrong: its interval lies on both sides. The margins, 1 point for
-"as good as" and the paper's own loss elsewhere, were set before anything was compared. Rows that other scripts
-measured say in their notes what their intervals are."""
+the whole interval and the figure of every seed meet the condition of the column "holds if", *does not hold* if all of
+them miss it, else *cannot be said*. A claim that cannot be said is not wrong: rows or seeds speak for both sides. The
+margins, 1 point for "as good as" and the paper's own loss elsewhere, were set before anything was compared. Rows that
+other scripts measured say in their notes what their intervals are."""
 
 
 def load() -> dict[str, Any]:

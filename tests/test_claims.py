@@ -58,11 +58,17 @@ def test_figures_and_verdicts_that_other_pages_quote_are_those_of_the_lines(page
 
 
 def test_a_quoted_figure_is_renewed_in_its_own_form(pages: ModuleType) -> None:
-    row = {"value": -1.5, "low": -2.0, "high": -1.0, "unit": "points", "rule": {"kind": "above", "bound": 0.0}}
+    rule = {"kind": "above", "bound": 0.0}
+    row = {"value": -1.5, "low": -2.0, "high": -1.0, "unit": "points", "rule": rule, "seeds": []}
     old = "loses [+9.00 points](claims.md#x-1), [+9.00 (+1 to +2)](claims.md#x-1): [does not hold](claims.md#x-1)"
     new = "loses [-1.50 points](claims.md#x-1), [-1.50 (-2.00 to -1.00)](claims.md#x-1): [does not hold](claims.md#x-1)"
     assert pages.refreshed(old, {"x-1": row}) == new
     assert pages.quotable(row) >= {"-1.50 points", "-1.50", "-1.50 (-2.00 to -1.00)", "does not hold"}
+
+
+def test_seeds_that_differ_leave_a_claim_open(pages: ModuleType) -> None:
+    row = {"low": 0.1, "high": 2.0, "rule": {"kind": "above", "bound": 0.0}, "seeds": [4.4, 0.2]}
+    assert (pages.verdict(row), pages.verdict({**row, "seeds": [4.4, -0.2]})) == ("holds", "cannot be said")
 
 
 @pytest.mark.parametrize(
