@@ -71,11 +71,16 @@ class LocalFiles(SphinxTransform):
             lambda node: isinstance(node, (addnodes.pending_xref, addnodes.download_reference))
         )
         for link in list(links):
-            target = link.get("reftarget", "").partition("#")[0]
-            path = (Path(self.document["source"]).parent / target).resolve()
-            is_page = isinstance(link, addnodes.pending_xref) and not path.is_dir()
-            if target and path.exists() and path.is_relative_to(ROOT) and not is_page and path.suffix not in OPENED:
+            path = self._path(link)
+            if path.exists() and path.is_relative_to(ROOT) and path != ROOT and path.suffix not in OPENED:
                 link.replace_self(_named(link.astext(), path.relative_to(ROOT).as_posix()))
+
+    def _path(self, link: nodes.Element) -> Path:
+        """Return the path that a link leads to; ROOT where it leads to a page, or to a place in this one."""
+        target = link.get("reftarget", "").partition("#")[0]
+        if link.get("refdomain") == "doc":  # a Markdown file, by its path from ROOT, without suffix
+            return ROOT if target in self.env.found_docs else ROOT / f"{target}.md"
+        return (Path(self.document["source"]).parent / target).resolve() if target else ROOT
 
 
 def _named(text: str, path: str) -> nodes.inline:
