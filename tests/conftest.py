@@ -34,6 +34,7 @@ EXPORTED = (
     "load_engine",
     "first_exit",
     "export",
+    "guides",
     "openvino",
     "page",
     "processes",

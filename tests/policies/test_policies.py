@@ -652,7 +652,17 @@ def test_a_policy_of_ones_own_cannot_be_stored_by_name() -> None:
     class Own(Policy):
         step = Fixed.step
 
-    with pytest.raises(UnknownName, match="Own has no row"):
+    row = rf'POLICIES\["a-name"\] = "{__name__}:test_a_policy_of_ones_own_cannot_be_stored_by_name.<locals>.Own"'
+    with pytest.raises(UnknownName, match=f"Own has no row in .*; such a row is {row}"):
+        policy_to_dict(Own())
+
+
+def test_a_policy_that_is_no_dataclass_has_no_parameters_to_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Policy):
+        step = Fixed.step
+
+    monkeypatch.setitem(POLICIES, "own", f"{__name__}:{Own.__qualname__}")
+    with pytest.raises(InvalidInput, match="Own is not a dataclass, so its parameters cannot be stored"):
         policy_to_dict(Own())
 
 

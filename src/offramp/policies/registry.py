@@ -101,13 +101,17 @@ def policy_to_dict(policy: Policy) -> dict[str, Any]:
 
     Raises:
         UnknownName: the policy's class is in no table.
+        InvalidInput: it is not a dataclass.
     """
     path = f"{type(policy).__module__}:{type(policy).__qualname__}"
     name = next((name for name, row in {**POLICIES, **WRAPPERS}.items() if row == path), None)
-    if name is None or not is_dataclass(policy):
+    if name is None:
         raise UnknownName(
-            f"{type(policy).__name__} has no row in offramp/policies/registry.py, so it cannot be stored by name"
+            f"{type(policy).__name__} has no row in offramp.policies.registry.POLICIES, so it cannot be stored by name;"
+            f' such a row is POLICIES["a-name"] = "{path}"'
         )
+    if not is_dataclass(policy):
+        raise InvalidInput(f"{type(policy).__name__} is not a dataclass, so its parameters cannot be stored")
     if name in WRAPPERS:
         inner = cast("WrapperPolicy", policy).policy
         keys = _wrapper_keys(name, type(policy))
