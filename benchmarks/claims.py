@@ -4,9 +4,10 @@
 
 Reads the cells that `study_cells.py` left, the traces of `mpnet_traces.py`, and the results of other scripts; what is
 not there yet is "not run". `claims_policies.py`, `claims_berxit.py` and `claims_models.py` have the comparisons,
-`claims_elsewhere.py` and `claims_earlier.py` those of other scripts, `claims_measure.py` the statistics,
-`claims_page.py` the verdicts and the page. Writes `results/claims.json`, `docs/claims.md`, and the figures of the
-pages that quote it (`--pages`: these alone). Differences whose cells have not changed are taken up from `--cache`.
+`claims_elsewhere.py`, `claims_tokens.py` and `claims_earlier.py` those of other scripts, `claims_measure.py` the
+statistics, `claims_page.py` the verdicts and the page. Writes `results/claims.json`, `docs/claims.md`, and the
+figures of the pages that quote it (`--pages`: these alone). Differences whose cells have not changed are taken up
+from `--cache`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from claims_measure import HALVES, Difference, Gap, Half, counts_of, gap_of, hal
 from claims_models import BADGE, MPEE
 from claims_page import RESULT, load, verdict, write_pages
 from claims_policies import PABEE, PCEE
+from claims_tokens import axes, similarity, tokens
 from machine import provenance
 from offramp.model.flops import encoder_macs, plain_macs
 from offramp.studies.papers import mpee, pabee
@@ -219,7 +221,7 @@ def compare_all(cache: Path) -> list[dict[str, Any]]:
         left_out = {name: "not run" for name in claim.cases if name not in results}
         left_out |= {name: "budget out of reach" for name, task in results.items() if task is None}
         row = row_of(claim, {name: task for name, task in results.items() if task is not None}, left_out)
-        rows.append(row if row["value"] is not None else earlier(row))
+        rows.append(earlier(row))
     return rows
 
 
@@ -238,7 +240,15 @@ def main() -> None:
     parser.add_argument("--pages", action="store_true", help="write the pages from the result that is there")
     options = parser.parse_args()
     if not options.pages:
-        rows = [*compare_all(options.cache), compare_texts(options.data), *rows_elsewhere(), *not_run()]
+        rows = [
+            *compare_all(options.cache),
+            compare_texts(options.data),
+            *rows_elsewhere(),
+            *tokens(),
+            *axes(),
+            *similarity(),
+            *not_run(),
+        ]
         order = {row["name"]: (row["paper"], int(row["name"].partition("-")[2])) for row in rows}
         about = provenance()
         setting = {"halves": HALVES, "draws": claims_measure.DRAWS, "date": about["date"]}

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from claims_page import COMPARABLE, HIGHER, Rule, not_below, verdict
+from claims_page import COMPARABLE, HIGHER, Rule, verdict
 
 RESULTS = Path(__file__).parent / "results"
 Figures = dict[str, Any]
@@ -199,30 +199,6 @@ def images() -> list[Figures]:
     return lines
 
 
-def tokens() -> list[Figures]:
-    """Token exit on long and on short texts."""
-    made, lines = result("tokens.json")["tasks"], []
-    for number, task, length, rows in ((11, "IMDB", "long", 800), (12, "SST-2", "short", 300)):
-        told = made[task]["told"]
-        both, alone = told["mild"]["half of them"], told["all stay"]["half of them"]
-        lines.append(
-            row(
-                f"mpee-{number}",
-                f"On top of layer exit, token exit costs little on {length} texts ({task}).",
-                "table 2",
-                "+0.1 to +0.4 points for both axes (accuracy, SST-2, RTE, QQP, QNLI)",
-                not_below(3.0),
-                unpaired(both["score"], alone["score"], rows),
-                "tokens.py",
-                "tokens.json",
-                f"Half of the layers saved, {made[task]['mean_tokens']:.0f} tokens on average: "
-                f"{both['macs_ratio']:.2f}x fewer multiply-accumulates against {alone['macs_ratio']:.2f}x. One "
-                "seed; the interval takes the rows for different ones.",
-            )
-        )
-    return lines
-
-
 def ranks() -> list[Figures]:
     """The rank of bypasses."""
     made = next(table for table in result("training.json")["tables"] if table["task"] == "sick" and table["depth"] == 6)
@@ -245,43 +221,13 @@ def ranks() -> list[Figures]:
     ]
 
 
-def axes() -> list[Figures]:
-    """Both axes on the clock, on long texts."""
-    made = result("both_axes.json")
-    found = {entry["system"]: entry for entry in (made or {"results": []})["results"] if entry["engine"] == "onnx-int8"}
-    lines = []
-    for number, rival, words in ((15, "layer exit", "layers alone"), (16, "token exit", "tokens alone")):
-        times, note = ABSENT, "Not raced yet."
-        if found:
-            both, alone = found["token exit, layer exit"], found[rival]
-            fast, slow = both["speedup"]["32"], alone["speedup"]["32"]
-            low, high = fast["low"] / slow["high"], fast["high"] / slow["low"]
-            times = figures(fast["median"] / slow["median"], low, high)
-            note = (
-                "IMDB, MiniLM, ONNX Runtime int8, batches of 32, asked to lose at most 1 %: both lose "
-                f"{both['lost']:.1%} at {both['macs_ratio']:.2f}x fewer multiply-accumulates, {words} "
-                f"{alone['lost']:.1%} at {alone['macs_ratio']:.2f}x. Speed-up of both over that of one; the interval "
-                "is the range of the rounds."
-            )
-        text = f"On the clock, too, both axes are faster than {words} (long texts)."
-        source = ("both_axes.py", "both_axes.json" if found else "claims.json")
-        lines.append(
-            row(
-                f"mpee-{number}",
-                text,
-                "table 2",
-                "1.4x to 2.1x over either, by FLOPs",
-                Rule("above", 1.0),
-                times,
-                *source,
-                note,
-                "times",
-            )
-        )
-    return lines
-
-
-SOURCES: tuple[Callable[[], list[Figures]], ...] = (theorem, attack, training_time, images, tokens, axes, ranks)
+SOURCES: tuple[Callable[[], list[Figures]], ...] = (
+    theorem,
+    attack,
+    training_time,
+    images,
+    ranks,
+)
 
 
 def rows_elsewhere() -> list[Figures]:

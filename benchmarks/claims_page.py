@@ -144,8 +144,8 @@ def counts(rows: Iterable[Row]) -> str:
 def table(rows: Iterable[Row]) -> str:
     """Return a line for each claim."""
     lines = [
-        "| no. | claim | in the paper | its figure | here (95 % interval) | holds if | verdict | command, result |",
-        "|---|---|---|---|---|---|---|---|",
+        "| no. | claim | in the paper | its figure | here (95 % interval) | tasks | holds if | verdict | source |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         here = "not run" if row["value"] is None else f"{with_interval(row)} {row['unit']}"
@@ -153,6 +153,7 @@ def table(rows: Iterable[Row]) -> str:
         name = f"[{row['name'].partition('-')[2]}](#{row['name']})"
         cells = (
             *(name, row["claim"], row["where"], row["printed"], here),
+            str(len(row["tasks"]) or ""),
             *(Rule(**row["rule"]).text(), f"**{verdict(row)}**", source),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -194,9 +195,10 @@ interval, and a verdict by a rule that does not look at the figure. `python benc
 Matthews, STS-B Pearson), on the same rows, with the same seeds. It is the plain mean over the tasks. Its interval is
 the middle 95 % of {draws} resamples of the rows, with the thresholds as they were chosen. The verdict is *holds* if
 the whole interval and the figure of every seed meet the condition of the column "holds if", *does not hold* if all of
-them miss it, else *cannot be said*. A claim that cannot be said is not wrong: rows or seeds speak for both sides. The
-margins, 1 point for "as good as" and the paper's own loss elsewhere, were set before anything was compared. Rows that
-other scripts measured say in their notes what their intervals are."""
+them miss it, else *cannot be said*. A claim that cannot be said is not wrong: rows or seeds speak for both sides.
+Where the column "tasks" says 1, a verdict is about that task. The margins, 1 point for "as good as" and the paper's
+own loss elsewhere, were set before anything was compared. Rows that other scripts measured say in their notes what
+their intervals are."""
 
 
 def load() -> dict[str, Any]:
