@@ -103,8 +103,6 @@ def batch_ms(steps: Mapping[int, float], rows: int) -> float:
 def figures(cells: Mapping[int, Mapping[str, Any]], size: int) -> dict[str, Any]:
     """Return what the page shows of a cell."""
     times = PointTimes(**cells[size]["times"])
-    rows = [(layer, exits) for exits in cells[size]["leaving"] for layer in range(1, max(exits) + 1)]
-    alive = [sum(other >= layer for other in exits) for layer, exits in rows]
     refined = as_they_were(cells, size) if len(cells) == len(SIZES) else None
     return {
         "mean_exit": times.mean_exit,
@@ -112,7 +110,9 @@ def figures(cells: Mapping[int, Mapping[str, Any]], size: int) -> dict[str, Any]
         "measured_ms": Spread.of(times.batches).median,
         "ratio": asdict(Spread.of(times.batches, over=times.expected)),
         "full_depth_ratio": asdict(Spread.of(times.full, over=times.expected_full)),
-        "rows_a_layer": sum(alive) / len(alive) if alive else 0.0,
+        "rows_a_layer": times.rows_a_layer or 0.0,
+        "tokens_a_layer": times.tokens_a_layer or 0.0,
+        "tokens": times.tokens,
         "as_they_were_ms": refined,
         "from_text_ms": Spread.of(times.call).median,
         "tokenizer_ms": Spread.of(times.tokenizer).median,
@@ -125,18 +125,20 @@ def page(results: dict[str, Any]) -> str:
         *("# Expected and measured milliseconds at the default point", "", as_lines(results["about"]), ""),
         f"{TEXTS[False]} texts ({TEXTS[True]} of MPNet-base), one batch after the other; medians of {ROUNDS} rounds"
         " with the least and the largest. Expected: by the table of all exits, from the layers at which these texts"
-        " leave. Batches as they were: the same, with the time that a layer takes for the rows that are left of its"
+        " leave. Rows and tokens a layer: of a batch and of the texts on which a layer ran, tokens beside those of the"
+        " table. Batches as they were: what is expected if a layer takes the time of the rows that are left of its"
         " batch.",
         "",
         "| model | engine | batch | mean exit | expected, ms | measured, ms | ratio | ratio at full depth "
-        "| rows a layer | batches as they were, ms | from text, ms |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| rows a layer | tokens a layer | batches as they were, ms | from text, ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in results["figures"].items():
         ratios = [_spread(one[key]) for key in ("ratio", "full_depth_ratio")]
         refined = one["as_they_were_ms"]
         cells = [*name.split(" "), f"{one['mean_exit']:.2f}", f"{one['expected_ms']:.3f}", f"{one['measured_ms']:.3f}"]
-        cells += [*ratios, f"{one['rows_a_layer']:.1f}", "" if refined is None else f"{refined:.3f}"]
+        cells += [*ratios, f"{one['rows_a_layer']:.1f}", f"{one['tokens_a_layer']:.1f} of {one['tokens']:.1f}"]
+        cells += ["" if refined is None else f"{refined:.3f}"]
         cells.append(f"{one['from_text_ms']:.3f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

@@ -38,6 +38,10 @@ def test_a_point_takes_what_its_exits_take_and_more_where_batches_are_cut(monkey
     mean = (4 * (3 + 10 + 2) + 4 * (3 + 40 + 2 * 2)) / 8
     assert (times.texts, times.batch_size, times.mean_exit) == (8, 1, 2.5)
     assert (times.expected, times.expected_full) == (pytest.approx(mean), pytest.approx(3 + 40 + 2 * 2))
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    layers = torch.where(differences >= middle, 1, 4)
+    assert (times.rows_a_layer, times.tokens_a_layer) == (1.0, pytest.approx(float(lengths @ layers) / 20))
+    assert times.tokens == lengths.double().mean()
     measured = (*times.batches, *times.call, *times.full)
     assert measured == pytest.approx((mean,) * 4 + (47,) * 2)
     assert times.tokenizer == (0, 0)  # on this clock
@@ -47,6 +51,9 @@ def test_a_point_takes_what_its_exits_take_and_more_where_batches_are_cut(monkey
     leaves = [bool(differences[number] >= middle) for number in order]
     cuts = sum(one != other for one, other in zip(leaves[::2], leaves[1::2], strict=True))
     assert cuts
+    assert pairs.rows_a_layer == 20 / sum(
+        4 if not (one and other) else 1 for one, other in zip(leaves[::2], leaves[1::2], strict=True)
+    )
     assert pairs.batches == (pytest.approx(mean + 0.5 * cuts / 8),)  # of a row that goes on alone
 
 

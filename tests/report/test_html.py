@@ -486,7 +486,9 @@ def test_a_reliability_diagram_has_the_bins_of_its_exit() -> None:
     assert "<b>layer 0</b> (lexical)" in html
 
 
-TIMES = PointTimes(8, 1, 1.5, 2.0, 10.0, (11.0, 9.0, 10.5), (3.0, 2.2, 2.4), (4.0, 3.0, 5.0), (0.5, 0.25, 0.3))
+TIMES = PointTimes(
+    8, 1, 1.5, 1.0, 30.25, 20.0, 2.0, 10.0, (11.0, 9.0, 10.5), (3.0, 2.2, 2.4), (4.0, 3.0, 5.0), (0.5, 0.25, 0.3)
+)
 ALIKE = TokenSimilarity(
     torch.tensor([[0.1, 0.3], [0.2, 0.6], [0.9, 0.7]], dtype=torch.float64),
     torch.tensor([0.05, 0.1, math.nan], dtype=torch.float64),
@@ -503,8 +505,9 @@ def test_a_page_has_expected_and_measured_times_and_the_similarity_of_tokens() -
     ]
     assert "<td>2.4 <small>2.2\u20133</small></td><td>1.20 <small>1.10\u20131.50</small></td>" in html
     assert "took 1.20 times what was expected (1.10 to 1.50). At full depth" in html
-    assert "rest can come from lengths" in html
-    assert "batches that get smaller" in gap_text(replace(TIMES, batch_size=8))
+    assert "a layer ran on texts of 30.2 tokens on average, the table&#39;s have 20.0; a longer text takes" in html
+    assert "ran on 1.0 rows of a batch and texts of 30.2 tokens" in gap_text(replace(TIMES, batch_size=8))
+    assert "a layer ran" not in gap_text(replace(TIMES, rows_a_layer=None))
     spans, lines = (layer["data"]["values"] for layer in specs["similarity"]["layer"])
     assert spans[1] == {"layer": "1", "low": 0.24, "high": 0.56}  # a tenth of the way from .2 to .6, and nine of it
     values = [(point["layer"], point["what"], point["value"]) for point in lines]

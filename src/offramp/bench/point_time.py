@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from offramp.bench.timer import time_interleaved
 from offramp.data.batching import collate, encode, length_sorted, token_limit
@@ -46,8 +47,33 @@ def time_point(predictor: Predictor, texts: Sequence[Text], table: CostTable, *,
         "call": lambda _: predictor(texts, size),
         "tokenizer": lambda _: [encode(predictor.tokenizer, [text], limit) for text in texts],
     }
-    exits = torch.cat([engine.answer(batch, point).exit_layers for batch in batches])
+    exits = [engine.answer(batch, point).exit_layers for batch in batches]
     read = table.select(point.layers_read(engine.layers))
     seconds = time_interleaved(runs, rounds)
     ms = {name: tuple(1000 * duration / len(texts) for duration in times) for name, times in seconds.items()}
-    return PointTimes(len(texts), size, exits.double().mean().item(), read.mean_ms(exits), read.ms[-1], **ms)
+    left = torch.cat(exits)
+    rows_a_layer, tokens_a_layer = _work(exits, [batch["attention_mask"].sum(dim=-1) for batch in batches])
+    return PointTimes(
+        texts=len(texts),
+        batch_size=size,
+        mean_exit=left.double().mean().item(),
+        rows_a_layer=rows_a_layer,
+        tokens_a_layer=tokens_a_layer,
+        tokens=table.tokens,
+        expected=read.mean_ms(left),
+        expected_full=read.ms[-1],
+        full=ms["full"],
+        batches=ms["batches"],
+        call=ms["call"],
+        tokenizer=ms["tokenizer"],
+    )
+
+
+def _work(exits: Sequence[Tensor], tokens: Sequence[Tensor]) -> tuple[float, float] | tuple[None, None]:
+    """Return the mean rows of a batch on which a layer ran, and the mean tokens of a row, from (B,) of each batch."""
+    runs = sum(int(layers.max()) for layers in exits)
+    rows = sum(int(layers.sum()) for layers in exits)
+    if not runs:
+        return None, None
+    weighted = sum(int((layers * lengths).sum()) for layers, lengths in zip(exits, tokens, strict=True))
+    return rows / runs, weighted / rows

@@ -14,6 +14,9 @@ class PointTimes:
         texts: their number.
         batch_size: texts at once.
         mean_exit: mean layer at which they leave.
+        rows_a_layer: mean rows of a batch on which a layer ran at the point; None where no layer ran.
+        tokens_a_layer: mean tokens of the texts on which a layer ran, likewise.
+        tokens: mean tokens of the texts of the table.
         expected: at the point, by a cost table, from the layers at which they leave.
         expected_full: at full depth, by the same table.
         full: (R,) measured at full depth, from tokens to answers, batch by batch.
@@ -25,6 +28,9 @@ class PointTimes:
     texts: int
     batch_size: int
     mean_exit: float
+    rows_a_layer: float | None
+    tokens_a_layer: float | None
+    tokens: float | None
     expected: float
     expected_full: float
     full: Sequence[float]

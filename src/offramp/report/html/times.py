@@ -41,16 +41,23 @@ def time_rows(times: PointTimes) -> tuple[TimeRow, ...]:
 def gap_text(times: PointTimes) -> str:
     """Return in words how far a run was from what was expected of it, and what that can come from."""
     full, point, _ = time_rows(times)
-    rest = (
-        "lengths: the table has one time for a layer, that of texts of mean length, and longer texts may leave later"
-        if times.batch_size == 1
-        else "batches that get smaller as rows leave: a layer then takes more a row. The table prices the cut alone"
-    )
     texts, low, high = rows_text(times.texts).replace("row", "text"), point.ratio.low, point.ratio.high
     return (
         f"{texts}, {times.batch_size} at once, which leave after layer {times.mean_exit:.2f} on average, took "
         f"{point.ratio.median:.2f} times what was expected ({low:.2f} to {high:.2f}). At full depth, where no batch is "
         f"cut, it was {full.ratio.median:.2f} times: that is the machine since the table was measured, and the "
-        f"policy's own steps. The rest can come from {rest}. Of the time from text to answer "
+        f"policy's own steps.{_work_text(times)} Of the time from text to answer "
         f"{Spread.of(times.tokenizer).median:.2g} ms are the tokenizer's."
     )
+
+
+def _work_text(times: PointTimes) -> str:
+    """Return on what layers ran at the point, beside what the table knows; "" where none ran."""
+    if times.rows_a_layer is None or times.tokens_a_layer is None or times.tokens is None:
+        return ""
+    lengths = f"texts of {times.tokens_a_layer:.1f} tokens on average, the table's have {times.tokens:.1f}"
+    why = "a longer text takes more, a shorter one less"
+    if times.batch_size > 1:
+        lengths = f"{times.rows_a_layer:.1f} rows of a batch and {lengths}"
+        why = "in a smaller batch a layer takes more a row, and a longer text takes more"
+    return f" The rest is what the table does not know: at the point a layer ran on {lengths}; {why}."
