@@ -29,7 +29,7 @@ from torch import Tensor
 
 import claims_measure
 import study_cells
-from claims_base import TRACES, WHOLE, Claim
+from claims_base import ALL, TRACES, WHOLE, Claim
 from claims_berxit import BERXIT
 from claims_bleu import bleu_row
 from claims_earlier import earlier, not_run
@@ -38,6 +38,7 @@ from claims_measure import HALVES, Difference, Gap, Half, counts_of, gap_of, hal
 from claims_models import BADGE, MPEE
 from claims_page import RESULT, load, verdict, write_pages
 from claims_policies import PABEE, PCEE
+from claims_theorem import theorem_row
 from claims_tokens import axes, similarity, tokens
 from machine import provenance
 from offramp.model.flops import encoder_macs, plain_macs
@@ -232,6 +233,16 @@ def compare_texts(data: Path) -> dict[str, Any]:
     return bleu_row(models.case, models.split if models.seeds_of([pabee.WEIGHTED.name]) else None, data)
 
 
+def compare_promises() -> dict[str, Any]:
+    """Return the line of PABEE's theorem on real layers."""
+    name, found = pabee.WEIGHTED.name, {}
+    for case in ALL:
+        models = all_models()[case]
+        splits = [models.split(name, seed) for seed in models.seeds_of([name])]
+        found[case] = [(split, models.counts(len(split.trace))) for split in splits]
+    return theorem_row(found)
+
+
 def main() -> None:
     """Compare, and write the result and the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -243,6 +254,7 @@ def main() -> None:
         rows = [
             *compare_all(options.cache),
             compare_texts(options.data),
+            compare_promises(),
             *rows_elsewhere(),
             *tokens(),
             *axes(),

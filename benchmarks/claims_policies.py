@@ -65,7 +65,7 @@ PABEE = (
         "table 1",
         gap(pabee.STUDY, "PABEE", "6L", T1, (pabee.BEST.label, AS_IT_IS)),
         ((PABEE_BEST, Side(pabee.SIX.name)),),
-        note=f"{CHOSEN} So it spends more than the cut model, as in the paper's table; see the next row.",
+        note=f"{CHOSEN} So it spends more than the cut model, as in the paper's table; see pabee-5.",
         cases=SHALLOW,
     ),
     Claim(
@@ -93,7 +93,7 @@ PABEE = (
         "table 1, figure 3",
         gap(pabee.STUDY, "PABEE", "Shallow-Deep", T1),
         rivals("patience", "max-prob", LEAST, HALF),
-        note="As the row before. With two classes entropy and largest probability are one rule.",
+        note="As pabee-6. With two classes entropy and largest probability are one rule.",
         cases=ALL,
     ),
     Claim(

@@ -111,6 +111,31 @@ def test_a_resample_scores_as_the_rows_that_it_draws(measure: ModuleType, metric
         assert value.item() == pytest.approx(score(METRICS[metric], out, labels[drawn]).item(), abs=1e-6)
 
 
+def test_a_correlation_with_weights_is_that_of_the_rows_drawn(measure: ModuleType) -> None:
+    random = torch.Generator().manual_seed(0)
+    pair, counts = torch.randn(2, 30, generator=random).double(), torch.randint(4, (2, 30), generator=random)
+    found = import_module("claims_bleu").weighted_correlation(*pair, counts.double())
+    drawn = [pair[:, torch.arange(30).repeat_interleave(row)] for row in counts]
+    assert found.tolist() == pytest.approx([torch.corrcoef(rows)[0, 1].item() for rows in drawn])
+
+
+def test_gains_are_those_of_the_patiences_that_the_theorem_promises_one_for(measure: ModuleType) -> None:
+    """The last exit is wrong on the first row, exit 1 on the second; patience 1, 2, 3 answer both right."""
+    labels = torch.arange(8) % 2
+    right = labels.expand(5, 8).clone()
+    right[4, 0], right[0, 1] = 1, 0
+    guesses = torch.cat((torch.zeros(4, 8, dtype=torch.long), right[4:]))
+    counts = torch.ones(2, 8, dtype=torch.float64)
+
+    def split(answers: torch.Tensor) -> EvaluationSplit:
+        return EvaluationSplit(Trace(torch.nn.functional.one_hot(answers, 2).float(), labels), 5, ("matthews",))
+
+    gain = import_module("claims_theorem").promised_gain
+    draws, promised = gain(split(right), counts)
+    assert (draws.tolist(), promised) == ([12.5, 12.5], [1, 2, 3])
+    assert gain(split(guesses), counts) is None, "exits that guess are promised nothing"
+
+
 def test_rows_that_choose_are_not_reported(measure: ModuleType) -> None:
     """Exit 1 is right on the rows that choose and wrong on the others; the last exit is right on half of each."""
     labels = torch.tensor([0] * 8)
