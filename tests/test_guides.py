@@ -29,7 +29,7 @@ from support.graphs import NAMES, copied
 from support.models import LAYERS, WIDTH, texts, tiny_classifier, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
-GUIDES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+GUIDES = [*sorted((ROOT / "docs" / "how-to").glob("*.md")), ROOT / "docs" / "tutorial.md"]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 FENCED = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
@@ -119,10 +119,11 @@ def run(page: Path, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, code in enumerate(blocks(page, "python")):
+        program = compile(code, f"{page.name}, block {number}", "exec")
         if saved := SAVED.match(code):
             (folder / saved[1]).write_text(code, encoding="utf-8")
         else:
-            exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+            exec(program, names)
     return names
 
 
