@@ -1,7 +1,8 @@
 """The commands and the code of the documentation exist and run: docs/, README.md, CONTRIBUTING.md.
 
 A Python block whose first line is a comment with a file's name is saved under that name; the others of a page run in
-turn, in one namespace, in a folder with what the pages presume: `model` (a tiny model with graphs) and csv files.
+turn, in one namespace, in a folder with what the pages presume: `model` (a tiny model with graphs), `offramp-demo`,
+`my-classifier`, `checkpoint` (of DeeBERT's script) and csv files.
 """
 
 import csv
@@ -26,7 +27,7 @@ from offramp.policies.registry import POLICIES
 from offramp.registry import load
 from offramp.types.operating_point import write_points
 from support.graphs import NAMES, copied
-from support.models import LAYERS, WIDTH, texts, tiny_classifier, tiny_tokenizer
+from support.models import LAYERS, WIDTH, save_folder, texts, tiny_classifier, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [*sorted((ROOT / "docs" / "how-to").glob("*.md")), ROOT / "docs" / "tutorial.md"]
@@ -139,6 +140,8 @@ def presumed(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     paper_checkpoint(tmp_path / "checkpoint", {"input_ids": torch.tensor([[2, 3]])})
     tiny_classifier("bert", id2label=NAMES).save_pretrained(tmp_path / "my-classifier")
     tiny_tokenizer().save_pretrained(tmp_path / "my-classifier")
+    intents = dict(enumerate(offramp.read_examples("helpdesk", split="test").label_names))
+    save_folder(tmp_path / "offramp-demo", tiny_model(id2label=intents, pooling="mean"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for table in (POLICIES, BACKBONES, FAMILIES):
