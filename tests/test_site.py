@@ -59,7 +59,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def test_no_page_scrolls_sideways_and_none_loads_from_elsewhere(site: Path, browser: Browser, width: int) -> None:
     browser.size(width, 800)
     wide = {}
-    for page in sorted(site.rglob("*.html")):
+    for page in sorted({*site.rglob("*.html")} - {site / "index.html"}):  # that one leads on at once
         browser.open(page.as_uri())
         if found := browser.value(f"{TOO_WIDE}({width})"):
             wide[page.relative_to(site).as_posix()] = found
