@@ -98,14 +98,14 @@ def quotable(row: Row) -> set[str]:
 
 def quotes(text: str) -> list[tuple[str, str]]:
     """Return the links of a page to the claims: text and name."""
-    return QUOTE.findall(text)
+    return [(" ".join(quote.split()), name) for quote, name in QUOTE.findall(text)]
 
 
 def refreshed(text: str, rows: Mapping[str, Row]) -> str:
     """Return a page with the figures of its links as they are now; verdicts stay, a test finds those that changed."""
 
     def renew(link: re.Match[str]) -> str:
-        old, row = link[1], rows[link[2]]
+        old, row = " ".join(link[1].split()), rows[link[2]]
         if not re.search(r"\d", old) or row["value"] is None:
             return link[0]
         new = figure(row)
