@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from offramp.data.columns import GUESSED, Columns
-from offramp.data.examples import read_column, read_examples, read_rows
+from offramp.data.examples import read_column, read_data, read_examples, read_rows
 from offramp.data.multi_label import HOW
 from offramp.data.rows import Row, Text
 from offramp.errors import DataError, UnknownName
@@ -253,3 +253,14 @@ def test_a_pair_after_a_single_text_is_not_answered_without_its_second_text(tmp_
         list(read_rows(str(tmp_path / "x.jsonl"), labelled=False))
     named = Columns(text="text")
     assert [row.text for row in read_rows(str(tmp_path / "x.jsonl"), named, labelled=False)] == ["a", "b", "c", "e"]
+
+
+def test_columns_with_the_names_of_a_models_labels_are_its_labels(write: Write) -> None:
+    file = write([{"text": "a", "rude": 1, "threat": 0}, {"text": "b", "rude": 0, "threat": 1}])
+    for read in (read_examples, read_data):
+        examples = read(file, split="test", task=TAGS, label_names=["threat", "rude"])
+        assert (examples.texts, examples.labels) == (["a", "b"], [[0, 1], [1, 0]])  # in the model's order
+    with pytest.raises(DataError, match="no column looks like the label"):
+        read_examples(file, split="test", task=TAGS, label_names=["threat", "spam"])
+    with pytest.raises(DataError, match="no column looks like the label"):
+        read_examples(file, split="test", task=ONE, label_names=["threat", "rude"])

@@ -48,8 +48,21 @@ class Columns:
 GUESSED = Columns()
 
 
-def choose_columns(columns: Columns, record: Mapping[str, Any], name: str, labelled: bool) -> Columns:
-    """Return the columns to read: those asked for, the others guessed from the first record."""
+def choose_columns(
+    columns: Columns, record: Mapping[str, Any], name: str, labelled: bool, own_labels: Sequence[str] = ()
+) -> Columns:
+    """Return the columns to read: those asked for, the others guessed from the first record.
+
+    Args:
+        columns: those asked for.
+        record: the first one.
+        name: of the source, for messages.
+        labelled: refuse a record without a column of labels.
+        own_labels: of a model with several labels; columns of these names hold 0 or 1 for each.
+
+    Raises:
+        DataError: a column that is not there, or none that can be guessed.
+    """
     have = columns_in(record)
     for column in (columns.text, columns.pair, *columns.labels):
         if column is not None and column not in record:
@@ -58,6 +71,8 @@ def choose_columns(columns: Columns, record: Mapping[str, Any], name: str, label
         raise DataError(f"{name}: a column is named twice for the labels: {', '.join(columns.labels)}")
     free = [column for column in record if column not in (columns.text, columns.pair)]
     labels = columns.labels or tuple(filter(None, [_first(LABEL_NAMES, free)]))
+    if not labels and len(own_labels) > 1 and set(own_labels) <= set(free):
+        labels = tuple(own_labels)
     if labelled and not labels:
         several = "several times for columns of 0 and 1, one a label"
         raise DataError(f"{name}: no column looks like the label, choose it with --label-column ({several}); {have}")
@@ -69,7 +84,9 @@ def choose_columns(columns: Columns, record: Mapping[str, Any], name: str, label
     text = text or _first(TEXT_NAMES, free) or (strings[0] if len(strings) == 1 else None)
     if text is None:
         raise DataError(f"{name}: no column looks like the text, choose it with --text-column; {have}")
-    chosen = replace(columns, text=text, pair=pair, label=columns.label or next(iter(labels), None))
+    chosen = replace(
+        columns, text=text, pair=pair, label=columns.label or (labels if len(labels) > 1 else next(iter(labels), None))
+    )
     if chosen != columns and (len(record) > 1 or str(text).lower() not in TEXT_NAMES):  # one column "text" is no guess
         parts = {"text": text, "pair": pair, "label": '", "'.join(labels)}.items()
         log.info("%s: %s", name, ", ".join(f'{part} from "{column}"' for part, column in parts if column))

@@ -141,7 +141,8 @@ def read_examples(
     """
     opened = _open_for(task, source, split, reading)
     with closing_source(opened):
-        columns, opened = with_columns(opened, columns, labelled=True)
+        own = label_names or () if task == "multi-label" else ()
+        columns, opened = with_columns(opened, columns, labelled=True, own_labels=own)
         rows = list(rows_of(opened, columns))
     return _examples(rows, columns, opened, task, label_names)
 
@@ -161,7 +162,8 @@ def read_data(
     """
     opened = _open_for(task, source, split, reading)
     with closing_source(opened):
-        columns, opened = with_columns(opened, columns, labelled=False)
+        own = label_names or () if task == "multi-label" else ()
+        columns, opened = with_columns(opened, columns, labelled=False, own_labels=own)
         rows = list(rows_of(opened, columns, labelled=False))
     missing = sum(_lacks_label(row.label) for row in rows)
     if task != "regression" and NO_CLASS not in (label_names or ()) and all(_is_no_class(row.label) for row in rows):

@@ -70,10 +70,12 @@ def closing_source(source: Source) -> Iterator[None]:
             records.close()
 
 
-def with_columns(source: Source, columns: Columns, labelled: bool, lenient: bool = False) -> tuple[Columns, Source]:
+def with_columns(
+    source: Source, columns: Columns, labelled: bool, lenient: bool = False, own_labels: Sequence[str] = ()
+) -> tuple[Columns, Source]:
     """Return the columns to read, chosen from the first record, and the source with all of its records.
 
-    Where lenient, one of the first records that has the columns chooses them.
+    Where lenient, one of the first records that has the columns chooses them. `own_labels` as in `choose_columns`.
 
     Raises:
         DataError: no record has these columns, or one of them cannot be used in any record.
@@ -84,7 +86,7 @@ def with_columns(source: Source, columns: Columns, labelled: bool, lenient: bool
         if record.values is None:
             continue
         try:
-            columns, problem = choose_columns(columns, record.values, source.name, labelled), None
+            columns, problem = choose_columns(columns, record.values, source.name, labelled, own_labels), None
         except DataError as error:
             problem = problem or error
             continue
