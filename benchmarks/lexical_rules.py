@@ -9,9 +9,9 @@ Replay alone: seven tasks, three seeds each, with and without the lexical exit. 
 a random half fits and chooses, the other half reports, DRAWS times. Costs are milliseconds of the fastest engine of
 `results/prices.json`, in shares of the same encoder with its last exit alone; tasks that are not measured yet get
 times by their number of tokens. `rule_curves.py` has the arithmetic. The figures of each task and seed are kept under
-`--runs` and taken up again where prices and rules are the same. Writes `results/lexical_rules.json` and `.md`, and
-`docs/pictures/lexical_rules.png`. Two to three minutes on one idle core, half a
-minute where all cells are there.
+`--figures` and taken up again where prices and rules are the same. Writes `results/lexical_rules.json` and `.md`, and
+`docs/pictures/lexical_rules.png`; what came of it is in `results/lexical_rules_reading.md`, by hand. Two to three
+minutes on one idle core, half a minute where all cells are there.
 """
 
 from __future__ import annotations
