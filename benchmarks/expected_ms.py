@@ -168,14 +168,18 @@ def main() -> None:
                 threads = torch.get_num_threads()
                 cells[str(size)] = measure(prepared, engine, size)
                 torch.set_num_threads(threads)
-                save_state(file, state | {"about": provenance()})
+                state["about"] = provenance()
+                write(file, state)
                 print(prepared.folder.name, engine, size, flush=True)
-    state |= {
-        "figures": {
-            f"{name} {size}": figures({int(rows): cell for rows, cell in cells.items()}, int(size))
-            for name, cells in state["cells"].items()
-            for size in cells
-        }
+    write(file, state)
+
+
+def write(file: Path, state: dict[str, Any]) -> None:
+    """Write the cells with their figures, and the page."""
+    state["figures"] = {
+        f"{name} {size}": figures({int(rows): cell for rows, cell in cells.items()}, int(size))
+        for name, cells in state["cells"].items()
+        for size in cells
     }
     save_state(file, state)
     file.with_suffix(".md").write_text(page(state))
