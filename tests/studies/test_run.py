@@ -99,7 +99,8 @@ def test_the_saved_results_have_the_keys_that_are_written(name: str) -> None:
     study = load_study(name)
     result = run_study(study, made_up(study, [0]), [0])
     written = keys({**result.to_json(), "setting": asdict(SUMMARY)})
-    files = [path for path in RESULTS.glob(f"study_{name}_*.json") if "sick" not in path.name]
+    files = [path for path in RESULTS.glob(f"studies/*/{name}.json") if "stsb" not in path.parent.name]
+    assert files
     saved = {key for path in files for key in keys(json.loads(path.read_text())) if not key.startswith("/about")}
     some = ("/setting/recipe", "/setting/data", "/analyses/bleu", "/analyses/certainty")  # not of every study
     none = {"/rows/readings", "/rows/readings/option"}  # null where no threshold is selected
