@@ -19,6 +19,7 @@ docs: .venv/docs
 	@echo "the site: $(CURDIR)/docs/_build/html/index.html"
 
 .venv/demo .venv/dev .venv/docs: pyproject.toml constraints.txt
+	@echo "installing $(@F) into .venv: some minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e ".[$(@F)]"
 	$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing)/' .venv/lib # on all cores; pip uses one

@@ -51,7 +51,10 @@ def page(result: StudyResult, summary: ExperimentSummary, data: str | None) -> s
     """
     study = result.study
     parts = [
-        [f"# {study.name}: the paper's comparison on {summary.data.get('train', 'these rows')}, {summary.backbone}", ""],
+        [
+            f"# {study.name}: the paper's comparison on {summary.data.get('train', 'these rows')}, {summary.backbone}",
+            "",
+        ],
         [f"{study.source}.", "", *_setting(result, summary), ""],
         ["## The comparison", "", *_comparison(result, data), "", *_remarks(result, summary), ""],
         [f"## Ahead of {study.pace}, seed by seed", "", *_leads(result), ""] if result.leads else [],
