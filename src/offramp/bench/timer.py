@@ -58,7 +58,6 @@ def time_interleaved(
 def _no_garbage() -> Iterator[None]:
     """Collect no garbage meanwhile, and leave what there is out of later collections, which then take no time."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.freeze()
     gc.disable()
     try:
