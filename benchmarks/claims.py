@@ -50,8 +50,6 @@ TRACE_FOLDER = Path(__file__).parent / "results" / "traces"
 WITH_MACS = {mpee.BOTH.name, mpee.LAYERS_ALONE.name, mpee.FAST_BERT.name, mpee.TWO_STAGE.name, pabee.WEIGHTED.name}
 CLAIMS = (*PABEE, *BERXIT, *PCEE, *MPEE, *BADGE)
 COMMAND = "python benchmarks/claims.py"
-METRICS = {"spearman": "pearson"}
-"""Spearman's correlation is not known at every threshold."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,7 @@ def all_models() -> dict[str, Models]:
             for cell in study_cells.cells()
             if cell.case == case and cell.file.exists()
         }
-        metrics = tuple(METRICS.get(metric, metric) for metric in case.metrics)
-        found[case.name] = Models(case.name, files, metrics, case)
+        found[case.name] = Models(case.name, files, case.metrics, case)
     for name in TRACES:
         file = TRACE_FOLDER / f"{name}.safetensors"
         found[name] = Models(name, {(pabee.WEIGHTED.name, 0): file} if file.exists() else {}, ("accuracy",))

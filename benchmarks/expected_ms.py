@@ -156,9 +156,8 @@ def main() -> None:
     parser.add_argument("--encoders", type=Path, default=Path("runs/lexical"), help="what lexical_models.py trained")
     parser.add_argument("--only", choices=TASKS, help="one task")
     parser.add_argument("--engine", choices=ENGINES, help="one engine")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the results go")
     options = parser.parse_args()
-    file = options.results / "expected_ms.json"
+    file = RESULTS / "expected_ms.json"
     state = load_state(file, {"about": provenance(), "cells": {}})
     for task in [options.only] if options.only else TASKS:
         prepared = Prepared(Cell(task, 0, options.data, options.encoders), options.runs)

@@ -138,7 +138,7 @@ def index() -> str:
     ]
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         pages = [f"[{name}]({folder.name}/{name}.md)" for name in STUDIES if (folder / f"{name}.md").exists()]
-        lines.append(f"| {folder.name} | {', '.join(pages)} |")
+        lines += [f"| {folder.name} | {', '.join(pages)} |"] if pages else []
     done = [cell for cell in cells() if cell.file.exists()]
     hours = sum(json.loads(cell.file.read_text())["cpu_seconds"] for cell in done) / 3600
     lines += ["", f"{len(done)} of {len(cells())} cells have run, in {hours:.1f} hours of one core.", ""]

@@ -17,12 +17,9 @@ chosen on the rows that are reported.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +41,7 @@ from offramp.studies.selection import EvaluationSplit
 from offramp.studies.spec import PLAIN, TrainingSpec
 from offramp.studies.training_runs import ExperimentConfig, ExperimentSummary, Trained, load_or_train
 from offramp.types.trace import Trace
+from resumable import alone
 
 RESULTS = Path(__file__).parent / "results" / "studies"
 SEEDS = (0, 1, 2)
@@ -223,19 +221,6 @@ def load(cell: Cell) -> Trained:
     trace = Trace.load(cell.file.with_suffix(".safetensors"))
     config = MultiExitConfig.from_dict(made["config"])
     return Trained({"validation": trace}, config, made["seconds"], made["cpu_seconds"])
-
-
-@contextmanager
-def alone(file: Path) -> Iterator[bool]:
-    """Whether this process may work on a cell; the system frees the lock when a process ends, however it ends."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def run(cell: Cell, config: ExperimentConfig, runs: Path) -> None:

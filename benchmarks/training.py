@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -40,6 +37,7 @@ from offramp.studies.training_runs import train_and_record
 from offramp.training.objectives.base import Objective
 from offramp.training.objectives.registry import load_objective
 from offramp.types.trace import Trace
+from resumable import alone
 
 
 @dataclass(frozen=True)
@@ -204,19 +202,6 @@ def scores(trace: Trace, metrics: tuple[str, ...]) -> list[float]:
     return entry.mean(dim=0).tolist()
 
 
-@contextmanager
-def alone(target: Path) -> Iterator[bool]:
-    """Whether this process may work on a cell; the system frees the lock when a process ends, however it ends."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def words(text: str) -> list[str]:
     """Names with commas between."""
     return text.split(",")
@@ -250,7 +235,7 @@ def main() -> None:
     tokenizer = load_tokenizer(default_encoder())
     for cell in wanted:
         target = cell.file(options.runs)
-        with alone(target) as free:
+        with alone(target.with_suffix(".lock")) as free:
             if free and not target.exists():
                 train(cell, options, tokenizer)
 

@@ -69,7 +69,7 @@ def assessment(
             Verdict.PAYS,
             "Early exit pays here: the point “fast” saves 50% of the layers and loses 0.8 points",
         ),
-        (assessment(0.8), Verdict.PAYS, "loses no accuracy"),
+        (assessment(0.8), Verdict.PAYS, "loses no accuracy (asked: at most 1% of the score lost)."),
         (assessment(0.81), Verdict.PAYS, "gains 1.0 points of accuracy"),
         (assessment(0.79, loss=(0.0079, 0.02)), Verdict.UNCERTAIN, "on 400 rows it may be chance"),
         (assessment(0.79, loss=(0.0081, 0.02)), Verdict.MISSES_TARGET, "at most 1% of the score lost was asked for"),

@@ -141,8 +141,7 @@ def read_examples(
     """
     opened = _open_for(task, source, split, reading)
     with closing_source(opened):
-        own = label_names or () if task == "multi-label" else ()
-        columns, opened = with_columns(opened, columns, labelled=True, own_labels=own)
+        columns, opened = with_columns(opened, columns, labelled=True, own_labels=_own_labels(task, label_names))
         rows = list(rows_of(opened, columns))
     return _examples(rows, columns, opened, task, label_names)
 
@@ -162,8 +161,7 @@ def read_data(
     """
     opened = _open_for(task, source, split, reading)
     with closing_source(opened):
-        own = label_names or () if task == "multi-label" else ()
-        columns, opened = with_columns(opened, columns, labelled=False, own_labels=own)
+        columns, opened = with_columns(opened, columns, labelled=False, own_labels=_own_labels(task, label_names))
         rows = list(rows_of(opened, columns, labelled=False))
     missing = sum(_lacks_label(row.label) for row in rows)
     if task != "regression" and NO_CLASS not in (label_names or ()) and all(_is_no_class(row.label) for row in rows):
@@ -180,6 +178,11 @@ def _is_no_class(label: object) -> bool:
 
 def _lacks_label(label: object) -> bool:
     return any(map(is_missing, label.values())) if isinstance(label, Mapping) else is_missing(label)
+
+
+def _own_labels(task: str, label_names: Sequence[str] | None) -> Sequence[str]:
+    """Return the labels that columns of 0 and 1 may be named after."""
+    return label_names or () if task == "multi-label" else ()
 
 
 def _open_for(task: str, source: str, split: str, reading: Reading) -> Source:

@@ -25,8 +25,9 @@ def reliability_charts(exits: Sequence[Reliability], tempered: Sequence[Reliabil
         tempered: of those exits that have a temperature.
     """
     scaled = {one.layer: one for one in tempered}
-    kinds = {one.layer: {AS_IT_IS: one, **({TEMPERED: scaled[one.layer]} if one.layer in scaled else {})}
-             for one in exits}  # fmt: skip
+    kinds = {
+        one.layer: {AS_IT_IS: one, **({TEMPERED: scaled[one.layer]} if one.layer in scaled else {})} for one in exits
+    }
     least = min((one.bins[0].confidence for one in (*exits, *tempered)), default=0.0)
     start = 0.5 if least >= 0.5 else 0.0  # of two choices the likelier one has at least a half
     most = max((mark.answers for one in (*exits, *tempered) for mark in one.bins), default=1)

@@ -201,7 +201,7 @@ def target_text(point: OperatingPoint) -> str:
     return ", ".join(words) or "nothing"
 
 
-def _asked(point: OperatingPoint) -> str:
+def _target_in_brackets(point: OperatingPoint) -> str:
     return f" (asked: {target_text(point)})" if point.target else ""
 
 
@@ -215,7 +215,7 @@ def _headline(assessment: PointAssessment) -> str:
         Verdict.NO_EARLY_EXIT: f"Early exit does not pay here: at {point} every row runs all {measured.depth} layers.",
         Verdict.NOT_SAVED: f"No operating point is saved yet; {assessment.point.policy['name']} {saves} on these rows."
         f"{_few_rows(assessment)}",
-        Verdict.PAYS: f"Early exit pays here: {point} {saves}{_asked(assessment.point)}.",
+        Verdict.PAYS: f"Early exit pays here: {point} {saves}{_target_in_brackets(assessment.point)}.",
         Verdict.UNCERTAIN: f"Early exit may pay here: {point} {saves}"
         + (
             f" on these rows.{_few_rows(assessment)}"
