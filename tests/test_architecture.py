@@ -149,7 +149,7 @@ LAYERS = (
     ("calibration", "model"),
     ("training", "inference"),
     ("report", "studies", "serving"),
-    ("bench",),
+    ("bench", "cluster"),
     ("cli",),
 )
 LAYER_OF = {package: number for number, packages in enumerate(LAYERS) for package in packages}
