@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from offramp.cli.options import (
-    FILE,
     FOLDER,
     columns_of,
+    json_option,
     reading_of,
     reading_options,
     silence_transformers,
@@ -46,7 +47,27 @@ ENGINE = (
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("source", default="-", metavar="[FILE]")
-@click.option("-o", "--output", type=FILE, help="File for all answers together.  [default: standard output]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File for all answers together; with --input a folder.  [default: standard output]",
+)
+@click.option(
+    "--input",
+    "input_folder",
+    type=FOLDER,
+    metavar="DIR",
+    help="Answer all csv, tsv, jsonl and parquet files of a folder, packed by gzip or not; --output is a folder too.",
+)
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="Answer --input on a Ray cluster, such as auto or HOST:6379; without an address one is started here.",
+)
 @click.option(
     "--operating-point",
     help='A saved point, or "full" for all layers.  [default: the point "default", if there is one]',
@@ -66,10 +87,13 @@ ENGINE = (
 @click.option("--text-column", help="Column of the text.  [default: guessed and printed]")
 @click.option("--pair-column", help="Column of the second text of a pair.")
 @reading_options
+@json_option
 def predict(
     folder: Path,
     source: str,
     output: Path | None,
+    input_folder: Path | None,
+    address: str | None,
     operating_point: str | None,
     engine: str,
     batch_size: int | None,
@@ -78,9 +102,10 @@ def predict(
     allow_other_engine: bool,
     scores: bool,
     strict: bool,
+    as_json: bool,
     **options: Any,
 ) -> None:
-    """Answer texts from a file or standard input: one JSON object a line, in the order of the input.
+    """Answer texts from a file, standard input or a folder: one JSON object a line, in the order of the input.
 
     "exit_layer" is the layer after which a row left; 0 is the lexical exit, before the first layer.
 
@@ -90,12 +115,22 @@ def predict(
 
     A row's answer does not depend on the rows beside it, in float32 and in int8 (--engine onnx-int8).
 
+    --input answers every file of a folder: NAME.csv.gz into NAME.jsonl in the folder --output. A command that was
+    stopped goes on where it was when it is called again; what is done is in .manifest.json there. Files whose content
+    has changed are answered anew. --json prints the totals.
+
     \b
     offramp predict model texts.txt > answers.jsonl
     echo "where is my parcel" | offramp predict model
     tail -f messages.log | offramp predict model
+    offramp predict model --input messages --output answers
+    offramp predict model --input messages --output answers --ray
     """
-    if output is not None:
+    if input_folder is not None:
+        _check_usage(output)
+    elif address is not None:
+        raise click.UsageError("--ray goes with --input, a folder")
+    elif output is not None:
         refuse_output(output, source, folder)
     silence_transformers()
     from offramp.data.examples import read_rows
@@ -104,8 +139,18 @@ def predict(
     from offramp.types.operating_point import DEFAULT
 
     point = None if operating_point == "full" else operating_point or DEFAULT
-    predictor = Predictor.load(folder, engine, point, threads, workers, batch_size or BATCH_ROWS, allow_other_engine)
+    here = workers if address is None else 1
+    predictor = Predictor.load(folder, engine, point, threads, here, batch_size or BATCH_ROWS, allow_other_engine)
     columns, reading = columns_of(options), reading_of(options)
+    if input_folder is not None:
+        from offramp.cli.folder_job import answer_folder
+        from offramp.inference.folder_job.job import FolderJob
+
+        assert output is not None
+        job = FolderJob(input_folder, output, columns, reading, strict)
+        settings = {"batch_size": batch_size, "scores": scores, "workers": workers}
+        answer_folder(job, folder, predictor, settings, ray=address, as_json=as_json)
+        return
     rows = read_rows(source, columns, split="test", labelled=False, reading=reading, lenient=True)
     answered = _answered(predictor, _with_stdin(rows), source, batch_size, scores)
     with finished_only(output) as out, closing(answered):
@@ -114,6 +159,18 @@ def predict(
         raise DataError(str(faults))
     if faults.count:
         click.echo(faults, err=True)
+
+
+def _check_usage(output: Path | None) -> None:
+    """Refuse what does not go with --input.
+
+    Raises:
+        UsageError: a source beside the folder, or no folder for the answers.
+    """
+    if click.get_current_context().get_parameter_source("source") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--input names what is answered; leave out FILE")
+    if output is None:
+        raise click.UsageError("--input needs --output, a folder for the answers")
 
 
 def _answered(

@@ -87,7 +87,8 @@ def choose_columns(
     chosen = replace(
         columns, text=text, pair=pair, label=columns.label or (labels if len(labels) > 1 else next(iter(labels), None))
     )
-    if chosen != columns and (len(record) > 1 or str(text).lower() not in TEXT_NAMES):  # one column "text" is no guess
+    guessed = chosen != (columns if labelled else replace(columns, label=chosen.label))
+    if guessed and (len(record) > 1 or str(text).lower() not in TEXT_NAMES):  # one column "text" is no guess
         parts = {"text": text, "pair": pair, "label": '", "'.join(labels)}.items()
         log.info("%s: %s", name, ", ".join(f'{part} from "{column}"' for part, column in parts if column))
     return chosen

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from offramp.data.lines import LONGEST, Lines
-from offramp.data.records import Record, by_name
+from offramp.data.records import NoRows, Record, by_name
 from offramp.errors import DataError
 
 DELIMITERS = {";": '";"', "\t": "tab", ",": '","', "|": '"|"'}
@@ -58,7 +58,7 @@ def delimited_records(lines: Lines, delimiter: str | None, *, tsv: bool) -> Iter
         else:
             yield Record(location, number, values_of(cells))
     if header and not count and not lines.broken:
-        raise DataError(f"{lines.name}: a header and no rows; the first line names the columns")
+        raise NoRows(f"{lines.name}: a header and no rows; the first line names the columns")
     if table.blank:
         log.info("%s: %d blank lines are no rows", lines.name, table.blank)
 

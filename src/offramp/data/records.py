@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from offramp.errors import InvalidInput
+from offramp.errors import DataError, InvalidInput
 
 FORMATS = ("csv", "tsv", "jsonl", "json", "txt", "parquet")
 DELIMITERS = {"tab": "\t", "\\t": "\t"}  # words that stand for a delimiter
@@ -49,6 +49,10 @@ class Reading:
 
 
 AS_NAMED = Reading()
+
+
+class NoRows(DataError):
+    """A source that can be read and holds no rows."""
 
 
 def by_name(header: Sequence[str]) -> Callable[[Sequence[Any]], dict[str, Any]]:

@@ -14,7 +14,7 @@ from offramp.data.classes import NO_CLASS
 from offramp.data.columns import GUESSED, Columns, choose_columns, first_pair
 from offramp.data.labels import integer_spelled, is_missing
 from offramp.data.lines import surrogate
-from offramp.data.records import Record, Source, Unusable
+from offramp.data.records import NoRows, Record, Source, Unusable
 from offramp.errors import DataError
 
 Text = str | tuple[str, str]  # a text, or a pair
@@ -56,7 +56,7 @@ def rows_of(
                 raise DataError(f"{row.location}: {row.error}")
             yield row
         if record is None:
-            raise DataError(f"{source.name}: there are no rows")
+            raise NoRows(f"{source.name}: there are no rows")
 
 
 @contextmanager

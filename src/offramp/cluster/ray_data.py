@@ -1,0 +1,294 @@
+"""Batch jobs on Ray Data: the predictor in actors of one core each, rows in their order.
+
+`predict` takes and returns a Ray Dataset. `on_cluster` answers the files of a folder, for `offramp predict --ray`: read
+tasks make bundles of some thousand rows of the files, so that one long file, packed or not, is work for all actors;
+actors answer them; the driver gets them back in order.
+
+A file's read tasks ask for no core: they take a hundredth to a tenth of the actors' time, and start where actors hold
+every core. The read tasks of a user's own Dataset ask for one each; actors leave it to them (see `cores_of_an_actor`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import pyarrow as pa
+
+from offramp.cluster.actors import BundleAnswerer, Loading, TableAnswerer, answer_types
+from offramp.data.columns import Columns, choose_columns
+from offramp.errors import DataError, InvalidInput, OfframpError
+from offramp.inference.choose_engine import BATCH_ROWS
+from offramp.inference.folder_job.answered import AnsweredBlock
+from offramp.inference.folder_job.blocks import BLOCK_ROWS, FileRead, RowBlock, read_blocks
+from offramp.inference.folder_job.job import Answering
+from offramp.inference.load_engine import AUTO
+from offramp.inference.predictor import Predictor
+from offramp.inference.workers import cores
+from offramp.types.operating_point import DEFAULT, OperatingPoint
+
+try:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, TaskPoolStrategy
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import ReadTask
+except ImportError:
+    raise InvalidInput("Ray is not installed: pip install 'offramp[ray]'") from None
+
+GROUP_BYTES, GROUP_FILES = 1 << 24, 1000
+"""Small files are read together: a read task has so many bytes, or files, at most, or one file."""
+ACTORS_PER_READER = 8
+"""How many actors one read task keeps at work, at least."""
+ROW_A_BLOCK = 1
+"""Bytes of a Ray block at most: fewer than a row has, so that each row, which is a bundle, is a block of its own."""
+STORE_BYTES = 1 << 29
+"""Of the object store of a cluster that is started here; blocks in flight are some hundred kilobytes each."""
+
+
+def predict(
+    dataset: Dataset,
+    folder: str | os.PathLike[str],
+    *,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    engine: str = AUTO,
+    operating_point: OperatingPoint | str | None = DEFAULT,
+    top_k: int | None = 0,
+    batch_size: int | None = None,
+    actors: int | None = None,
+    allow_other_engine: bool = False,
+) -> Dataset:
+    """Answer the texts of a Ray Dataset on all cores of the cluster.
+
+    Args:
+        dataset: one text, or pair of texts, a row.
+        folder: of the model, which every node has under this path (shared storage, or an image); or a hub name.
+        text_column: of the text, or of a pair's first; None = guessed as for files.
+        pair_column: of a pair's second text.
+        engine: see `offramp.Predictor.load`; chosen once, for all nodes.
+        operating_point: likewise.
+        top_k: how many labels "scores" holds; None = all, 0 = no "scores".
+        batch_size: of a batch of texts; None as for `offramp.Predictor.__call__`.
+        actors: how many, of one thread each; None = as many as the cluster has cores now.
+        allow_other_engine: see `offramp.Predictor.load`.
+
+    Returns:
+        The dataset, in its order, with the columns of `offramp.Predictor.__call__` beside its own: "label" and "score"
+        ("value"; "labels"), "exit_layer", and "error", which is null where a row has an answer; "scores" is a map. A
+        column of the dataset that has such a name is called "input_label" and so on. It is computed when it is read.
+
+    Raises:
+        InvalidInput: the predictor cannot be loaded.
+        DataError: no column looks like the text, or a column "input_label" is in the way.
+
+    Example:
+        >>> dataset = ray.data.read_parquet("messages")  # doctest: +SKIP
+        >>> predict(dataset, "model").write_parquet("answers")  # doctest: +SKIP
+    """
+    predictor = Predictor.load(folder, engine, operating_point, 1, 1, batch_size or BATCH_ROWS, allow_other_engine)
+    first = dataset.take(1)
+    if not first:
+        return dataset
+    columns = choose_columns(Columns(text_column, pair_column), first[0], "the dataset", labelled=False)
+    config = predictor.engine.config
+    renamed = _beside(list(first[0]), list(answer_types(config.problem_type, config.num_labels, top_k)))
+    nodes = _cores_by_node()
+    answered = dataset.repartition(target_num_rows_per_block=BLOCK_ROWS, strict=True).map_batches(
+        TableAnswerer,
+        fn_constructor_args=(Loading.of(folder, predictor, 1, batch_size, top_k), columns, renamed),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=actors or sum(nodes)),
+        num_cpus=cores_of_an_actor(nodes),
+    )
+    answered.context.execution_options.preserve_order = True
+    return answered
+
+
+def cores_of_an_actor(nodes: Sequence[int]) -> float:
+    """Return how many cores an actor asks for, so that read tasks of one core each always find one.
+
+    There is an actor for each core. Where they are spread evenly, every node keeps a core free; also after one node is
+    lost and its actors have moved to the others. Ray counts cores where actors and tasks begin, and does not bind them.
+
+    Args:
+        nodes: cores of each node.
+
+    Example:
+        >>> cores_of_an_actor([2]), cores_of_an_actor([16, 16, 16, 16])
+        (0.5, 0.703125)
+    """
+    others = 1 - 1 / len(nodes) if len(nodes) > 1 else 1.0
+    return (1 - 1 / min(nodes)) * others
+
+
+def _cores_by_node() -> list[int]:
+    if not ray.is_initialized():
+        ray.init()
+    found = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [count for count in found if count] or [1]
+
+
+def _beside(names: Sequence[str], answers: Sequence[str]) -> list[str]:
+    """Return the names of a dataset's columns beside those of answers."""
+    renamed = [f"input_{name}" if name in answers else name for name in names]
+    for name, new in zip(names, renamed, strict=True):
+        if new != name and new in names:
+            raise DataError(f'the dataset: its column "{name}" has the name of an answer, and "{new}" is taken too')
+    return renamed
+
+
+# --- files of a folder ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def on_cluster(
+    address: str,
+    folder: str | os.PathLike[str],
+    predictor: Predictor,
+    batch_size: int | None,
+    top_k: int | None,
+    actors: int | None = None,
+) -> Iterator[Answering]:
+    """Connect to a cluster, and return what answers files there; see `offramp.inference.folder_job.job.run_job`.
+
+    Args:
+        address: such as "auto" or "10.0.0.1:6379"; "" = a cluster on this machine, which is started and stopped; or,
+            where this process is connected to one, that one.
+        folder: of the model; all nodes need it, and the files of the job, under the same paths.
+        predictor: loaded from there.
+        batch_size: see `Predictor.__call__`.
+        top_k: likewise.
+        actors: of one thread each; None = as many as the cluster has cores.
+
+    Raises:
+        InvalidInput: there is no cluster at the address.
+        OfframpError: an actor cannot load the model, or the cluster is lost.
+    """
+    loading = Loading.of(folder, predictor, 1, batch_size, top_k)
+    connected = ray.is_initialized()
+    if not connected:
+        _connect(address)
+    try:
+        count = actors or sum(_cores_by_node())
+
+        def answer(reads: Sequence[FileRead]) -> Generator[AnsweredBlock, None, None]:
+            return _answered(reads, loading, count)
+
+        yield answer
+    finally:
+        if not connected:
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data warns of its own actors, in every job
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address:
+            ray.init(address, **quiet)
+        else:
+            ray.init(num_cpus=cores(), object_store_memory=STORE_BYTES, include_dashboard=False, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InvalidInput(f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+
+
+def _answered(reads: Sequence[FileRead], loading: Loading, actors: int) -> Generator[AnsweredBlock, None, None]:
+    """Yield answered blocks in the order of the files and of their rows."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = ROW_A_BLOCK
+    context.enable_progress_bars = False
+    with DataContext.current(context):
+        readers = TaskPoolStrategy(size=1 + actors // ACTORS_PER_READER)
+        answers = ray.data.read_datasource(_Bundles(reads), num_cpus=0, compute=readers).map_batches(
+            BundleAnswerer,
+            fn_constructor_args=(loading,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=actors),
+            num_cpus=1,
+        )
+    try:
+        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for cell in batch["answers"]:
+                yield from pickle.loads(cell.as_py())
+    except ray.exceptions.RayError as error:
+        raise OfframpError(_reason(error)) from error
+
+
+@final
+class _Bundles(Datasource):
+    """Files as rows of a Ray Dataset: each row is a bundle, a pickled list of `RowBlock`."""
+
+    def __init__(self, reads: Sequence[FileRead]) -> None:
+        super().__init__()
+        self._reads = reads
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Return None: it is not known."""
+        return None
+
+    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
+        """Return a task for each long file, and for short ones that follow one another."""
+        return [_read_task(group) for group in groups(self._reads)]
+
+
+def groups(reads: Sequence[FileRead]) -> list[list[tuple[int, FileRead]]]:
+    """Return files with their numbers, in groups of which each is one read task."""
+    found: list[list[tuple[int, FileRead]]] = []
+    room = 0
+    for number, read in enumerate(reads):
+        size = max(_size(read), GROUP_BYTES // GROUP_FILES)
+        if size > room:
+            found.append([])
+            room = GROUP_BYTES
+        found[-1].append((number, read))
+        room -= size
+    return found
+
+
+def _size(read: FileRead) -> int:
+    try:
+        return os.path.getsize(read.shard.path)
+    except OSError:  # reading it says so
+        return 0
+
+
+def _read_task(group: list[tuple[int, FileRead]]) -> ReadTask:
+    size = sum(_size(read) for _, read in group)
+    return ReadTask(
+        lambda: bundles(group), BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
+    )
+
+
+def bundles(group: Sequence[tuple[int, FileRead]]) -> Iterator[pa.Table]:
+    """Yield the rows of files in bundles of about BLOCK_ROWS, a table of one row each."""
+    blocks: list[RowBlock] = []
+    rows = 0
+    for number, read in group:
+        for block in read_blocks(number, read):
+            blocks.append(block)
+            rows += len(block.items) or 1
+            if rows >= BLOCK_ROWS:
+                yield _one_row(blocks)
+                blocks, rows = [], 0
+    if blocks:
+        yield _one_row(blocks)
+
+
+def _one_row(blocks: list[RowBlock]) -> pa.Table:
+    return pa.table({"bundle": [pickle.dumps(blocks)]})
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error of Ray is about: the last line of its traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("offramp.errors.")]
+    return (own or lines or [type(error).__name__])[-1].partition(": ")[2] or lines[-1]

@@ -1,0 +1,93 @@
+"""The files of a folder, and the names of their answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from offramp.data.records import Reading
+from offramp.errors import DataError, InvalidInput
+
+KINDS = ("csv", "tsv", "jsonl", "parquet")
+"""Kinds of files that are read from a folder; each may be packed by gzip."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of rows.
+
+    Attributes:
+        name: its path in the input folder, with "/".
+        path: where it is read.
+        output: the path of its answers in the output folder, with "/".
+    """
+
+    name: str
+    path: str
+    output: str
+
+
+def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
+    """Return the files of a folder and of the folders in it, by name.
+
+    Files and folders whose names begin with a dot or an underscore hold no rows. Nor do files of other kinds than
+    KINDS, unless `reading` says which format the files have: then all others are read.
+
+    Args:
+        source: the input folder.
+        output: the output folder, which may be missing.
+        reading: how the files are read.
+
+    Raises:
+        InvalidInput: no folder, or one folder is in the other.
+        DataError: no files, or two whose answers would have one name.
+    """
+    if not source.is_dir():
+        raise InvalidInput(f"{source}: no such folder; --input takes a folder of {', '.join(KINDS)} files")
+    inner, outer = output.resolve(), source.resolve()
+    if inner == outer or outer in inner.parents or inner in outer.parents:
+        raise InvalidInput(f"{output}: the answers need a folder of their own, apart from the input {source}")
+    names = sorted(name for name in _names(source) if reading.format is not None or _kind(name) in KINDS)
+    if not names:
+        others = ", ".join(sorted(_names(source))[:3]) or "nothing"
+        raise DataError(f"{source}: no {', '.join(KINDS)} files, packed by gzip or not; it holds {others}")
+    shards: dict[str, Shard] = {}
+    for name in names:
+        shard = Shard(name, str(source / name), _output_of(name))
+        other = shards.setdefault(shard.output, shard)
+        if other is not shard:
+            raise DataError(f"{source}: the answers to {other.name} and to {name} would both be {shard.output}")
+    return list(shards.values())
+
+
+def files_of_other_kinds(source: Path) -> list[str]:
+    """Return the names of the files that `find_shards` leaves out where no format is named, but for hidden ones."""
+    return sorted(name for name in _names(source) if _kind(name) not in KINDS)
+
+
+def _names(source: Path) -> Iterator[str]:
+    """Yield the paths of the files in a folder that are not hidden; links to folders are followed once."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(source, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
+        if real in seen:
+            continue
+        seen.add(real)
+        inside = Path(folder).relative_to(source)
+        yield from ((inside / name).as_posix() for name in files if not _is_hidden(name))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _kind(name: str) -> str:
+    return PurePosixPath(name.lower().removesuffix(".gz")).suffix[1:]
+
+
+def _output_of(name: str) -> str:
+    path = PurePosixPath(name[:-3] if name.lower().endswith(".gz") else name)
+    return str(path.with_name(f"{path.stem}.jsonl"))
