@@ -38,6 +38,7 @@ EXPORTED = (
     "openvino",
     "page",
     "processes",
+    "ray_serve",
     "serve",
     "session",
     "stale_graphs",

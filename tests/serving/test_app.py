@@ -126,7 +126,13 @@ class Answer:
 
 
 async def ask(
-    app: Any, path: str, *chunks: bytes, method: str = "POST", gone: asyncio.Event | None = None, **headers: str
+    app: Any,
+    path: str,
+    *chunks: bytes,
+    method: str = "POST",
+    root_path: str = "",
+    gone: asyncio.Event | None = None,
+    **headers: str,
 ) -> Answer:
     """Send a request in chunks; `gone` = when the client closes the connection."""
     left, answer = list(chunks or [b""]), Answer()
@@ -139,6 +145,7 @@ async def ask(
 
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": pairs, "query_string": b""}
+    scope["root_path"] = root_path
     await app(scope, receive, answer)
     return answer
 
@@ -295,6 +302,41 @@ def test_keys(method: str, path: str, key: str | None, status: int) -> None:
         assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
         if status == 401:  # in the form of the wire format, if there is one
             assert answer.body.startswith(b'{"why": "unauthorized"') if path == "/words" else answer.body == b""
+
+    run(main)
+
+
+def test_a_server_below_a_prefix_has_the_same_paths() -> None:
+    async def main() -> None:
+        app, _ = server()
+        for path in ("/words", "/a/words"):
+            assert (await ask(app, path, words("a"), root_path=path.removesuffix("/words"))).status == 200
+        assert (await ask(app, "/a", method="GET", root_path="/a")).status == 200
+        assert (await ask(app, "/a/words", words("a"), root_path="/b")).status == 404
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/words", b'{"why": "unknown_model"'),
+        ("/health", b'{"error":"no model","error_type":"unknown_model"}'),
+        ("/nowhere", b'{"error":"no model","error_type":"unknown_model"}'),
+    ],
+)
+def test_a_refusal_from_outside_has_the_form_of_the_route(path: str, body: bytes) -> None:
+    async def main() -> None:
+        app, process = server()
+        refusal = Refusal("unknown_model", "no model")
+        method = "POST" if path == "/words" else "GET"
+
+        async def refused(scope: Any, receive: Any, send: Any) -> None:
+            await app(scope, receive, send, refusal)
+
+        answer = await ask(refused, path, words("a"), method=method)
+        assert (answer.status, process.batches) == (404, 0)
+        assert answer.body.startswith(body)
 
     run(main)
 

@@ -6,6 +6,7 @@ is one pass over headers and one look into a table of paths; Starlette matches w
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import re
@@ -24,7 +25,7 @@ from offramp.serving.handlers import BodyHandler, EndpointHandler, PageHandler, 
 from offramp.serving.metrics import Metrics
 from offramp.serving.openapi import openapi
 from offramp.serving.protocols.registry import protocol_modules
-from offramp.serving.replies import answer_headers, no_key, no_route, plain_error
+from offramp.serving.replies import answer_headers, no_route, plain_error, plain_refusal
 from offramp.serving.request import Refusal
 from offramp.serving.settings import ServerSettings
 from offramp.serving.ui.routes import FILES, Ui, refuse
@@ -54,7 +55,7 @@ class Route:
         name: the first path, for the metrics.
         protocol: for the metrics.
         answer: returns the reply, and the refusal if it is one.
-        refuse: returns the reply to a request without a key.
+        refuse: returns the reply to a request that is refused before it is read.
     """
 
     name: str
@@ -76,8 +77,9 @@ class App:
         traces: where spans go; None = nowhere.
     """
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics, traces: Traces | None = None) -> None:
-        self.settings, self.metrics, self.traces = settings, metrics, traces
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.traces = _traces(settings.otlp_endpoint)
         self.service: Service | None = None
         self.draining = False
         self._keys = [key.encode() for key in settings.api_keys]
@@ -105,7 +107,9 @@ class App:
         self._add("GET", ("/ui/traffic",), "ui", self._traffic, refuse)
         self._add("POST", ("/ui/explain",), "ui", BodyHandler(self, self.ui.explain, refuse), refuse)
 
-    def _add(self, method: str, paths: tuple[str, ...], protocol: str, answer: Answer, refuse: Refuse = no_key) -> None:
+    def _add(
+        self, method: str, paths: tuple[str, ...], protocol: str, answer: Answer, refuse: Refuse = plain_refusal
+    ) -> None:
         route = Route(paths[0], protocol, answer, refuse)
         for path in paths:
             if "{" not in path:
@@ -131,18 +135,18 @@ class App:
 
     # --- requests -------------------------------------------------------------------------------------------
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, refusal: Refusal | None = None) -> None:
+        """Answer a request; where there is a refusal already, with that, in the form of the request's route."""
         if scope["type"] != "http":
             raise RuntimeError(f"this server does not speak {scope['type']}")
         begin = time.perf_counter()
         exchange = Exchange(scope, receive, send)
         methods, values = self._find(exchange.path)
         route = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
-        refusal: Refusal | None = None
         if not self._allowed(exchange):
             refusal = Refusal("unauthorized", "no key, or a wrong one: send the header Authorization: Bearer KEY")
-            reply = (route.refuse if route else no_key)(Call(b"", exchange.headers, values), refusal)
+        if refusal is not None:
+            reply = (route.refuse if route else plain_refusal)(Call(b"", exchange.headers, values), refusal)
         elif route is None:
             reply = no_route(exchange.method, exchange.path, methods)
         else:
@@ -193,6 +197,14 @@ class App:
         if self.traces is not None:
             self.traces.add(exchange.headers, exchange.method, seconds, facts)
 
+    async def close(self) -> None:
+        """End what runs beside the requests: the processes of the model and of the page, the sending of spans."""
+        await self.ui.close()
+        if self.service is not None:
+            await self.service.close()
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
+
     # --- pages of the server --------------------------------------------------------------------------------
 
     @property
@@ -230,6 +242,14 @@ class App:
         if not self._openapi:
             self._openapi = msgspec.json.encode(openapi(list(protocol_modules())))
         return Reply(self._openapi), None
+
+
+def _traces(endpoint: str | None) -> Traces | None:
+    if endpoint is None:
+        return None
+    from offramp.serving.traces import Traces
+
+    return Traces(endpoint)
 
 
 def with_cors(app: App) -> ASGIApp:

@@ -35,7 +35,7 @@ class Exchange:
 
     Attributes:
         headers: names in lower case; of several with one name the last.
-        method, path: of the request.
+        method, path: of the request; the path without the prefix under which a proxy mounts the server.
         request_id: the client's own, where it is fit for a log, else a new one.
         rows: how many it has, once it is read.
         running: its rows, once a service has accepted them.
@@ -48,7 +48,7 @@ class Exchange:
         self._receive, self._send = receive, send
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self.method: str = scope["method"]
-        self.path: str = scope["path"]
+        self.path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         own_id = self.headers.get("x-request-id", "")
         fit = 0 < len(own_id) <= _ID_LENGTH and _ID_CHARACTERS.issuperset(own_id)
         self.request_id = own_id if fit else next(_ids)

@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import uvicorn
 import uvloop
@@ -33,9 +33,6 @@ from offramp.serving.metrics import Metrics, served_point
 from offramp.serving.service import Service
 from offramp.serving.settings import ServerSettings
 from offramp.serving.setup import open_service
-
-if TYPE_CHECKING:
-    from offramp.serving.traces import Traces
 
 log = logging.getLogger("offramp.serving")
 
@@ -70,7 +67,7 @@ class HttpProcess:
     def __init__(self, settings: ServerSettings, listening: socket.socket, control: socket.socket) -> None:
         self._settings, self._listening, self._control = settings, listening, control
         self._metrics = Metrics(settings.http_restarts)
-        self.app = App(settings, self._metrics, _traces(settings.otlp_endpoint))
+        self.app = App(settings, self._metrics)
         config = uvicorn.Config(
             with_cors(self.app),
             http=Connection,
@@ -106,11 +103,7 @@ class HttpProcess:
         await self._drain(loading)
         await serving
         sweeping.cancel()
-        await self.app.ui.close()
-        if self.app.service is not None:
-            await self.app.service.close()
-        if self.app.traces is not None:
-            await asyncio.to_thread(self.app.traces.close)
+        await self.app.close()
         return status
 
     async def _load(self) -> int:
@@ -152,14 +145,6 @@ class HttpProcess:
         rows = service.rows
         refused = await service.drain()
         log.info("drained: %d rows were in flight, %d of them refused", rows, refused)
-
-
-def _traces(endpoint: str | None) -> Traces | None:
-    if endpoint is None:
-        return None
-    from offramp.serving.traces import Traces
-
-    return Traces(endpoint)
 
 
 def _announce(service: Service, settings: ServerSettings) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from offramp.serving.endpoint import Call, Reply
+from offramp.serving.endpoint import STATUS, Call, Reply
 from offramp.serving.metrics import phase_seconds
 from offramp.serving.request import Refusal
 
@@ -21,9 +21,11 @@ def plain_error(status: int, message: str, kind: str) -> Reply:
     return Reply(msgspec.json.encode({"error": message, "error_type": kind}), status)
 
 
-def no_key(call: Call, refusal: Refusal) -> Reply:
-    """Return the answer to a request without a key, as text-embeddings-inference does: no body."""
-    return Reply(b"", 401)
+def plain_refusal(call: Call, refusal: Refusal) -> Reply:
+    """Return a refusal where the path belongs to no wire format; without a key it has no body."""
+    if refusal.kind == "unauthorized":
+        return Reply(b"", 401)
+    return plain_error(STATUS[refusal.kind], str(refusal), refusal.kind)
 
 
 def no_route(method: str, path: str, methods: Collection[str]) -> Reply:

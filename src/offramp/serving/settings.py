@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal, final
 
 import msgspec
@@ -36,6 +37,11 @@ class ModelSettings:
     workers: int | None = None
     threads: int | None = None
     allow_other_engine: bool = False
+
+    @property
+    def served_name(self) -> str:
+        """Return the name by which requests may ask for it: its own, else that of its folder, or its hub name."""
+        return self.name or (Path(self.folder).resolve().name if Path(self.folder).is_dir() else self.folder)
 
 
 @final

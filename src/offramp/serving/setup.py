@@ -70,7 +70,7 @@ async def open_service(settings: ServerSettings, watcher: Watcher) -> Service:
     try:
         graph = None if engine == "torch" else find_file(model.folder, GRAPHS[engine])
         served = Served(
-            model.name or _name(model.folder),
+            model.served_name,
             config,
             {name: point for name, point in load_points(model.folder).items() if name in ready.points},
             start.point,
@@ -184,11 +184,6 @@ def _audit(ladder: Ladder, share: float, command: str) -> Audit | None:
         )
     audit = Audit(ladder, share, DELTA, Random())
     return audit if audit.monitors else None
-
-
-def _name(folder: str) -> str:
-    """Return the name of a folder, or a hub name as it is."""
-    return Path(folder).resolve().name if Path(folder).is_dir() else folder
 
 
 def _weights_digest(folder: str, graph: str | None) -> str:

@@ -24,7 +24,7 @@ from offramp.serving.outputs import (
     ranked,
     relevance,
 )
-from offramp.serving.replies import no_key
+from offramp.serving.replies import plain_refusal
 from offramp.serving.request import Item, Kind, Options, Refusal, Request, RowResult, characters_of
 from offramp.serving.served import Served
 from offramp.serving.settings import VERSION
@@ -237,7 +237,7 @@ _TYPES: Mapping[Kind, str] = {
 def refuse(call: Call, refusal: Refusal) -> Reply:
     """Return a refusal in the form of text-embeddings-inference."""
     if refusal.kind == "unauthorized":
-        return no_key(call, refusal)
+        return plain_refusal(call, refusal)
     answer = ErrorAnswer(str(refusal), _TYPES.get(refusal.kind, "Validation"))
     return Reply(msgspec.json.encode(answer), STATUSES[refusal.kind])
 
