@@ -212,16 +212,21 @@ def run_closed(client: Client, plan: dict[str, Any]) -> dict[str, Any]:
     """Send the next request of a connection as soon as its answer has come."""
     client.connect(plan["connections"])
     count, failed, sent, begin = 0, 0, 0, time.perf_counter()
+    began, took = dict[int, float](), list[float]()
     while (now := time.perf_counter() - begin) < plan["seconds"]:
         while client.idle:
+            began[sent] = time.perf_counter()
             client.send(sent)
             sent += 1
-        for _, status, _ in client.answers(0.05):
+        for row, status, _ in client.answers(0.05):
+            took.append(time.perf_counter() - began.pop(row))
             count += status == 200
             failed += status != 200
             if not status:
                 client.connect(1)
-    return {"a_second": count / now, "count": count, "failed": failed}
+    took.sort()
+    times = {"p50_ms": 1000 * quantile(took, 0.5), "p99_ms": 1000 * quantile(took, 1 - TAIL)}
+    return {"a_second": count / now, "count": count, "failed": failed, **times}
 
 
 def run_once(client: Client, plan: dict[str, Any]) -> dict[str, Any]:

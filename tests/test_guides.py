@@ -158,6 +158,8 @@ def presumed(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
 def test_the_python_of_a_guide_runs(page: Path, presumed: Path) -> None:
+    if page.stem == "ray-serve":
+        pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'offramp[ray]'")
     assert run(page, presumed)
 
 

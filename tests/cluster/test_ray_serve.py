@@ -1,6 +1,6 @@
 """The deployment of Ray Serve: its answers are the predictor's, in every wire format; its options are sound.
 
-One local cluster of two cores serves two models from one deployment: the same folder in int8 and in float32.
+One local cluster serves two models from one deployment: the same folder in int8 and in float32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from offramp import InvalidInput, Predictor
 from offramp.cluster.ray_serve import build, deployment
 from offramp.serving.served import Limits
 from offramp.serving.settings import LadderSettings, ModelSettings, ServerSettings
-from support.server import command, descendants
+from support.server import alive, command, descendants
 
 PREFIX = "/tickets"
 TEXTS = ["good cat", "a bad day and a worse night", "fine", "the film was good , the end was not"]
@@ -62,10 +65,10 @@ class Deployed:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    """A local cluster of two cores; ports are free ones."""
+    """A local cluster of four cores, by its own count; ports are free ones."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=str(tmp_path_factory.mktemp("ray")))
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=str(tmp_path_factory.mktemp("ray")))
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield Deployed(port)
     serve.shutdown()
@@ -82,12 +85,18 @@ def two(cluster: Deployed, exported: Path) -> Iterator[Deployed]:
     }
     serve.run(deployment(servers, num_cpus=2), name="two", route_prefix=PREFIX)
     yield cluster
+    started = workers("two")
     serve.delete("two")
-    assert workers() == []  # they end with their replica
+    assert not any(map(alive, started))  # they end with their replica
 
 
-def workers() -> list[int]:
-    return [pid for pid in descendants(os.getpid()) if "offramp.serving.worker" in command(pid)]
+def replicas(name: str) -> list[int]:
+    return [pid for pid in descendants(os.getpid()) if f"ServeReplica:{name}:" in command(pid)]
+
+
+def workers(name: str) -> list[int]:
+    children = [child for pid in replicas(name) for child in descendants(pid)]
+    return [pid for pid in children if "offramp.serving.worker" in command(pid)]
 
 
 # --- answers ------------------------------------------------------------------------------------------------
@@ -189,14 +198,90 @@ def test_a_model_that_there_is_not_is_refused_in_the_wire_format(
 
 
 def test_a_replica_has_as_many_processes_as_cores_and_starts_them_again(two: Deployed) -> None:
-    before = workers()
+    before = workers("two")
     assert len(before) == 2
     for pid in before:
         assert b"OMP_NUM_THREADS=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
         os.kill(pid, signal.SIGKILL)
     assert two.post(f"{PREFIX}/predict", {"inputs": "good cat"})[0] == 200  # it waits for the new process
     assert two.get(f"{PREFIX}/readyz")[0] == 200
-    assert not set(workers()) & set(before)
+    assert not set(workers("two")) & set(before)
+
+
+# --- Ray Serve's side ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one(cluster: Deployed, exported: Path) -> Iterator[Deployed]:
+    """A second deployment, of one model, which may have two replicas of a core each."""
+    settings = ServerSettings(ModelSettings(str(exported), engine="onnx-int8"))
+    serve.run(deployment(settings, max_replicas=2, target_ongoing_requests=0.5), name="one", route_prefix="/one")
+    yield cluster
+    serve.delete("one")
+
+
+def running(name: str) -> int:
+    (status,) = serve.status().applications[name].deployments.values()
+    return status.replica_states.get("RUNNING", 0)
+
+
+def until(done: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.2)
+    return done()
+
+
+@pytest.mark.slow
+def test_load_adds_a_replica_and_costs_no_answer(one: Deployed) -> None:
+    statuses, enough = Counter[int](), threading.Event()
+
+    def ask() -> None:
+        while not enough.is_set():
+            statuses[Deployed(one.port).post("/one/predict", {"inputs": "good cat"})[0]] += 1
+
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(4):
+            threads.submit(ask)
+        added = until(lambda: running("one") == 2, 180)
+        enough.set()
+    assert added
+    assert set(statuses) == {200}
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_killed_is_started_again_and_its_processes_end(one: Deployed) -> None:
+    (replica,), (worker,) = replicas("one"), workers("one")
+    os.kill(replica, signal.SIGKILL)
+    assert until(lambda: not alive(worker), 10)
+    assert until(lambda: one.post("/one/predict", {"inputs": "good cat"})[0] == 200, 120)
+    assert replicas("one") != [replica]
+
+
+@pytest.mark.slow
+def test_requests_in_flight_are_answered_before_a_replica_ends(one: Deployed) -> None:
+    (worker,) = workers("one")
+    os.kill(worker, signal.SIGSTOP)
+    with ThreadPoolExecutor(9) as threads:
+        answers = [threads.submit(Deployed(one.port).post, "/one/predict", {"inputs": "good cat"}) for _ in range(8)]
+        time.sleep(1)
+        deleting = threads.submit(serve.delete, "one")
+        time.sleep(1)
+        assert [answer.done() for answer in answers] == [False] * 8
+        os.kill(worker, signal.SIGCONT)
+        assert [answer.result()[0] for answer in answers] == [200] * 8
+        deleting.result()
+    assert not alive(worker)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_deployment_with_one_line(cluster: Deployed, exported: Path) -> None:
+    missing = ModelSettings(str(exported), engine="openvino")
+    with pytest.raises(RuntimeError, match="Deploying application bad failed"):
+        serve.run(deployment(ServerSettings(missing)), name="bad", route_prefix="/bad")
+    (status,) = serve.status().applications["bad"].deployments.values()
+    assert status.message.splitlines()[-1].startswith(f"RuntimeError: {exported}: no openvino/")
+    serve.delete("bad")
 
 
 # --- options ------------------------------------------------------------------------------------------------
