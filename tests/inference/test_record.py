@@ -285,3 +285,40 @@ def test_rows_of_which_some_have_no_label_are_refused() -> None:
 def test_texts_in_place_of_rows_are_told_apart() -> None:
     with pytest.raises(DataError, match="rows must be mappings with input_ids, got 'the cat'"):
         record(tiny_model(), ["the cat"])
+
+
+class OneOfTwo:
+    """A process group of two, whose processes run one after the other: what each sends is kept for the next."""
+
+    def __init__(self, sent: dict[int, list[Any]], number: int) -> None:
+        self.sent, self.number = sent, number
+
+    def rank(self) -> int:
+        return self.number
+
+    def size(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_two_processes_record_the_trace_of_one_each_a_share_of_the_batches(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(parts: list[Any], part: Any, group: OneOfTwo) -> None:
+        sent = group.sent.setdefault(group.number, [])
+        sent.append(part)
+        parts[:] = [group.sent[number][len(sent) - 1] if number in group.sent else part for number in (0, 1)]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    model, sent = tiny_model(certainty=True), {}
+    rows = token_rows(count)
+    second, first = (record(model, rows, batch_size=3, group=OneOfTwo(sent, number)) for number in (1, 0))  # type: ignore[arg-type]
+    alone = record(model, rows, batch_size=3)
+    assert torch.equal(first.logits, alone.logits)
+    assert torch.equal(first.certainty, alone.certainty)
+    assert torch.equal(first.tokens, alone.tokens)
+    assert torch.equal(first.macs, alone.macs)
+    shares = [set(sent[number][0][0]) for number in (0, 1)]
+    assert shares[0] | shares[1] == set(range(count))
+    assert not shares[0] & shares[1]
+    assert len(second) == count

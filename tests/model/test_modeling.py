@@ -470,3 +470,11 @@ def test_points_come_along_even_if_the_folder_is_gone(folder: Path, tmp_path: Pa
     (tmp_path / "one").rename(tmp_path / "moved")
     model.save_pretrained(tmp_path / "two")
     assert (tmp_path / "two" / POINTS_FILE).read_text() == (tmp_path / "moved" / POINTS_FILE).read_text()
+
+
+@pytest.mark.parametrize(("dropout", "expected"), [(0.0, 0.0), (0.3, 0.1)])
+def test_exits_on_an_encoder_without_dropout_have_none(dropout: float, expected: float) -> None:
+    for family, name in (("bert", "hidden_dropout_prob"), ("distilbert", "dropout")):
+        model = MultiExitModel.from_backbone(encoder_config(family, **{name: dropout}), 3)
+        assert model.config.exit_dropout == expected
+        assert {module.p for module in model.heads.modules() if isinstance(module, torch.nn.Dropout)} == {expected}

@@ -12,7 +12,7 @@ from offramp.data.batching import collate
 from offramp.errors import InvalidInput
 from offramp.model.losses import depth_weighted, gate_losses
 from offramp.model.modeling import MultiExitModel
-from offramp.training.class_weights import balanced, weights_text
+from offramp.training.class_weights import balanced, batch_weight, weights_text
 from offramp.training.fit import default_arguments
 from offramp.training.objectives.distillation import distances
 from offramp.training.objectives.registry import OBJECTIVES, load_objective
@@ -50,6 +50,20 @@ def test_balanced_weights_are_rows_over_classes_times_rows_of_the_class() -> Non
 def test_of_several_labels_each_weighs_negatives_over_positives() -> None:
     hot = [[1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 0, 1]]
     assert balanced(hot, NAMES, MULTI_LABEL).tolist() == pytest.approx([3, 3, 1 / 3])
+
+
+def test_a_batch_weighs_as_its_rows_or_as_the_classes_of_its_labels() -> None:
+    weights, labels = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 2, -100])
+    assert batch_weight(labels, None, SINGLE_LABEL) == 4
+    assert batch_weight(labels, weights, SINGLE_LABEL) == 9
+    assert batch_weight(torch.ones(5, 3), weights, MULTI_LABEL) == 5
+    halves = (
+        F.cross_entropy(torch.eye(3)[[0, 1]], labels[:2], weights),
+        F.cross_entropy(torch.eye(3)[[2, 0]], labels[2:], weights),
+    )
+    shares = [batch_weight(half, weights, SINGLE_LABEL) / 4.5 for half in (labels[:2], labels[2:])]
+    whole = F.cross_entropy(torch.eye(3)[[0, 1, 2, 0]], labels, weights)
+    assert (shares[0] * halves[0] + shares[1] * halves[1]) / 2 == pytest.approx(whole)
 
 
 def test_weights_are_printed_by_name_and_of_many_classes_the_smallest_and_the_largest() -> None:

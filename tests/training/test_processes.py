@@ -1,28 +1,27 @@
-"""Training in several processes under torchrun: it runs, all end with one set of weights, and one process writes."""
+"""Training in several processes under torchrun: the losses and traces of one process, and one process writes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import BertModel
 
+import support.processes
+from offramp.inference.record import record
 from offramp.model.modeling import MultiExitModel
 from offramp.training.checkpoints import fault_of
 from offramp.training.objectives.registry import OBJECTIVES, load_objective
+from offramp.types.trace import Trace
 from support.models import encoder_config, texts, tiny_tokenizer
+from support.processes import STEPS, labelled, losses_of, torchrun, trainer_of
 
-ENSEMBLE = ("ensemble-distillation", False)
-OTHERS = [(name, gate) for name in sorted(OBJECTIVES) for gate in (False, True) if (name, gate) != ENSEMBLE]
+SCRIPT = str(Path(support.processes.__file__))
+CASES = [(name, gate) for name in sorted(OBJECTIVES) for gate in (False, True)]
 
 
 def two_processes(*command: str, folder: Path) -> str:
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    result = subprocess.run(run, check=False, capture_output=True, text=True, cwd=folder, env=environment, timeout=500)
+    result = torchrun(*command, folder=folder)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stderr
 
@@ -59,15 +58,11 @@ for name, certainty in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.parametrize(
-    "cases", [[ENSEMBLE], pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["ensemble", "others"]
-)
-def test_two_processes_train_each_objective_and_end_with_equal_weights(
-    cases: list[tuple[str, bool]], tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_two_processes_train_each_objective_and_end_with_equal_weights(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
-    two_processes("worker.py", json.dumps(cases), folder=tmp_path)
-    for objective, certainty in cases:
+    two_processes("worker.py", json.dumps(CASES), folder=tmp_path)
+    for objective, certainty in CASES:
         run = tmp_path / "run" / f"{objective}-{certainty}"
         (first, moved), (second, _) = (torch.load(run / f"weights-{rank}.pt") for rank in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first), objective
@@ -76,6 +71,41 @@ def test_two_processes_train_each_objective_and_end_with_equal_weights(
         checkpoints = list(run.rglob("checkpoint-3"))
         assert len(checkpoints) == len(load_objective(objective).stages)
         assert [fault_of(checkpoint) for checkpoint in checkpoints] == [None] * len(checkpoints), objective
+
+
+PARITY = [(name, variant) for name in sorted(OBJECTIVES) for variant in ("plain", "certainty", "all")]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [[("ensemble-distillation", "all")], pytest.param(PARITY, marks=pytest.mark.slow)],
+    ids=["one", "every objective"],
+)
+def test_the_losses_and_the_trace_of_two_processes_are_those_of_one(
+    cases: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    two_processes(SCRIPT, str(tmp_path), json.dumps(cases), folder=tmp_path)
+    for number, (objective, variant) in enumerate(cases):
+        trainer = trainer_of(objective, variant, tmp_path / "alone", processes=1)
+        trainer.train()
+        history = json.loads((tmp_path / f"{number}.json").read_text())
+        assert len(losses_of(trainer)) == STEPS * len(load_objective(objective).stages)
+        for name, tolerance in (
+            ("loss", 1e-5),
+            ("loss_exit_4", 1.1e-4),
+            ("eval_loss", 1e-5),
+            ("eval_loss_exit_4", 1.1e-4),
+        ):
+            expected = losses_of(trainer, name)
+            actual = [entry[name] for entry in history if name in entry]
+            assert actual == pytest.approx(expected, abs=tolerance, rel=0), (objective, variant, name)
+        alone, shared = record(trainer.model.eval(), labelled(7, seed=2), batch_size=3), load(tmp_path, number)
+        assert torch.allclose(alone.logits, shared.logits, atol=1e-4)  # of two trainings
+        assert (alone.labels.tolist(), alone.tokens.tolist()) == (shared.labels.tolist(), shared.tokens.tolist())
+
+
+def load(folder: Path, number: int) -> Trace:
+    return Trace.load(folder / f"{number}.safetensors")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from offramp.model.bypass import Bypass
 from offramp.model.lexical.config import LexicalExit
 from offramp.model.losses import exit_losses
 from offramp.model.modeling import MultiExitModel
+from offramp.training.exit_losses import own_rows
 from offramp.training.fit import default_arguments, fit, token_rows
 from offramp.training.freezing import parameter_group
 from offramp.training.objectives.base import Objective
@@ -292,6 +294,17 @@ def test_logs_tell_the_loss_of_every_exit(tmp_path: Path) -> None:
         assert entry["eval_loss"] == pytest.approx(sum(entry[f"eval_{name}"] for name in names), abs=2e-3)
     by_hand = mean_losses(model, rows).tolist()
     assert [evaluation[-1][f"eval_{name}"] for name in names] == pytest.approx(by_hand, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("left", "process", "expected"), [(9, 0, 8), (9, 1, 1), (5, 0, 5), (5, 1, 0), (0, 0, 8), (0, 1, 8), (-1, 1, 8)]
+)
+def test_rows_that_fill_up_the_last_batches_of_an_evaluation_do_not_count(
+    left: int, process: int, expected: int
+) -> None:
+    """Of two processes with 8 rows a batch `left` rows remain, the first 8 of them in the first process."""
+    assert own_rows(8, process, SimpleNamespace(end_of_dataloader=True, remainder=left)) == expected  # type: ignore[arg-type]
+    assert own_rows(8, process, SimpleNamespace(end_of_dataloader=False, remainder=left)) == 8  # type: ignore[arg-type]
 
 
 def test_evaluation_returns_the_loss_of_every_exit_by_layer_number(tmp_path: Path) -> None:

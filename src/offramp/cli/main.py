@@ -13,6 +13,7 @@ from typing import Any, cast
 import click
 
 from offramp import __version__
+from offramp.cli.processes import first_prints, refuse_several
 from offramp.errors import OfframpError, one_line
 from offramp.registry import load
 
@@ -50,12 +51,12 @@ class OneLineErrors(click.Group):
         """Prepare the output; `--help` and `--version` print here."""
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
-        with _quiet_ends():
+        with _quiet_ends(), first_prints():
             return super().make_context(*arguments, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command and shorten its errors."""
-        with _quiet_ends():
+        with _quiet_ends(), first_prints():
             try:
                 result = super().invoke(ctx)
                 _flush()  # what cannot be written shows here, not when the interpreter ends
@@ -89,13 +90,15 @@ def _flush() -> None:
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="offramp")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Early exit for transformer encoders: easy inputs leave after a few layers, hard inputs run all of them.
 
     \b
     offramp train --train train.csv --validation validation.csv -o model
     offramp predict model texts.txt
     """
+    refuse_several(context.invoked_subcommand)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("offramp")

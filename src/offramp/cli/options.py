@@ -83,11 +83,12 @@ def learning_options(command: Command) -> Command:
         "[default: the encoder that offramp[demo] installs]"
     )
     length = "Tokens of a text at most.  [default: the encoder's limit]"
+    batch = "Rows of a step; under torchrun rows of each process."
     for option in (
         click.option("--bf16", is_flag=True, help="Train in bfloat16; faster on processors that support it."),
         click.option("--max-length", type=click.IntRange(min=2), help=length),
         click.option("--learning-rate", type=above_zero, default=1e-4, show_default=True),
-        click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
+        click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help=batch),
         click.option("--epochs", type=above_zero, default=5, show_default=True),
         click.option("--pooling", type=click.Choice(["first", "mean"]), default="mean", show_default=True),
         click.option("--task", type=tasks, default="classification", show_default=True),

@@ -21,6 +21,7 @@ from offramp.cli.options import (
     silence_transformers,
     thread_options,
 )
+from offramp.cli.processes import rank, recording_group
 from offramp.types.whole_file import refuse_output
 
 
@@ -41,26 +42,31 @@ def record(
     """Run every layer on data and save the logits of every exit, with the labels if every row has one.
 
     Logits do not depend on the batch, in float32 but for rounding and in int8 to the last bit. Operating points should
-    come from a trace of the engine that will run them.
+    come from a trace of the engine that will run them. Processes of torchrun share the rows.
 
     \b
     offramp record model --data validation.csv -o trace.safetensors
+    torchrun --nproc_per_node 4 -m offramp record model --data validation.csv -o trace.safetensors
     """
     refuse_output(output, data, folder)
     silence_transformers()
     from offramp.inference.record import record as record_trace
 
-    trace = record_trace(
-        folder,
-        data,
-        engine,
-        columns=columns_of(options),
-        split=split,
-        reading=reading_of(options),
-        batch_size=batch_size,
-        threads=options["threads"],
-        workers=options["workers"],
-    )
+    with recording_group() as group:
+        trace = record_trace(
+            folder,
+            data,
+            engine,
+            columns=columns_of(options),
+            split=split,
+            reading=reading_of(options),
+            batch_size=batch_size,
+            threads=options["threads"],
+            workers=options["workers"],
+            group=group,
+        )
+    if rank() > 0:
+        return
     trace.save(output)
     without = "" if trace.labels is not None else ", without labels"
     shape = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
@@ -31,6 +30,7 @@ from offramp.cli.options import (
     silence_transformers,
 )
 from offramp.cli.points import add_points, print_scores
+from offramp.cli.processes import join_first_machine, process_count, rank
 from offramp.errors import CannotReach, InvalidInput
 from offramp.training.objectives.registry import OBJECTIVES
 
@@ -135,8 +135,6 @@ def train(
     if _is_finished(output, options["resume"]):
         return
     silence_transformers()
-    from torch import distributed
-
     from offramp.data.batching import Cuts
     from offramp.inference.record import record as record_trace
     from offramp.model.default_encoder import default_encoder
@@ -150,12 +148,16 @@ def train(
         data, held_out = _train_exits(*sources, output, metric, options)
     else:
         data, held_out = _fit_lexical_exit(finished, *sources, output, metric, options)
-    if distributed.is_initialized() and distributed.get_rank() > 0:  # another process of torchrun
+    # 2) lines for a certificate to come, and the default operating point
+    if rank() == 0:
+        with Cuts().counted():  # of these rows it is printed already
+            _save_lines(output, data)
+    group = join_first_machine()
+    if rank() > 0 and group is None:
         return
-    # 2) the default operating point, and lines for a certificate to come
-    with Cuts().counted():  # of these rows it is printed already
-        _save_lines(output, data)
-    trace = record_trace(output, held_out)
+    trace = record_trace(output, held_out, group=group)
+    if rank() > 0:
+        return
     trace = replace(trace, provenance={**trace.provenance, "data": Path(validation_source).name})
     points = _add_default_point(output, trace, max_drop, metric)
     remove_checkpoints(output)
@@ -212,7 +214,7 @@ def _fit_lexical_exit(
     from offramp.training.fit import fit_lexical_alone
 
     refuse_images(options["backbone"], model.config)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if process_count() > 1:
         raise click.UsageError("--freeze --lexical fits one exit, which takes one process")
     context = click.get_current_context()
     for name in (*FORM_OF_EXITS, *RECIPE):

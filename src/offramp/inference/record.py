@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from tqdm import tqdm
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedTokenizerBase
 
-from offramp.data.batching import collate, encode, length_sorted, token_limit
+from offramp.data.batching import encode, token_limit
 from offramp.data.columns import GUESSED, Columns
 from offramp.data.examples import Examples, read_data, read_examples
 from offramp.data.label_names import described
 from offramp.data.records import AS_NAMED, Reading
 from offramp.data.rows import Text
 from offramp.errors import DataError, InvalidInput, UnsupportedBackbone
+from offramp.inference.all_exits import all_exits
 from offramp.inference.engine import Engine
 from offramp.inference.load_engine import AUTO, check_name, load_with_workers, workers_of
 from offramp.inference.onnx.metadata import weights_digest
 from offramp.inference.torch_engine import TorchEngine
-from offramp.inference.workers import WorkerPool, shared
 from offramp.model.backbones.registry import load_backbone
 from offramp.model.config import MultiExitConfig
 from offramp.model.flops import macs
@@ -55,6 +55,7 @@ def record(
     batch_size: int = 32,
     threads: int | None = None,
     workers: int | None = None,
+    group: ProcessGroup | None = None,
 ) -> Trace:
     """Run every layer on a data set and keep the outputs of every exit; a graph has those that it holds.
 
@@ -72,6 +73,8 @@ def record(
             logits may depend on the rest of the batch.
         threads: that compute a batch, where a folder is given (see `offramp.Predictor.load`).
         workers: that compute batches at the same time, likewise; a model in torch has one.
+        group: processes (of `torch.distributed`, gloo) that all call this with the same arguments. Each runs a share of
+            the batches, and each returns the trace of all rows, the same as without a group.
 
     Raises:
         DataError: rows or labels that do not fit the model.
@@ -92,7 +95,7 @@ def record(
         about["data"] = data_name(dataset, split)
         dataset = read_data_for(runner.config, os.fspath(dataset), columns, split, reading)
     rows, labels = _tokenized(runner.config, tokenizer, dataset)
-    logits, certainty = _all_exits(runner, rows, batch_size, workers)
+    logits, certainty = all_exits(runner, rows, batch_size, workers, group)
     layers = torch.tensor(runner.layers)
     tokens = torch.tensor([_length(row) for row in rows]) if "input_ids" in rows[0] else None
     config = runner.config.full() if isinstance(runner.config, GraphConfig) else runner.config
@@ -237,25 +240,6 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
         return {"pixel_values": torch.as_tensor(row["pixel_values"])}
     names = ("input_ids", "attention_mask", "token_type_ids")
     return {name: torch.as_tensor(row[name]).tolist() for name in names if name in row}
-
-
-def _all_exits(
-    engine: Engine, rows: Sequence[Mapping[str, Any]], batch_size: int, workers: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return logits (L, N, C) and certainty (L, N), in the order of the rows."""
-    config = engine.config
-    logits = torch.empty(len(engine.layers), len(rows), config.num_labels)
-    certainty = torch.empty(logits.shape[:2]) if config.certainty else None
-
-    def run(numbers: list[int]) -> None:
-        out = engine.all_exits(collate([rows[number] for number in numbers], config.pad_token_id))
-        logits[:, numbers] = out.logits
-        if certainty is not None and out.certainty is not None:
-            certainty[:, numbers] = out.certainty
-
-    batches = shared(length_sorted(rows, batch_size), [len(row.get("input_ids", ())) for row in rows], workers)
-    WorkerPool(workers).map(run, tqdm(batches, desc="record", unit="batch", disable=None, leave=False))
-    return logits, certainty
 
 
 # --- what a trace knows of its rows besides their answers -----------------------------------------------------------

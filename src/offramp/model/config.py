@@ -31,7 +31,7 @@ class MultiExitConfig(PreTrainedConfig):
         head: "linear", "shared_pooler", "pooler" or "attention" (see `offramp.model.heads`).
         pooling: "first" or "mean".
         exit_layers: increasing layer numbers that end with the last layer; None = after every layer.
-        exit_dropout: before each exit's last linear map, in training.
+        exit_dropout: before each exit's last linear map, in training; `from_backbone` sets 0 for an encoder without.
         bypass: a `Bypass` or its data form; None = the exits read what the next block reads.
         certainty: True adds a gate that learns whether each exit is right.
         memory: MPEE's lambda, in (0, 1]: an exit's logits are (1 - lambda) times the mixture so far plus lambda times

@@ -116,6 +116,8 @@ def resolve_source(
     head = _own_head(model, num_labels, outputs.get("id2label"), problem_type)
     if head is not None and model is not None:
         outputs = {"id2label": model.config.id2label, "problem_type": model.config.problem_type}
+    if getattr(config, "hidden_dropout_prob", getattr(config, "dropout", None)) == 0:
+        outputs["exit_dropout"] = 0.0  # exits drop out where the encoder does
     return Source(config, model, head, outputs)
 
 

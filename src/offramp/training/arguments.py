@@ -59,7 +59,7 @@ def _problems(args: TrainingArguments, objective: Objective, class_weights: Any)
         yield f"ddp_find_unused_parameters does not go with {name}, which uses its own modules outside the forward pass"
     if (args.deepspeed or args.fsdp) and len(objective.stages) > 1:
         yield f"{_stages_of(objective)}, and deepspeed and fsdp keep the parameters of the first; use DDP"
-    if class_weights is not None and args.per_device_train_batch_size == 1:
+    if class_weights is not None and args.per_device_train_batch_size * args.world_size == 1:
         yield "class_weights weight the mean over a batch, so in batches of one row they change nothing"
 
 

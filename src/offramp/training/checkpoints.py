@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import has_length
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -148,6 +150,22 @@ def checkpoints_in(folder: Path) -> list[Path]:
     numbers = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
     steps = {path: int(match[1]) for path, match in numbers.items() if match and path.is_dir()}
     return sorted(steps, key=lambda path: -steps[path])
+
+
+def load_other_random_state(checkpoint: Path, processes: int) -> None:
+    """Go on with torch's random numbers where one process resumes what several began, or the other way round.
+
+    transformers looks for a file of its own kind alone.
+
+    Args:
+        checkpoint: to resume.
+        processes: that train now.
+    """
+    one, first = checkpoint / "rng_state.pth", checkpoint / "rng_state_0.pth"
+    own, other = (one, first) if processes == 1 else (first, one)
+    if not own.exists() and other.exists():
+        with safe_globals():
+            torch.set_rng_state(torch.load(other, weights_only=True)["cpu"])
 
 
 def fault_of(checkpoint: Path, *, weights_only: bool = False) -> str | None:

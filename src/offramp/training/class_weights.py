@@ -71,6 +71,20 @@ def balanced(labels: Sequence[Any], names: Mapping[int, str], problem_type: str)
     return len(numbers) / (len(names) * counts)
 
 
+def batch_weight(labels: Tensor, weights: Tensor | None, problem_type: str | None) -> Tensor:
+    """Return what the mean loss of a batch is divided by: its rows, or for a single label their classes' weights.
+
+    Args:
+        labels: (B,) or (B, C).
+        weights: (C,) or None.
+        problem_type: single or several labels, or a regression.
+    """
+    if weights is None or problem_type == MULTI_LABEL:
+        return torch.tensor(float(len(labels)), device=labels.device)
+    numbers = labels[labels != -100].long().clamp(0, len(weights) - 1)  # others are refused by the loss
+    return weights.to(labels.device)[numbers].sum()
+
+
 def weights_text(weights: Tensor, names: Mapping[int, str]) -> str:
     """Return the weights by class in one line; of many classes the smallest and the largest."""
     order = range(len(weights)) if len(weights) <= SHOWN else [int(weights.argmin()), int(weights.argmax())]

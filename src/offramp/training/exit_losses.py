@@ -7,11 +7,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.state import GradientState
 from torch import Tensor
 from transformers.trainer_utils import default_compute_objective
 
 from offramp.errors import InvalidInput
+from offramp.model.losses import problem_losses
 from offramp.model.output import MultiExitOutput
+from offramp.types.outputs import ExitOutput
+
+
+def of_problem(
+    problem_type: str | None, class_weights: Tensor | None, share: Tensor | float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function that maps logits (L, B, C) and labels to the problem's loss of every exit, (L,).
+
+    Args:
+        problem_type: one of PROBLEM_TYPES.
+        class_weights: (C,) or None.
+        share: factor of all losses.
+    """
+
+    def losses(logits: Tensor, labels: Tensor) -> Tensor:
+        weights = None if class_weights is None else class_weights.to(logits.device)
+        return share * problem_losses(ExitOutput(logits, problem_type=problem_type), labels, weights)
+
+    return losses
 
 
 def by_exit(
@@ -41,27 +62,41 @@ def by_exit(
 
 @dataclass
 class LossSum:
-    """The losses (L,) of every exit, summed over batches."""
+    """The losses of every exit, summed over batches, and behind them the sum of the batches' weights: (L + 1,)."""
 
     total: Tensor | None = None
-    batches: int = 0
 
-    def add(self, losses: Tensor) -> None:
-        """Add the losses of one batch."""
-        self.total = losses if self.total is None else self.total + losses
-        self.batches += 1
+    def add(self, losses: Tensor, weight: Tensor | float = 1.0) -> None:
+        """Add the losses (L,) of one batch, with what the batch counts."""
+        weighted = torch.cat([losses, losses.new_ones(1)]) * weight
+        self.total = weighted if self.total is None else self.total + weighted
 
-    def take(self, layers: Sequence[int], prefix: str, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def take(self, layers: Sequence[int], prefix: str, add_up: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the means by name, `loss_exit_<layer>`, and start again from zero.
 
         Args:
             layers: of the exits.
             prefix: of the names.
-            average: the mean over processes.
+            add_up: the sum over processes.
         """
-        means = [] if self.total is None else average(self.total / self.batches).tolist()
-        self.total, self.batches = None, 0
+        total = torch.ones(1) if self.total is None else add_up(self.total)
+        self.total = None
+        means = (total[:-1] / total[-1]).tolist()
         return {f"{prefix}loss_exit_{layer}": round(mean, 4) for layer, mean in zip(layers, means, strict=False)}
+
+
+def own_rows(rows: int, process: int, state: GradientState) -> int:
+    """Return how many rows of a batch of an evaluation count; accelerate fills the last ones up with rows once more.
+
+    Args:
+        rows: of the batch.
+        process: the number of this process, which has the rows behind those of the processes before it.
+        state: of the rows that are left for the last batches of all processes.
+    """
+    if not state.end_of_dataloader or state.remainder <= 0:
+        return rows
+    left: int = state.remainder - process * rows
+    return min(max(left, 0), rows)
 
 
 def default_score(metrics: dict[str, float]) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
@@ -245,13 +246,13 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, train: E
 
 
 def _start(trainer: ExitTrainer, resume: bool) -> str | None:
-    """Return the checkpoint to resume; where there is none, clear the folder for a new run."""
+    """Return the checkpoint that the first process resumes; where there is none, clear the folder for a new run."""
     folder = Path(trainer.args.output_dir)
     left = folder.is_dir() and any(folder.iterdir())
-    checkpoint = trainer.newest_checkpoint() if resume and left else None
+    newest = trainer.newest_checkpoint() if resume and left and trainer.is_world_process_zero() else None
+    checkpoint = broadcast_object_list([newest])[0]  # on another machine the folder may be another
     if checkpoint is not None:
         return str(checkpoint)
-    trainer.accelerator.wait_for_everyone()
     if left and trainer.is_world_process_zero():
         logger.info("training starts from the beginning")
         shutil.rmtree(folder)

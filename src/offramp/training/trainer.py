@@ -17,16 +17,17 @@ from transformers import Trainer, enable_full_determinism, set_seed
 
 from offramp.errors import InvalidInput, one_line
 from offramp.model.card import add_to_card
-from offramp.model.losses import problem_losses
 from offramp.model.modeling import MultiExitModel
 from offramp.model.wrappers import unwrap
 from offramp.training.arguments import check_arguments, check_model
-from offramp.training.checkpoints import RunFiles, run_facts
-from offramp.training.class_weights import resolve_class_weights, weights_text
-from offramp.training.exit_losses import LossSum, by_exit, default_score
+from offramp.training.checkpoints import RunFiles, load_other_random_state, run_facts
+from offramp.training.class_weights import batch_weight, resolve_class_weights, weights_text
+from offramp.training.exit_losses import LossSum, by_exit, default_score, of_problem, own_rows
 from offramp.training.freezing import freeze_batch_norm, frozen
+from offramp.training.learning_rates import separate_exits
 from offramp.training.objectives.base import Objective
 from offramp.training.objectives.joint import Weighted
+from offramp.training.sampler import share_order
 from offramp.types.outputs import ExitOutput
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,9 @@ class ExitTrainer(Trainer):
         model = super().call_model_init(trial)
         self._prepare(model)
         return model
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
+        return share_order(super()._get_train_sampler(train_dataset), self.args.world_size)
 
     def _renew_model(self, trial: Any) -> None:
         """Start from a new model, and from an objective whose own modules have learned nothing yet."""
@@ -207,6 +211,11 @@ class ExitTrainer(Trainer):
         folder: str = super()._get_output_dir(trial)
         return os.path.join(folder, self.stage.name) if len(self.exit_objective.stages) > 1 else folder
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self.is_world_process_zero():  # which draws the order of the rows
+            load_other_random_state(Path(checkpoint), self.args.world_size)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self.args.should_save:
             self.run_files(trial).write_facts(
@@ -228,32 +237,40 @@ class ExitTrainer(Trainer):
         """Return the objective's loss, in place of `transformers.Trainer.compute_loss`'s."""
         if inputs.get("labels") is None:
             raise InvalidInput(f"training needs labels: a batch has {', '.join(inputs)}, and no 'labels'")
-        labels = inputs.pop("labels")
+        labels, state = inputs.pop("labels"), self.accelerator.gradient_state
+        rows = len(labels) if model.training else own_rows(len(labels), self.args.process_index, state)
+        labels = labels[: max(rows, 1)]
         depth = len(self.model.config.exit_layers)  # an exit before the first layer, which is not trained, comes first
         scales = self.exit_objective.branch_scales(depth) if model.training else None
         if model.training and "backbone" not in self.stage.learns:
             freeze_batch_norm(self.model.backbone)
         outputs = model(**inputs, branch_scales=scales)
-        task_loss = self._task_loss(num_items_in_batch, model.training)
-        logits, certainty = outputs.exit_logits[-depth:], outputs.exit_certainty  # (L, B, C), (L, B)
+        weight = batch_weight(labels, self.class_weights, self.model.config.problem_type)
+        task_loss = self._task_loss(num_items_in_batch, model.training, weight)
+        logits, certainty = outputs.exit_logits[-depth:, : len(labels)], outputs.exit_certainty  # (L, B, C), (L, B)
         losses = task_loss(logits, labels)  # (L,)
         exits = ExitOutput(
             logits,
-            None if certainty is None else certainty[-depth:],
+            None if certainty is None else certainty[-depth:, : len(labels)],
             problem_type=self.model.config.problem_type,
             # the losses of the model's own exits are computed once
             task_loss=lambda values, labels: losses if values is logits else task_loss(values, labels),
         )
         loss = self.exit_objective.loss(self.stage, self.state.global_step, exits, labels)
-        self._exit_losses.add(losses.detach())
+        self._exit_losses.add(losses.detach(), 1.0 if model.training else weight * min(rows, 1))
         return (loss, {"loss": loss, **outputs}) if return_outputs else loss
 
-    def _task_loss(self, num_items: Tensor | int | None, training: bool) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the function that maps logits (L, B, C) and labels to the loss L_i of every exit, (L,)."""
+    def _task_loss(
+        self, num_items: Tensor | int | None, training: bool, weight: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the function that maps logits (L, B, C) and labels to the loss L_i of every exit, (L,).
+
+        Processes average their means. Where class weights divide these, each counts by its batch's weight.
+        """
         if self.compute_loss_func is None:
-            problem_type = self.model.config.problem_type
-            weights = None if self.class_weights is None else self.class_weights.to(self.args.device)
-            return lambda logits, labels: problem_losses(ExitOutput(logits, problem_type=problem_type), labels, weights)
+            shared = training and self.class_weights is not None
+            share = weight / self.accelerator.reduce(weight, "mean") if shared else 1.0
+            return of_problem(self.model.config.problem_type, self.class_weights, share)
         # As in transformers the function's loss is scaled for accumulation and processes already; all losses of the
         # objective are divided by the accumulation steps, so this one is multiplied by them.
         scale = self.current_gradient_accumulation_steps if training else 1
@@ -266,11 +283,7 @@ class ExitTrainer(Trainer):
         exists = self.optimizer is not None  # the user passed it, or an earlier call created it
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if not exists and self.exit_learning_rate is not None:
-            backbone = {id(parameter) for parameter in self.model.backbone.parameters()}
-            for group in list(optimizer.param_groups):
-                exits = [parameter for parameter in group["params"] if id(parameter) not in backbone]
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) in backbone]
-                optimizer.add_param_group({**group, "params": exits, "lr": self.exit_learning_rate})
+            separate_exits(optimizer, self.model.backbone, self.exit_learning_rate)
         return optimizer
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -281,8 +294,8 @@ class ExitTrainer(Trainer):
             add_to_card(Path(self.args.output_dir), model.operating_points, model.config)
 
     def _take_exit_losses(self, prefix: str) -> dict[str, float]:
-        average = partial(self.accelerator.reduce, reduction="mean")
-        return self._exit_losses.take(self.model.config.exit_layers, prefix, average)
+        add_up = partial(self.accelerator.reduce, reduction="sum")
+        return self._exit_losses.take(self.model.config.exit_layers, prefix, add_up)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean loss of every exit since the last log, beside what `transformers.Trainer.log` gets."""
