@@ -32,12 +32,14 @@ class Columns:
         label: the label; several columns hold 0 or 1 for each label, or a number each.
         label_names: what the numbers 0, 1, ... of the label column stand for; or a mapping from what the column holds
             to names of classes; or as text, what `--label-names` takes.
+        guessed: text and pair were guessed from another file: a second text where that has none is an error.
     """
 
     text: str | None = None
     pair: str | None = None
     label: str | tuple[str, ...] | None = None
     label_names: LabelNames | str | None = None
+    guessed: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:

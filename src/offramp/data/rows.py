@@ -80,7 +80,8 @@ def with_columns(
     Raises:
         DataError: no record has these columns, or one of them cannot be used in any record.
     """
-    guessed, first, problem = columns.text is None and columns.pair is None, [], None
+    guessed = columns.guessed or columns.text is None
+    first, problem = [], None
     for record in itertools.islice(source.records, FIRST if lenient else 1):
         first.append(record)
         if record.values is None:
@@ -90,6 +91,10 @@ def with_columns(
         except DataError as error:
             problem = problem or error
             continue
+        second = first_pair(list(record.values))[1] if columns.guessed and columns.pair is None else None
+        if second is not None:
+            ways = "say --text-column and --pair-column, or answer it by itself"
+            raise DataError(f'{source.name}: it has a second text, "{second}", and the first file has none; {ways}')
         for column in filter(None, (columns.text, columns.pair, *columns.labels)):
             value = record.values[column]
             if isinstance(value, Unusable) and value.column:

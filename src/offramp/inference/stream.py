@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Generic, Protocol, TypeVar, final
 
 Item = TypeVar("Item")
+
+MOST_CHARACTERS = 1 << 22
+"""Of the texts that are read ahead: what bounds the memory where each has megabytes."""
 
 
 class Source(Protocol[Item]):
@@ -51,13 +53,18 @@ class SteadySource(Generic[Item]):
         """Do nothing: no items come by themselves."""
 
     def take(self, most: int) -> list[Item]:
-        """Return the next items, fewer at the end alone."""
+        """Return the next items, fewer where they are long and at the end."""
         taken: list[Item] = []
+        characters = 0
         try:
-            taken.extend(islice(self._items, most))
+            for item in self._items:
+                taken.append(item)
+                characters += _characters(item)
+                if len(taken) == most or characters >= MOST_CHARACTERS:
+                    return taken
         except Exception as error:
             self.error = error
-        self.ended = len(taken) < most
+        self.ended = True
         return taken
 
     def close(self) -> None:
@@ -68,7 +75,7 @@ class SteadySource(Generic[Item]):
 class LiveSource(Generic[Item]):
     """A source that may pause, such as a pipe. A thread reads it, at most `size` items ahead.
 
-    The thread ends with the source, or at the next item once the source is closed.
+    Of long items it reads fewer ahead. The thread ends with the source, or at the next item once the source is closed.
     """
 
     linger_s = 0.01
@@ -77,6 +84,7 @@ class LiveSource(Generic[Item]):
         self.error: BaseException | None = None
         self._source, self._size = items, size
         self._items: list[Item] = []
+        self._characters = 0  # of `_items`
         self._ended = self._closed = False
         self._taken = threading.Condition()
 
@@ -94,6 +102,7 @@ class LiveSource(Generic[Item]):
         """Return what has come."""
         with self._taken:
             items, self._items = self._items[:most], self._items[most:]
+            self._characters = sum(map(_characters, self._items))
             self._taken.notify_all()
         return items
 
@@ -119,9 +128,20 @@ class LiveSource(Generic[Item]):
         """Add an item, and wait until the next one has room; False once the source is closed."""
         with self._taken:
             self._items.append(item)
+            self._characters += _characters(item)
             first = len(self._items) == 1
         if first:  # every item would wake the other thread for nothing
             changed()
         with self._taken:
-            self._taken.wait_for(lambda: self._closed or len(self._items) < self._size)
+            self._taken.wait_for(lambda: self._closed or self._has_room())
             return not self._closed
+
+    def _has_room(self) -> bool:
+        return len(self._items) < self._size and self._characters < MOST_CHARACTERS
+
+
+def _characters(item: object) -> int:
+    """Return the characters of a text or a pair; 0 of anything else."""
+    if isinstance(item, str):
+        return len(item)
+    return sum(map(_characters, item)) if isinstance(item, tuple) else 0

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from offramp.errors import InvalidInput
 
@@ -33,16 +33,17 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     """Open a text file (UTF-8) that replaces the file of its name once it is complete.
 
     A link is written through. A device or a pipe is written straight, line by line as it comes. After an error the old
-    file is as it was.
+    file is as it was. Half a character (a lone surrogate), which UTF-8 has not, becomes its escape, as in JSON.
 
     Raises:
         InvalidInput: the file cannot be written (see `refuse_output`).
     """
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
     if _is_stream(path):
-        with open(path, "w", encoding="utf-8", newline="\n") as stream:
+        with open(path, "w", **how) as stream:
             yield stream
         return
-    with whole_path(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="\n") as file:
+    with whole_path(path) as unfinished, unfinished.open("w", **how) as file:
         yield file
 
 

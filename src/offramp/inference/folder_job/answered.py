@@ -63,7 +63,6 @@ class AnsweredBlock:
     text: str
     tally: Tally
     last: bool
-    unchanged: bool
     error: str
 
 
@@ -108,4 +107,4 @@ def to_lines(block: RowBlock, answers: Sequence[Answer]) -> AnsweredBlock:
             answer["line"] = line
         lines.append(json.dumps(answer, ensure_ascii=False) + "\n")
     text = "".join(lines)
-    return AnsweredBlock(block.file, block.digest, block.start, text, tally, block.last, block.unchanged, block.error)
+    return AnsweredBlock(block.file, block.digest, block.start, text, tally, block.last, block.error)

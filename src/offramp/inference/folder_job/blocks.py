@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -29,8 +32,7 @@ class FileRead:
     Attributes:
         shard: the file.
         digest: of the file when it was read before; "" = it was not.
-        rows: that were answered then; they are not read again if the file is the same.
-        finished: all of it was answered then.
+        rows: that were answered then; they are not answered again if the file is the same.
         columns: see `offramp.data.examples.read_rows`.
         reading: likewise.
     """
@@ -38,7 +40,6 @@ class FileRead:
     shard: Shard
     digest: str = ""
     rows: int = 0
-    finished: bool = False
     columns: Columns = GUESSED
     reading: Reading = AS_NAMED
 
@@ -55,7 +56,6 @@ class RowBlock:
         lines: the number of each row in its file, for messages.
         where: what comes before that number in messages, such as "reviews.csv, line ".
         last: nothing follows; `items` may be empty.
-        unchanged: the file was finished before, and is the same: no rows are read.
         error: why the file was not read to its end.
     """
 
@@ -66,7 +66,6 @@ class RowBlock:
     lines: list[int] = field(default_factory=list)
     where: str = ""
     last: bool = False
-    unchanged: bool = False
     error: str = ""
 
 
@@ -80,7 +79,7 @@ def choose_columns_of(shards: Sequence[Shard], columns: Columns, reading: Readin
         except (DataError, OSError):  # its own rows will say so
             continue
         if chosen.text is not None or chosen.pair is not None:
-            return replace(columns, text=chosen.text, pair=chosen.pair)
+            return replace(columns, text=chosen.text, pair=chosen.pair, guessed=columns.text is None)
     return columns
 
 
@@ -97,11 +96,7 @@ def read_blocks(number: int, read: FileRead) -> Iterator[RowBlock]:
     except OSError as error:
         yield RowBlock(number, "", 0, last=True, error=f"{path}: cannot be read: {one_line(error)}")
         return
-    same = digest == read.digest
-    if same and read.finished:
-        yield RowBlock(number, digest, read.rows, last=True, unchanged=True)
-        return
-    end = RowBlock(number, digest, read.rows if same else 0, last=True)
+    end = RowBlock(number, digest, read.rows if digest == read.digest else 0, last=True)
     try:
         rows = read_rows(path, read.columns, split="test", labelled=False, reading=read.reading, lenient=True)
         rows = islice(rows, end.start, None)
@@ -116,8 +111,14 @@ def read_blocks(number: int, read: FileRead) -> Iterator[RowBlock]:
 
 
 def file_digest(path: str) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which could be waited for in vain.
+    """
     digest = hashlib.sha256()
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "no regular file", path)
     with open(path, "rb", buffering=0) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)

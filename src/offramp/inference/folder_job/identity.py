@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from offramp.data.file_tokenizer import CONFIG_FILE as TOKENIZER_CONFIG
+from offramp.data.file_tokenizer import OLD_FILES
 from offramp.inference.choose_engine import name_of
+from offramp.inference.folder_job.blocks import file_digest
 from offramp.inference.predictor import Predictor
 from offramp.model.files import find_file
+from offramp.types.fingerprint import digest_of_lines
 from offramp.types.graph_file import GRAPHS
-from offramp.types.model_content import ModelContent
+from offramp.types.model_content import CONFIG_FILE, ModelContent
+
+TOKENIZER_FILES = (TOKENIZER_CONFIG, *OLD_FILES)
+"""Beside the vocabulary and its rules: to how many tokens a text is cut, on which side, and what stays one token."""
 
 
 def identity_of(folder: str | os.PathLike[str], predictor: Predictor, scores: bool) -> dict[str, Any]:
@@ -40,18 +46,14 @@ def model_digest(folder: str | os.PathLike[str], engine: str | None) -> str:
         folder: of the model, or a hub name.
         engine: a name of ENGINES; None = one that is not offramp's.
     """
-    config = find_file(folder, "config.json")
+    config = find_file(folder, CONFIG_FILE)
     assert config is not None  # the model was loaded
     content = ModelContent(Path(config).parent)
-    digest = hashlib.sha256(Path(config).read_bytes())
-    digest.update((content.tokenizer or "").encode())
     paths = list(content.weight_files)
     if engine in GRAPHS:
         graph = find_file(folder, GRAPHS[engine])
         assert graph is not None
-        paths = [Path(graph), *filter(Path.exists, (Path(f"{graph}.data"), Path(graph).with_suffix(".bin")))]
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+        paths = [Path(graph), Path(f"{graph}.data"), Path(graph).with_suffix(".bin")]
+    paths += [content.folder / name for name in (CONFIG_FILE, *TOKENIZER_FILES)]
+    lines = [f"{path.name} {file_digest(str(path))}" for path in paths if path.exists()]
+    return digest_of_lines([*lines, f"tokens {content.tokenizer}"])

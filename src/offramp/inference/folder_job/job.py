@@ -3,13 +3,14 @@
 find the files -> read blocks of rows -> answer them (here, or on a cluster) -> write lines in order, and the manifest.
 
 A job that was stopped goes on where it was: a file whose content and whose answers are those of the manifest is not
-read again, and of an unfinished one the rows that have lines are not answered again.
+answered again, and of an unfinished one the rows that have lines are not.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +20,12 @@ from offramp.data.columns import GUESSED, Columns
 from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import DataError, InvalidInput
 from offramp.inference.folder_job.answered import AnsweredBlock, answer_blocks
-from offramp.inference.folder_job.blocks import FileRead, choose_columns_of, read_blocks
+from offramp.inference.folder_job.blocks import FileRead, choose_columns_of, file_digest, read_blocks
 from offramp.inference.folder_job.manifest import MANIFEST, FileRecord, Manifest
-from offramp.inference.folder_job.shards import Shard, files_of_other_kinds, find_shards
-from offramp.inference.folder_job.writer import AnswerWriter, is_whole, unfinished_path, whole_lines
+from offramp.inference.folder_job.shards import Shard, find_shards
+from offramp.inference.folder_job.writer import AnswerWriter, unfinished_path, whole_lines
 from offramp.inference.predictor import Predictor
+from offramp.inference.workers import cores
 from offramp.types.whole_file import alone_in
 
 log = logging.getLogger("offramp")
@@ -64,8 +66,6 @@ def run_job(job: FolderJob, identity: Mapping[str, Any], answer: Answering) -> d
         DataError: no files; after all others are answered, files that cannot be read; strict, a row without an answer.
     """
     shards = find_shards(job.source, job.output, job.reading)
-    if job.reading.format is None and (others := files_of_other_kinds(job.source)):
-        log.info("%s: left out, as files of other kinds: %d, such as %s", job.source, len(others), others[0])
     try:
         job.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,18 +73,20 @@ def run_job(job: FolderJob, identity: Mapping[str, Any], answer: Answering) -> d
     job = replace(job, columns=choose_columns_of(shards, job.columns, job.reading))
     with alone_in(job.output):
         manifest = _manifest(job, identity, shards)
-        reads = [_file_read(job, shard, manifest.files[shard.name]) for shard in shards]
-        manifest.save(now=True)
+        reads = _files_to_read(job, shards, manifest)
+        before = len(shards) - len(reads)
         writer = AnswerWriter(job.output, reads, manifest)
-        try:
-            _write(job, writer, answer(reads))
-        finally:
-            writer.close()
-            manifest.save(now=True)
+        manifest.save(now=True)
+        if reads:
+            try:
+                _write(job, writer, answer(reads), before)
+            finally:
+                writer.close()
+                manifest.save(now=True)
     failed = [record.error for record in manifest.files.values() if record.state == "failed"]
     if failed:
         raise DataError(f"{len(failed):,} of {len(shards):,} files cannot be read to the end; the first: {failed[0]}")
-    return {**manifest.totals(), "files_done_before": writer.unchanged, "first_error": writer.tally.first}
+    return {**manifest.totals(), "files_done_before": before, "first_error": writer.tally.first}
 
 
 def answer_here(predictor: Predictor, batch_size: int | None, top_k: int | None) -> Answering:
@@ -104,22 +106,28 @@ def _manifest(job: FolderJob, identity: Mapping[str, Any], shards: Sequence[Shar
         InvalidInput: answers would replace a file that no manifest knows.
     """
     before = Manifest.read(job.output)
-    known = {} if before is None else before.files
+    known = {} if before is None else before.gone | before.files
     ours = {record.output for record in known.values()}
     for shard in shards:
         if shard.output not in ours and (job.output / shard.output).exists():
             path = job.output / shard.output
             raise InvalidInput(f"{path}: it would be replaced, and {MANIFEST} does not know it; choose another folder")
-    same = before is not None and before.job == {**identity, **_options(job)}
-    if known and not same:
+    options = {**identity, **_options(job)}
+    if before is not None and not _same_answers(before.job, options):
         log.info("%s: model, engine, operating point or options differ from the last run; all files anew", job.output)
-    names = {shard.name for shard in shards}
-    if gone := [record.output for name, record in known.items() if name not in names]:
-        log.warning("%s: answers that stay though their input is gone: %d, such as %s", job.output, len(gone), gone[0])
-    records = {
-        shard.name: known[shard.name] if same and shard.name in known else FileRecord(shard.output) for shard in shards
-    }
-    return Manifest(job.output, {**identity, **_options(job)}, records)
+        known = {name: FileRecord(record.output) for name, record in known.items()}
+    files = {shard.name: known.pop(shard.name, FileRecord(shard.output)) for shard in shards}
+    written = {shard.output for shard in shards}
+    gone = {name: record for name, record in known.items() if record.output not in written}
+    if gone:
+        first = next(iter(gone.values())).output
+        log.warning("%s: answers that stay though their input is gone: %d, such as %s", job.output, len(gone), first)
+    return Manifest(job.output, options, files, gone)
+
+
+def _same_answers(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether two jobs answer alike; a model is known by its content, wherever it lies."""
+    return {**before, "model": None} == {**now, "model": None}
 
 
 def _options(job: FolderJob) -> dict[str, Any]:
@@ -133,22 +141,53 @@ def _options(job: FolderJob) -> dict[str, Any]:
     }
 
 
-def _file_read(job: FolderJob, shard: Shard, record: FileRecord) -> FileRead:
-    """Return how a file is read, with what an earlier run has answered of it."""
-    read = FileRead(shard, columns=job.columns, reading=job.reading)
-    if is_whole(job.output, record):
-        return replace(read, digest=record.input_sha256, rows=record.rows, finished=True)
-    rows = whole_lines(unfinished_path(job.output, shard.output)) if record.state == "unfinished" else 0
-    return replace(read, digest=record.input_sha256 if rows else "", rows=rows)
+def _files_to_read(job: FolderJob, shards: Sequence[Shard], manifest: Manifest) -> list[FileRead]:
+    """Return the files that are not answered, with what an earlier run has answered of them.
 
-
-def _write(job: FolderJob, writer: AnswerWriter, answered: Generator[AnsweredBlock, None, None]) -> None:
-    """Write blocks as they come, with a bar that counts their rows."""
+    The others are read to compare their content, on all cores.
+    """
     from tqdm import tqdm
 
-    with tqdm(desc="predict", unit="text", disable=None) as bar, closing(answered):
+    known = any(manifest.files[shard.name].state != "waiting" for shard in shards)
+    with ThreadPoolExecutor(cores()) as pool:
+        reads = pool.map(lambda shard: _file_read(job, shard, manifest.files[shard.name]), shards)
+        bar = tqdm(reads, "check", len(shards), leave=False, unit="file", disable=None if known else True)
+        found = [read for read in bar if read is not None]
+    for read in found:
+        if not read.rows:  # what is in the manifest of it is of no use
+            manifest.files[read.shard.name] = FileRecord(read.shard.output)
+    return found
+
+
+def _file_read(job: FolderJob, shard: Shard, record: FileRecord) -> FileRead | None:
+    """Return how a file is read; None where an earlier run has answered it."""
+    read = FileRead(shard, columns=job.columns, reading=job.reading)
+    if record.state == "done" and not (job.strict and record.errors):
+        return None if _is_answered(job, shard, record) else read
+    rows = 0
+    if record.state == "unfinished":
+        rows = whole_lines(unfinished_path(job.output, shard.output), job.strict)
+    return replace(read, digest=record.input_sha256, rows=rows) if rows else read
+
+
+def _is_answered(job: FolderJob, shard: Shard, record: FileRecord) -> bool:
+    """Return whether a file and its answers are those of its record."""
+    files = ((shard.path, record.input_sha256), (str(job.output / shard.output), record.output_sha256))
+    try:
+        return all(file_digest(path) == digest for path, digest in files)
+    except OSError:  # reading or writing it says so
+        return False
+
+
+def _write(job: FolderJob, writer: AnswerWriter, answered: Generator[AnsweredBlock, None, None], before: int) -> None:
+    """Write blocks as they come, with a bar that counts the rows of this run and all files that are complete."""
+    from tqdm import tqdm
+
+    with closing(answered), tqdm(desc="predict", unit="text", miniters=0, disable=None) as bar:
+        bar.set_postfix_str(f"files: {before:,}")
         for block in answered:
+            if job.strict and block.tally.errors:
+                raise DataError(block.tally.first)
             writer.write(block)
+            bar.set_postfix_str(f"files: {before + writer.files:,}", refresh=False)
             bar.update(block.tally.rows)
-            if job.strict and writer.tally.errors:
-                raise DataError(writer.tally.first)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ class FileRecord:
         errors: rows of these without an answer.
         exit_layers: rows by the layer after which they left.
         error: why it failed.
+        finished: when it was done or had failed, in UTC.
+        offramp: the version that answered it.
     """
 
     output: str
@@ -45,6 +48,8 @@ class FileRecord:
     errors: int = 0
     exit_layers: dict[str, int] = field(default_factory=dict)
     error: str = ""
+    finished: str = ""
+    offramp: str = ""
 
 
 class Manifest:
@@ -53,10 +58,13 @@ class Manifest:
     Attributes:
         job: what the answers depend on besides the texts: model, engine, operating point, options.
         files: by their paths in the input folder.
+        gone: files of earlier runs that are not in the input folder any more; their answers stay.
     """
 
-    def __init__(self, folder: Path, job: Mapping[str, Any], files: Mapping[str, FileRecord]) -> None:
-        self.job, self.files = dict(job), dict(files)
+    def __init__(
+        self, folder: Path, job: Mapping[str, Any], files: Mapping[str, FileRecord], gone: Mapping[str, FileRecord]
+    ) -> None:
+        self.job, self.files, self.gone = dict(job), dict(files), dict(gone)
         self._path = folder / MANIFEST
         self._next = 0.0
 
@@ -72,7 +80,8 @@ class Manifest:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] > FORMAT:
                 raise newer_format(path, data["format"], FORMAT)
-            return cls(folder, data["job"], {name: FileRecord(**record) for name, record in data["files"].items()})
+            files, gone = ({name: _record(record) for name, record in data[key].items()} for key in ("files", "gone"))
+            return cls(folder, data["job"], files, gone)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -101,16 +110,52 @@ class Manifest:
         """Write the file; not `now`, only if enough time has passed since it was written.
 
         What a kill takes from it is done again.
+
+        Raises:
+            InvalidInput: it cannot be written.
         """
         begin = time.monotonic()
         if not now and begin < self._next:
             return
-        files = {name: asdict(record) for name, record in self.files.items()}
-        data = {"format": FORMAT, "job": self.job, **self.totals(), "files": files}
-        with whole_file(self._path) as file:
+        records = {
+            key: {name: asdict(record) for name, record in some.items()}
+            for key, some in (("files", self.files), ("gone", self.gone))
+        }
+        data = {"format": FORMAT, "job": self.job, **self.totals(), **records}
+        with refuse_full_disk(self._path), whole_file(self._path) as file:
             json.dump(data, file, ensure_ascii=False, indent=1)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
         end = time.monotonic()
         self._next = end + RARELY * (end - begin)
+
+
+@contextmanager
+def refuse_full_disk(path: Path) -> Iterator[None]:
+    """Say which file of a job cannot be written.
+
+    Raises:
+        InvalidInput: in place of an error of the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        more = "what is there stays, and the same command goes on from it"
+        raise InvalidInput(f"{path}: cannot be written: {error.strerror or one_line(error)}; {more}") from None
+
+
+def _record(data: Mapping[str, Any]) -> FileRecord:
+    """Return a record of plain data.
+
+    Raises:
+        TypeError, ValueError: a field is missing, unknown or of another type.
+    """
+    record = FileRecord(**data)
+    for each in fields(record):
+        kind = {"int": int, "dict[str, int]": dict}.get(str(each.type), str)
+        if type(getattr(record, each.name)) is not kind:
+            raise TypeError(f'"{each.name}" is {getattr(record, each.name)!r}')
+    if not all(type(rows) is int and int(layer) >= 0 for layer, rows in record.exit_layers.items()):
+        raise ValueError(f'"exit_layers" is {record.exit_layers!r}')
+    return record

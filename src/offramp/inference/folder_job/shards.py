@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from offramp.errors import DataError, InvalidInput
 
 KINDS = ("csv", "tsv", "jsonl", "parquet")
 """Kinds of files that are read from a folder; each may be packed by gzip."""
+
+log = logging.getLogger("offramp")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
     """Return the files of a folder and of the folders in it, by name.
 
     Files and folders whose names begin with a dot or an underscore hold no rows. Nor do files of other kinds than
-    KINDS, unless `reading` says which format the files have: then all others are read.
+    KINDS, which are logged, unless `reading` says which format the files have: then all others are read.
 
     Args:
         source: the input folder.
@@ -41,7 +44,7 @@ def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
         reading: how the files are read.
 
     Raises:
-        InvalidInput: no folder, or one folder is in the other.
+        InvalidInput: no folder, or one that cannot be listed, or one folder is in the other.
         DataError: no files, or two whose answers would have one name.
     """
     if not source.is_dir():
@@ -49,10 +52,14 @@ def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
     inner, outer = output.resolve(), source.resolve()
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise InvalidInput(f"{output}: the answers need a folder of their own, apart from the input {source}")
-    names = sorted(name for name in _names(source) if reading.format is not None or _kind(name) in KINDS)
+    found = sorted(_names(source, output))
+    names = [name for name in found if reading.format is not None or _kind(name) in KINDS]
     if not names:
-        others = ", ".join(sorted(_names(source))[:3]) or "nothing"
+        others = ", ".join(found[:3]) or "nothing"
         raise DataError(f"{source}: no {', '.join(KINDS)} files, packed by gzip or not; it holds {others}")
+    if len(names) < len(found):
+        first = next(name for name in found if _kind(name) not in KINDS)
+        log.info("%s: left out, as files of other kinds: %d, such as %s", source, len(found) - len(names), first)
     shards: dict[str, Shard] = {}
     for name in names:
         shard = Shard(name, str(source / name), _output_of(name))
@@ -62,15 +69,14 @@ def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
     return list(shards.values())
 
 
-def files_of_other_kinds(source: Path) -> list[str]:
-    """Return the names of the files that `find_shards` leaves out where no format is named, but for hidden ones."""
-    return sorted(name for name in _names(source) if _kind(name) not in KINDS)
-
-
-def _names(source: Path) -> Iterator[str]:
+def _names(source: Path, output: Path) -> Iterator[str]:
     """Yield the paths of the files in a folder that are not hidden; links to folders are followed once."""
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(source, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise InvalidInput(f"{error.filename}: cannot be listed: {error.strerror}")
+
+    seen = {os.path.realpath(output)}  # a link may lead there
+    for folder, folders, files in os.walk(source, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
         if real in seen:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import BinaryIO, final
+from typing import Any, BinaryIO, final
 
+from offramp import __version__
 from offramp.errors import OfframpError
 from offramp.inference.folder_job.answered import AnsweredBlock, Tally
-from offramp.inference.folder_job.blocks import FileRead, file_digest
-from offramp.inference.folder_job.manifest import FileRecord, Manifest
+from offramp.inference.folder_job.blocks import FileRead
+from offramp.inference.folder_job.manifest import FileRecord, Manifest, refuse_full_disk
 from offramp.types.whole_file import UNFINISHED, give_name
 
 
@@ -22,49 +25,46 @@ class AnswerWriter:
 
     Attributes:
         tally: of the rows that this run has answered.
-        unchanged: files that were finished before, and are the same.
+        files: that are complete.
     """
 
     def __init__(self, folder: Path, reads: Sequence[FileRead], manifest: Manifest) -> None:
-        self.tally, self.unchanged = Tally(), 0
+        self.tally, self.files = Tally(), 0
         self._folder, self._reads, self._manifest = folder, reads, manifest
         self._file: BinaryIO | None = None
-        self._next = 0  # the number of the file that is open, or comes
         self._hash = hashlib.sha256()
 
     def write(self, block: AnsweredBlock) -> None:
         """Write a block; with the last one of a file its answers get their name.
 
         Raises:
+            InvalidInput: the disk is full, or takes no file there.
             OfframpError: the block is not the next one.
         """
         read = self._reads[block.file]
         record = self._manifest.files[read.shard.name]
-        if block.file != self._next:
-            raise OfframpError(f"{read.shard.name}: came before {self._reads[self._next].shard.name} was complete")
-        if block.unchanged:
-            self.unchanged += 1
-            self._next += 1
-            return
-        if self._file is None:
-            self._begin(read, record, block)
-        if block.start != record.rows:
-            raise OfframpError(f"{read.shard.name}: row {block.start + 1} came where row {record.rows + 1} should be")
-        self._append(record, block)
-        if block.last:
-            self._end(read, record, block)
+        if block.file != self.files:
+            raise OfframpError(f"{read.shard.name}: came before {self._reads[self.files].shard.name} was complete")
+        with refuse_full_disk(self._folder / read.shard.output):
+            if self._file is None:
+                self._begin(read, record, block)
+            if block.start != record.rows:
+                row = record.rows + 1
+                raise OfframpError(f"{read.shard.name}: row {block.start + 1} came where row {row} should be")
+            self._append(record, block)
+            if block.last:
+                self._end(read, record, block)
+        self._manifest.save()
 
     def close(self) -> None:
         """Close an unfinished file, from which the next run goes on."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # on a full disk, of which `write` has told
+                self._file.close()
             self._file = None
 
     def _begin(self, read: FileRead, record: FileRecord, block: AnsweredBlock) -> None:
         """Open the file of the answers, with the lines of an earlier run where these are of the same rows."""
-        replaced = record.input_sha256 not in ("", block.digest)
-        record.state, record.input_sha256, record.output_sha256, record.error = "unfinished", block.digest, "", ""
-        self._manifest.save(now=replaced)  # lines of one content must not pass for those of another
         path = unfinished_path(self._folder, read.shard.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("r+b" if block.start else "wb")
@@ -74,11 +74,15 @@ class AnswerWriter:
             tally.add(json.loads(line))
             self._hash.update(line)
         self._file.truncate(self._file.tell())
+        # only now: lines of one content, model or option must not pass for those of another, whenever the run is killed
+        replaced = record.input_sha256 not in ("", block.digest)
+        record.state, record.input_sha256 = "unfinished", block.digest
         _count(record, tally)
+        self._manifest.save(now=replaced)
 
     def _append(self, record: FileRecord, block: AnsweredBlock) -> None:
         assert self._file is not None
-        data = block.text.encode()
+        data = block.text.encode("utf-8", "backslashreplace")  # half a character in a label becomes its JSON escape
         self._file.write(data)
         self._file.flush()
         self._hash.update(data)
@@ -89,6 +93,11 @@ class AnswerWriter:
         _count(record, total)
 
     def _end(self, read: FileRead, record: FileRecord, block: AnsweredBlock) -> None:
+        """Give the answers their name.
+
+        The folder is not synchronised: after a power cut the next run finds an answer that is not there, or is not the
+        manifest's, and answers the file again.
+        """
         assert self._file is not None
         os.fsync(self._file.fileno())
         self.close()
@@ -99,8 +108,9 @@ class AnswerWriter:
             give_name(path, self._folder / read.shard.output)
             record.output_sha256 = self._hash.hexdigest()
         record.state, record.error = ("failed", block.error) if block.error else ("done", "")
-        self._next += 1
-        self._manifest.save()
+        record.finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        record.offramp = __version__
+        self.files += 1
 
 
 def unfinished_path(folder: Path, output: str) -> Path:
@@ -109,28 +119,29 @@ def unfinished_path(folder: Path, output: str) -> Path:
     return path.with_name(UNFINISHED + path.name)
 
 
-def whole_lines(path: Path) -> int:
-    """Return how many whole lines of answers a file begins with; 0 where there is none."""
+def whole_lines(path: Path, strict: bool) -> int:
+    """Return how many whole lines of answers a file begins with; 0 where there is none.
+
+    Args:
+        path: of the file.
+        strict: a row without an answer does not count, nor do those that follow it.
+    """
     count = 0
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n") or not isinstance(json.loads(line), dict):
-                    break
-                count += 1
-    except (OSError, ValueError):  # what a power cut leaves may be no text
-        pass
+    with suppress(OSError, ValueError), path.open("rb") as file:  # what a power cut leaves may be no text
+        for answer in _answers(file):
+            if strict and "error" in answer:
+                break
+            count += 1
     return count
 
 
-def is_whole(folder: Path, record: FileRecord) -> bool:
-    """Return whether the answers to a file are all there."""
-    if record.state != "done":
-        return False
-    try:
-        return file_digest(str(folder / record.output)) == record.output_sha256
-    except OSError:
-        return False
+def _answers(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    """Yield the answers of a file up to the first line that is none."""
+    for line in file:
+        answer = json.loads(line) if line.endswith(b"\n") else None
+        if not isinstance(answer, dict) or not ("error" in answer or type(answer.get("exit_layer")) is int):
+            return
+        yield answer
 
 
 def _count(record: FileRecord, tally: Tally) -> None:
