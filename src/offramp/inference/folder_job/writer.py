@@ -8,15 +8,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, final
 
-from offramp import __version__
 from offramp.errors import OfframpError
 from offramp.inference.folder_job.answered import AnsweredBlock, Tally
 from offramp.inference.folder_job.blocks import FileRead
 from offramp.inference.folder_job.manifest import FileRecord, Manifest, refuse_full_disk
 from offramp.types.whole_file import UNFINISHED, give_name
+
+VERSION = version("offramp")
 
 
 @final
@@ -109,7 +111,7 @@ class AnswerWriter:
             record.output_sha256 = self._hash.hexdigest()
         record.state, record.error = ("failed", block.error) if block.error else ("done", "")
         record.finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        record.offramp = __version__
+        record.offramp = VERSION
         self.files += 1
 
 
