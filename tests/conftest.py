@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for all that tests star
 
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +22,8 @@ settings.load_profile("offramp")
 BUDGET_S = 4.0  # a test should take 2 s at most on an idle machine; a slow one may need twice that
 EXPORT_BUDGET_S = 60.0  # the first test that needs a graph exports it, for all that come after
 UNLIMITED = ("slow", "network", "gpu")
-# These share what was exported.
-EXPORTED = (
-    "abuse",
-    "assemble",
-    "client_examples",
-    "clients",
-    "answer_rows",
-    "cold_start",
-    "commands",
-    "drift",
-    "load_engine",
-    "first_exit",
-    "export",
-    "guides",
-    "openvino",
-    "page",
-    "processes",
-    "ray_serve",
-    "serve",
-    "session",
-    "stale_graphs",
-)  # these share what was exported
-EXPORTING = (*EXPORTED, "benchmark", "exits_in_graph", "graph", "saved_folder")
+SHARED = ("exported: Path", "url: str", "graph_of(gated()")  # a file with one of these needs the same exported graphs
+EXPORTING = ("benchmark", "exits_in_graph", "graph", "saved_folder")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -56,14 +36,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return group_of(Path(nodeid.split("::")[0]))
+            return group_of(config.rootpath / nodeid.split("::")[0])
 
     return ByFile(config, log)
 
 
+@cache
 def group_of(file: Path) -> str:
-    name = file.stem.removeprefix("test_")
-    return "exported" if name in EXPORTED else name
+    text = file.read_text(encoding="utf-8")
+    return "exported" if any(words in text for words in SHARED) else file.as_posix()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -76,7 +57,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     began = time.process_time()
     yield
     used = time.process_time() - began
-    budget = EXPORT_BUDGET_S if item.path.stem.removeprefix("test_") in EXPORTING else BUDGET_S
+    exports = group_of(item.path) == "exported" or item.path.stem.removeprefix("test_") in EXPORTING
+    budget = EXPORT_BUDGET_S if exports else BUDGET_S
     if used > budget and not any(item.get_closest_marker(name) for name in UNLIMITED):
         pytest.fail(
             f"took {used:.1f} s of CPU time: over {budget:g} s, mark it slow or move its set-up into a fixture",
