@@ -24,7 +24,7 @@ def answer_folder(
         job: the folder.
         folder: of the model, or a hub name.
         predictor: loaded from there.
-        options: of the command: `batch_size`, `scores`, `workers`.
+        options: of the command: `batch_size`, `scores`, `threads`, `workers`.
         ray: the address of a cluster, "" = one of this command's own; None = no cluster.
         as_json: print one JSON object to standard output, else a line to standard error.
     """
@@ -36,7 +36,8 @@ def answer_folder(
     else:
         from offramp.cluster.ray_data import on_cluster
 
-        with on_cluster(ray, folder, predictor, options["batch_size"], top_k, options["workers"]) as answer:
+        workers, threads = options["workers"], options["threads"] or 1
+        with on_cluster(ray, folder, predictor, options["batch_size"], top_k, workers, threads) as answer:
             totals = run_job(job, identity, answer)
     totals["seconds"] = round(time.monotonic() - begin, 3)
     totals["manifest"] = str(job.output / MANIFEST)

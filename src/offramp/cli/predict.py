@@ -148,7 +148,7 @@ def predict(
 
         assert output is not None
         job = FolderJob(input_folder, output, columns, reading, strict)
-        settings = {"batch_size": batch_size, "scores": scores, "workers": workers}
+        settings = {"batch_size": batch_size, "scores": scores, "threads": threads, "workers": workers}
         answer_folder(job, folder, predictor, settings, ray=address, as_json=as_json)
         return
     rows = read_rows(source, columns, split="test", labelled=False, reading=reading, lenient=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from offramp.data.columns import Columns
 from offramp.data.records import Record, Source
 from offramp.data.rows import Text, rows_of
-from offramp.errors import InvalidInput, OfframpError, one_line
+from offramp.errors import DataError, InvalidInput, OfframpError, one_line
 from offramp.inference.answers import Answer
 from offramp.inference.choose_engine import BATCH_ROWS, name_of
 from offramp.inference.folder_job.answered import answer_blocks
@@ -53,7 +53,7 @@ class Loading:
         cls,
         folder: str | os.PathLike[str],
         predictor: Predictor,
-        threads: int | None,
+        threads: int,
         batch_size: int | None,
         top_k: int | None,
     ) -> Loading:
@@ -66,7 +66,7 @@ class Loading:
         engine = name_of(predictor.engine.name)
         if engine is None:
             raise InvalidInput(f"the engine {predictor.engine.name} cannot be loaded on other nodes")
-        return cls(path, model_digest(path, engine), engine, predictor.point, threads or 1, batch_size, top_k)
+        return cls(path, model_digest(path, engine), engine, predictor.point, threads, batch_size, top_k)
 
     def load(self) -> Predictor:
         """Return the predictor.
@@ -107,11 +107,10 @@ class TableAnswerer:
 
     Attributes:
         columns: of the texts.
-        renamed: a table's columns -> their names beside the answers.
     """
 
-    def __init__(self, loading: Loading, columns: Columns, renamed: Sequence[str]) -> None:
-        self.columns, self.renamed = columns, renamed
+    def __init__(self, loading: Loading, columns: Columns) -> None:
+        self.columns = columns
         self._loading, self._predictor = loading, loading.load()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -122,7 +121,7 @@ class TableAnswerer:
             answers += some
         config = self._predictor.engine.config
         types = answer_types(config.problem_type, config.num_labels, how.top_k)
-        answered = table.rename_columns(list(self.renamed))
+        answered = table.rename_columns(beside(table.column_names, list(types)))
         for name, kind in types.items():
             answered = answered.append_column(name, pa.array([_cell(answer.get(name)) for answer in answers], kind))
         return answered
@@ -152,6 +151,19 @@ def answer_types(problem_type: str, outputs: int, top_k: int | None) -> dict[str
         first = {"label": pa.string(), "score": pa.float64()}
     scores = {} if top_k == 0 else {"scores": pa.map_(pa.string(), pa.float64())}
     return {**first, **scores, "exit_layer": pa.int64(), "error": pa.string()}
+
+
+def beside(names: Sequence[str], answers: Sequence[str]) -> list[str]:
+    """Return the names that the columns of a dataset have beside those of answers.
+
+    Raises:
+        DataError: such a name is taken.
+    """
+    renamed = [f"input_{name}" if name in answers else name for name in names]
+    for name, new in zip(names, renamed, strict=True):
+        if new != name and new in names:
+            raise DataError(f'the dataset: its column "{name}" has the name of an answer, and "{new}" is taken too')
+    return renamed
 
 
 def _cell(value: Any) -> Any:

@@ -13,27 +13,30 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
+import sys
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 import pyarrow as pa
 
-from offramp.cluster.actors import BundleAnswerer, Loading, TableAnswerer, answer_types
+from offramp.cluster.actors import BundleAnswerer, Loading, TableAnswerer, answer_types, beside
 from offramp.data.columns import Columns, choose_columns
-from offramp.errors import DataError, InvalidInput, OfframpError
+from offramp.errors import InvalidInput, OfframpError
 from offramp.inference.choose_engine import BATCH_ROWS
 from offramp.inference.folder_job.answered import AnsweredBlock
 from offramp.inference.folder_job.blocks import BLOCK_ROWS, FileRead, RowBlock, read_blocks
 from offramp.inference.folder_job.job import Answering
 from offramp.inference.load_engine import AUTO
 from offramp.inference.predictor import Predictor
-from offramp.inference.workers import cores
+from offramp.inference.workers import cores as cores_here
 from offramp.types.operating_point import DEFAULT, OperatingPoint
 
 try:
     import ray
-    from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, TaskPoolStrategy
+    from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, Schema, TaskPoolStrategy
     from ray.data.block import BlockMetadata
     from ray.data.datasource import ReadTask
 except ImportError:
@@ -47,6 +50,9 @@ ROW_A_BLOCK = 1
 """Bytes of a Ray block at most: fewer than a row has, so that each row, which is a bundle, is a block of its own."""
 STORE_BYTES = 1 << 29
 """Of the object store of a cluster that is started here; blocks in flight are some hundred kilobytes each."""
+
+_TEXT_TYPES = ("string", "large_string", "string_view", "object")
+"""Types of columns that may hold texts, where no name says which does."""
 
 
 def predict(
@@ -90,16 +96,16 @@ def predict(
         >>> predict(dataset, "model").write_parquet("answers")  # doctest: +SKIP
     """
     predictor = Predictor.load(folder, engine, operating_point, 1, 1, batch_size or BATCH_ROWS, allow_other_engine)
-    first = dataset.take(1)
-    if not first:
+    schema = dataset.schema()
+    if schema is None:  # it is empty
         return dataset
-    columns = choose_columns(Columns(text_column, pair_column), first[0], "the dataset", labelled=False)
+    columns = _columns(schema, text_column, pair_column)
     config = predictor.engine.config
-    renamed = _beside(list(first[0]), list(answer_types(config.problem_type, config.num_labels, top_k)))
+    beside(schema.names, list(answer_types(config.problem_type, config.num_labels, top_k)))
     nodes = _cores_by_node()
     answered = dataset.repartition(target_num_rows_per_block=BLOCK_ROWS, strict=True).map_batches(
         TableAnswerer,
-        fn_constructor_args=(Loading.of(folder, predictor, 1, batch_size, top_k), columns, renamed),
+        fn_constructor_args=(Loading.of(folder, predictor, 1, batch_size, top_k), columns),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=actors or sum(nodes)),
@@ -107,6 +113,14 @@ def predict(
     )
     answered.context.execution_options.preserve_order = True
     return answered
+
+
+def _columns(schema: Schema, text: str | None, pair: str | None) -> Columns:
+    """Return the columns of the texts, guessed by their names and types as for files."""
+    types = zip(schema.names, schema.types, strict=True)
+    record = {name: "" if str(kind) in _TEXT_TYPES else None for name, kind in types}
+    chosen = choose_columns(Columns(text, pair), record, "the dataset", labelled=False)
+    return Columns(chosen.text, chosen.pair)
 
 
 def cores_of_an_actor(nodes: Sequence[int]) -> float:
@@ -133,15 +147,6 @@ def _cores_by_node() -> list[int]:
     return [count for count in found if count] or [1]
 
 
-def _beside(names: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """Return the names of a dataset's columns beside those of answers."""
-    renamed = [f"input_{name}" if name in answers else name for name in names]
-    for name, new in zip(names, renamed, strict=True):
-        if new != name and new in names:
-            raise DataError(f'the dataset: its column "{name}" has the name of an answer, and "{new}" is taken too')
-    return renamed
-
-
 # --- files of a folder ------------------------------------------------------------------------------------------------
 
 
@@ -153,28 +158,33 @@ def on_cluster(
     batch_size: int | None,
     top_k: int | None,
     actors: int | None = None,
+    threads: int = 1,
 ) -> Iterator[Answering]:
     """Connect to a cluster, and return what answers files there; see `offramp.inference.folder_job.job.run_job`.
 
     Args:
-        address: such as "auto" or "10.0.0.1:6379"; "" = a cluster on this machine, which is started and stopped; or,
-            where this process is connected to one, that one.
+        address: "auto" (of this node), or such as "10.0.0.1:6379"; "" = a cluster on this machine, which is started
+            and stopped; or, where this process is connected to one, that one.
         folder: of the model; all nodes need it, and the files of the job, under the same paths.
         predictor: loaded from there.
         batch_size: see `Predictor.__call__`.
         top_k: likewise.
-        actors: of one thread each; None = as many as the cluster has cores.
+        actors: None = as many as the cluster has cores for.
+        threads: of an actor, which asks for as many cores.
 
     Raises:
-        InvalidInput: there is no cluster at the address.
+        InvalidInput: there is no cluster at the address, or none of its nodes has so many cores.
         OfframpError: an actor cannot load the model, or the cluster is lost.
     """
-    loading = Loading.of(folder, predictor, 1, batch_size, top_k)
+    loading = Loading.of(folder, predictor, threads, batch_size, top_k)
     connected = ray.is_initialized()
     if not connected:
         _connect(address)
     try:
-        count = actors or sum(_cores_by_node())
+        nodes = _cores_by_node()
+        if threads > max(nodes):
+            raise InvalidInput(f"--threads {threads}: no node of the cluster has so many cores; at most {max(nodes)}")
+        count = actors or sum(cores // threads for cores in nodes)
 
         def answer(reads: Sequence[FileRead]) -> Generator[AnsweredBlock, None, None]:
             return _answered(reads, loading, count)
@@ -186,16 +196,48 @@ def on_cluster(
 
 
 def _connect(address: str) -> None:
+    _check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data warns of its own actors, in every job
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if address:
-            ray.init(address, **quiet)
-        else:
-            ray.init(num_cpus=cores(), object_store_memory=STORE_BYTES, include_dashboard=False, **quiet)
+        with _silent_stderr():
+            if address:
+                ray.init(address, **quiet)
+            else:
+                ray.init(num_cpus=cores_here(), object_store_memory=STORE_BYTES, include_dashboard=False, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address that no cluster answers, for which Ray itself waits for minutes."""
+    if address in ("", "auto", "local"):
+        return
+    if address.startswith("ray://"):
+        raise InvalidInput(f"--ray {address}: Ray Client is not supported; run it on a node, with the address auto")
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise InvalidInput(f"--ray {address}: an address is auto or HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(f"--ray {address}: no Ray cluster answers there ({error})") from None
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what Ray's own code prints as it connects; its errors are exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _answered(reads: Sequence[FileRead], loading: Loading, actors: int) -> Generator[AnsweredBlock, None, None]:
@@ -213,7 +255,7 @@ def _answered(reads: Sequence[FileRead], loading: Loading, actors: int) -> Gener
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=actors),
-            num_cpus=1,
+            num_cpus=loading.threads,
         )
     try:
         for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
