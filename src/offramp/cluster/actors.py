@@ -130,7 +130,8 @@ class TableAnswerer:
         if not table.num_rows:
             return
         used = table.select([name for name in (self.columns.text, self.columns.pair) if name is not None])
-        records = (Record("", number, values) for number, values in enumerate(used.to_pylist(), start=1))
+        rows = ({name: _none_if_nan(value) for name, value in row.items()} for row in used.to_pylist())
+        records = (Record("", number, values) for number, values in enumerate(rows, start=1))
         for row in rows_of(Source("the dataset", records), self.columns, labelled=False, lenient=True):
             yield row.text if row.error is None else Fault(row.error)
 
@@ -164,6 +165,11 @@ def beside(names: Sequence[str], answers: Sequence[str]) -> list[str]:
         if new != name and new in names:
             raise DataError(f'the dataset: its column "{name}" has the name of an answer, and "{new}" is taken too')
     return renamed
+
+
+def _none_if_nan(value: Any) -> Any:
+    """Return None for NaN, which is what pandas puts where a text is missing."""
+    return None if isinstance(value, float) and value != value else value
 
 
 def _cell(value: Any) -> Any:
