@@ -13,7 +13,7 @@ from offramp.model.modeling import MultiExitModel
 from offramp.training.checkpoints import fault_of
 from offramp.training.objectives.registry import OBJECTIVES, load_objective
 from offramp.types.trace import Trace
-from support.models import encoder_config, texts, tiny_tokenizer
+from support.models import encoder_config, save_folder, texts, tiny_model, tiny_tokenizer
 from support.processes import STEPS, labelled, losses_of, torchrun, trainer_of
 
 SCRIPT = str(Path(support.processes.__file__))
@@ -108,16 +108,83 @@ def load(folder: Path, number: int) -> Trace:
     return Trace.load(folder / f"{number}.safetensors")
 
 
+RESUMED = """
+import json, os, sys
+from pathlib import Path
+from support.processes import losses_of, trainer_of
+
+processes = int(os.environ["WORLD_SIZE"])
+trainer = trainer_of("two-stage", "all", Path(sys.argv[1]), processes, eval_strategy="no", save_strategy="steps",
+                     save_steps=5, save_total_limit=None)
+trainer.train(resume_from_checkpoint=sys.argv[2] if len(sys.argv) > 2 else None)
+if trainer.is_world_process_zero():
+    Path("losses.json").write_text(json.dumps(losses_of(trainer)))
+"""
+
+
 @pytest.mark.slow
-def test_the_command_trains_in_two_processes_and_the_first_writes(tmp_path: Path) -> None:
-    BertModel(encoder_config()).save_pretrained(tmp_path / "encoder")
-    tiny_tokenizer().save_pretrained(tmp_path / "encoder")
-    for name, count in (("train", 64), ("validation", 32)):
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2)])
+def test_a_run_goes_on_with_other_processes_where_it_was_stopped(before: int, after: int, tmp_path: Path) -> None:
+    """Of two stages of four epochs the second stage is resumed after its second epoch."""
+    (tmp_path / "worker.py").write_text(RESUMED)
+    losses = {}
+    for processes, start in ((before, []), (after, ["run/early/checkpoint-10"])):
+        result = torchrun("worker.py", "run", *start, folder=tmp_path, processes=processes)
+        assert result.returncode == 0, result.stderr[-3000:]
+        losses[bool(start)] = json.loads((tmp_path / "losses.json").read_text())
+    assert losses[True][-10:] == pytest.approx(losses[False][-10:], abs=1e-5, rel=0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder without dropout, and data."""
+    folder = tmp_path_factory.mktemp("data")
+    BertModel(encoder_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).save_pretrained(
+        folder / "encoder"
+    )
+    tiny_tokenizer().save_pretrained(folder / "encoder")
+    for name, count in (("train", 64), ("validation", 33), ("one", 1)):
         rows = [{"text": text, "label": number % 2} for number, text in enumerate(texts(count))]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = ("--train", "train.jsonl", "--validation", "validation.jsonl", "--backbone", "encoder", "--epochs", "2")
-    command = ("-m", "offramp", "train", *data, "-o", "model", "--objective", "ensemble-distillation")
-    log = two_processes(*command, folder=tmp_path)
-    assert log.count("epoch 1.0: training loss") == 1
-    assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".md", ".safetensors"}
-    assert MultiExitModel.from_pretrained(tmp_path / "model").operating_points.keys() == {"default"}
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+DATA = ("--train", "train.jsonl", "--validation", "validation.jsonl", "--backbone", "encoder", "--epochs", "2")
+
+
+@pytest.mark.slow
+def test_the_command_trains_in_two_processes_and_the_first_writes(data: Path) -> None:
+    options = ("--objective", "ensemble-distillation", "--batch-size")
+    log = two_processes("-m", "offramp", "train", *DATA, "-o", "model", *options, "8", folder=data)
+    folder = data / "model"
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".safetensors"}
+    assert MultiExitModel.from_pretrained(folder).operating_points.keys() == {"default"}
+    assert log.count("validation.jsonl: text from") == 1
+    result = torchrun("-m", "offramp", "train", *DATA, "-o", "alone", *options, "16", folder=data, processes=1)
+    epochs = [[line for line in text.splitlines() if line.startswith("epoch")] for text in (log, result.stderr)]
+    assert len(epochs[0]) == 4
+    assert epochs[0] == epochs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", ["validation", "one"])
+def test_the_command_records_the_trace_of_one_process(rows: str, data: Path) -> None:
+    save_folder(data / "tiny", tiny_model(num_labels=2))
+    traces = []
+    for processes in (1, 2):
+        name = f"{rows}-{processes}.safetensors"
+        command = ("-m", "offramp", "record", "tiny", "--data", f"{rows}.jsonl", "-o", name, "--batch-size", "4")
+        result = torchrun(*command, folder=data, processes=processes)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.stdout.count("\n") == 1
+        traces.append(Trace.load(data / name))
+    for field in ("logits", "labels", "layers", "tokens", "macs"):
+        assert torch.equal(*(getattr(trace, field) for trace in traces)), field
+    assert traces[0].provenance == traces[1].provenance
+
+
+@pytest.mark.slow
+def test_an_error_is_printed_once_and_ends_all_processes(data: Path) -> None:
+    result = torchrun("-m", "offramp", "train", *DATA, "-o", "model/none/such", "--max-drop", "2", folder=data)
+    assert result.returncode != 0
+    assert result.stderr.count("Invalid value for '--max-drop'") == 1
