@@ -43,6 +43,27 @@ def test_a_steady_source_gives_what_is_asked_for_and_ends_with_less() -> None:
     assert [(source.take(3), source.ended) for _ in range(3)] == [([0, 1, 2], False), ([3, 4, 5], False), ([6], True)]
 
 
+def test_fewer_long_texts_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.inference.stream.MOST_CHARACTERS", 10)
+    texts = ["12345", ("123", "45"), "1", "2", "123456789012", "3"]
+    source = SteadySource(texts)
+    assert [(source.take(3), source.ended) for _ in range(4)] == [
+        (texts[:2], False),
+        (texts[2:5], False),
+        (texts[5:], True),
+        ([], True),
+    ]
+    live = LiveSource(iter(texts), 1000)
+    live.open(lambda: None)
+    parts: list[object] = []
+    while not live.ended:
+        time.sleep(0.05)
+        ahead = live.take(1000)
+        assert len(ahead) <= 3
+        parts += ahead
+    assert parts == texts
+
+
 def taken(source: LiveSource[int], size: int) -> Iterator[list[int]]:
     changed = threading.Event()
     source.open(changed.set)
