@@ -194,7 +194,7 @@ def bundle_seconds(rows: int, temporary: str) -> float:
         context.enable_progress_bars = False
         source = ray.data.range(1, override_num_blocks=1).map_batches(bundles, batch_format="pyarrow", num_cpus=0)
         answered = source.map_batches(
-            Nothing, batch_size=None, batch_format="pyarrow", compute=ActorPoolStrategy(size=2), num_cpus=1
+            Nothing, batch_size=None, batch_format="pyarrow", compute=ActorPoolStrategy(size=2), num_cpus=0
         )
         for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
             pickle.loads(batch["answers"][0].as_py())
