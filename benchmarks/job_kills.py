@@ -40,7 +40,7 @@ from machine import as_lines, provenance
 from offramp.types.whole_file import UNFINISHED
 from resumable import load_state, save_state
 
-TRIALS, ROWS, FILES, SEED = 30, 20_000, 12, 0
+TRIALS, ROWS, FILES, SEED = 30, 60_000, 12, 0
 TEXT = "where is my card please transfer money to the bank account what time is my flight book a restaurant"
 KINDS = ("csv", "jsonl.gz", "tsv", "parquet", "csv.gz", "jsonl")
 RESULTS = Path(__file__).parent / "results"
