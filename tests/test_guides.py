@@ -6,8 +6,13 @@ turn, in one namespace, in a folder with what the pages presume: `model` (a tiny
 """
 
 import csv
+import importlib
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,6 +44,7 @@ INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
 COMMAND = re.compile(r"(?:^|(?<=[\s|&;(]))offramp ([a-z]\S*)((?:\\\n|[^|>&;#\n])*)", re.MULTILINE)
 SAVED = re.compile(r"# ([\w/]+\.py)\n")
+SPARK_AND_DASK = ROOT / "docs" / "how-to" / "spark-and-dask.md"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -183,3 +191,161 @@ def test_a_graph_without_offramp_answers_as_the_predictor_does(presumed: Path) -
     expected = offramp.Predictor.load("model", engine="onnx-int8")(rows)
     assert len({row["exit_layer"] for row in expected}) > 1
     assert answer(rows) == [(row["label"], row["exit_layer"]) for row in expected]
+
+
+# Spark and Dask.
+
+ANSWER_TYPES = {"label": "string", "score": "float64", "exit_layer": "Int32", "error": "string"}
+SOME_MISSING: list[str | None] = [*texts(40, seed=5), None, "", *texts(3, seed=6), " "]
+
+
+def predicted(rows: list[str | None]) -> list[dict[str, Any]]:
+    """Return the predictor's own answers in the folder `model`; a missing text is a blank one."""
+    return offramp.Predictor.load("model", engine="onnx-int8")([text or "" for text in rows])
+
+
+def filled(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table without their missing cells."""
+    return [{name: cell for name, cell in row.items() if not pd.isna(cell)} for row in table.to_dict("records")]
+
+
+@pytest.fixture
+def answers(presumed: Path) -> Any:
+    """The module of the page, as a worker imports it."""
+    run(SPARK_AND_DASK, presumed)
+    return importlib.import_module("answers")
+
+
+@pytest.mark.parametrize("dtype", [object, "str", "string", pd.ArrowDtype(pa.string())], ids=str)
+def test_batches_of_pandas_are_answered_as_the_predictor_does_and_have_fixed_types(dtype: Any, answers: Any) -> None:
+    batches = [SOME_MISSING[:30], [], SOME_MISSING[30:], [None, None], ["the cat"]]
+    for batch in batches:
+        index = [7, 7, *range(len(batch))][: len(batch)]  # as behind a union of tables: not unique
+        found = answers.answer(pd.Series(batch, index, dtype), "model")
+        assert {name: str(kind) for name, kind in found.dtypes.items()} == ANSWER_TYPES
+        assert list(found.index) == index
+        assert filled(found) == predicted(batch)
+    assert [sum("error" in row for row in predicted(batch)) for batch in batches] == [0, 0, 3, 2, 0]
+
+
+def test_the_model_of_a_worker_is_loaded_once(answers: Any) -> None:
+    assert answers.load("model") is answers.load("model")
+    assert answers.load("model").workers == answers.load("model").engine.graph.threads == 1
+
+
+def test_answers_are_added_to_a_table_beside_its_own_columns(answers: Any) -> None:
+    table = pd.DataFrame({"id": range(len(SOME_MISSING)), "text": SOME_MISSING, "label": "of the table"})
+    found = answers.add_answers(table, "model")
+    assert list(found) == ["id", "text", "label", "score", "exit_layer", "error"]
+    assert list(found["id"]) == list(table["id"])
+    assert filled(found[list(ANSWER_TYPES)]) == predicted(SOME_MISSING)
+
+
+def test_a_column_of_numbers_is_refused_in_the_words_of_the_page(answers: Any) -> None:
+    with pytest.raises(offramp.InvalidInput) as error:
+        answers.answer(pd.Series([7]), "model")
+    assert str(error.value) in SPARK_AND_DASK.read_text(encoding="utf-8")
+
+
+def output(program: str, folder: Path) -> Any:
+    """Run a program of the page with a few lines more, which fill `found`, in a process of its own; return that."""
+    run(SPARK_AND_DASK, folder)
+    with open("test.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["text", "label"], *([text, "x"] for text in SOME_MISSING)])
+    code = "\n".join([Path(program).read_text(encoding="utf-8"), MORE[program], "import json", SAVE])
+    (folder / "whole.py").write_text(code, encoding="utf-8")
+    environment = os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    ended = subprocess.run([sys.executable, "whole.py"], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return json.loads((folder / "found.json").read_text(encoding="utf-8"))
+
+
+SAVE = """if __name__ == "__main__":
+    with open("found.json", "w", encoding="utf-8") as file:
+        json.dump(found, file)
+"""
+MORE = {
+    "with_spark.py": """
+import contextlib
+import io
+
+
+def rows(table):
+    return [[row.text, row.answer.asDict()] for row in table.collect()]
+
+
+def answer_tables(batches):
+    return (answers.add_answers(batch, SparkFiles.get("model")) for batch in batches)
+
+
+@pandas_udf(answers.SCHEMA)
+def by_broadcast(texts: pd.Series) -> pd.DataFrame:
+    answered = sent.value(texts.fillna(""))
+    return pd.DataFrame(answered, columns=list(answers.TYPES)).astype(answers.TYPES)
+
+
+@pandas_udf(answers.SCHEMA)
+def by_pair(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.DataFrame]:
+    for first, second in batches:
+        answered = answers.load(SparkFiles.get("model"))(list(zip(first, second)))
+        yield pd.DataFrame(answered, columns=list(answers.TYPES)).astype(answers.TYPES)
+
+
+sent = spark.sparkContext.broadcast(answers.load("model"))
+words = table.where("trim(text) != ''")
+with contextlib.redirect_stdout(io.StringIO()) as plan:
+    answered.where("answer.exit_layer < 3").explain()
+found = {
+    "column": rows(answered),
+    "spread": rows(table.repartition(8).withColumn("answer", answer("text"))),
+    "few": rows(table.where("text is null").withColumn("answer", answer("text"))),
+    "none": rows(table.where("text = 'no such text'").withColumn("answer", answer("text"))),
+    "broadcast": rows(table.withColumn("answer", by_broadcast("text"))),
+    "tables": [row.asDict() for row in table.mapInPandas(answer_tables, "text string, " + answers.SCHEMA).collect()],
+    "pairs": rows(words.withColumn("answer", by_pair("text", "text"))),
+    "runs": plan.getvalue().count("ArrowEvalPython"),
+}
+spark.stop()
+""",
+    "with_dask.py": """
+if __name__ == "__main__":
+    answered = dask.dataframe.concat([answered, answered])  # its index is not unique
+    found = {
+        kind: answered.compute(scheduler=kind).astype(object).replace({float("nan"): None}).to_dict("split")
+        for kind in ("threads", "processes")
+    }
+""",
+}
+
+
+@pytest.mark.slow
+def test_the_page_answers_in_a_session_of_spark(presumed: Path) -> None:
+    pytest.importorskip("pyspark", reason="needs pip install pyspark")
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        pytest.skip("needs Java")
+    found = output("with_spark.py", presumed)
+    expected = [[text or None, answer] for text, answer in zip(SOME_MISSING, predicted(SOME_MISSING), strict=True)]
+
+    def present(rows: list[list[Any]]) -> list[list[Any]]:
+        return [[text, {name: cell for name, cell in answer.items() if cell is not None}] for text, answer in rows]
+
+    assert present(found["column"]) == present(found["broadcast"]) == expected
+    assert sorted(present(found["spread"]), key=repr) == sorted(expected, key=repr)
+    assert present(found["few"]) == [[None, {"error": "the text is blank"}]] * 2
+    assert found["none"] == []
+    assert present([[row.pop("text"), row] for row in found["tables"]]) == expected
+    words = [text for text in SOME_MISSING if (text or "").strip()]
+    pairs = offramp.Predictor.load("model", engine="onnx-int8")([(text, text) for text in words])
+    assert present(found["pairs"]) == [list(row) for row in zip(words, pairs, strict=True)]
+    assert found["runs"] == 1
+
+
+@pytest.mark.slow
+def test_the_page_answers_in_dask(presumed: Path) -> None:
+    pytest.importorskip("dask.dataframe", reason="needs pip install 'dask[dataframe]'")
+    for found in output("with_dask.py", presumed).values():
+        assert found["columns"] == ["text", *ANSWER_TYPES]
+        assert found["index"] == [*range(len(SOME_MISSING))] * 2
+        answered = [dict(zip(ANSWER_TYPES, row[1:], strict=True)) for row in found["data"]]
+        present = [{name: cell for name, cell in row.items() if cell is not None} for row in answered]
+        assert present == predicted(SOME_MISSING) * 2

@@ -1,7 +1,7 @@
 """What callers may give a predictor, and what one bad text does to the others: nothing."""
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import datasets
@@ -25,6 +25,28 @@ COLUMNS = {"text": ["the cat", "a dog"], "label": [0, 1]}
 
 class PanicException(BaseException):
     """Named as the panic of a Rust extension, which is no Exception."""
+
+
+class SparkColumn:
+    """A column of Spark: any attribute is a column, and it cannot be read."""
+
+    def __getattr__(self, name: str) -> "SparkColumn":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __iter__(self) -> None:
+        raise TypeError("[NOT_ITERABLE] Column is not iterable.")
+
+
+class DaskColumn:
+    """A column of Dask, which has columns."""
+
+    ndim = 1
+    columns = pd.Index(["text"])
+
+    def __iter__(self) -> Iterator[str]:
+        yield from COLUMNS["text"]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +73,10 @@ def predictor() -> Predictor:
         ),
         (pd.DataFrame(COLUMNS), r"the table DataFrame with the columns 'text', 'label'; give one of them"),
         (pa.table(COLUMNS), "the table Table with the columns 'text', 'label'"),
+        (pa.array(COLUMNS["text"]), r"the Arrow array StringArray; give array.to_pylist\(\)"),
+        (pa.chunked_array([COLUMNS["text"]]), r"the Arrow array ChunkedArray; give array.to_pylist\(\)"),
+        (pd.Series(COLUMNS["text"]).str, "got StringMethods: 'StringMethods' object is not iterable"),
+        (SparkColumn(), r"got SparkColumn: \[NOT_ITERABLE\] Column is not iterable"),
         (io.StringIO("the cat\na dog\n"), "got an open file; give its lines without their ends"),
         (io.BytesIO(b"the cat\n"), "got an open file"),
         ({"the cat", "a dog"}, "got a set, which has no order"),
@@ -74,6 +100,9 @@ def test_what_is_no_list_of_texts_is_refused_at_once(
     "container",
     [
         pd.Series(["the cat", "a dog"], index=[5, 3]),
+        pd.Series(["the cat", "a dog"], index=["columns", "column_names"]),
+        *(pd.Series(["the cat", "a dog"], dtype=kind) for kind in ("string", "category", pd.ArrowDtype(pa.string()))),
+        DaskColumn(),
         np.array(["the cat", "a dog"]),
         np.array(["the cat", "a dog"], dtype=object),
         datasets.Dataset.from_dict(COLUMNS)["text"],
@@ -104,6 +133,14 @@ def test_a_dict_of_a_text_and_a_pair_is_the_pair(predictor: Predictor) -> None:
 def test_a_row_or_columns_of_a_table_are_no_pair(item: Any, predictor: Predictor) -> None:
     with pytest.raises(InvalidInput, match=r"^item 0 must be a text or a pair of texts"):
         predictor([item])
+
+
+@pytest.mark.parametrize("dtype", [object, "str", "string", "category", pd.ArrowDtype(pa.string())], ids=str)
+def test_a_missing_cell_of_a_column_is_refused_with_its_place(dtype: Any, predictor: Predictor) -> None:
+    column = pd.Series(["the cat", None], dtype=dtype)
+    with pytest.raises(InvalidInput, match=r"^item 1 must be a text or a pair of texts, got (None|nan|<NA>) \(\w+\)$"):
+        predictor(column)
+    assert predictor(column.astype(object).fillna(""))[1] == {"error": "the text is blank"}
 
 
 # One text's fault.

@@ -32,7 +32,13 @@ def read_texts(texts: Iterable[Text | Mapping[str, Any]]) -> Iterator[Text]:
     """
     if (fault := _container_fault(texts)) is not None:
         raise InvalidInput(f"a predictor takes a list of texts, got {fault}")
-    return (_to_text(item, index) for index, item in enumerate(texts))
+    try:
+        items = enumerate(texts)
+    except TypeError as error:  # a column of Spark
+        raise InvalidInput(
+            f"a predictor takes a list of texts, got {type(texts).__name__}: {one_line(error)}"
+        ) from None
+    return (_to_text(item, index) for index, item in items)
 
 
 def _container_fault(texts: object) -> str | None:
@@ -40,7 +46,6 @@ def _container_fault(texts: object) -> str | None:
     if type(texts) is list:
         return None
     kind = type(texts).__name__
-    columns = getattr(texts, "column_names", getattr(texts, "columns", None))  # of pandas, polars, pyarrow, datasets
     if isinstance(texts, str):
         return "one text; give [text]"
     if isinstance(texts, (bytes, bytearray, memoryview)):
@@ -49,17 +54,26 @@ def _container_fault(texts: object) -> str | None:
         return (
             f'the mapping {kind} with the keys {_listed(texts)}; give a list, such as [{{"text": ...}}] or data["text"]'
         )
-    if columns is not None:
+    axes = _of_class(texts, "ndim")
+    columns = _of_class(texts, "column_names", "columns")  # of pandas, polars, pyarrow, datasets, Spark
+    if columns is not None and axes != 1:  # a column of Dask has columns too
         return f'the table {kind} with the columns {_listed(columns)}; give one of them, such as table["text"]'
     if isinstance(texts, io.IOBase):
         return r'an open file; give its lines without their ends, such as (line.rstrip("\n") for line in file)'
     if isinstance(texts, (set, frozenset)):
         return f"a {kind}, which has no order"
-    if (axes := getattr(texts, "ndim", 1)) != 1:
+    if hasattr(type(texts), "to_pylist"):
+        return f"the Arrow array {kind}; give array.to_pylist()"
+    if axes not in (None, 1):
         return f"the array {kind} of {axes} axes; give one axis of texts, or array.tolist() for pairs"
     if isinstance(texts, tuple) and len(texts) == 2 and all(isinstance(part, str) for part in texts):
         return "a tuple of two texts; give [(a, b)] for one pair, [a, b] for two texts"
     return None if isinstance(texts, Iterable) else f"{kind}: {reprlib.repr(texts)}"
+
+
+def _of_class(texts: object, *names: str) -> Any:
+    """Return the first attribute that the class has; a Series has its index's names besides, a column of Spark any."""
+    return next((getattr(texts, name) for name in names if hasattr(type(texts), name)), None)
 
 
 def _listed(names: Iterable[object]) -> str:
