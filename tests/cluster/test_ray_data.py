@@ -25,7 +25,7 @@ from ray.data import Schema
 
 from offramp import Predictor
 from offramp.cluster.actors import Loading, TableAnswerer, beside
-from offramp.cluster.ray_data import _columns, cores_of_an_actor, groups, on_cluster, predict
+from offramp.cluster.ray_data import _columns, _connect, cores_of_an_actor, groups, on_cluster, predict
 from offramp.data.columns import Columns
 from offramp.errors import DataError, InvalidInput, OfframpError
 from offramp.inference.folder_job.blocks import FileRead
@@ -124,8 +124,11 @@ def test_an_empty_dataset_stays_empty(cluster: None, exported: Path) -> None:
 
 
 @SHARED
-def test_a_folder_is_answered_as_without_a_cluster(cluster: None, exported: Path, tmp_path: Path) -> None:
-    source = tmp_path / "in"
+def test_a_folder_is_answered_as_without_a_cluster(
+    cluster: None, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the cluster's processes are not
+    source = Path("in")
     source.mkdir()
     for name in ("a.csv", "b.csv"):
         (source / name).write_text("text\n" + "".join(f"{text}\n" for text in [*texts(300, seed=5), '" "']))
@@ -281,3 +284,10 @@ def test_an_address_without_a_cluster_is_refused_at_once(
     with pytest.raises(InvalidInput, match=f"^--ray {address}: {reason}"):
         on_cluster(address, exported, predictor, None, 0).__enter__()
     assert time.perf_counter() - began < 10
+
+
+def test_a_cluster_of_ones_own_is_started_whatever_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses: list[str | None] = []
+    monkeypatch.setattr(ray, "init", lambda address=None, **_: addresses.append(address))
+    _connect("")
+    assert addresses == ["local"]

@@ -18,6 +18,7 @@ import sys
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, final
 
 import pyarrow as pa
@@ -206,7 +207,10 @@ def _connect(address: str) -> None:
             if address:
                 ray.init(address, **quiet)
             else:
-                ray.init(num_cpus=cores_here(), object_store_memory=STORE_BYTES, include_dashboard=False, **quiet)
+                # "local": without an address Ray takes a cluster of RAY_ADDRESS, or one that runs here
+                ray.init(
+                    "local", num_cpus=cores_here(), object_store_memory=STORE_BYTES, include_dashboard=False, **quiet
+                )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
 
@@ -242,6 +246,8 @@ def _silent_stderr() -> Iterator[None]:
 
 def _answered(reads: Sequence[FileRead], loading: Loading, actors: int) -> Generator[AnsweredBlock, None, None]:
     """Yield answered blocks in the order of the files and of their rows."""
+    # nodes work in folders of their own
+    reads = [replace(read, shard=replace(read.shard, path=os.path.abspath(read.shard.path))) for read in reads]
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
     context.execution_options.preserve_order = True

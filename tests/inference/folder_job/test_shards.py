@@ -9,6 +9,7 @@ import pytest
 from offramp.data.records import AS_NAMED, Reading
 from offramp.errors import DataError, InvalidInput
 from offramp.inference.folder_job.shards import find_shards
+from offramp.types.whole_file import UNFINISHED
 
 
 def names(folder: Path, reading: Reading = AS_NAMED) -> dict[str, str]:
@@ -48,6 +49,15 @@ def test_files_of_other_kinds_are_left_out_with_their_number(tmp_path: Path, cap
 def test_two_files_of_one_stem_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.csv", "a.jsonl.gz")
     with pytest.raises(DataError, match=r"the answers to a\.csv and to a\.jsonl\.gz would both be a\.jsonl"):
+        names(tmp_path)
+
+
+def test_a_name_is_refused_before_the_job_where_its_answers_could_not_have_theirs(tmp_path: Path) -> None:
+    stem = "\u00e9" * 118 + "n" * (255 - 236 - len(UNFINISHED) - len(".jsonl"))
+    write(tmp_path, f"{stem}.csv")
+    assert list(names(tmp_path)) == [f"{stem}.csv"]
+    write(tmp_path, f"{stem}n.csv")
+    with pytest.raises(DataError, match="a name too long for its answers"):
         names(tmp_path)
 
 

@@ -10,9 +10,12 @@ from pathlib import Path, PurePosixPath
 
 from offramp.data.records import Reading
 from offramp.errors import DataError, InvalidInput
+from offramp.types.whole_file import UNFINISHED
 
 KINDS = ("csv", "tsv", "jsonl", "parquet")
 """Kinds of files that are read from a folder; each may be packed by gzip."""
+LONGEST_NAME = 255
+"""Bytes of a file's name, on the file systems in use."""
 
 log = logging.getLogger("offramp")
 
@@ -45,7 +48,7 @@ def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
 
     Raises:
         InvalidInput: no folder, or one that cannot be listed, or one folder is in the other.
-        DataError: no files, or two whose answers would have one name.
+        DataError: no files, two whose answers would have one name, or one whose answers' name would be too long.
     """
     if not source.is_dir():
         raise InvalidInput(f"{source}: no such folder; --input takes a folder of {', '.join(KINDS)} files")
@@ -63,6 +66,8 @@ def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
     shards: dict[str, Shard] = {}
     for name in names:
         shard = Shard(name, str(source / name), _output_of(name))
+        if len(os.fsencode(UNFINISHED + PurePosixPath(shard.output).name)) > LONGEST_NAME:
+            raise DataError(f"{shard.path}: a name too long for its answers, {shard.output}; give it a shorter one")
         other = shards.setdefault(shard.output, shard)
         if other is not shard:
             raise DataError(f"{source}: the answers to {other.name} and to {name} would both be {shard.output}")
