@@ -1,6 +1,6 @@
 """A model behind Ray Serve, with a ladder and up to four replicas.
 
-MODEL=model serve run app:app
+MODEL=model serve run app:app (in this folder; MODEL is the path of a model, and LADDER=1 adds the ladder)
 """
 
 import os
