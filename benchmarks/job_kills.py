@@ -157,12 +157,12 @@ def killed_worker(job: Job, after_s: float, draw: random.Random) -> dict[str, An
 
 
 def _worker(process: psutil.Process) -> str:
-    """Return what a process of Ray does, "" for those that run the cluster and those that wait."""
+    """Return what an actor or a read task of the job is called; "" for all other processes."""
     try:
         title = process.cmdline()[0] if process.cmdline() else ""
     except (psutil.NoSuchProcess, IndexError):
         return ""
-    return title if title.startswith("ray::") and "IDLE" not in title else ""
+    return title if title.startswith(("ray::MapWorker", "ray::Read")) else ""
 
 
 def finished_rows(job: Job) -> int:

@@ -188,6 +188,14 @@ def test_columns_are_told_apart_by_name_in_every_block(exported: Path) -> None:
     assert answers(first.to_pylist() + other.to_pylist()) == wanted(exported, ["good cat", "bad tree"])
 
 
+def test_a_block_of_several_chunks_is_answered_as_one_chunk(exported: Path) -> None:
+    chunks = pa.chunked_array([["good cat"], ["bad tree"], ["the film"]])
+    answered = answerer(exported)(pa.table({"text": chunks}))
+
+    assert [column.num_chunks for column in answered.columns] == [1] * 5  # text, label, score, exit_layer, error
+    assert answered["text"].to_pylist() == ["good cat", "bad tree", "the film"]
+
+
 def test_scores_are_a_map_of_the_most_probable_labels(exported: Path) -> None:
     answered = answerer(exported, top_k=2)(pa.table({"text": ["good cat", ""]})).to_pylist()
     label, score = answered[0]["scores"][0]

@@ -124,7 +124,7 @@ class TableAnswerer:
         answered = table.rename_columns(beside(table.column_names, list(types)))
         for name, kind in types.items():
             answered = answered.append_column(name, pa.array([_cell(answer.get(name)) for answer in answers], kind))
-        return answered
+        return answered.combine_chunks()  # pyarrow, which writes parquet for Ray, may write chunks in another order
 
     def _items(self, table: pa.Table) -> Iterator[Text | Fault]:
         if not table.num_rows:
