@@ -121,8 +121,8 @@ def page(result: dict[str, Any]) -> str:
             "# Memory of a folder job",
             "",
             as_lines(result["about"]),
-            f"{totals['rows']:,} short rows, one half of them in one file of {totals['files_done']:,} (all packed), a tiny model "
-            f"in torch; {totals['seconds']:,.0f} s.",
+            f"{totals['rows']:,} short rows, one half of them in one file of {totals['files_done']:,} (all packed),",
+            f"a tiny model in torch; {totals['seconds']:,.0f} s.",
             "",
             "| first tenth | last tenth | most |",
             "|---|---|---|",

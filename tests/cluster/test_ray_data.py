@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,11 +25,11 @@ import ray
 from ray.data import Schema
 
 from offramp import Predictor
-from offramp.cluster.actors import Loading, TableAnswerer, beside
+from offramp.cluster.actors import BundleAnswerer, Loading, TableAnswerer, beside
 from offramp.cluster.ray_data import _columns, _connect, cores_of_an_actor, groups, on_cluster, predict
 from offramp.data.columns import Columns
 from offramp.errors import DataError, InvalidInput, OfframpError
-from offramp.inference.folder_job.blocks import FileRead
+from offramp.inference.folder_job.blocks import FileRead, RowBlock
 from offramp.inference.folder_job.identity import identity_of
 from offramp.inference.folder_job.job import FolderJob, answer_here, run_job
 from offramp.inference.folder_job.manifest import MANIFEST
@@ -186,6 +187,15 @@ def test_columns_are_told_apart_by_name_in_every_block(exported: Path) -> None:
     assert (first["input_label"].to_pylist(), first["id"].to_pylist()) == ([7], [1])
     assert (other["input_label"].to_pylist(), other["id"].to_pylist()) == ([8], [2])
     assert answers(first.to_pylist() + other.to_pylist()) == wanted(exported, ["good cat", "bad tree"])
+
+
+def test_an_actor_counts_the_texts_that_it_cuts(exported: Path) -> None:
+    blocks = [RowBlock(0, "digest", 0, ["good cat", "the film " * 200], [1, 2], "a.txt, line ")]
+    loading = Loading.of(exported, Predictor.load(exported, INT8, threads=1, workers=1), 1, None, 0)
+    (bundle,) = BundleAnswerer(loading)(pa.table({"bundle": [pickle.dumps(blocks)]})).to_pylist()
+
+    assert (bundle["cut"], bundle["texts"], bundle["limit"] < 400) == (1, 2, True)
+    assert [block.tally.rows for block in pickle.loads(bundle["answers"])] == [2]
 
 
 def test_a_block_of_several_chunks_is_answered_as_one_chunk(exported: Path) -> None:

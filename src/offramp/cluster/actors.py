@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import pyarrow as pa
 
+from offramp.data.batching import Cuts
 from offramp.data.columns import Columns
 from offramp.data.records import Record, Source
 from offramp.data.rows import Text, rows_of
@@ -87,14 +88,18 @@ class Loading:
 
 @final
 class BundleAnswerer:
-    """Answers bundles of row blocks, (B,) pickled lists of `RowBlock`; returns lists of `AnsweredBlock`."""
+    """Answers bundles of row blocks, one a Ray block: pickled lists of `RowBlock` become lists of `AnsweredBlock`."""
 
     def __init__(self, loading: Loading) -> None:
         self._loading, self._predictor = loading, loading.load()
 
     def __call__(self, bundles: pa.Table) -> pa.Table:
-        """Return the answers of each bundle, pickled."""
-        return pa.table({"answers": pa.array([self._answered(bundle.as_py()) for bundle in bundles["bundle"]])})
+        """Return the answers of each bundle, pickled, with a count of the texts that were cut."""
+        cuts = Cuts()
+        with cuts.counted():
+            answers = [self._answered(bundle.as_py()) for bundle in bundles["bundle"]]
+        counts = {name: [value] + [0] * (len(answers) - 1) for name, value in asdict(cuts).items()}
+        return pa.table({"answers": pa.array(answers, pa.binary()), **counts})
 
     def _answered(self, bundle: bytes) -> bytes:
         how = self._loading

@@ -24,6 +24,7 @@ from typing import Any, final
 import pyarrow as pa
 
 from offramp.cluster.actors import BundleAnswerer, Loading, TableAnswerer, answer_types, beside
+from offramp.data.batching import Cuts
 from offramp.data.columns import Columns, choose_columns
 from offramp.errors import InvalidInput, OfframpError
 from offramp.inference.choose_engine import BATCH_ROWS
@@ -86,7 +87,8 @@ def predict(
     Returns:
         The dataset, in its order, with the columns of `offramp.Predictor.__call__` beside its own: "label" and "score"
         ("value"; "labels"), "exit_layer", and "error", which is null where a row has an answer; "scores" is a map. A
-        column of the dataset that has such a name is called "input_label" and so on. It is computed when it is read.
+        column of the dataset that has such a name is called "input_label" and so on. It is computed when it is read;
+        of two models in one pipeline, let the first end (`.materialize()`), since each takes the cores.
 
     Raises:
         InvalidInput: the predictor cannot be loaded.
@@ -263,12 +265,16 @@ def _answered(reads: Sequence[FileRead], loading: Loading, actors: int) -> Gener
             compute=ActorPoolStrategy(size=actors),
             num_cpus=loading.threads,
         )
+    cuts = Cuts()
     try:
         for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for cell in batch["answers"]:
-                yield from pickle.loads(cell.as_py())
+            for bundle in batch.to_pylist():
+                cuts.add(bundle["cut"], bundle["texts"], bundle["limit"] or cuts.limit)
+                yield from pickle.loads(bundle["answers"])
     except ray.exceptions.RayError as error:
         raise OfframpError(_reason(error)) from error
+    finally:
+        cuts.log()
 
 
 @final

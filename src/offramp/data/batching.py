@@ -87,8 +87,11 @@ class Cuts:
         self.limit, self.cut, self.texts = limit, self.cut + cut, self.texts + texts
 
     def log(self) -> None:
-        """Log how many texts were cut, if any was."""
-        if self.cut:
+        """Log how many texts were cut, if any was; within another count it is added there."""
+        outer = _COUNTING.get()
+        if outer is not None:
+            outer.add(self.cut, self.texts, self.limit)
+        elif self.cut:
             verb = "text was" if self.texts == 1 else "texts was" if self.cut == 1 else "texts were"
             log.warning("%d of %d %s cut to %d tokens", self.cut, self.texts, verb, self.limit)
 
