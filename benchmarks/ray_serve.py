@@ -137,7 +137,7 @@ def page(result: dict[str, Any]) -> str:
         "",
         as_lines(result["about"]),
         "",
-        f"Model {settings['model']}, {settings['engine']}, {settings['cores']} processes that run it; one text a "
+        f"Model {settings['model']}, {settings['engine']}, cores of the model: {settings['cores']}; one text a "
         f"request, all connections always ask; {settings['rounds']} rounds of {settings['seconds']:g} s in "
         "turn, median [least, most].",
         "",
