@@ -33,9 +33,17 @@ def test_files_are_found_by_kind_and_in_order_of_their_names(tmp_path: Path) -> 
     ]
 
 
-def test_hidden_files_and_marks_of_other_programs_hold_no_rows(tmp_path: Path) -> None:
-    write(tmp_path, "a.csv", ".b.csv", "_SUCCESS", "_temporary/c.csv", ".git/d.csv")
+def test_hidden_files_hold_no_rows_and_marked_ones_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "offramp")
+    write(tmp_path, "a.csv", ".b.csv", "_SUCCESS", ".git/d.csv")
     assert list(names(tmp_path)) == ["a.csv"]
+    assert caplog.messages == []
+    write(tmp_path, "_temporary/c.csv", "_reviews.jsonl.gz")
+    assert list(names(tmp_path)) == ["a.csv"]
+    words = "left out, as their names begin with an underscore: 2, such as _reviews.jsonl.gz"
+    assert caplog.messages == [f"{tmp_path / 'in'}: {words}"]
 
 
 def test_files_of_other_kinds_are_left_out_with_their_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -38,8 +38,8 @@ class Shard:
 def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
     """Return the files of a folder and of the folders in it, by name.
 
-    Files and folders whose names begin with a dot or an underscore hold no rows. Nor do files of other kinds than
-    KINDS, which are logged, unless `reading` says which format the files have: then all others are read.
+    Files and folders whose names begin with a dot hold no rows. Left out are also those that begin with an underscore,
+    and files of other kinds than KINDS, unless `reading` says which format the files have; both are counted in the log.
 
     Args:
         source: the input folder.
@@ -55,7 +55,7 @@ def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
     inner, outer = output.resolve(), source.resolve()
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise InvalidInput(f"{output}: the answers need a folder of their own, apart from the input {source}")
-    found = sorted(_names(source, output))
+    found = _without_marked(source, sorted(_names(source, output)))
     names = [name for name in found if reading.format is not None or _kind(name) in KINDS]
     if not names:
         others = ", ".join(found[:3]) or "nothing"
@@ -74,8 +74,16 @@ def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
     return list(shards.values())
 
 
+def _without_marked(source: Path, names: Sequence[str]) -> list[str]:
+    """Return the names in which nothing begins with an underscore, as `_SUCCESS`; log how many files of rows do."""
+    marked = [name for name in names if any(part.startswith("_") for part in name.split("/"))]
+    if rows := [name for name in marked if _kind(name) in KINDS]:
+        log.info("%s: left out, as their names begin with an underscore: %d, such as %s", source, len(rows), rows[0])
+    return sorted(set(names) - set(marked))
+
+
 def _names(source: Path, output: Path) -> Iterator[str]:
-    """Yield the paths of the files in a folder that are not hidden; links to folders are followed once."""
+    """Yield the paths of the files in a folder whose names begin with no dot; links to folders are followed once."""
 
     def refuse(error: OSError) -> None:
         raise InvalidInput(f"{error.filename}: cannot be listed: {error.strerror}")
@@ -83,16 +91,12 @@ def _names(source: Path, output: Path) -> Iterator[str]:
     seen = {os.path.realpath(output)}  # a link may lead there
     for folder, folders, files in os.walk(source, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real in seen:
             continue
         seen.add(real)
         inside = Path(folder).relative_to(source)
-        yield from ((inside / name).as_posix() for name in files if not _is_hidden(name))
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "_"))
+        yield from ((inside / name).as_posix() for name in files if not name.startswith("."))
 
 
 def _kind(name: str) -> str:
