@@ -43,7 +43,7 @@ from ray.cluster_utils import Cluster
 from ray.data import ActorPoolStrategy, DataContext
 
 from machine import as_lines, provenance
-from offramp.cluster.ray_data import on_cluster
+from offramp.cluster.ray_folder import on_cluster
 from offramp.inference.folder_job.answered import AnsweredBlock
 from offramp.inference.folder_job.blocks import FileRead
 from offramp.inference.folder_job.identity import identity_of

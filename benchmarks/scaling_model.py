@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 ACTORS_PER_READER = 8
-"""As `offramp.cluster.ray_data` has it."""
+"""As `offramp.cluster.ray_folder` has it."""
 
 
 @dataclass(frozen=True)

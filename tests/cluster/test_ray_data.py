@@ -26,7 +26,8 @@ from ray.data import Schema
 
 from offramp import Predictor
 from offramp.cluster.actors import BundleAnswerer, Loading, TableAnswerer, beside
-from offramp.cluster.ray_data import _columns, _connect, cores_of_an_actor, groups, on_cluster, predict
+from offramp.cluster.ray_data import _columns, cores_of_an_actor, predict
+from offramp.cluster.ray_folder import _connect, groups, on_cluster
 from offramp.data.columns import Columns
 from offramp.errors import DataError, InvalidInput, OfframpError
 from offramp.inference.folder_job.blocks import FileRead, RowBlock

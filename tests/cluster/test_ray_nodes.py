@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from offramp import Predictor
-from offramp.cluster.ray_data import on_cluster
+from offramp.cluster.ray_folder import on_cluster
 from offramp.inference.folder_job.answered import AnsweredBlock
 from offramp.inference.folder_job.blocks import FileRead
 from offramp.inference.folder_job.identity import identity_of

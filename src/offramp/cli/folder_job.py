@@ -34,7 +34,7 @@ def answer_folder(
     if ray is None:
         totals = run_job(job, identity, answer_here(predictor, options["batch_size"], top_k))
     else:
-        from offramp.cluster.ray_data import on_cluster
+        from offramp.cluster.ray_folder import on_cluster
 
         workers, threads = options["workers"], options["threads"] or 1
         with on_cluster(ray, folder, predictor, options["batch_size"], top_k, workers, threads) as answer:

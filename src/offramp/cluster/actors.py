@@ -25,6 +25,8 @@ from offramp.inference.stream import SteadySource
 from offramp.types.operating_point import OperatingPoint
 from offramp.types.problem_types import MULTI_LABEL, REGRESSION
 
+NEEDS_RAY = "Ray is not installed: pip install 'offramp[ray]'"
+
 
 @final
 @dataclass(frozen=True)
