@@ -55,7 +55,7 @@ def test_a_reader_is_ahead_by_the_buffer_and_no_more(model: ModuleType) -> None:
 
 
 def test_a_simulated_job_has_as_many_readers_as_one_on_ray(model: ModuleType) -> None:
-    source = (ROOT / "src" / "offramp" / "cluster" / "ray_data.py").read_text(encoding="utf-8")
+    source = (ROOT / "src" / "offramp" / "cluster" / "ray_folder.py").read_text(encoding="utf-8")
     assert f"\nACTORS_PER_READER = {model.ACTORS_PER_READER}\n" in source
     assert "TaskPoolStrategy(size=1 + actors // ACTORS_PER_READER)" in source
     assert model.Job(10**6, 500, 2048, workers=800).readers == 101

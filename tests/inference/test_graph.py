@@ -179,8 +179,11 @@ def test_with_any_policy_the_graph_answers_as_the_loop_does(name: str, problem: 
     assert_the_contract_wherever_rows_leave(exported_from(bert(problem), POLICIES[name]))
 
 
+OTHERS = ["albert", "bert, all that exits may have", pytest.param("modernbert", marks=pytest.mark.slow)]
+
+
 @pytest.mark.parametrize("policy", ["entropy", "patience"])
-@pytest.mark.parametrize("name", ["albert", "bert, all that exits may have", "modernbert"])
+@pytest.mark.parametrize("name", OTHERS)
 def test_with_another_encoder_or_other_exits_the_graph_answers_as_the_loop_does(name: str, policy: str) -> None:
     assert_the_contract_wherever_rows_leave(exported_from(kind(name), POLICIES[policy]))
 
@@ -238,7 +241,7 @@ def test_never_gives_the_full_models_logits(name: str, problem: str) -> None:
     assert np.allclose(told.logits, one.case.trace.logits[-1], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["albert", "bert, all that exits may have", "modernbert"])
+@pytest.mark.parametrize("name", OTHERS)
 def test_where_all_texts_are_one_token_some_may_leave_too(name: str) -> None:
     case = kind(name)
     rows = [{"input_ids": [number], "attention_mask": [1]} for number in (7, 9, 11, 13)]
@@ -271,7 +274,7 @@ def assert_int8_is_exact(model: MultiExitModel, policy: str = "entropy") -> None
             assert np.array_equal(told.logits, expected.logits[numbers])
 
 
-@pytest.mark.parametrize("name", ["albert", "bert, all that exits may have", "modernbert"])
+@pytest.mark.parametrize("name", OTHERS)
 def test_in_int8_nothing_depends_on_the_batch(name: str) -> None:
     assert_int8_is_exact(kind(name).model)
 
