@@ -230,7 +230,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     """Return the results as Markdown."""
     lines = ["# Folder jobs that are killed at random moments", ""]
     for name, state in results.items():
-        kills = list(all_kills(state))
+        kills = [kill for kill in all_kills(state) if kill["kill"] != "none"]
         commands = [kill for kill in kills if kill["kill"] == "command"]
         between = [kill for kill in commands if 0 < kill["rows_then"] < state["rows"]]
         lines += [
@@ -242,7 +242,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
             "",
             f"Kills of the command: {len(commands)}, of which {len(between)} came when some files were complete.",
         ]
-        if others := [kill for kill in kills if kill["kill"] not in ("command", "none")]:
+        if others := [kill for kill in kills if kill["kill"] != "command"]:
             kinds = sorted({kill["kill"] for kill in others})
             lines.append(
                 f"Kills of one process of the cluster: {len(others)} ({', '.join(kinds)}); the command went on."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
@@ -77,7 +78,7 @@ class Loading:
         Raises:
             OfframpError: the model cannot be loaded on this node, or is another one.
         """
-        node, rows = os.uname().nodename, self.batch_size or BATCH_ROWS
+        node, rows = platform.node(), self.batch_size or BATCH_ROWS
         try:  # the driver has checked that its engine may run the point
             predictor = Predictor.load(self.folder, self.engine, self.point, self.threads, 1, rows, True)
             digest = model_digest(self.folder, self.engine)

@@ -117,5 +117,5 @@ def cores_by_node() -> list[int]:
     """Return the cores of each node that lives; this process is connected to its cluster if it was not."""
     if not ray.is_initialized():
         ray.init()
-    found = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return [count for count in found if count] or [1]
+    counts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [count for count in counts if count] or [1]

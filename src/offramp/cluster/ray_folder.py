@@ -100,7 +100,7 @@ def _connect(address: str) -> None:
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        with _silent_stderr():
+        with _stderr_closed():
             if address:
                 ray.init(address, **quiet)
             else:
@@ -126,17 +126,17 @@ def _check_address(address: str) -> None:
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
+def _stderr_closed() -> Iterator[None]:
     """Drop what Ray's own code prints as it connects; its errors are exceptions."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _answered(reads: Sequence[FileRead], loading: Loading, actors: int) -> Generator[AnsweredBlock, None, None]:
@@ -189,16 +189,16 @@ class _Bundles(Datasource):
 
 def groups(reads: Sequence[FileRead]) -> list[list[tuple[int, FileRead]]]:
     """Return files with their numbers, in groups of which each is one read task."""
-    found: list[list[tuple[int, FileRead]]] = []
+    grouped: list[list[tuple[int, FileRead]]] = []
     room = 0
     for number, read in enumerate(reads):
         size = max(_size(read), GROUP_BYTES // GROUP_FILES)
         if size > room:
-            found.append([])
+            grouped.append([])
             room = GROUP_BYTES
-        found[-1].append((number, read))
+        grouped[-1].append((number, read))
         room -= size
-    return found
+    return grouped
 
 
 def _size(read: FileRead) -> int:

@@ -83,12 +83,12 @@ def deployment(
     if not 1 <= min_replicas <= max_replicas:
         raise InvalidInput(f"replicas must be from 1 to max_replicas, got {min_replicas} to {max_replicas}")
     servers = _servers(model)
-    cores = _cores_of_each(servers, num_cpus)
+    cores = _cores_per_model(servers, num_cpus)
     target = PER_CORE * num_cpus if target_ongoing_requests is None else target_ongoing_requests
     if not target > 0:
         raise InvalidInput(f"target_ongoing_requests must be above 0, got {target:g}")
     limits = [settings.limits for settings in servers.values()]
-    each_request = any(settings.log_level == "debug" for settings in servers.values())
+    log_requests = any(settings.log_level == "debug" for settings in servers.values())
     scaled = {"min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": target}
     fixed = min_replicas == max_replicas
     return serve.deployment(
@@ -99,7 +99,7 @@ def deployment(
         ray_actor_options={"num_cpus": num_cpus},
         max_ongoing_requests=WAITING * sum(limit.max_concurrent_requests for limit in limits),
         graceful_shutdown_timeout_s=max(limit.drain_s for limit in limits) + END_S,
-        logging_config={"enable_access_log": each_request},
+        logging_config={"enable_access_log": log_requests},
     ).bind(servers, cores)
 
 
@@ -133,7 +133,7 @@ def _settings(model: str | os.PathLike[str] | ServerSettings) -> ServerSettings:
     return settings
 
 
-def _cores_of_each(servers: Mapping[str, ServerSettings], num_cpus: int) -> int:
+def _cores_per_model(servers: Mapping[str, ServerSettings], num_cpus: int) -> int:
     """Return how many cores each model of a replica may use.
 
     Raises:
@@ -160,13 +160,13 @@ def build(arguments: dict[str, Any]) -> Application:
         InvalidInput: as `deployment`; an argument that there is not, or of another type.
     """
     scaling = {name: value for name, value in arguments.items() if name in Scaling.__annotations__}
-    rest = {name: value for name, value in arguments.items() if name not in scaling}
+    server_fields = {name: value for name, value in arguments.items() if name not in scaling}
     numbers = _convert(scaling, Scaling)
-    models = rest.pop("models", None)
+    models = server_fields.pop("models", None)
     if models is None:
-        return deployment(_server_of(rest), **numbers)
-    if rest or not isinstance(models, dict):
-        wrong = f"{next(iter(rest))} beside them" if rest else repr(models)
+        return deployment(_server_of(server_fields), **numbers)
+    if server_fields or not isinstance(models, dict):
+        wrong = f"{next(iter(server_fields))} beside them" if server_fields else repr(models)
         raise InvalidInput(f"models must be folders or settings by name, and nothing beside them; got {wrong}")
     servers = {name: _server_of(one if isinstance(one, dict) else {"model": one}) for name, one in models.items()}
     return deployment(servers, **numbers)

@@ -13,8 +13,8 @@ def separate_exits(optimizer: torch.optim.Optimizer, backbone: torch.nn.Module, 
         backbone: keeps its groups.
         exit_learning_rate: of the others.
     """
-    kept = {id(parameter) for parameter in backbone.parameters()}
+    own = {id(parameter) for parameter in backbone.parameters()}
     for group in list(optimizer.param_groups):
-        exits = [parameter for parameter in group["params"] if id(parameter) not in kept]
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) in kept]
+        exits = [parameter for parameter in group["params"] if id(parameter) not in own]
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) in own]
         optimizer.add_param_group({**group, "params": exits, "lr": exit_learning_rate})

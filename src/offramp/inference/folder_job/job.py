@@ -107,9 +107,9 @@ def _manifest(job: FolderJob, identity: Mapping[str, Any], shards: Sequence[Shar
     """
     before = Manifest.read(job.output)
     known = {} if before is None else before.gone | before.files
-    ours = {record.output for record in known.values()}
+    known_outputs = {record.output for record in known.values()}
     for shard in shards:
-        if shard.output not in ours and (job.output / shard.output).exists():
+        if shard.output not in known_outputs and (job.output / shard.output).exists():
             path = job.output / shard.output
             raise InvalidInput(f"{path}: it would be replaced, and {MANIFEST} does not know it; choose another folder")
     options = {**identity, **_options(job)}
@@ -152,11 +152,11 @@ def _files_to_read(job: FolderJob, shards: Sequence[Shard], manifest: Manifest) 
     with ThreadPoolExecutor(cores()) as pool:
         reads = pool.map(lambda shard: _file_read(job, shard, manifest.files[shard.name]), shards)
         bar = tqdm(reads, "check", len(shards), leave=False, unit="file", disable=None if known else True)
-        found = [read for read in bar if read is not None]
-    for read in found:
+        unanswered = [read for read in bar if read is not None]
+    for read in unanswered:
         if not read.rows:  # what is in the manifest of it is of no use
             manifest.files[read.shard.name] = FileRecord(read.shard.output)
-    return found
+    return unanswered
 
 
 def _file_read(job: FolderJob, shard: Shard, record: FileRecord) -> FileRead | None:

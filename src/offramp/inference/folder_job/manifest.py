@@ -152,10 +152,10 @@ def _record(data: Mapping[str, Any]) -> FileRecord:
         TypeError, ValueError: a field is missing, unknown or of another type.
     """
     record = FileRecord(**data)
-    for each in fields(record):
-        kind = {"int": int, "dict[str, int]": dict}.get(str(each.type), str)
-        if type(getattr(record, each.name)) is not kind:
-            raise TypeError(f'"{each.name}" is {getattr(record, each.name)!r}')
+    for item in fields(record):
+        kind = {"int": int, "dict[str, int]": dict}.get(str(item.type), str)
+        if type(getattr(record, item.name)) is not kind:
+            raise TypeError(f'"{item.name}" is {getattr(record, item.name)!r}')
     if not all(type(rows) is int and int(layer) >= 0 for layer, rows in record.exit_layers.items()):
         raise ValueError(f'"exit_layers" is {record.exit_layers!r}')
     return record

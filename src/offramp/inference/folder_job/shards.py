@@ -55,14 +55,14 @@ def find_shards(source: Path, output: Path, reading: Reading) -> list[Shard]:
     inner, outer = output.resolve(), source.resolve()
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise InvalidInput(f"{output}: the answers need a folder of their own, apart from the input {source}")
-    found = _without_marked(source, sorted(_names(source, output)))
-    names = [name for name in found if reading.format is not None or _kind(name) in KINDS]
+    candidates = _without_marked(source, sorted(_names(source, output)))
+    names = [name for name in candidates if reading.format is not None or _kind(name) in KINDS]
     if not names:
-        others = ", ".join(found[:3]) or "nothing"
+        others = ", ".join(candidates[:3]) or "nothing"
         raise DataError(f"{source}: no {', '.join(KINDS)} files, packed by gzip or not; it holds {others}")
-    if len(names) < len(found):
-        first = next(name for name in found if _kind(name) not in KINDS)
-        log.info("%s: left out, as files of other kinds: %d, such as %s", source, len(found) - len(names), first)
+    if len(names) < len(candidates):
+        first = next(name for name in candidates if _kind(name) not in KINDS)
+        log.info("%s: left out, as files of other kinds: %d, such as %s", source, len(candidates) - len(names), first)
     shards: dict[str, Shard] = {}
     for name in names:
         shard = Shard(name, str(source / name), _output_of(name))
@@ -88,13 +88,13 @@ def _names(source: Path, output: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise InvalidInput(f"{error.filename}: cannot be listed: {error.strerror}")
 
-    seen = {os.path.realpath(output)}  # a link may lead there
+    visited = {os.path.realpath(output)}  # a link may lead there
     for folder, folders, files in os.walk(source, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real in seen:
+        folders[:] = [] if real in visited else sorted(name for name in folders if not name.startswith("."))
+        if real in visited:
             continue
-        seen.add(real)
+        visited.add(real)
         inside = Path(folder).relative_to(source)
         yield from ((inside / name).as_posix() for name in files if not name.startswith("."))
 

@@ -34,7 +34,7 @@ class AnswerWriter:
         self.tally, self.files = Tally(), 0
         self._folder, self._reads, self._manifest = folder, reads, manifest
         self._file: BinaryIO | None = None
-        self._hash = hashlib.sha256()
+        self._file_tally, self._hash = Tally(), hashlib.sha256()  # of the file that is open
 
     def write(self, block: AnsweredBlock) -> None:
         """Write a block; with the last one of a file its answers get their name.
@@ -70,16 +70,16 @@ class AnswerWriter:
         path = unfinished_path(self._folder, read.shard.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("r+b" if block.start else "wb")
-        tally, self._hash = Tally(), hashlib.sha256()
+        self._file_tally, self._hash = Tally(), hashlib.sha256()
         for _ in range(block.start):
             line = self._file.readline()
-            tally.add(json.loads(line))
+            self._file_tally.add(json.loads(line))
             self._hash.update(line)
         self._file.truncate(self._file.tell())
         # only now: lines of one content, model or option must not pass for those of another, whenever the run is killed
         replaced = record.input_sha256 not in ("", block.digest)
         record.state, record.input_sha256 = "unfinished", block.digest
-        _count(record, tally)
+        _count(record, self._file_tally)
         self._manifest.save(now=replaced)
 
     def _append(self, record: FileRecord, block: AnsweredBlock) -> None:
@@ -89,10 +89,8 @@ class AnswerWriter:
         self._file.flush()
         self._hash.update(data)
         self.tally.update(block.tally)
-        total = Tally(record.rows, record.errors)
-        total.exit_layers.update({int(layer): rows for layer, rows in record.exit_layers.items()})
-        total.update(block.tally)
-        _count(record, total)
+        self._file_tally.update(block.tally)
+        _count(record, self._file_tally)
 
     def _end(self, read: FileRead, record: FileRecord, block: AnsweredBlock) -> None:
         """Give the answers their name.
